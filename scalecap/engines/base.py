@@ -1,0 +1,157 @@
+"""What an engine is asked, what it answers, and how it says no.
+
+Messages are always system, image, text, so that all requests about one image share a prefix.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PixelImage
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is drawn. `temperature=0` is greedy; the seed is the request's, not here."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_tokens: int = 512
+    """Most tokens generated; an engine lowers it to what the context leaves."""
+    repetition_penalty: float = 1.0
+
+
+class Image(NamedTuple):
+    """A decoded picture, made once a row and sent by its hash afterwards."""
+
+    hash: str
+    """Hex digest of size and RGB pixels: equal pixels have equal hashes, whatever the file."""
+    pixels: "PixelImage"
+    """Mode RGB, EXIF orientation applied."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """System, image, text: one user turn after a system turn."""
+
+    text: str
+    image: Image | None = None
+    system: str = "You are a helpful assistant."
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Ask for free text."""
+
+    prompt: Prompt
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Ask which of a few options the reply would begin with: one token, with probabilities."""
+
+    prompt: Prompt
+    options: tuple[str, ...] = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Ask how likely a given text is as the reply, token by token (nothing is generated)."""
+
+    prompt: Prompt
+    text: str
+
+
+class Usage(NamedTuple):
+    """Token counts of one request; `cached_tokens` of the prompt's were not computed again."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A free reply. `finish` is "length" when `max_tokens` or the context cut it."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Probability of each option, summed over its spellings and normalised to one.
+
+    `mass` is the probability that the model gave to all options together before that (0 to 1);
+    a small mass means that it wanted to say something else.
+    """
+
+    probabilities: tuple[float, ...]
+    mass: float = 1.0
+    usage: Usage = Usage()
+
+
+class Token(NamedTuple):
+    """One token of a scored text: characters `start:end`, log-probability, raw logit if known."""
+
+    start: int
+    end: int
+    logprob: float
+    logit: float | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A scored text; its tokens cover every character once, in order."""
+
+    tokens: tuple[Token, ...]
+    usage: Usage = Usage()
+
+
+Request = Generate | Choose | Score
+Reply = Generated | Chosen | Scored
+
+
+class EngineError(Exception):
+    """This request could not be answered; others may be. `kind` is a word for the row's record."""
+
+    kind = "engine"
+
+
+class PromptTooLong(EngineError):
+    """The prompt leaves no room for a reply in the model's context."""
+
+    kind = "prompt_too_long"
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(f"the prompt has {tokens} tokens and the model's context is {limit}")
+        self.tokens = tokens
+        self.limit = limit
+
+
+class EngineDead(EngineError):
+    """The engine can answer nothing any more; the run stops and can be resumed."""
+
+    kind = "engine_dead"
+
+
+class Engine(Protocol):
+    """Answers requests, many at once; each one may raise `EngineError`."""
+
+    identity: str
+    """What determines replies: model, revision or content hash, dtype. Part of the cache key."""
+    context_length: int | None
+    """Tokens of prompt and reply together; None when the server does not tell."""
+    concurrency: int
+    """Requests in flight that keep the engine busy."""
+
+    async def generate(self, request: Generate) -> Generated: ...
+
+    async def choose(self, request: Choose) -> Chosen: ...
+
+    async def score(self, request: Score) -> Scored: ...
+
+    async def close(self) -> None: ...
