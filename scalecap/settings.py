@@ -1,0 +1,186 @@
+"""Every setting of a run, typed: the schema behind `conf/` and the command line.
+
+The text under a field says its unit and effect. Values come from YAML; a key that is not here is refused.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from scalecap.engines.base import Sampling
+
+
+@dataclass
+class ModelSettings:
+    """The weights of one role."""
+
+    name: str = MISSING
+    """Hub name or local folder; `scenes` is the embedded model. With `engine=openai`, the name served."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None is the newest."""
+    dtype: str = "auto"
+    """`auto` is the dtype of the weights; else `float32`, `bfloat16` or `float16`."""
+    trust_remote_code: bool = False
+    """Lets the model's own Python files run on this machine."""
+    max_context: int | None = None
+    """Tokens of prompt and reply together; None is what the model was made for."""
+    min_pixels: int | None = None
+    """Smaller pictures are scaled up to this many pixels; None is the processor's own bound."""
+    max_pixels: int | None = None
+    """Larger pictures are scaled down to this many pixels: fewer is faster and sees less."""
+
+
+@dataclass
+class ModelsSettings:
+    """One model for each role a step may ask."""
+
+    vlm: ModelSettings = field(default_factory=ModelSettings)
+    """Sees the picture."""
+    llm: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
+    """Reads text alone; the `vlm` itself, loaded once, unless something is set here."""
+
+    def by_role(self) -> dict[str, ModelSettings]:
+        """The model of each role; an `llm` with nothing of its own is the `vlm`."""
+        untouched = self.llm == ModelSettings(name=self.vlm.name)
+        return {"vlm": self.vlm, "llm": self.vlm if untouched else self.llm}
+
+
+@dataclass
+class EngineSettings:
+    """What runs the models."""
+
+    name: str = "auto"
+    """`auto`, `transformers`, `vllm` or `openai`."""
+    base_url: str | None = None
+    """Address of an OpenAI-compatible server, up to and with `/v1`."""
+    concurrency: int | None = None
+    """Most requests in flight; None is the engine's own choice."""
+    batch_size: int = 32
+    """Most requests in one forward pass (engine=transformers)."""
+    timeout: float = 600.0
+    """Seconds that one request may take (engine=openai)."""
+    retries: int = 6
+    """Further tries after 429, 5xx and timeouts (engine=openai)."""
+    quiet: bool = True
+    """Keeps the libraries' own logs off the screen."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Passed to vLLM as they are, e.g. `engine.args.tensor_parallel_size=2`."""
+
+
+@dataclass
+class DataSettings:
+    """Where rows come from."""
+
+    source: str = MISSING
+    """`jsonl`, `folder`, `hub` or `scenes`."""
+    path: str | None = None
+    """File, folder or hub name, as the source needs it."""
+    image: str = "image"
+    """Column that holds the picture."""
+    limit: int | None = None
+    """Takes the first so many rows; None takes all."""
+    split: str = "train"
+    """Split of a hub data set."""
+    name: str | None = None
+    """Configuration of a hub data set that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    streaming: bool = False
+    """Reads a hub data set while it downloads."""
+    relative_to: str = "file"
+    """Picture paths start at the JSONL's own folder (`file`) or at the working folder (`cwd`)."""
+    allow_urls: bool = False
+    """Lets pictures be fetched from URLs in the data."""
+    count: int | None = None
+    """Pictures to generate (data=scenes); None is the fixed sample in the package."""
+    seed: int = 0
+    """Seed of generated pictures (data=scenes)."""
+
+
+@dataclass
+class PipelineSettings:
+    """The steps, by the column each writes."""
+
+    steps: dict[str, Any] = field(default_factory=dict)
+    """Free-form here: `scalecap.pipeline` binds each step to its stage and names what does not fit."""
+
+
+@dataclass
+class CacheSettings:
+    """Replies kept between runs: same request to the same model, same reply, no work."""
+
+    enabled: bool = True
+    dir: str = "~/.cache/scalecap/replies"
+    """Folder of the cache; delete it to forget."""
+
+
+@dataclass
+class Settings:
+    """One run."""
+
+    model: ModelsSettings = field(default_factory=ModelsSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Jinja text of each role."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How free text is drawn where a step does not say otherwise."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    seed: int = 0
+    """Seed of every draw, together with the request's content."""
+    output: str = MISSING
+    """Folder of this run; a finished row in it is not computed again."""
+    check: bool = False
+    """Only checks the config and prints the plan; loads no model."""
+    progress: bool = True
+    """Shows a live bar on a terminal; lines in the log are written either way."""
+    rows_in_flight: int | None = None
+    """Rows worked on at once; None follows what keeps the engine busy."""
+
+    def problems(self) -> list[str]:
+        """Values that have the right type and make no sense, one line each."""
+        at_least = {
+            "data.limit": (self.data.limit, 1),
+            "data.count": (self.data.count, 1),
+            "rows_in_flight": (self.rows_in_flight, 1),
+            "engine.concurrency": (self.engine.concurrency, 1),
+            "engine.batch_size": (self.engine.batch_size, 1),
+            "engine.retries": (self.engine.retries, 0),
+            "sampling.max_tokens": (self.sampling.max_tokens, 1),
+            "sampling.temperature": (self.sampling.temperature, 0),
+        }
+        found = [
+            f"{key}={value}: must be {least} or more"
+            for key, (value, least) in at_least.items()
+            if value is not None and value < least
+        ]
+        if not 0 < self.sampling.top_p <= 1:
+            found.append(f"sampling.top_p={self.sampling.top_p}: must be above 0 and at most 1")
+        if not self.sampling.repetition_penalty > 0:
+            found.append(f"sampling.repetition_penalty={self.sampling.repetition_penalty}: must be above 0")
+        if self.engine.timeout <= 0:
+            found.append(f"engine.timeout={self.engine.timeout}: must be above 0")
+        return found
+
+
+def schema() -> DictConfig:
+    """`Settings` as the typed config that YAML and command line are merged into."""
+    node = OmegaConf.structured(Settings)
+    OmegaConf.set_readonly(node.sampling, False)
+    OmegaConf.set_struct(node.pipeline.steps, False)
+    OmegaConf.set_struct(node.engine.args, False)
+    assert isinstance(node, DictConfig)
+    return node
+
+
+def from_config(config: DictConfig) -> Settings:
+    """The settings in a composed config, every interpolation resolved.
+
+    Raises OmegaConfBaseException for a key, type or interpolation that does not fit.
+    """
+    OmegaConf.resolve(config)
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, Settings)
+    return settings
