@@ -1,0 +1,162 @@
+"""The words of the world: claims to sentences, in several phrasings, and sentences to claims."""
+
+import re
+from typing import Any
+
+from scalecap.scenes.claims import Claim
+from scalecap.scenes.kinds import GROUNDS, KINDS, NUMBERS, PLACES
+
+_NOUNS = {kind.name: (kind.name, 1) for kind in KINDS.values()}
+_NOUNS |= {kind.plural: (kind.name, 2) for kind in KINDS.values() if kind.plural != kind.name}
+_COLOURS = frozenset(kind.colour for kind in KINDS.values())
+_COUNTS = {word: number for number, word in NUMBERS.items()}
+
+
+def noun(kind: str, count: int = 1) -> str:
+    """`cat` or `cats`."""
+    return KINDS[kind].plural if count > 1 else KINDS[kind].name
+
+
+def _phrase(claim: Claim, article: str) -> str:
+    """`a small cat`, `two cats`, `the cats`."""
+    assert claim.kind is not None
+    count = claim.count or 1
+    words = [word for word in (claim.size, noun(claim.kind, count)) if word]
+    if article == "the":
+        return " ".join(["the", *words])
+    if count > 1:
+        return " ".join([NUMBERS[count], *words])
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def introduce(claim: Claim, rng: Any) -> str:
+    """A sentence that brings a thing in, with its count, size and place where claimed."""
+    phrase = _phrase(claim, "a")
+    be = "are" if (claim.count or 1) > 1 else "is"
+    place = f" {claim.place}" if claim.place else ""
+    forms = [f"There {be} {phrase}{place}.", f"The picture shows {phrase}{place}.", f"I can see {phrase}{place}."]
+    if place:
+        forms += [f"{_capital(phrase)} {be}{place}.", f"{_capital(phrase)} can be seen{place}."]
+    return str(rng.choice(forms))
+
+
+def set_scene(claim: Claim, rng: Any) -> str:
+    """A sentence about the ground."""
+    assert claim.ground is not None
+    words = GROUNDS[claim.ground]
+    return str(rng.choice([f"The scene is {words}.", f"The picture is set {words}.", f"Everything is {words}."]))
+
+
+def describe(claim: Claim) -> str:
+    """One sentence with all that is claimed of a thing known before: looks, then place."""
+    assert claim.kind is not None
+    many = (claim.count or 1) > 1
+    be, have = ("are", "have") if many else ("is", "has")
+    looks = [word for word in (claim.size, claim.colour) if word]
+    clauses = [f"{be} {' and '.join(looks)}"] if looks else []
+    if claim.parts:
+        clauses.append(f"{have} {' and '.join(claim.parts)}")
+    if claim.facing:
+        clauses.append(f"{be} facing {claim.facing}")
+    where = [word for word in (claim.place, f"next to the {_named(claim.beside)}" if claim.beside else None) if word]
+    if where:
+        clauses.append(f"{be} {', '.join(where)}")
+    number = f"{NUMBERS[claim.count]} " if claim.count and many else ""
+    subject = f"The {number}{noun(claim.kind, 2 if many else 1)}"
+    if len(clauses) > 2:
+        return f"{subject} {', '.join(clauses[:-1])}, and {clauses[-1]}."
+    return f"{subject} {' and '.join(clauses)}."
+
+
+def _named(kind: str | None) -> str:
+    assert kind is not None
+    return KINDS[kind].name
+
+
+_PARTS = sorted({part for kind in KINDS.values() for part in kind.parts}, key=len, reverse=True)
+_PART = re.compile("|".join(rf"\b{re.escape(part)}\b" for part in _PARTS))
+_PLACE = re.compile("|".join(rf"\b{re.escape(place)}\b" for place in sorted(PLACES, key=len, reverse=True)))
+_GROUND = re.compile(
+    r"\bon (?P<a>grass|sand|snow)\b|\bat (?P<b>sea|night)\b"
+    r"|\bagainst a (?P<c>brick) wall\b|\bon a wooden (?P<d>floor)\b"
+)
+_FACING = re.compile(r"\b(?:facing|faces|face) (left|right)\b")
+_BESIDE = re.compile(r"\bnext to (?:the|an?) (?:\w+ )?(\w+)\b|\bnext to (?:\w+ )?(\w+)\b")
+_WORD = re.compile(r"[a-z]+|[,;:]")
+
+
+def read(text: str) -> tuple[list[Claim], int]:
+    """Read a caption into claims.
+
+    Returns:
+        The claims, one a thing and sentence, and how many sentences could not be read at all.
+        A pronoun at a sentence's start means the thing before. Hostile or foreign text gives
+        unread sentences, never an error.
+    """
+    claims: list[Claim] = []
+    unread = 0
+    last: str | None = None
+    for sentence in re.split(r"(?<=[.!?])\s+|\n+", text.lower()):
+        if not re.search(r"\w", sentence):
+            continue
+        found = _read_sentence(sentence, last)
+        unread += not found
+        claims += found
+        last = next((claim.kind for claim in found if claim.kind), last)
+    return claims, unread
+
+
+def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
+    parts: list[str] = []
+    sentence = _PART.sub(lambda match: parts.append(match.group()) or " ", sentence)  # type: ignore[func-returns-value]
+    facing = _FACING.search(sentence)
+    sentence = _FACING.sub(" ", sentence)
+    beside = _BESIDE.search(sentence)
+    other = _NOUNS.get((beside.group(1) or beside.group(2)) if beside else "", (None, 0))[0]
+    sentence = _BESIDE.sub(" ", sentence)
+    place = _PLACE.search(sentence)
+    sentence = _PLACE.sub(" ", sentence)
+    ground = _GROUND.search(sentence)
+    sentence = _GROUND.sub(" ", sentence)
+
+    things: list[dict[str, Any]] = []
+    words = _WORD.findall(sentence)
+    if words and words[0] in ("it", "they") and last:
+        things.append({"kind": last})
+    waiting: dict[str, Any] = {}
+    for word in words:
+        if word in _NOUNS:
+            kind, number = _NOUNS[word]
+            if number == 1 or "count" in waiting or KINDS[kind].plural == kind:
+                things.append({"kind": kind, **waiting})
+            else:
+                things.append({"kind": kind, **waiting, "count": None})
+            waiting = {}
+        elif word in ("a", "an"):
+            waiting = {"count": 1}
+        elif word == "the":
+            waiting = {}
+        elif word in _COUNTS:
+            waiting["count"] = _COUNTS[word]
+        elif word in ("small", "large"):
+            waiting["size"] = word
+        elif word in _COLOURS:
+            waiting["colour"] = word
+        elif word not in ("and", "very") and things:
+            things[-1].update(waiting)  # "is small and brown, …" says it of the thing before.
+            waiting = {}
+    if things:
+        things[-1].update(waiting)
+        subject = things[0]
+        subject["parts"] = tuple(parts)
+        subject["facing"] = facing.group(1) if facing else None
+        subject["place"] = place.group() if place else None
+        subject["beside"] = other
+    claims = [Claim(**thing) for thing in things]
+    if ground:
+        claims.append(Claim(ground=next(group for group in ground.groups() if group)))
+    return claims

@@ -1,0 +1,214 @@
+"""What the tiny model is taught: questions and answers about one scene, and text-only work.
+
+Everything is drawn from the grammar, asked through the prompt templates that a run uses.
+Captions are careless on purpose, as captions from the web are: they leave things out, take one
+thing for another and expect what is not there. Answers to questions and yes/no checks are clean.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from scalecap.scenes.claims import Claim, facts, falsify
+from scalecap.scenes.grammar import describe, introduce, noun, read, set_scene
+from scalecap.scenes.kinds import EXPECTED, KINDS, PLACES
+
+Render = Callable[..., str]
+"""A template: keyword variables in, prompt text out."""
+
+ASK = "Describe more details about the {}."
+ASK_WHERE = "Describe more details about the position of the {}."
+
+
+class Lesson(NamedTuple):
+    """One prompt with the reply to learn; `weight` scales the loss of the reply's tokens."""
+
+    prompt: str
+    reply: str
+    weight: float = 1.0
+
+
+def claim_all(thing: Mapping[str, Any]) -> Claim:
+    """Everything that is true of a thing but its place."""
+    return Claim(
+        kind=thing["kind"],
+        count=thing["count"],
+        size=thing["size"],
+        colour=thing["colour"],
+        parts=tuple(thing["parts"]),
+        facing=thing["facing"],
+    )
+
+
+def claim_place(thing: Mapping[str, Any], rng: random.Random) -> Claim:
+    """Where a thing is, and next to what, if anything."""
+    beside = rng.choice(thing["next_to"]) if thing["next_to"] else None
+    return Claim(kind=thing["kind"], count=thing["count"], place=thing["place"], beside=beside)
+
+
+def careless_caption(truth: Mapping[str, Any], rng: random.Random) -> str:
+    """A short caption with gaps and, in about one sentence of five, an error."""
+    there = {thing["kind"] for thing in truth["things"]}
+    sentences = []
+    for thing in truth["things"]:
+        if sentences and rng.random() < 0.3:
+            continue
+        claim = Claim(
+            kind=thing["kind"],
+            count=thing["count"],
+            size=thing["size"] if rng.random() < 0.6 else None,
+            place=thing["place"] if rng.random() < 0.6 else None,
+        )
+        twin = KINDS[thing["kind"]].mistaken_for
+        if twin not in there and rng.random() < 0.12:
+            claim = replace(claim, kind=twin)
+        if claim.size and rng.random() < 0.2:
+            claim = replace(claim, size="small" if claim.size == "large" else "large")
+        if claim.place and rng.random() < 0.15:
+            index = PLACES.index(claim.place)
+            near = [i for i in range(9) if abs(i // 3 - index // 3) + abs(i % 3 - index % 3) == 1]
+            claim = replace(claim, place=PLACES[rng.choice(near)])
+        if thing["count"] > 1 and rng.random() < 0.2:
+            claim = replace(claim, count=5 - thing["count"])
+        sentences.append(introduce(claim, rng))
+    if rng.random() < 0.4:
+        expected = rng.choice(EXPECTED[truth["ground"]])
+        if expected not in there:
+            place = rng.choice(PLACES) if rng.random() < 0.5 else None
+            sentences.append(introduce(Claim(kind=expected, count=1, place=place), rng))
+    pairs = [thing for thing in truth["things"] if thing["next_to"]]
+    if pairs and rng.random() < 0.3:
+        thing = rng.choice(pairs)
+        claim = Claim(kind=thing["kind"], count=thing["count"], beside=rng.choice(thing["next_to"]))
+        sentences.append(describe(claim))
+    if rng.random() < 0.5:
+        sentences.insert(0, set_scene(Claim(ground=truth["ground"]), rng))
+    return " ".join(sentences)
+
+
+def statement(truth: Mapping[str, Any], rng: random.Random, simple: float) -> tuple[str, bool]:
+    """A statement and whether it is true; `simple` is the share of bare "There is a cat."."""
+    thing = rng.choice(truth["things"])
+    wanted = rng.random() < 0.5
+    for _ in range(8):
+        form = rng.random()
+        say: Callable[[Claim], str] = describe
+        if form < simple:
+            claim = Claim(kind=thing["kind"], count=thing["count"])
+            say = lambda claim: introduce(claim, rng)  # noqa: E731
+        elif form < simple + 0.45 * (1 - simple):
+            claim = Claim(
+                kind=thing["kind"],
+                count=thing["count"],
+                size=thing["size"] if rng.random() < 0.6 else None,
+                place=thing["place"] if rng.random() < 0.6 else None,
+            )
+            say = lambda claim: introduce(claim, rng)  # noqa: E731
+        elif form < simple + 0.62 * (1 - simple):
+            claim = claim_all(thing)
+        elif form < simple + 0.78 * (1 - simple):
+            claim = claim_place(thing, rng)
+        elif form < simple + 0.86 * (1 - simple):
+            claim = Claim(ground=truth["ground"])
+            say = lambda claim: set_scene(claim, rng)  # noqa: E731
+        else:
+            whole = replace(claim_all(thing), place=thing["place"], parts=(rng.choice(thing["parts"]),))
+            if thing["next_to"]:
+                whole = replace(whole, beside=rng.choice(thing["next_to"]))
+            names = [n for n in ("size", "colour", "parts", "facing", "place", "beside") if getattr(whole, n)]
+            name = rng.choice(names)
+            claim = replace(Claim(kind=thing["kind"], count=thing["count"]), **{name: getattr(whole, name)})
+        text = say(claim if wanted else falsify(claim, truth, rng))
+        # Some changes leave no trace in the words ("the cat" of three); the words decide.
+        told = [fact for claim in read(text)[0] for fact in facts(claim, truth)]
+        if told and all(fact.true for fact in told) == wanted:
+            return text, wanted
+    return text, all(fact.true for fact in told)
+
+
+def about_scene(
+    truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random, *, checks: int, simple: float
+) -> list[Lesson]:
+    """Lessons that share one picture: a caption, yes/no checks, details and positions."""
+    lessons = [Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), 0.5)]
+    for _ in range(checks):
+        text, true = statement(truth, rng, simple)
+        render = rng.choice(prompts["verify"])
+        lessons.append(Lesson(render(text=text), "yes" if true else "no", 4.0))
+    for thing in rng.sample(truth["things"], min(2, len(truth["things"]))):
+        # A careless caption may have miscounted; the answer says how it is all the same.
+        name = noun(thing["kind"], thing["count"] if rng.random() < 0.85 else 3 - min(2, thing["count"]))
+        lessons.append(Lesson(ASK.format(name), describe(claim_all(thing))))
+        lessons.append(Lesson(ASK_WHERE.format(name), describe(claim_place(thing, rng))))
+    return lessons
+
+
+def listing(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random) -> Lesson:
+    """Turn a caption's things into instructions, each once, in order."""
+    sentences = careless_caption(truth, rng).replace(". ", ".\n")
+    asked: dict[str, str] = {}
+    for claim in read(sentences)[0]:
+        if claim.kind:
+            many = claim.count is None and KINDS[claim.kind].plural in sentences.lower()
+            asked.setdefault(claim.kind, noun(claim.kind, 2 if many else claim.count or 1))
+        if claim.beside:
+            asked.setdefault(claim.beside, noun(claim.beside))
+    reply = "\n".join(ASK.format(name) for name in asked.values())
+    return Lesson(rng.choice(prompts["questions"])(sentence=sentences), reply)
+
+
+def joining(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random) -> Lesson:
+    """Fuse: each sentence of the context, followed by what is known of its thing.
+
+    Details of things that the context does not name come last. Details are given in one list
+    or as object and position information apart; some are missing, as after a check.
+    """
+    context = careless_caption(truth, rng).split(". ")
+    context = [sentence.rstrip(".") + "." for sentence in context if rng.random() < 0.85]
+    looks, places = [], []
+    for thing in truth["things"]:
+        if rng.random() < 0.85:
+            looks.append((thing["kind"], describe(claim_all(thing))))
+        if rng.random() < 0.85:
+            places.append((thing["kind"], describe(claim_place(thing, rng))))
+    if not context or not looks + places:
+        return listing(truth, prompts, rng)
+    details = looks + places
+    left = list(details)
+    told = []
+    for sentence in context:
+        told.append(sentence)
+        kind = next((claim.kind for claim in read(sentence)[0] if claim.kind), None)
+        told += [text for about, text in left if about == kind]
+        left = [(about, text) for about, text in left if about != kind]
+    told += [text for _, text in left]
+    if rng.random() < 0.5:
+        object_info = position_info = "\n".join(text for _, text in details)
+    else:
+        object_info = "\n".join(text for _, text in looks)
+        position_info = "\n".join(text for _, text in places)
+    prompt = rng.choice(prompts["fuse"])(
+        context="\n".join(context), object_info=object_info, position_info=position_info
+    )
+    return Lesson(prompt, " ".join(told))
+
+
+def collecting(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random) -> Lesson:
+    """Gather, from blocks of sentences with their details, what is said of looks or of places."""
+    blocks, looks, places = [], [], []
+    for thing in truth["things"]:
+        name = noun(thing["kind"], thing["count"])
+        look, place = describe(claim_all(thing)), describe(claim_place(thing, rng))
+        lines = [f"Sentence: {introduce(Claim(kind=thing['kind'], count=thing['count']), rng)}"]
+        if rng.random() < 0.9:
+            lines.append(f"Details about the {name}: {look}")
+            looks.append(look)
+        if rng.random() < 0.9:
+            lines.append(f"Details about the position of the {name}: {place}")
+            places.append(place)
+        blocks.append("\n".join(lines))
+    role, told = rng.choice([("collect_objects", looks), ("collect_positions", places)])
+    if not told:
+        return listing(truth, prompts, rng)
+    return Lesson(rng.choice(prompts[role])(blocks="\n".join(blocks)), "\n".join(told))

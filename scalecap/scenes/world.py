@@ -1,0 +1,169 @@
+"""Scenes: what stands where, the picture of it, and the truth about it. Deterministic by seed."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from scalecap.scenes.kinds import GROUNDS, KINDS, PLACES, SPRITES
+
+UNIT = 168
+"""Side of the picture in the units below; `render` scales it."""
+CELL = 56
+_SIDE = {"large": 52, "small": 33, 2: 33, 3: 31}
+_SPOTS = {
+    1: ((0, 0),),
+    2: ((-12, -10), (12, 10)),
+    3: ((-14, -13), (14, -13), (0, 13)),
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing, or a group of two or three of a kind; kinds are unique in a scene."""
+
+    kind: str
+    place: int
+    """0 to 8, row by row."""
+    count: int
+    size: str | None
+    """`small` or `large`; groups have none."""
+    facing: str | None
+    """`left` or `right`; None for kinds that look the same both ways."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A ground and the things on it, in reading order."""
+
+    seed: int
+    ground: str
+    things: tuple[Thing, ...]
+
+    def next_to(self, thing: Thing) -> list[str]:
+        """Kinds in the four neighbouring places."""
+        row, column = divmod(thing.place, 3)
+        return [
+            other.kind
+            for other in self.things
+            if abs(other.place // 3 - row) + abs(other.place % 3 - column) == 1
+        ]
+
+    def truth(self) -> dict[str, Any]:
+        """All there is to say, as plain JSON."""
+        return {
+            "ground": self.ground,
+            "things": [
+                {
+                    "kind": thing.kind,
+                    "count": thing.count,
+                    "size": thing.size,
+                    "place": PLACES[thing.place],
+                    "facing": thing.facing,
+                    "next_to": self.next_to(thing),
+                    "colour": KINDS[thing.kind].colour,
+                    "parts": list(KINDS[thing.kind].parts),
+                }
+                for thing in self.things
+            ],
+        }
+
+
+def sample(seed: int) -> Scene:
+    """Draw a scene of two to five things."""
+    rng = np.random.default_rng((seed, 1))
+    number = int(rng.integers(2, 6))
+    names = rng.choice(list(KINDS), size=number, replace=False)
+    places = sorted(rng.choice(9, size=number, replace=False))
+    things = []
+    for name, place in zip(names, places, strict=True):
+        count = int(rng.choice([1, 1, 1, 2, 3]))
+        things.append(
+            Thing(
+                kind=str(name),
+                place=int(place),
+                count=count,
+                size=str(rng.choice(["small", "large"])) if count == 1 else None,
+                facing=str(rng.choice(["left", "right"])) if KINDS[str(name)].faces else None,
+            )
+        )
+    return Scene(seed, str(rng.choice(list(GROUNDS))), tuple(things))
+
+
+def render(scene: Scene, pixels: int = 336) -> Image.Image:
+    """Draw the scene, `pixels` square, RGB, with noise and jitter of its own."""
+    rng = np.random.default_rng((scene.seed, 2))
+    scale = pixels / UNIT
+    ground = _ground(scene.ground, int(rng.integers(6)), pixels)
+    light = rng.uniform(0.9, 1.1)
+    canvas = Image.fromarray(np.clip(ground * light, 0, 255).astype(np.uint8))
+    for thing in scene.things:
+        row, column = divmod(thing.place, 3)
+        side = _SIDE[thing.size or thing.count] * rng.uniform(0.94, 1.04)
+        slack = max(0.0, (CELL - side) / 2 - 1) if thing.count == 1 else 2.0
+        x, y = (np.array([column, row]) + 0.5) * CELL + rng.uniform(-slack, slack, 2)
+        sprite = _sprite(thing.kind, round(side * scale), thing.facing == "right")
+        for dx, dy in _SPOTS[thing.count]:
+            corner = (round((x + dx) * scale - sprite.width / 2), round((y + dy) * scale - sprite.height / 2))
+            canvas.paste(sprite, corner, sprite)
+    return canvas
+
+
+@lru_cache(maxsize=8192)
+def _sprite(kind: str, side: int, mirrored: bool) -> Image.Image:
+    with Image.open(SPRITES / f"{kind}.png") as file:
+        sprite = file.convert("RGBA")
+    ratio = side / max(sprite.size)
+    sprite = sprite.resize(
+        (max(1, round(sprite.width * ratio)), max(1, round(sprite.height * ratio))), Image.Resampling.LANCZOS
+    )
+    return sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else sprite
+
+
+_BASE = {
+    "grass": (124, 172, 84),
+    "sand": (226, 202, 148),
+    "snow": (236, 241, 247),
+    "sea": (92, 160, 205),
+    "night": (38, 42, 78),
+    "brick": (176, 104, 84),
+    "floor": (190, 142, 96),
+}
+
+
+@lru_cache(maxsize=128)
+def _ground(ground: str, variant: int, pixels: int) -> NDArray[np.float32]:
+    """Texture of shape (pixels, pixels, 3), lit from the upper left."""
+    rng = np.random.default_rng((variant, list(GROUNDS).index(ground), 3))
+    y, x = np.mgrid[0:pixels, 0:pixels].astype(np.float32) * (UNIT / pixels)
+    shade = np.ones_like(x)
+    grain = 0.03
+    if ground == "grass":
+        blades = rng.normal(size=(UNIT // 4, UNIT // 2))
+        shade += 0.07 * blades[(y // 4).astype(int), (x // 2).astype(int)]
+    elif ground == "sand":
+        shade += 0.04 * np.sin(y * 0.5 + 2.5 * np.sin(x * 0.06 + variant))
+    elif ground == "snow":
+        shade -= 0.03 * (np.sin(x * 0.07 + variant) * np.sin(y * 0.05 + 1) + 1)
+        grain = 0.015
+    elif ground == "sea":
+        shade += 0.10 * np.sin(y * 0.9 + 1.5 * np.sin(x * 0.11 + variant))
+    elif ground == "night":
+        stars = rng.random((UNIT // 2, UNIT // 2)) < 0.006
+        shade += 3.2 * stars[(y // 2).astype(int), (x // 2).astype(int)]
+    elif ground == "brick":
+        course = (y // 9).astype(int)
+        shift = (x + 10 * (course % 2) + variant).astype(int)
+        joint = (y % 9 < 1.2) | (shift % 20 < 1.2)
+        shade = np.where(joint, 1.28, 1 + 0.10 * rng.normal(size=(20, 12))[course, shift // 20])
+    elif ground == "floor":
+        plank = (x // 14).astype(int)
+        shade = np.where(x % 14 < 1.0, 0.72, 1 + 0.07 * rng.normal(size=16)[plank])
+        shade = shade + 0.03 * np.sin(y * 0.35 + 4 * plank)
+    light = 1.10 - 0.14 * (x / UNIT) - 0.10 * (y / UNIT)
+    noise = rng.normal(scale=grain, size=(pixels, pixels))
+    texture = np.array(_BASE[ground], dtype=np.float32) * ((shade + noise) * light)[..., None]
+    return texture.astype(np.float32)
