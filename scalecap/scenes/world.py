@@ -1,5 +1,6 @@
 """Scenes: what stands where, the picture of it, and the truth about it. Deterministic by seed."""
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -70,6 +71,11 @@ class Scene:
                 for thing in self.things
             ],
         }
+
+
+def unseen(seed: int, index: int) -> int:
+    """A scene's seed for `data.seed` and row: far above those of training, so never trained on."""
+    return 10**12 + seed * 10**8 + index
 
 
 def sample(seed: int) -> Scene:
@@ -167,3 +173,27 @@ def _ground(ground: str, variant: int, pixels: int) -> NDArray[np.float32]:
     noise = rng.normal(scale=grain, size=(pixels, pixels))
     texture = np.array(_BASE[ground], dtype=np.float32) * ((shade + noise) * light)[..., None]
     return texture.astype(np.float32)
+
+
+SAMPLE = SPRITES.parent / "sample"
+"""The fixed sample that comes with the package: pictures and `truth.jsonl`."""
+
+
+def write_sample(count: int = 24) -> None:
+    """Draw the shipped pictures again: the first scenes from seed 0 on with three things or more."""
+    SAMPLE.mkdir(exist_ok=True)
+    lines = []
+    seed = 0
+    while len(lines) < count:
+        scene = sample(seed)
+        seed += 1
+        if len(scene.things) < 3:
+            continue
+        name = f"{len(lines):02}.jpg"
+        render(scene).save(SAMPLE / name, quality=90)
+        lines.append(json.dumps({"image": name, "truth": scene.truth()}))
+    (SAMPLE / "truth.jsonl").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    write_sample()
