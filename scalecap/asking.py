@@ -1,0 +1,212 @@
+"""What stands between stages and engines: seeds, the cache, equal requests in flight, retries, counts."""
+
+import asyncio
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from scalecap.cache import Cache, key
+from scalecap.engines.base import (
+    Choose,
+    Chosen,
+    Engine,
+    Generate,
+    Generated,
+    Image,
+    Prompt,
+    Reply,
+    Request,
+    Sampling,
+    Score,
+    Scored,
+)
+
+Flag = Callable[[str], None]
+
+
+@dataclass
+class Count:
+    """What one step, or all of them, asked and got."""
+
+    requests: int = 0
+    reused: int = 0
+    """Of the requests: answered from the cache, or by an equal one in flight."""
+    prompt_tokens: int = 0
+    """Of the requests that an engine answered, as are all tokens."""
+    cached_tokens: int = 0
+    """Of the prompt tokens: not computed again, since the engine had them."""
+    generated_tokens: int = 0
+    retried: int = 0
+    """Asked a second time because the first reply was truncated or looping."""
+    marks: Counter[str] = field(default_factory=Counter)
+    """How often each flag was set: truncated, looping, shortened, fallback …"""
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(
+            self.requests + other.requests,
+            self.reused + other.reused,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.generated_tokens + other.generated_tokens,
+            self.retried + other.retried,
+            self.marks + other.marks,
+        )
+
+
+@dataclass
+class Counts:
+    """Counts per step; they grow while the run goes on."""
+
+    steps: defaultdict[str, Count] = field(default_factory=lambda: defaultdict(Count))
+
+    @property
+    def total(self) -> Count:
+        return sum(self.steps.values(), Count())
+
+
+class Asked:
+    """The engines by role (one engine may have several), with everything that replies share."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        cache: Cache | None,
+        sampling: Sampling,
+        seed: int,
+        counts: Counts,
+    ) -> None:
+        self.engines = engines
+        self.cache = cache
+        self.sampling = sampling
+        self.seed = seed
+        self.counts = counts
+        self._flying: dict[str, asyncio.Task[Reply]] = {}
+
+    def ask(self, step: str, flag: Flag) -> "StepAsk":
+        """What one step of one row asks through; `flag` takes the row's marks."""
+        return StepAsk(self, step, flag)
+
+    async def send(self, role: str, request: Request, step: str) -> Reply:
+        """The reply, from the cache, an equal request in flight or the engine; raises EngineError."""
+        engine = self.engines[role]
+        count = self.counts.steps[step]
+        count.requests += 1
+        name = key(engine.identity, request)
+        task = self._flying.get(name)
+        if task is not None:
+            count.reused += 1
+        elif self.cache and (kept := self.cache.get(name)):
+            count.reused += 1
+            return kept
+        else:
+            task = asyncio.create_task(self._compute(engine, name, request, count))
+            self._flying[name] = task
+            task.add_done_callback(lambda _: self._flying.pop(name))
+        # One that gives up must not take the reply from the others who wait for it.
+        return await asyncio.shield(task)
+
+    async def _compute(self, engine: Engine, name: str, request: Request, count: Count) -> Reply:
+        reply: Reply
+        match request:
+            case Generate():
+                reply = await engine.generate(request)
+            case Choose():
+                reply = await engine.choose(request)
+            case Score():
+                reply = await engine.score(request)
+        count.prompt_tokens += reply.usage.prompt_tokens
+        count.cached_tokens += reply.usage.cached_tokens
+        count.generated_tokens += reply.usage.generated_tokens
+        if self.cache:
+            self.cache.put(name, reply)
+        return reply
+
+    async def abandon(self) -> None:
+        """Cancel what is still in flight, at the end of a run that stops early."""
+        tasks = list(self._flying.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class StepAsk:
+    """`scalecap.stages.Ask` for one step of one row."""
+
+    def __init__(self, asked: Asked, step: str, flag: Flag) -> None:
+        self._asked, self._step, self._flag = asked, step, flag
+
+    async def generate(
+        self, text: str, *, image: Image | None = None, model: str = "vlm", sampling: Sampling | None = None
+    ) -> Generated:
+        """Free text. A truncated or looping reply to a random draw is drawn once more; the better stays."""
+        drawn = sampling or self._asked.sampling
+        reply = await self._draw(model, Prompt(text, image), drawn, attempt=0)
+        fault = find_fault(reply)
+        if fault and drawn.temperature > 0:
+            self._asked.counts.steps[self._step].retried += 1
+            again = await self._draw(model, Prompt(text, image), drawn, attempt=1)
+            reply = min(reply, again, key=lambda each: _FAULTS.index(find_fault(each)))
+            fault = find_fault(reply)
+        if fault:
+            self.mark(fault)
+        return reply
+
+    async def _draw(self, model: str, prompt: Prompt, sampling: Sampling, attempt: int) -> Generated:
+        # A greedy reply has no seed, so that another run's seed finds it in the cache.
+        drawn = seed(self._asked.seed, prompt, attempt) if sampling.temperature > 0 else 0
+        return cast(Generated, await self._asked.send(model, Generate(prompt, sampling, drawn), self._step))
+
+    async def choose(
+        self,
+        text: str,
+        options: Sequence[str] = ("yes", "no"),
+        *,
+        image: Image | None = None,
+        model: str = "vlm",
+    ) -> Chosen:
+        request = Choose(Prompt(text, image), tuple(options))
+        return cast(Chosen, await self._asked.send(model, request, self._step))
+
+    async def score(
+        self, text: str, continuation: str, *, image: Image | None = None, model: str = "vlm"
+    ) -> Scored:
+        request = Score(Prompt(text, image), continuation)
+        return cast(Scored, await self._asked.send(model, request, self._step))
+
+    def mark(self, flag: str) -> None:
+        self._asked.counts.steps[self._step].marks[flag] += 1
+        self._flag(flag)
+
+
+_FAULTS = (None, "truncated", "looping")
+"""From good to bad."""
+
+
+def find_fault(reply: Generated) -> str | None:
+    """What is wrong with the reply: "looping", "truncated" or nothing."""
+    if loops(reply.text):
+        return "looping"
+    return "truncated" if reply.finish == "length" else None
+
+
+def loops(text: str, *, times: int = 4, characters: int = 100) -> bool:
+    """Whether the text ends in one chunk said at least `times` times, over at least `characters`.
+
+    The last repetition may be cut anywhere. Only the last 4000 characters are looked at.
+    """
+    tail = text.rstrip()[-4000:]
+    for period in range(1, len(tail) // times + 1):
+        same = 0
+        while same + period < len(tail) and tail[-1 - same] == tail[-1 - same - period]:
+            same += 1
+        if same + period >= max(times * period, characters):
+            return True
+    return False
+
+
+def seed(run: int, prompt: Prompt, attempt: int) -> int:
+    """A request's seed, 0 to 2³¹ − 1, from the run's seed and content alone: never from timing."""
+    content = f"{run}\0{attempt}\0{prompt.image.hash if prompt.image else ''}\0{prompt.text}"
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4]) >> 1

@@ -1,0 +1,336 @@
+"""Steps as the YAML gives them, bound to the signatures of their stages and checked.
+
+A step is a column: its name is the column that it writes. `bind` finds all problems before any model
+loads, and sorts the steps by the names they read.
+"""
+
+import importlib
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Literal
+
+from scalecap import stages
+from scalecap.data import RowError
+from scalecap.engines.base import Image, Sampling
+from scalecap.prompts import Template, nearest
+from scalecap.stages import ROLES, Ask, Kind, Parameter, Role, Stage
+
+RESERVED = ("error", "flags", "image")
+"""Names that no step may have: two keys of every output row, and the row's picture."""
+
+
+class PipelineError(Exception):
+    """The pipeline can't run; `problems` has every reason, each with its mend."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("the pipeline can't run:\n" + "\n".join(f"- {problem}" for problem in problems))
+        self.problems = list(problems)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage bound to the columns it reads and to its settings."""
+
+    name: str
+    stage: Stage
+    columns: Mapping[str, str | Mapping[str, str]]
+    """Column parameter to the column that it reads, or to a mapping of names to columns."""
+    settings: Mapping[str, Any]
+    """All settings, defaults too."""
+    unit: Callable[..., Any]
+    """The stage with its settings: the object of a class, or a partial function."""
+
+    @property
+    def reads(self) -> list[str]:
+        """Columns read, each once; the picture is not among them."""
+        bound = [[column] if isinstance(column, str) else column.values() for column in self.columns.values()]
+        return list(dict.fromkeys(column for group in bound for column in group))
+
+    @property
+    def writes(self) -> list[str]:
+        """Columns written: its own, then the side columns."""
+        return written(self.name, self.stage)
+
+    @property
+    def pictures(self) -> list[str]:
+        """Parameters that take the row's picture."""
+        return [name for name, parameter in self.stage.columns.items() if parameter.kind == "image"]
+
+    @property
+    def role(self) -> str | None:
+        """The model role that it asks; None when it asks no model."""
+        for name, parameter in self.stage.settings.items():
+            if parameter.annotation == Role:
+                return str(self.settings[name])
+        return "vlm" if self.stage.asks else None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.stage.name}([{', '.join(self.reads)}]) -> [{', '.join(self.writes)}]"
+
+    def plan(self) -> str:
+        """Its line, the model asked, and its prompt with names in place of values."""
+        picture = ", with the picture" if self.pictures else ""
+        lines = [str(self), f"    {f'asks {self.role}{picture}' if self.role else 'no model'}"]
+        for setting, template in self.settings.items():
+            if isinstance(template, Template):
+                values = {name: f"<{name}>" for name in template.variables}
+                for bound in self.columns.values():
+                    if not isinstance(bound, str):
+                        values |= {name: f"<{column}>" for name, column in bound.items()}
+                lines += [f"    {setting}:", textwrap.indent(template.render(**values), "      | ")]
+        return "\n".join(lines)
+
+    async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
+        """The columns written, from the columns so far; raises what the stage raises."""
+        arguments: dict[str, Any] = dict.fromkeys(self.pictures, image)
+        try:
+            for parameter, bound in self.columns.items():
+                arguments[parameter] = (
+                    values[bound] if isinstance(bound, str) else {n: values[c] for n, c in bound.items()}
+                )
+        except KeyError as error:
+            raise RowError("missing_column", f"the row has no column {error}") from error
+        result = await self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
+        return dict(zip(self.writes, result if self.stage.side else (result,), strict=True))
+
+
+def written(name: str, stage: Stage) -> list[str]:
+    """The columns that a step of that name and stage writes."""
+    return [name, *(f"{name}_{side}" for side in stage.side)]
+
+
+def bind(
+    steps: Mapping[str, Any], offered: Mapping[str, str] | None, imports: Sequence[str], sampling: Sampling
+) -> list[Step]:
+    """The steps in an order in which each comes after what it reads (see `Pipeline.build`)."""
+    problems: list[str] = []
+    for module in imports:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            problems.append(f"imports: {module} can't be imported: {type(error).__name__}: {error}")
+    found = {name: stage for name, given in steps.items() if (stage := _find(name, given, problems))}
+    kinds = _kinds(steps, found, offered, problems)
+    bound = []
+    for name, stage in found.items():
+        about: list[str] = []
+        bound.append(_bind(name, stage, steps[name], kinds, offered is None, sampling, about))
+        problems += [f"{name}: {problem}" for problem in about]
+    ordered = _sort(bound, problems)
+    if problems:
+        raise PipelineError(problems)
+    return ordered
+
+
+def _find(name: str, given: Any, problems: list[str]) -> Stage | None:
+    if not isinstance(given, Mapping) or not isinstance(given.get("stage"), str):
+        problems.append(
+            f"{name}: names no stage: write `{name}: {{stage: …}}`; {nearest('', stages.names())}"
+        )
+        return None
+    try:
+        stage = stages.find(given["stage"])
+    except Exception as error:
+        problems.append(f"{name}: {given['stage']!r} can't be loaded: {type(error).__name__}: {error}")
+        return None
+    if stage is None:
+        problems.append(
+            f"{name}: unknown stage {given['stage']!r}; {nearest(given['stage'], stages.names())}"
+        )
+    return stage
+
+
+def _kinds(
+    steps: Mapping[str, Any],
+    found: Mapping[str, Stage],
+    offered: Mapping[str, str] | None,
+    problems: list[str],
+) -> dict[str, str]:
+    """Every column that there will be, with its kind. A column has one writer."""
+    kinds = dict(offered or {})
+    writers = dict.fromkeys(kinds, "the data")
+    for name in steps:
+        stage = found.get(name)
+        columns = written(name, stage) if stage else [name]
+        for column, kind in zip(columns, stage.kinds if stage else ("any",), strict=True):
+            if column in RESERVED:
+                problems.append(f"{name}: the name {column!r} is taken by the output: choose another")
+            elif column in writers:
+                problems.append(
+                    f"{name}: writes the column {column!r}, which {writers[column]} has too: choose another"
+                )
+            writers[column], kinds[column] = name, kind
+    return kinds
+
+
+def _bind(
+    name: str,
+    stage: Stage,
+    given: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    open_ended: bool,
+    sampling: Sampling,
+    problems: list[str],
+) -> Step:
+    """The step, with what does not fit in `problems`; such a step is not fit to run."""
+    valid = [*stage.columns, *stage.settings]
+    problems += [
+        f"{stage.name} has no setting {key!r}; {nearest(key, valid)}"
+        for key in given
+        if key not in valid and key != "stage"
+    ]
+    columns: dict[str, str | Mapping[str, str]] = {}
+    for parameter in stage.columns.values():
+        column = _column(parameter, given.get(parameter.name), kinds, open_ended, problems)
+        if column is not None:
+            columns[parameter.name] = column
+    settings: dict[str, Any] = {}
+    for parameter in stage.settings.values():
+        if parameter.name not in given:
+            settings[parameter.name] = parameter.default
+            if parameter.required:
+                value = "${prompts.<role>}" if parameter.annotation is Template else "…"
+                problems.append(f"{stage.name} needs {parameter.name!r}: write `{parameter.name}: {value}`")
+            continue
+        try:
+            settings[parameter.name] = _fit(given[parameter.name], parameter.annotation, sampling)
+        except ValueError as error:
+            problems.append(f"{parameter.name}: {error}")
+    _check_prompts(stage, columns, settings, problems)
+    unit: Callable[..., Any] = stage.unit
+    if not problems:
+        try:
+            unit = stage.unit(**settings) if stage.asks else partial(stage.unit, **settings)
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
+        else:
+            check: Callable[..., str | None] = getattr(unit, "check", lambda columns: None)
+            problems += filter(None, [check(list(columns))])
+    return Step(name, stage, columns, settings, unit)
+
+
+_WORDS: dict[str, str] = {
+    "text": "a text",
+    "texts": "a list of texts",
+    "number": "a number",
+    "any": "anything",
+}
+
+
+def _column(
+    parameter: Parameter, given: Any, kinds: Mapping[str, str], open_ended: bool, problems: list[str]
+) -> str | Mapping[str, str] | None:
+    """What a column parameter reads; None for the picture and for an optional one left out."""
+    name, kind = parameter.name, parameter.kind
+    if kind == "image":
+        if given not in (None, "image"):
+            problems.append(f"{name}: there is no picture {given!r}: leave it out, or write `{name}: image`")
+        return None
+    if given is None:
+        if parameter.required:
+            fitting = [column for column in kinds if _fits(kinds[column], kind)]
+            example = "{<variable>: <column>}" if kind == "columns" else "<column>"
+            problems.append(f"reads {name!r}: write `{name}: {example}`; {nearest(name, fitting)}")
+        return None
+    if kind == "columns":
+        if not isinstance(given, Mapping) or not given:
+            problems.append(f"{name}: {given!r} is no mapping: write `{name}: {{<variable>: <column>}}`")
+            return None
+        wanted = {f"{name}.{variable}": column for variable, column in given.items()}
+    else:
+        wanted = {name: given}
+    for place, column in wanted.items():
+        if not isinstance(column, str):
+            problems.append(f"{place}: {column!r} is no column's name")
+        elif column not in kinds:
+            if not open_ended:
+                fitting = [each for each in kinds if _fits(kinds[each], kind)]
+                close = nearest(column, fitting)
+                mend = close.removeprefix("nearest: ").split(", ")[0] if "nearest" in close else "<column>"
+                problems.append(
+                    f"{place}: neither a step nor the data has {column!r}; {close}; write `{place}: {mend}`"
+                )
+        elif not _fits(kinds[column], kind):
+            problems.append(f"{place}: {column!r} holds {_WORDS[kinds[column]]}, not {_WORDS[kind]}")
+    return dict(given) if kind == "columns" else str(given)
+
+
+def _fits(held: str, wanted: Kind) -> bool:
+    return held == wanted or held == "any" or wanted in ("any", "columns")
+
+
+def _check_prompts(
+    stage: Stage,
+    columns: Mapping[str, str | Mapping[str, str]],
+    settings: Mapping[str, Any],
+    problems: list[str],
+) -> None:
+    """Each prompt against the variables that the stage fills, or that the step's own mapping names."""
+    declared: Mapping[str, Sequence[str]] = getattr(stage.unit, "variables", {})
+    mapped = [name for column in columns.values() if not isinstance(column, str) for name in column]
+    for setting, template in settings.items():
+        if not isinstance(template, Template):
+            continue
+        problems += [f"{setting}: {each}" for each in template.problems(declared.get(setting, mapped))]
+        if template.variables and setting not in declared:
+            unused = [name for name in mapped if name not in template.variables]
+            problems += [f"{setting}: the variable {name!r} is never used" for name in unused]
+
+
+def _fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
+    """The YAML's value as the setting's type; ValueError when it is none."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        if value is None and type(None) in parts:
+            return None
+        rest = [part for part in parts if part is not type(None)]
+        if len(rest) == 1:
+            return _fit(value, rest[0], sampling)
+        if type(value) in rest:
+            return value
+        raise ValueError(f"{value!r} is none of {', '.join(getattr(p, '__name__', str(p)) for p in rest)}")
+    if annotation == Role or typing.get_origin(annotation) is Literal:
+        choices = ROLES if annotation == Role else parts
+        if value not in choices:
+            raise ValueError(f"{value!r} is none of them; {nearest(str(value), choices)}")
+        return value
+    if annotation is Template:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is no text")
+        return Template(value)
+    if annotation is Sampling:
+        return _sampling(value, sampling)
+    if annotation is float and type(value) is int:
+        return float(value)
+    if annotation in (bool, int, float, str) and type(value) is not annotation:
+        raise ValueError(f"{value!r} is no {annotation.__name__}")
+    return value
+
+
+def _sampling(value: Any, base: Sampling) -> Sampling:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{value!r} is no mapping: write `sampling: {{temperature: 0}}`")
+    known = {field.name: field for field in fields(Sampling)}
+    for name, part in value.items():
+        if name not in known:
+            raise ValueError(f"no such value {name!r}; {nearest(name, list(known))}")
+        _fit(part, known[name].type, base)
+    return replace(base, **value)
+
+
+def _sort(steps: Sequence[Step], problems: list[str]) -> list[Step]:
+    """Each step after those whose columns it reads."""
+    writers = {column: step.name for step in steps for column in step.writes}
+    by_name = {step.name: step for step in steps}
+    graph = {step.name: [writers[c] for c in step.reads if c in writers] for step in steps}
+    try:
+        return [by_name[name] for name in TopologicalSorter(graph).static_order()]
+    except CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        problems.append(f"steps that wait for each other: {circle} (each reads the next one's column)")
+        return []

@@ -1,0 +1,167 @@
+"""The engine: a pipeline is built and checked, then rows go through it.
+
+`Pipeline.build` binds each step to its stage and checks all that can be checked without a model
+(`scalecap.binding`). `Pipeline.run` takes rows through the steps, many at once: a row is a coroutine,
+and each of its steps starts as soon as the columns that it reads exist.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from scalecap.asking import Asked
+from scalecap.binding import PipelineError, Step, bind
+from scalecap.data import Row
+from scalecap.engines.base import EngineDead, Sampling
+
+__all__ = ["Finished", "Pipeline", "PipelineError", "Step"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A row that went through, or failed on the way."""
+
+    index: int
+    columns: dict[str, Any]
+    """The input's columns, then the steps' in their order; after an error, those that were done."""
+    error: dict[str, Any] | None
+    """{step, kind, message}: step is null when the row and "image" when the picture can't be read."""
+    flags: dict[str, list[str]]
+    """Step to its marks, sorted: truncated, looping, shortened, fallback …"""
+
+
+class Pipeline:
+    """Steps in an order in which each comes after what it reads."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = list(steps)
+        self.roles = {step.role for step in steps if step.role is not None}
+        self._writers = {column: step.name for step in steps for column in step.writes}
+
+    @classmethod
+    def build(
+        cls,
+        steps: Mapping[str, Mapping[str, Any]],
+        columns: Mapping[str, str] | None,
+        *,
+        imports: Sequence[str] = (),
+        sampling: Sampling | None = None,
+    ) -> "Pipeline":
+        """Bind and check the steps.
+
+        Args:
+            steps: name to `{stage: …, <column parameter>: <column>, <setting>: <value>}`, in any order.
+            columns: name to kind of what the data offers; None when that is not known.
+            imports: modules to import first, which register stages of their own.
+            sampling: the run's; a step's `sampling:` changes only the values that it names.
+
+        Raises:
+            PipelineError: with all problems at once.
+        """
+        return cls(bind(steps, columns, imports, sampling or Sampling()))
+
+    def plan(self) -> str:
+        """What will be done, step by step, for reading."""
+        return "\n".join(step.plan() for step in self.steps)
+
+    async def run(
+        self,
+        rows: Iterable[Row],
+        asked: Asked,
+        *,
+        in_flight: int,
+        on_row: Callable[[Finished], None],
+        stop: asyncio.Event | None = None,
+    ) -> None:
+        """Take every row through the steps, at most `in_flight` at once.
+
+        `on_row` gets each row as it ends, in no order. A row's failure stays its own; EngineDead, and
+        what `rows` or `on_row` raise, end the run. After `stop` is set, rows in flight are finished
+        and no more are started.
+        """
+        iterator, slots = iter(rows), asyncio.Semaphore(in_flight)
+        loop = asyncio.get_running_loop()
+
+        async def one(row: Row) -> None:
+            try:
+                on_row(await self._finish(row, asked, pictures))
+            finally:
+                slots.release()
+
+        # Reading may wait for a disk or a network, so it has a thread of its own.
+        with ThreadPoolExecutor(1, "rows") as reader, _picture_pool() as pictures:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    while True:
+                        await slots.acquire()
+                        row = await loop.run_in_executor(reader, _next, iterator)
+                        if row is None or (stop and stop.is_set()):
+                            break
+                        group.create_task(one(row))
+            except BaseExceptionGroup as group_error:
+                raise _cause(group_error) from None
+            finally:
+                await asked.abandon()
+
+    async def _finish(self, row: Row, asked: Asked, pictures: Executor) -> Finished:
+        """Take one row through all steps that it can go through."""
+        if row.error:
+            return Finished(row.index, dict(row.columns), _record(None, row.error), {})
+        image = None
+        if any(step.pictures for step in self.steps):
+            try:
+                image = await asyncio.get_running_loop().run_in_executor(pictures, row.open_image)
+            except Exception as error:
+                return Finished(row.index, dict(row.columns), _record("image", error), {})
+        values = dict(row.columns)
+        errors: dict[str, Exception] = {}
+        flags: dict[str, set[str]] = {step.name: set() for step in self.steps}
+        tasks: dict[str, asyncio.Task[bool]] = {}
+
+        async def take(step: Step) -> bool:
+            for column in step.reads:
+                if column in self._writers and not await tasks[self._writers[column]]:
+                    return False
+            try:
+                values.update(await step.take(asked.ask(step.name, flags[step.name].add), values, image))
+            except EngineDead:
+                raise
+            except Exception as error:
+                errors[step.name] = error
+                return False
+            return True
+
+        async with asyncio.TaskGroup() as group:
+            for step in self.steps:
+                tasks[step.name] = group.create_task(take(step))
+        order = [*row.columns, *(column for step in self.steps for column in step.writes)]
+        # The first in the steps' order, not in time: the same row fails the same way again.
+        failed = next((step.name for step in self.steps if step.name in errors), None)
+        return Finished(
+            row.index,
+            {column: values[column] for column in order if column in values},
+            _record(failed, errors[failed]) if failed else None,
+            {name: sorted(marks) for name, marks in flags.items() if marks},
+        )
+
+
+def _picture_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "pictures")
+
+
+def _next(rows: Iterator[Row]) -> Row | None:
+    return next(rows, None)
+
+
+def _record(step: str | None, error: Exception) -> dict[str, Any]:
+    return {"step": step, "kind": getattr(error, "kind", type(error).__name__), "message": str(error)}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first error inside of groups of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,54 @@
+"""Prompts are Jinja templates: sandboxed, strict, and their variables are known before use."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+
+
+class PromptError(ValueError):
+    """The template can't be parsed or rendered; the message says where and why."""
+
+
+def nearest(name: str, valid: Collection[str]) -> str:
+    """The valid names most like `name`, or all of them when none is, to end an error with."""
+    if not valid:
+        return "there are none"
+    close = get_close_matches(name, valid, n=3, cutoff=0.6)
+    return f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(sorted(valid))}"
+
+
+class Template:
+    """A prompt with places for values. A value is text only: it is never parsed as a template."""
+
+    def __init__(self, source: str) -> None:
+        """Raises PromptError when `source` is no valid Jinja."""
+        try:
+            self.variables = frozenset(meta.find_undeclared_variables(_environment.parse(source)))
+            self._template = _environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise PromptError(f"line {error.lineno}: {error.message}") from error
+        self.source = source
+
+    def render(self, **values: str) -> str:
+        """The prompt with `values` in place; PromptError when one is missing or forbidden."""
+        try:
+            return self._template.render(values)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise PromptError(str(error)) from error
+
+    def problems(self, valid: Collection[str]) -> list[str]:
+        """What is wrong with this prompt where just the variables `valid` are filled."""
+        unknown = sorted(self.variables.difference(valid))
+        found = [f"unknown variable {{{{ {name} }}}}; {nearest(name, valid)}" for name in unknown]
+        if valid and not self.variables:
+            found.append("uses no variable: write " + " or ".join(f"{{{{ {name} }}}}" for name in valid))
+        if not found:
+            try:
+                self.render(**{name: f"<{name}>" for name in valid})
+            except PromptError as error:
+                found.append(str(error))
+        return found

@@ -1,0 +1,248 @@
+"""The registry of stages, and what an author of a stage needs.
+
+A stage without a model is a plain function; columns stand before the `*`, settings after it:
+
+    @stage
+    def parse_questions(text: str, *, max_questions: int = 20) -> list[str]: ...
+
+A stage that asks a model is a class: settings first, one async call after. Rows share the object,
+so a call never writes to `self`. With side columns it returns a tuple:
+
+    @stage(side=["scores"])
+    class Verify:
+        variables = {"prompt": ("text",)}
+        def __init__(self, *, prompt: Template, threshold: float = 0.5, model: Role = "vlm"): ...
+        async def __call__(self, ask: Ask, *, texts: list[str], image: Image) -> tuple[...]: ...
+
+The name is the function's, or the class's in snake_case; outside this package it begins with the
+outer package's name (`package/name`). `variables` names what fills each prompt. A class may define
+`check(self, columns) -> str | None`, given the names of the column parameters that are bound: the
+text of a problem that is found before any model loads.
+"""
+
+import asyncio
+import importlib
+import inspect
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Literal, Protocol, TypeVar, overload
+
+from scalecap.engines.base import Chosen, Generated, Image, PromptTooLong, Sampling, Scored
+
+__all__ = [
+    "ROLES",
+    "Ask",
+    "Chosen",
+    "Columns",
+    "Generated",
+    "Image",
+    "Kind",
+    "Parameter",
+    "PromptTooLong",
+    "Role",
+    "Sampling",
+    "Scored",
+    "Stage",
+    "find",
+    "names",
+    "stage",
+    "together",
+]
+
+Kind = Literal["text", "texts", "number", "image", "columns", "any"]
+ROLES = ("vlm", "llm")
+
+Role = Annotated[str, "role"]
+"""A setting that names the model asked, one of ROLES."""
+Columns = Annotated[Mapping[str, Any], "columns"]
+"""A column parameter that the YAML gives as a mapping of names to columns."""
+
+
+class Ask(Protocol):
+    """What a stage asks models through; bound to one row and one step."""
+
+    async def generate(
+        self, text: str, *, image: Image | None = None, model: str = "vlm", sampling: Sampling | None = None
+    ) -> Generated:
+        """Free text; a truncated or looping reply is retried once, then marked."""
+        ...
+
+    async def choose(
+        self,
+        text: str,
+        options: Sequence[str] = ("yes", "no"),
+        *,
+        image: Image | None = None,
+        model: str = "vlm",
+    ) -> Chosen:
+        """One token: the probability of each option."""
+        ...
+
+    async def score(
+        self, text: str, continuation: str, *, image: Image | None = None, model: str = "vlm"
+    ) -> Scored:
+        """How likely `continuation` is as the reply, token by token."""
+        ...
+
+    def mark(self, flag: str) -> None:
+        """Put `flag` at this step in the row's `flags`, and count it."""
+        ...
+
+
+T = TypeVar("T")
+
+
+async def together(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """All results in order, computed at once.
+
+    When some fail, the first in order is raised after all have ended: which error a row gets, and
+    which marks, then never depends on timing.
+    """
+    results = await asyncio.gather(*awaitables, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return typing.cast(list[T], results)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A column or a setting as its signature declares it; `default` is inspect's `empty` if none."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def kind(self) -> Kind:
+        """What the column must hold (for a column parameter)."""
+        return _kind(self.annotation)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A registered stage, as its signatures tell it."""
+
+    name: str
+    unit: Callable[..., Any]
+    columns: Mapping[str, Parameter]
+    settings: Mapping[str, Parameter]
+    side: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    """Kinds of what it writes: its own column, then the side columns."""
+    asks: bool
+    """Whether it asks a model."""
+    summary: str
+    """First line of its docstring."""
+
+
+_stages: dict[str, Stage] = {}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@overload
+def stage(unit: F) -> F: ...
+@overload
+def stage(*, name: str | None = None, side: Sequence[str] = ()) -> Callable[[F], F]: ...
+def stage(
+    unit: F | None = None, *, name: str | None = None, side: Sequence[str] = ()
+) -> F | Callable[[F], F]:
+    """Register a function or class as a stage. ValueError for a taken name, TypeError for a bad signature."""
+    if unit is None:
+        return lambda later: _register(later, name, side)
+    return _register(unit, name, side)
+
+
+def _register(unit: F, name: str | None, side: Sequence[str]) -> F:
+    name = name or re.sub(r"(?<!^)(?=[A-Z])", "_", unit.__name__).lower()
+    package = unit.__module__.partition(".")[0]
+    if "/" not in name and package != "scalecap":
+        name = f"{package}/{name}"
+    if name in _stages:
+        raise ValueError(f"the stage name {name!r} is taken by {_stages[name].unit.__module__}")
+    _stages[name] = _read(unit, name, tuple(side))
+    return unit
+
+
+def _read(unit: Callable[..., Any], name: str, side: tuple[str, ...]) -> Stage:
+    """The stage as the signatures of `unit` declare it."""
+    asks = isinstance(unit, type)
+    call: Any = getattr(unit, "__call__") if asks else unit  # noqa: B004, B009 (a class's own, not type's)
+    hints = typing.get_type_hints(call, include_extras=True)
+    columns = list(inspect.signature(call).parameters.values())
+    if asks:
+        columns = columns[2:]  # self and ask
+        setting_hints = typing.get_type_hints(unit.__init__, include_extras=True)
+        settings = list(inspect.signature(unit).parameters.values())
+    else:
+        setting_hints = hints
+        settings = [each for each in columns if each.kind is each.KEYWORD_ONLY]
+        columns = [each for each in columns if each.kind is not each.KEYWORD_ONLY]
+    if any(each.kind is not each.KEYWORD_ONLY for each in settings):
+        raise TypeError(f"stage {name!r}: the settings of a class stand after `*` in __init__")
+    for each, known in [*((c, hints) for c in columns), *((s, setting_hints) for s in settings)]:
+        if each.name not in known or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+            raise TypeError(f"stage {name!r}: {each} needs a type, and can't be * or **")
+    written = hints.get("return", Any)
+    parts = typing.get_args(written) if side else (written,)
+    if len(parts) != 1 + len(side):
+        raise TypeError(
+            f"stage {name!r}: with side columns {list(side)} it returns a tuple of {1 + len(side)}"
+        )
+    return Stage(
+        name=name,
+        unit=unit,
+        columns={c.name: Parameter(c.name, hints[c.name], c.default) for c in columns},
+        settings={s.name: Parameter(s.name, setting_hints[s.name], s.default) for s in settings},
+        side=side,
+        kinds=tuple(_kind(part) for part in parts),
+        asks=asks,
+        summary=(inspect.getdoc(unit) or "").partition("\n")[0],
+    )
+
+
+def _kind(annotation: Any) -> Kind:
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        kinds = {_kind(part) for part in typing.get_args(annotation) if part is not type(None)}
+        return kinds.pop() if len(kinds) == 1 else "any"
+    if annotation == Columns:
+        return "columns"
+    if annotation is Image:
+        return "image"
+    if annotation is str:
+        return "text"
+    if annotation in (int, float):
+        return "number"
+    if typing.get_origin(annotation) in (list, Sequence) and typing.get_args(annotation) == (str,):
+        return "texts"
+    return "any"
+
+
+def find(name: str) -> Stage | None:
+    """The stage of that name; `package/name` may come from an entry point in group `scalecap.stages`."""
+    _load_own()
+    if name not in _stages and "/" in name:
+        for entry in entry_points(group="scalecap.stages"):
+            if entry.module.partition(".")[0] == name.partition("/")[0]:
+                entry.load()
+    return _stages.get(name)
+
+
+def names() -> list[str]:
+    """All registered names, sorted."""
+    _load_own()
+    return sorted(_stages)
+
+
+def _load_own() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
