@@ -1,0 +1,84 @@
+import pytest
+
+from scalecap.engines.base import Choose, EngineError, Generate
+from scalecap.prompts import Template
+from scalecap.stages.verify import Verify, says_yes
+
+PROMPT = Template("Is '{{ text }}' true?")
+P_YES = {"a": 0.9, "b": 0.5, "c": 0.49, "d": 0.0}
+
+
+def p_yes(request):
+    return P_YES[request.prompt.text.split("'")[1]]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kept"),
+    [(0.5, ["a", "b"]), (0.0, ["a", "b", "c", "d"]), (0.95, []), (0.49, ["a", "b", "c"])],
+)
+async def test_choose_keeps_from_the_threshold_up(asking, image, threshold, kept):
+    asked = asking(p_yes)
+    texts, scores = await Verify(prompt=PROMPT, threshold=threshold)(
+        asked.ask, texts=["a", "b", "c", "d"], image=image
+    )
+    assert texts == kept
+    assert scores == [{"text": t, "p_yes": p, "kept": t in kept} for t, p in P_YES.items()]
+    assert asked.texts[0] == "Is 'a' true?"
+    assert all(isinstance(r, Choose) and r.prompt.image == image for r in asked.requests)
+
+
+async def test_sampled_reads_the_first_word(asking, image):
+    replies = {"Is 'a' true?": "Yes, it is.", "Is 'b' true?": "No, his eyes are closed."}
+    asked = asking(lambda request: replies[request.prompt.text])
+    texts, scores = await Verify(prompt=PROMPT, mode="sampled")(asked.ask, texts=["a", "b"], image=image)
+    assert texts == ["a"]
+    assert scores == [
+        {"text": "a", "p_yes": None, "kept": True},
+        {"text": "b", "p_yes": None, "kept": False},
+    ]
+    assert all(isinstance(r, Generate) and r.prompt.image == image for r in asked.requests)
+
+
+async def test_no_text_asks_nothing(asking, image):
+    asked = asking(p_yes)
+    assert await Verify(prompt=PROMPT)(asked.ask, texts=[], image=image) == ([], [])
+    assert asked.requests == []
+
+
+async def test_equal_texts_are_asked_once_and_kept_in_order(asking, image):
+    asked = asking(p_yes)
+    texts, scores = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "c", "a"], image=image)
+    assert texts == ["a", "a"]
+    assert len(scores) == 3
+    assert len(asked.requests) == 2
+
+
+async def test_the_first_failure_in_order_is_raised(asking, image):
+    def fail(request):
+        raise EngineError(request.prompt.text)
+
+    with pytest.raises(EngineError, match="Is 'a' true"):
+        await Verify(prompt=PROMPT)(asking(fail).ask, texts=["a", "b"], image=image)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1])
+def test_a_threshold_is_a_probability(threshold):
+    with pytest.raises(ValueError, match="is no probability"):
+        Verify(prompt=PROMPT, threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("reply", "yes"),
+    [
+        ("yes", True),
+        ("YES.", True),
+        ("  **Yes**, clearly", True),
+        ("no", False),
+        ("No, his eyes are closed", False),
+        ("Yesterday", False),
+        ("I say yes", False),
+        ("", False),
+    ],
+)
+def test_says_yes(reply, yes):
+    assert says_yes(reply) is yes

@@ -1,0 +1,199 @@
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from scalecap.asking import Asked, Counts, loops, seed
+from scalecap.cache import Cache
+from scalecap.engines.base import Chosen, EngineError, Generate, Generated, Image, Prompt, Sampling, Usage
+from scalecap.engines.scripted import Scripted
+
+RANDOM, GREEDY = Sampling(temperature=0.7), Sampling(temperature=0)
+GOOD = Generated("fine", "stop")
+CUT = Generated("cut", "length")
+LOOP = Generated("again and " * 20, "stop")
+
+
+class World:
+    """An engine by script, what it was asked, and an `ask` for the step "s"."""
+
+    def __init__(self, script, sampling=RANDOM, cache=None, run_seed=0):
+        self.requests, self.flags, self.counts = [], [], Counts()
+
+        def answer(request):
+            self.requests.append(request)
+            return script(request) if callable(script) else script[len(self.requests) - 1]
+
+        engine = Scripted(answer)
+        self.asked = Asked({"vlm": engine, "llm": engine}, cache, sampling, run_seed, self.counts)
+        self.ask = self.asked.ask("s", self.flags.append)
+
+
+@pytest.mark.parametrize(
+    ("replies", "kept", "flags"),
+    [
+        ([GOOD], GOOD, []),
+        ([CUT, GOOD], GOOD, []),
+        ([LOOP, GOOD], GOOD, []),
+        ([CUT, LOOP], CUT, ["truncated"]),
+        ([LOOP, CUT], CUT, ["truncated"]),
+        ([LOOP, LOOP], LOOP, ["looping"]),
+        ([CUT, Generated("later", "length")], CUT, ["truncated"]),
+    ],
+)
+async def test_a_faulty_random_reply_is_drawn_once_more_and_the_better_kept(replies, kept, flags):
+    world = World(replies)
+    assert await world.ask.generate("text") == kept
+    assert world.flags == flags
+    assert len(world.requests) == len(replies)
+    assert len({request.seed for request in world.requests}) == len(replies)
+    count = world.counts.steps["s"]
+    assert (count.requests, count.retried) == (len(replies), len(replies) - 1)
+    assert list(count.marks) == flags
+
+
+async def test_a_greedy_reply_is_never_drawn_again():
+    world = World([CUT], GREEDY)
+    assert await world.ask.generate("text") == CUT
+    assert world.flags == ["truncated"]
+    assert world.counts.total.retried == 0
+
+
+async def test_a_step_may_have_its_own_sampling():
+    world = World([CUT], RANDOM)
+    await world.ask.generate("text", sampling=GREEDY)
+    assert world.requests[0].sampling == GREEDY
+    assert world.requests[0].seed == 0
+
+
+async def test_equal_requests_in_flight_are_computed_once():
+    world = World(lambda _: 0.5)
+    first, _, twin = await asyncio.gather(
+        world.ask.choose("a"), world.ask.choose("b"), world.asked.ask("t", print).choose("a")
+    )
+    assert first == twin == Chosen((0.5, 0.5), usage=Usage(1, 0, 1))
+    assert len(world.requests) == 2
+    assert (world.counts.steps["s"].requests, world.counts.steps["s"].reused) == (2, 0)
+    assert (world.counts.steps["t"].requests, world.counts.steps["t"].reused) == (1, 1)
+    assert world.counts.total.prompt_tokens == 2
+    await world.ask.choose("a")
+    assert len(world.requests) == 3  # no cache: what is not in flight is computed
+
+
+async def test_who_gives_up_leaves_the_reply_to_the_others():
+    release = asyncio.Event()
+
+    async def slow(_):
+        await release.wait()
+        return 1.0
+
+    world = World(slow)
+    quitter, waiter = (asyncio.create_task(world.ask.choose("a")) for _ in range(2))
+    await asyncio.sleep(0)
+    quitter.cancel()
+    await asyncio.sleep(0)
+    release.set()
+    assert (await waiter).probabilities == (1, 0)
+
+
+async def test_an_error_reaches_all_who_wait_and_is_not_kept():
+    def fail(_):
+        raise EngineError("no")
+
+    world = World(fail)
+    results = await asyncio.gather(*(world.ask.choose("a") for _ in range(2)), return_exceptions=True)
+    assert [str(result) for result in results] == ["no", "no"]
+    with pytest.raises(EngineError):
+        await world.ask.choose("a")
+    assert len(world.requests) == 2
+
+
+async def test_abandon_cancels_what_is_in_flight():
+    cancelled = []
+
+    async def forever(_):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    world = World(forever)
+    waiting = asyncio.create_task(world.ask.choose("a"))
+    await asyncio.sleep(0.01)
+    await world.asked.abandon()
+    assert cancelled == [True]
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_second_run_reads_the_cache(tmp_path):
+    cache = Cache(tmp_path)
+    first, second = World(lambda _: "fine", cache=cache), World([], cache=cache)
+    reply = await first.ask.generate("a")
+    assert await second.ask.generate("a") == reply
+    assert second.counts.total.reused == 1
+    assert second.counts.total.generated_tokens == 0
+    cache.close()
+
+
+async def test_only_a_random_reply_depends_on_the_run_seed(tmp_path):
+    cache = Cache(tmp_path)
+    for run_seed in (1, 2):
+        for sampling, asked in ((RANDOM, 1), (GREEDY, int(run_seed == 1))):
+            world = World(lambda _: "fine", sampling, cache, run_seed)
+            await world.ask.generate("a")
+            assert len(world.requests) == asked
+    cache.close()
+
+
+async def test_tokens_are_counted_per_step():
+    world = World(lambda r: Generated("x", "stop", Usage(10, 4, 3)) if isinstance(r, Generate) else -1.0)
+    await asyncio.gather(world.ask.generate("a"), world.asked.ask("t", print).generate("b", model="llm"))
+    await world.ask.score("a b", "c d")
+    step, total = world.counts.steps["s"], world.counts.total
+    assert (step.requests, step.prompt_tokens, step.cached_tokens, step.generated_tokens) == (2, 14, 4, 3)
+    assert (total.requests, total.prompt_tokens, total.cached_tokens, total.generated_tokens) == (3, 24, 8, 6)
+
+
+PICTURE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))
+
+
+def test_a_seed_comes_from_content_alone():
+    drawn = {
+        seed(0, Prompt("a"), 0),
+        seed(1, Prompt("a"), 0),
+        seed(0, Prompt("b"), 0),
+        seed(0, Prompt("a"), 1),
+        seed(0, Prompt("a", PICTURE), 0),
+        seed(0, Prompt("a", OTHER), 0),
+    }
+    assert len(drawn) == 6
+    assert all(0 <= each < 2**31 for each in drawn)
+    assert seed(0, Prompt("a"), 0) == 264778168  # in every process
+
+
+@pytest.mark.parametrize(
+    ("text", "looping"),
+    [
+        ("", False),
+        ("A dog stands on the grass. " * 4 + "A", True),
+        ("A dog stands on the grass. " * 3, False),
+        ("First a tree. " + "A dog stands on the grass. " * 4 + "A dog sta", True),
+        ("A dog stands on the grass. " * 9 + "And that is all.", False),
+        ("ha" * 60, True),
+        ("ha" * 40, False),
+        ("一只狗。" * 25, True),
+        (" ".join(f"There are {n} dogs of {n * 7} kinds." for n in range(40)), False),
+    ],
+)
+def test_loops(text, looping):
+    assert loops(text) is looping
+
+
+@given(st.text(max_size=50), st.text(min_size=1, max_size=30).filter(str.strip), st.integers(0, 29))
+def test_a_chunk_said_often_enough_loops_wherever_it_is_cut(before, chunk, cut):
+    text = before + chunk * (5 + 101 // len(chunk)) + chunk[: cut % len(chunk)]
+    assert loops(text)

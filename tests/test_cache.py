@@ -1,0 +1,133 @@
+import sqlite3
+from dataclasses import replace
+
+import pytest
+from PIL import Image as Pillow
+
+from scalecap.cache import Cache, CacheError, key
+from scalecap.engines.base import (
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Image,
+    Prompt,
+    Sampling,
+    Score,
+    Scored,
+    Token,
+    Usage,
+)
+
+REPLIES = [
+    Generated("text “ü”", "stop", Usage(1, 2, 3)),
+    Chosen((0.25, 0.75), 0.5, Usage(4, 5, 6)),
+    Scored((Token(0, 2, -1.5), Token(2, 3, -0.5, 7.25)), Usage(8)),
+]
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_a_reply_comes_back_whole_at_once_and_from_the_file(tmp_path, reply):
+    cache = Cache(tmp_path / "new" / "folder")
+    assert cache.get("k") is None
+    cache.put("k", reply)
+    assert cache.get("k") == reply
+    cache.close()
+    again = Cache(tmp_path / "new" / "folder")
+    assert again.get("k") == reply
+    assert again.get("l") is None
+    again.close()
+
+
+def test_a_truncated_reply_is_not_kept(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put("k", Generated("cut", "length"))
+    assert cache.get("k") is None
+    cache.close()
+
+
+def test_two_runs_share_a_file(tmp_path):
+    one, two = Cache(tmp_path), Cache(tmp_path)
+    for n in range(1000):
+        (one, two)[n % 2].put(str(n), Generated(str(n), "stop"))
+    one.close()
+    two.close()
+    third = Cache(tmp_path)
+    assert all(third.get(str(n)) == Generated(str(n), "stop") for n in range(1000))
+    third.close()
+
+
+def test_nothing_stays_in_memory_once_it_is_written(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put("k", REPLIES[0])
+    cache.close()
+    assert cache._waiting == {}
+
+
+@pytest.mark.parametrize(
+    "value", ["{", "[]", "{}", '{"is": "Generated", "usage": [1]}', '{"is": "X", "usage": []}']
+)
+def test_a_damaged_value_is_computed_again(tmp_path, value):
+    cache = Cache(tmp_path)
+    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+        connection.execute("INSERT INTO replies VALUES ('k', ?)", (value,))
+    assert cache.get("k") is None
+    cache.close()
+
+
+def test_a_damaged_file_is_named_with_the_mend(tmp_path):
+    (tmp_path / "replies.sqlite").write_bytes(b"no data base at all " * 100)
+    with pytest.raises(CacheError, match=r"replies\.sqlite can't be opened .*: delete it.*cache=off"):
+        Cache(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"file/replies\.sqlite can't be opened"):
+        Cache(tmp_path / "file")
+
+
+def test_a_failing_write_is_warned_about_and_ends_nothing(tmp_path, caplog):
+    cache = Cache(tmp_path)
+    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+        connection.execute("DROP TABLE replies")
+    cache.put("k", REPLIES[0])
+    cache.close()
+    assert "1 replies could not be kept" in caplog.text
+
+
+IMAGE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))
+BASE = Generate(Prompt("text", IMAGE), Sampling(), 1)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        replace(BASE, seed=2),
+        replace(BASE, prompt=Prompt("text")),
+        replace(BASE, prompt=Prompt("text", OTHER)),
+        replace(BASE, prompt=Prompt("texts", IMAGE)),
+        replace(BASE, prompt=Prompt("text", IMAGE, "system")),
+        *(
+            replace(BASE, sampling=Sampling(**change))
+            for change in (
+                {"temperature": 0.0},
+                {"top_p": 0.5},
+                {"max_tokens": 1},
+                {"repetition_penalty": 1.1},
+            )
+        ),
+        Choose(BASE.prompt),
+        Choose(BASE.prompt, ("no", "yes")),
+        Score(BASE.prompt, "text"),
+        Score(BASE.prompt, "other"),
+    ],
+)
+def test_all_of_a_request_is_in_its_key(request_):
+    keys = {key("engine", BASE), key("engine", request_), key("other", BASE), key("other", request_)}
+    assert len(keys) == 4
+
+
+def test_equal_pixels_have_one_key():
+    twin = Image("abc", Pillow.new("RGB", (1, 1)))
+    assert key("engine", BASE) == key("engine", replace(BASE, prompt=Prompt("text", twin)))

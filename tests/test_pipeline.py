@@ -1,0 +1,588 @@
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+
+from scalecap import stages
+from scalecap.asking import Asked, Counts
+from scalecap.data import Row, RowError
+from scalecap.engines.base import Choose, EngineDead, EngineError, Generated, Image, PromptTooLong, Sampling
+from scalecap.engines.scripted import Scripted
+from scalecap.pipeline import Pipeline, PipelineError
+from scalecap.stages import Ask, stage
+
+STEPS: dict[str, dict[str, Any]] = {
+    "init_caption": {"stage": "caption", "prompt": "Caption."},
+    "sentences": {"stage": "split_sentences", "text": "init_caption"},
+    "golden": {"stage": "verify", "texts": "sentences", "prompt": "True: {{ text }}"},
+    "raw_questions": {"stage": "complete", "prompt": "Ask: {{ s }}", "variables": {"s": "golden"}},
+    "q_list": {"stage": "parse_questions", "text": "raw_questions"},
+    "raw_answers": {"stage": "answer", "questions": "q_list"},
+    "details": {
+        "stage": "verify",
+        "texts": "raw_answers",
+        "prompt": "Grounded: {{ text }}",
+        "threshold": 0.9,
+    },
+    "final": {
+        "stage": "fuse",
+        "prompt": "{{ context }}+{{ object_info }}",
+        "context": "golden",
+        "object_info": "details",
+        "position_info": "details",
+        "initial": "init_caption",
+    },
+}
+DATA = {"id": "text", "count": "number", "tags": "texts", "meta": "any"}
+DOG, DOG_AT = "Describe more details about the dog.", "Describe more details about the position of the dog."
+
+
+def changed(**steps: Any) -> dict[str, Any]:
+    """STEPS with some replaced; None removes a step."""
+    return {name: step for name, step in (STEPS | steps).items() if step is not None}
+
+
+def one(step: Any, name: str = "x") -> dict[str, Any]:
+    return {name: step}
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch):
+    stages.names()
+    monkeypatch.setattr(stages, "_stages", dict(stages._stages))
+
+
+# Building
+
+
+def test_the_plan_is_sorted_by_names_whatever_the_order_of_keys():
+    lines = [str(step) for step in Pipeline.build(STEPS, DATA).steps]
+    assert lines == [
+        "init_caption: caption([]) -> [init_caption]",
+        "sentences: split_sentences([init_caption]) -> [sentences]",
+        "golden: verify([sentences]) -> [golden, golden_scores]",
+        "raw_questions: complete([golden]) -> [raw_questions]",
+        "q_list: parse_questions([raw_questions]) -> [q_list]",
+        "raw_answers: answer([q_list]) -> [raw_answers]",
+        "details: verify([raw_answers]) -> [details, details_scores]",
+        "final: fuse([golden, details, init_caption]) -> [final]",
+    ]
+    backwards = Pipeline.build(dict(reversed(STEPS.items())), DATA)
+    assert [str(step) for step in backwards.steps] == lines
+
+
+def test_plan_tells_role_and_rendered_prompt():
+    plan = Pipeline.build(STEPS, DATA).plan()
+    assert "    asks vlm, with the picture\n    prompt:\n      | True: <text>\n" in plan
+    assert "-> [sentences]\n    no model\n" in plan
+    assert "-> [raw_questions]\n    asks llm\n    prompt:\n      | Ask: <golden>\n" in plan
+
+
+@pytest.mark.parametrize(
+    ("steps", "roles"),
+    [
+        (STEPS, {"vlm", "llm"}),
+        ({name: STEPS[name] for name in ("init_caption", "sentences", "golden")}, {"vlm"}),
+        (changed(raw_questions=STEPS["raw_questions"] | {"model": "vlm"}, final=None), {"vlm"}),
+        (one({"stage": "split_sentences", "text": "id"}), set()),
+    ],
+)
+def test_roles_are_only_those_asked(steps, roles):
+    assert Pipeline.build(steps, DATA).roles == roles
+
+
+def test_a_step_keeps_its_settings_defaults_too():
+    steps = changed(golden=STEPS["golden"] | {"threshold": 1, "sampling": {"temperature": 0}})
+    golden = Pipeline.build(steps, DATA, sampling=Sampling(max_tokens=9)).steps[2]
+    assert golden.settings["mode"] == "choose"
+    assert golden.settings["threshold"] == 1.0
+    assert golden.settings["sampling"] == Sampling(temperature=0, max_tokens=9)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        one({"stage": "split_sentences", "text": "id"}),
+        one({"stage": "split_sentences", "text": "meta"}),
+        one({"stage": "caption", "prompt": "p", "image": "image"}),
+        one({"stage": "complete", "prompt": "{{ a }}{{ b }}", "variables": {"a": "tags", "b": "count"}}),
+        changed(final=STEPS["final"] | {"initial": None, "fallback": "empty"}),
+        one({"stage": "caption", "prompt": "p", "sampling": None}),
+    ],
+)
+def test_valid(steps):
+    Pipeline.build(steps, DATA)
+
+
+def test_unknown_data_is_not_asked_for_columns():
+    steps = one({"stage": "split_sentences", "text": "who_knows"})
+    Pipeline.build(steps, None)
+    with pytest.raises(PipelineError, match="who_knows"):
+        Pipeline.build(steps, {})
+
+
+BAD = [
+    (one({"stage": "verfy"}), "x: unknown stage 'verfy'; nearest: verify"),
+    (one({"stage": "other/verify"}), "x: unknown stage 'other/verify'; nearest: verify"),
+    (one({"text": "id"}), "x: names no stage: write `x: {stage: …}`; there are: answer, caption, "),
+    (one("caption"), "x: names no stage"),
+    (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; nearest: rule"),
+    (
+        one({"stage": "split_sentences", "text": "id", "rule": "sed"}),
+        "x: rule: 'sed' is none of them; nearest: seed",
+    ),
+    (one({"stage": "parse_questions", "text": "id", "max_questions": "9"}), "max_questions: '9' is no int"),
+    (one({"stage": "parse_questions", "text": "id", "max_questions": True}), "max_questions: True is no int"),
+    (one({"stage": "caption"}), "caption needs 'prompt': write `prompt: ${prompts.<role>}`"),
+    (one({"stage": "caption", "prompt": 3}), "prompt: 3 is no text"),
+    (one({"stage": "caption", "prompt": "{{ a"}), "prompt: line 1: unexpected end"),
+    (
+        one({"stage": "caption", "prompt": "{{ text }}"}),
+        "prompt: unknown variable {{ text }}; there are none",
+    ),
+    (one({"stage": "caption", "prompt": "p", "model": "vml"}), "model: 'vml' is none of them; nearest: vlm"),
+    (one({"stage": "caption", "prompt": "p", "image": "photo"}), "image: there is no picture 'photo'"),
+    (
+        one({"stage": "caption", "prompt": "p", "sampling": {"temprature": 0}}),
+        "sampling: no such value 'temprature'; nearest: temperature",
+    ),
+    (
+        one({"stage": "caption", "prompt": "p", "sampling": {"temperature": "hot"}}),
+        "sampling: 'hot' is no float",
+    ),
+    (one({"stage": "caption", "prompt": "p", "sampling": 0}), "sampling: 0 is no mapping: write"),
+    (
+        changed(golden=STEPS["golden"] | {"prompt": "{{ txt }}"}),
+        "golden: prompt: unknown variable {{ txt }}; nearest: text",
+    ),
+    (
+        changed(golden=STEPS["golden"] | {"prompt": "{text}"}),
+        "golden: prompt: uses no variable: write {{ text }}",
+    ),
+    (changed(golden=STEPS["golden"] | {"threshold": 7}), "golden: threshold: 7.0 is no probability (0 to 1)"),
+    (
+        changed(raw_questions=STEPS["raw_questions"] | {"prompt": "{{ sentence }}"}),
+        "raw_questions: prompt: unknown variable {{ sentence }}; there are: s",
+    ),
+    (
+        changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "golden", "t": "golden"}}),
+        "raw_questions: prompt: the variable 't' is never used",
+    ),
+    (
+        changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "goldn"}}),
+        "variables.s: neither a step nor the data has 'goldn'; nearest: golden; write `variables.s: golden`",
+    ),
+    (changed(raw_questions=STEPS["raw_questions"] | {"variables": "golden"}), "'golden' is no mapping"),
+    (changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": 3}}), "3 is no column's name"),
+    (
+        changed(golden=STEPS["golden"] | {"texts": "sentenced"}),
+        "golden: texts: neither a step nor the data has 'sentenced'; nearest: sentences; "
+        "write `texts: sentences`",
+    ),
+    (changed(details=None), "final: object_info: neither a step nor the data has 'details'"),
+    (
+        one({"stage": "verify", "prompt": "{{ text }}"}),
+        "x: reads 'texts': write `texts: <column>`; there are: meta, tags",
+    ),
+    (
+        one({"stage": "complete", "prompt": "p"}),
+        "x: reads 'variables': write `variables: {<variable>: <column>}`",
+    ),
+    (
+        changed(q_list={"stage": "parse_questions", "text": "sentences"}),
+        "q_list: text: 'sentences' holds a list of texts, not a text",
+    ),
+    (one({"stage": "split_sentences", "text": "count"}), "text: 'count' holds a number, not a text"),
+    (
+        one({"stage": "split_sentences", "text": "id"}, "tags"),
+        "tags: writes the column 'tags', which the data has",
+    ),
+    (
+        changed(golden_scores={"stage": "split_sentences", "text": "id"}),
+        "writes the column 'golden_scores', which golden has too",
+    ),
+    (one({"stage": "split_sentences", "text": "id"}, "error"), "the name 'error' is taken by the output"),
+    (
+        {
+            "a": {"stage": "complete", "prompt": "{{ v }}", "variables": {"v": "b"}},
+            "b": {"stage": "complete", "prompt": "{{ v }}", "variables": {"v": "a"}},
+        },
+        "steps that wait for each other: ",
+    ),
+    (one({"stage": "split_sentences", "text": "x"}), "steps that wait for each other: x -> x"),
+    (
+        changed(final={name: value for name, value in STEPS["final"].items() if name != "initial"}),
+        "final: fallback: initial needs the column: write `initial: init_caption`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("steps", "message"), BAD, ids=range(len(BAD)))
+def test_bad(steps, message):
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.build(steps, DATA)
+    assert any(message in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_all_problems_come_at_once():
+    steps = changed(
+        golden=STEPS["golden"] | {"treshold": 0.5, "texts": "sentence"},
+        q_list={"stage": "parse_question", "text": "raw_questions"},
+        error={"stage": "split_sentences", "text": "id"},
+    )
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.build(steps, DATA, imports=["no_such_module_anywhere"])
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
+        "imports",
+        "q_list",
+        "error",
+        "golden",
+        "golden",
+    ]
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+
+
+def test_a_stage_from_an_imported_module(tmp_path, monkeypatch):
+    (tmp_path / "my_own_stages.py").write_text(
+        "from scalecap.stages import stage\n\n@stage\ndef shout(text: str) -> str:\n    return text.upper()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    steps = one({"stage": "my_own_stages/shout", "text": "id"})
+    assert str(Pipeline.build(steps, DATA, imports=["my_own_stages"]).steps[0]) == (
+        "x: my_own_stages/shout([id]) -> [x]"
+    )
+
+
+# Running
+
+
+def picture(index: int = 0) -> Image:
+    return Image(f"{index:x}", Pillow.new("RGB", (1, 1)))
+
+
+def row(index: int = 0, **columns: Any) -> Row:
+    return Row(index, {"id": str(index), **columns}, lambda: picture(index))
+
+
+def answer(request: Any) -> Any:
+    """A model that sees a dog; the second sentence and the answer about positions are wrong."""
+    text = request.prompt.text
+    if isinstance(request, Choose):
+        return {"True: A cat.": 0.2, "Grounded: It is left.": 0.8}.get(text, 0.95)
+    replies = {"Caption.": "A dog. A cat.", "Ask: A dog.": DOG, DOG: "It is brown.", DOG_AT: "It is left."}
+    return replies.get(text, f"fused {text}")
+
+
+async def go(steps, rows, script=answer, *, in_flight=4, stop=None, on_row=None):
+    """Finished rows by index, and the counts."""
+    finished, counts = [], Counts()
+    engine = Scripted(script)
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts)
+    pipeline = Pipeline.build(steps, None)
+    await pipeline.run(rows, asked, in_flight=in_flight, on_row=on_row or finished.append, stop=stop)
+    return sorted(finished, key=lambda each: each.index), counts
+
+
+async def test_a_row_goes_through_all_steps_of_the_seed():
+    (done,), counts = await go(STEPS, [row()])
+    assert done.columns == {
+        "id": "0",
+        "init_caption": "A dog. A cat.",
+        "sentences": ["A dog.", "A cat."],
+        "golden": ["A dog."],
+        "golden_scores": [
+            {"text": "A dog.", "p_yes": 0.95, "kept": True},
+            {"text": "A cat.", "p_yes": 0.2, "kept": False},
+        ],
+        "raw_questions": DOG,
+        "q_list": [DOG, DOG_AT],
+        "raw_answers": ["It is brown.", "It is left."],
+        "details": ["It is brown."],
+        "details_scores": [
+            {"text": "It is brown.", "p_yes": 0.95, "kept": True},
+            {"text": "It is left.", "p_yes": 0.8, "kept": False},
+        ],
+        "final": "fused A dog.+It is brown.",
+    }
+    assert (done.error, done.flags) == (None, {})
+    assert list(done.columns)[:3] == ["id", "init_caption", "sentences"]
+    assert {name: count.requests for name, count in counts.steps.items()} == {
+        "init_caption": 1,
+        "golden": 2,
+        "raw_questions": 1,
+        "raw_answers": 2,
+        "details": 2,
+        "final": 1,
+    }
+
+
+async def test_a_row_with_no_golden_sentence_asks_nothing_more():
+    (done,), counts = await go(STEPS, [row()], lambda r: 0.1 if isinstance(r, Choose) else "A cat.")
+    assert done.columns["golden"] == done.columns["q_list"] == done.columns["raw_answers"] == []
+    assert done.columns["raw_questions"] == ""
+    assert done.columns["final"] == "A cat."
+    assert done.flags == {"final": ["fallback"]}
+    assert counts.total.requests == 2
+    assert counts.total.marks == {"fallback": 1}
+
+
+async def test_flags_are_sorted_and_stand_once():
+    def script(request):
+        if isinstance(request, Choose):
+            return answer(request)
+        if request.prompt.text == DOG:
+            return Generated("and so on " * 40, "stop")
+        if request.prompt.text == DOG_AT:
+            return Generated("cut", "length")
+        return Generated(answer(request), "length" if request.prompt.text == "Caption." else "stop")
+
+    (done,), counts = await go(STEPS, [row()], script)
+    assert done.flags == {"init_caption": ["truncated"], "raw_answers": ["looping", "truncated"]}
+    assert counts.total.retried == 3
+
+
+def fail_at(text: str, error: Exception) -> Any:
+    def script(request):
+        if request.prompt.text == text:
+            raise error
+        return answer(request)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "record", "done_until"),
+    [
+        ("Caption.", EngineError("no"), ("init_caption", "engine", "no"), None),
+        (
+            "True: A cat.",
+            PromptTooLong(9, 8),
+            ("golden", "prompt_too_long", "the prompt has 9 tokens and the model's context is 8"),
+            "sentences",
+        ),
+        (DOG, ValueError("odd"), ("raw_answers", "ValueError", "odd"), "q_list"),
+    ],
+)
+async def test_a_failure_stays_in_its_row_with_the_columns_done(text, error, record, done_until):
+    def script(request):
+        return fail_at(text, error)(request) if not spared(request) else answer(request)
+
+    def spared(request):
+        return request.prompt.image is not None and request.prompt.image.hash == "1"
+
+    (failed, fine), _ = await go(STEPS, [row(0), row(1)], script)
+    assert failed.error == dict(zip(("step", "kind", "message"), record, strict=True))
+    assert list(failed.columns)[-1] == (done_until or "id")
+    assert fine.error is None
+    assert fine.columns["final"] == "fused A dog.+It is brown."
+
+
+async def test_steps_that_do_not_need_the_failed_one_go_on_and_the_first_in_order_is_told():
+    steps = {
+        "a": {"stage": "caption", "prompt": "slow"},
+        "b": {"stage": "caption", "prompt": "fast"},
+        "c": {"stage": "caption", "prompt": "Caption."},
+        "d": {"stage": "split_sentences", "text": "c"},
+        "e": {"stage": "split_sentences", "text": "b"},
+    }
+
+    async def script(request):
+        if request.prompt.text == "slow":
+            await asyncio.sleep(0.02)
+            raise EngineError("slow")
+        if request.prompt.text == "fast":
+            raise EngineError("fast")
+        return "A dog."
+
+    (done,), _ = await go(steps, [row()], script)
+    assert done.columns == {"id": "0", "c": "A dog.", "d": ["A dog."]}
+    assert done.error == {"step": "a", "kind": "engine", "message": "slow"}
+
+
+def bad_picture(error: Exception) -> Any:
+    def fail():
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("bad", "record"),
+    [
+        (
+            Row(0, {"id": "0"}, picture, RowError("json", "line 3 is no JSON")),
+            {"step": None, "kind": "json", "message": "line 3 is no JSON"},
+        ),
+        (
+            Row(0, {"id": "0"}, bad_picture(RowError("missing_file", "a.png is not there"))),
+            {"step": "image", "kind": "missing_file", "message": "a.png is not there"},
+        ),
+        (
+            Row(0, {"id": "0"}, bad_picture(OSError("odd"))),
+            {"step": "image", "kind": "OSError", "message": "odd"},
+        ),
+    ],
+)
+async def test_a_row_that_cannot_be_read_asks_nothing(bad, record):
+    (done, fine), counts = await go(STEPS, [bad, row(1)])
+    assert (done.columns, done.error, done.flags) == ({"id": "0"}, record, {})
+    assert fine.error is None
+    assert counts.steps["init_caption"].requests == 1
+
+
+async def test_a_column_that_only_some_rows_have():
+    steps = one({"stage": "split_sentences", "text": "note"})
+    (without, with_it), _ = await go(steps, [row(0), row(1, note="A dog. A cat.")])
+    assert without.error == {"step": "x", "kind": "missing_column", "message": "the row has no column 'note'"}
+    assert with_it.columns["x"] == ["A dog.", "A cat."]
+
+
+async def test_the_picture_is_opened_once_a_row_off_the_loop_and_only_if_read():
+    threads = []
+
+    def opening():
+        threads.append(threading.current_thread())
+        return picture()
+
+    await go(STEPS, [Row(0, {}, opening)])
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+    await go(one({"stage": "split_sentences", "text": "id"}), [Row(0, {"id": ""}, opening)])
+    assert len(threads) == 1
+
+
+async def test_no_more_rows_than_in_flight_are_read_or_open():
+    begun, ended = [], []
+
+    def rows():
+        for index in range(50):
+            begun.append(index)
+            assert len(begun) - len(ended) <= 4  # three in flight and the next one read
+            yield row(index)
+
+    async def script(request):
+        await asyncio.sleep(0)
+        return answer(request)
+
+    await go(STEPS, rows(), script, in_flight=3, on_row=lambda done: ended.append(done.index))
+    assert sorted(ended) == list(range(50))
+
+
+async def test_rows_do_not_wait_for_each_other_between_steps():
+    """The first row's caption takes until the second row is all done: no barrier between steps."""
+    second_done = asyncio.Event()
+    order = []
+
+    async def script(request):
+        if request.prompt.text == "Caption." and request.prompt.image.hash == "0":
+            await asyncio.wait_for(second_done.wait(), 5)
+        return answer(request)
+
+    def on_row(done):
+        order.append((done.index, done.error))
+        second_done.set()
+
+    await go(STEPS, [row(0), row(1)], script, on_row=on_row)
+    assert order == [(1, None), (0, None)]
+
+
+async def test_steps_of_a_row_that_need_not_wait_run_at_once():
+    steps = {name: {"stage": "caption", "prompt": name} for name in ("a", "b")}
+    both = asyncio.Barrier(2)
+
+    async def script(request):
+        await asyncio.wait_for(both.wait(), 5)
+        return "x"
+
+    (done,), _ = await go(steps, [row()], script)
+    assert done.error is None
+
+
+async def test_a_slow_reader_does_not_hold_up_the_loop():
+    first_done = threading.Event()
+
+    def rows():
+        yield row(0)
+        assert first_done.wait(5), "the loop stood still while the next row was read"
+        yield row(1)
+
+    await go(STEPS, rows(), on_row=lambda done: first_done.set())
+
+
+async def test_stop_finishes_rows_in_flight_and_starts_no_more():
+    stop = asyncio.Event()
+
+    async def script(request):
+        stop.set()
+        await asyncio.sleep(0.01)
+        return answer(request)
+
+    done, _ = await go(STEPS, (row(index) for index in range(100)), script, in_flight=2, stop=stop)
+    assert 1 <= len(done) <= 2
+    assert all(each.columns["final"] for each in done)
+
+
+async def test_a_dead_engine_ends_the_run():
+    cancelled = []
+
+    async def script(request):
+        if request.prompt.image.hash == "1":
+            raise EngineDead("gone")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(request.prompt.image.hash)
+            raise
+
+    with pytest.raises(EngineDead, match="gone"):
+        await go(STEPS, [row(0), row(1), row(2)], script)
+    assert "0" in cancelled
+
+
+async def test_what_rows_or_on_row_raise_ends_the_run():
+    def rows():
+        yield row(0)
+        raise OSError("disk")
+
+    def full(done):
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="disk"):
+        await go(STEPS, rows())
+    with pytest.raises(OSError, match="full"):
+        await go(STEPS, [row(0)], on_row=full)
+
+
+async def test_the_same_rows_give_the_same_requests_whatever_the_order():
+    def script_into(seen):
+        async def script(request):
+            await asyncio.sleep(0.001 * (len(seen) % 3))
+            seen.add((request.prompt.text, getattr(request, "seed", None)))
+            return answer(request)
+
+        return script
+
+    one_way, other_way = set(), set()
+    first, _ = await go(STEPS, [row(0), row(1), row(2)], script_into(one_way), in_flight=1)
+    second, _ = await go(STEPS, [row(2), row(1), row(0)], script_into(other_way), in_flight=3)
+    assert one_way == other_way
+    assert first == second
+
+
+async def test_a_stage_of_the_wrong_shape_fails_its_row():
+    @stage(name="t/short", side=["more"])
+    class Short:
+        async def __call__(self, ask: Ask, *, text: str) -> tuple[str, str]:
+            return ("only one",)  # type: ignore[return-value]
+
+    (done,), _ = await go(one({"stage": "t/short", "text": "id"}), [row()])
+    assert done.error is not None
+    assert (done.error["step"], done.error["kind"]) == ("x", "ValueError")
+
+
+async def test_no_rows_and_no_steps():
+    assert (await go(STEPS, []))[0] == []
+    (done,), _ = await go({}, [row()])
+    assert (done.columns, done.error) == ({"id": "0"}, None)
