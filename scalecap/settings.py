@@ -104,6 +104,8 @@ class PipelineSettings:
 
     steps: dict[str, Any] = field(default_factory=dict)
     """Free-form here: `scalecap.pipeline` binds each step to its stage and names what does not fit."""
+    imports: list[str] = field(default_factory=list)
+    """Modules to import first, which register stages of their own."""
 
 
 @dataclass
@@ -165,22 +167,29 @@ class Settings:
         return found
 
 
+class SettingsError(Exception):
+    """Values make no sense; the message names their keys."""
+
+
 def schema() -> DictConfig:
     """`Settings` as the typed config that YAML and command line are merged into."""
     node = OmegaConf.structured(Settings)
+    assert isinstance(node, DictConfig)
     OmegaConf.set_readonly(node.sampling, False)
     OmegaConf.set_struct(node.pipeline.steps, False)
     OmegaConf.set_struct(node.engine.args, False)
-    assert isinstance(node, DictConfig)
     return node
 
 
 def from_config(config: DictConfig) -> Settings:
     """The settings in a composed config, every interpolation resolved.
 
-    Raises OmegaConfBaseException for a key, type or interpolation that does not fit.
+    Raises SettingsError, or OmegaConfBaseException for a key, type or interpolation that does not fit.
     """
-    OmegaConf.resolve(config)
-    settings = OmegaConf.to_object(config)
+    # `+key=value` adds keys to a composed config unseen, so it is held against the schema once more.
+    typed = OmegaConf.merge(schema(), OmegaConf.create(OmegaConf.to_container(config)))
+    settings = OmegaConf.to_object(typed)
     assert isinstance(settings, Settings)
+    if problems := settings.problems():
+        raise SettingsError("\n  ".join(problems))
     return settings

@@ -1,0 +1,110 @@
+"""Opens engines by name, and keeps them as long as the process lives.
+
+An engine's file, and the heavy libraries it needs, are imported when it is opened, not before.
+"""
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from scalecap.engines.base import Engine, EngineError
+
+if TYPE_CHECKING:
+    from scalecap.settings import EngineSettings, ModelSettings
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = "scenes"
+"""Name of the model that comes with the package."""
+EXTRAS = {"transformers": "cpu", "vllm": "vllm", "openai": "openai"}
+"""What `pip install "scalecap[...]"` brings each engine's libraries."""
+
+T = TypeVar("T")
+
+
+def choose_engine(engine: "EngineSettings") -> tuple[str, str]:
+    """The engine that `engine=auto` takes on this machine, and why."""
+    if engine.base_url:
+        return "openai", "engine.base_url is given"
+    if find_spec("vllm") is None:
+        return "transformers", "vLLM is not installed"
+    try:
+        import torch
+    except ImportError:
+        return "transformers", "torch cannot be imported"
+    if torch.cuda.device_count() == 0:  # counts without starting CUDA in this process
+        return "transformers", "there is no GPU"
+    return "vllm", "a GPU and vLLM are here"
+
+
+async def open_engine(model: "ModelSettings", engine: "EngineSettings") -> Engine:
+    """The engine that `engine.name` asks for, loaded with the model.
+
+    Raises EngineError with one message and its mend when it can't be had.
+    """
+    name = engine.name
+    if name == "auto":
+        name, why = choose_engine(engine)
+        log.info("engine: %s, because %s", name, why)
+    if name not in EXTRAS:
+        raise EngineError(f"engine.name={name}: there are auto, {', '.join(sorted(EXTRAS))}")
+    if model.name == EMBEDDED and name != "openai":
+        model = replace(model, name=str(embedded_model()))
+    try:
+        module = importlib.import_module(f"{__name__}.{name}")
+        opened = await getattr(module, f"open_{name}")(model, engine)
+    except ModuleNotFoundError as error:
+        hint = f'pip install "scalecap[{EXTRAS[name]}]"'
+        raise EngineError(f"engine={name} needs the module {error.name}: {hint}") from error
+    assert opened is not None
+    engine_opened: Engine = opened
+    return engine_opened
+
+
+def embedded_model() -> Path:
+    """Folder of the embedded model. EngineError when the package came without it."""
+    folder = Path(__file__).resolve().parent.parent / "scenes" / "model"
+    if not (folder / "config.json").is_file():
+        raise EngineError(f"the embedded model is not in {folder}; train it: python -m scalecap.scenes.train")
+    return folder
+
+
+class Engines:
+    """The engines of this process and the event loop they live on.
+
+    A sweep's jobs share them: an engine stays open until a run needs other models, or the process ends.
+    """
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._open: dict[str, Engine] = {}
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work` to its end on the engines' loop."""
+        return self._runner.run(work)
+
+    async def by_role(
+        self, models: Mapping[str, "ModelSettings"], engine: "EngineSettings"
+    ) -> dict[str, Engine]:
+        """The engine of each role; equal settings share one. Others are closed first, for their memory."""
+        keys = {role: repr((model, engine)) for role, model in models.items()}
+        for key in self._open.keys() - keys.values():
+            await self._open.pop(key).close()
+        for role, model in models.items():
+            if keys[role] not in self._open:
+                self._open[keys[role]] = await open_engine(model, engine)
+        return {role: self._open[key] for role, key in keys.items()}
+
+    def close(self) -> None:
+        """Closes all engines and the loop; a later run opens them anew."""
+        try:
+            for key in list(self._open):
+                self._runner.run(self._open.pop(key).close())
+        finally:
+            self._runner.close()
+            self._runner = asyncio.Runner()

@@ -1,0 +1,85 @@
+"""How far a run is: a live bar on a terminal, else a line in the log now and then."""
+
+import logging
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from scalecap.asking import Counts
+
+log = logging.getLogger(__name__)
+console = Console(stderr=True)
+"""The screen for messages; results go to stdout."""
+LINE_SECONDS = 15.0
+
+
+def screen_handler() -> logging.Handler:
+    """Messages on the same screen as the bar; progress lines only where there is no bar."""
+    if not console.is_terminal:
+        return logging.StreamHandler()
+    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    handler.addFilter(lambda record: record.name != __name__)
+    return handler
+
+
+class Progress:
+    """Counts rows while they finish; a context manager."""
+
+    def __init__(self, total: int | None, counts: Counts, *, live: bool) -> None:
+        self.total, self.counts = total, counts
+        self.done = self.failed = self.reused = 0
+        self._begun = self._said = time.monotonic()
+        self._bar = Bar(
+            TextColumn("rows"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not (live and console.is_terminal),
+        )
+        self._task = self._bar.add_task("rows", total=total, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def reuse(self) -> None:
+        """A row that an earlier run finished."""
+        self.reused += 1
+        self._bar.advance(self._task)
+
+    def row(self, *, failed: bool) -> None:
+        """A row that ended now."""
+        self.failed += failed
+        self.done += not failed
+        self._bar.update(self._task, advance=1, note=self._note())
+        now = time.monotonic()
+        if now - self._said >= LINE_SECONDS:
+            self._said = now
+            log.info("%s", self)
+
+    def _note(self) -> str:
+        seconds = max(time.monotonic() - self._begun, 1e-6)
+        tokens = sum(count.generated_tokens for count in self.counts.steps.values())
+        rate = (self.done + self.failed) / seconds
+        return f"{rate:.2f} rows/s, {tokens / seconds:.0f} tokens/s, {self.failed} failed"
+
+    def __str__(self) -> str:
+        ended = self.done + self.failed + self.reused
+        of, left = "", ""
+        if self.total is not None:
+            of = f" of {self.total}"
+            seconds = time.monotonic() - self._begun
+            left = f", {(self.total - ended) * seconds / max(ended - self.reused, 1):.0f} s left"
+        return f"{ended}{of} rows, {self._note()}{left}"

@@ -1,0 +1,249 @@
+"""One run, start to end: the table of contents of the program."""
+
+import asyncio
+import atexit
+import itertools
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scalecap.asking import Asked
+from scalecap.cache import Cache, CacheError
+from scalecap.data import DataError, Row, Source, writer
+from scalecap.data.sources import open_source
+from scalecap.engines import EMBEDDED, Engines
+from scalecap.engines.base import Engine, EngineDead, EngineError
+from scalecap.journal import Journal, JournalError
+from scalecap.pipeline import Finished, Pipeline, PipelineError
+from scalecap.progress import Progress
+from scalecap.settings import Settings
+from scalecap.summary import Summary
+
+log = logging.getLogger(__name__)
+
+HOPELESS = 20
+"""So many rows failed and none done: the run stops."""
+CHANGES_NO_ROW = {
+    "": ("output", "check", "progress", "rows_in_flight", "cache"),
+    "data": ("limit", "allow_urls"),
+    "engine": ("concurrency", "batch_size", "timeout", "retries", "quiet"),
+}
+"""Settings that may change while a run goes on in the same folder."""
+
+process_engines = Engines()
+atexit.register(process_engines.close)
+
+
+class RunError(Exception):
+    """The run could not be done; the message says why and what to do."""
+
+
+def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, command: str = "") -> Summary:
+    """Captions a data set and writes the run's folder.
+
+    Args:
+        settings: all there is to set; `settings.output` is the run's folder.
+        engines: by role, in place of those that the settings name (tests, dry runs).
+        command: what was typed, for the record.
+
+    Raises:
+        RunError: nothing could be done. Rows that fail are counted in the summary instead.
+    """
+    summary = Summary(Path(settings.output), command)
+    try:
+        with summary.phase("check"):
+            source, pipeline = check(settings)
+            journal = Journal(summary.output, _config(settings))
+        with journal:
+            rows = _Rows(source, journal)
+            if rows.any():
+                process_engines.run(_caption(settings, pipeline, rows, engines, summary))
+            elif not rows.seen:
+                raise RunError(
+                    f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": ")
+                )
+            with summary.phase("write"):
+                _write(pipeline, rows, summary)
+    except (DataError, PipelineError, JournalError, EngineError, CacheError) as error:
+        raise RunError(str(error)) from error
+    return summary
+
+
+def check(settings: Settings) -> tuple[Source, Pipeline]:
+    """The data and the pipeline, all checked that can be without a model. DataError, PipelineError."""
+    source = open_source(settings.data)
+    if source.total == 0:
+        raise DataError(f"data={settings.data.source} has no rows")
+    pipeline = Pipeline.build(
+        settings.pipeline.steps,
+        source.columns,
+        imports=settings.pipeline.imports,
+        sampling=settings.sampling,
+    )
+    if not pipeline.steps:
+        raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
+    return source, pipeline
+
+
+def plan(settings: Settings) -> str:
+    """What a run would do, step by step. Raises RunError as the run would, before any model loads."""
+    try:
+        source, pipeline = check(settings)
+    except (DataError, PipelineError) as error:
+        raise RunError(str(error)) from error
+    models = settings.model.by_role()
+    lines = [
+        f"{source.total if source.total is not None else 'a stream of'} rows with {', '.join(source.columns)}"
+    ]
+    lines += [f"{role}: {models[role].name}" for role in sorted(pipeline.roles, reverse=True)]
+    return "\n".join([*lines, "", pipeline.plan(), "", "Nothing to complain about."])
+
+
+async def _caption(
+    settings: Settings,
+    pipeline: Pipeline,
+    rows: "_Rows",
+    engines: Mapping[str, Engine] | None,
+    summary: Summary,
+) -> None:
+    """Loads the models and takes the rows through the pipeline, each to the journal as it ends."""
+    models = {role: settings.model.by_role()[role] for role in pipeline.roles}
+    if settings.data.source != "scenes" and EMBEDDED in (model.name for model in models.values()):
+        summary.notes.append(
+            "The embedded model knows its own world (data=scenes) and nothing else: what it says about other"
+            " pictures means nothing. Take a real one for them, e.g. model=qwen2.5-vl-3b."
+        )
+        log.warning(summary.notes[-1])
+    with summary.phase("load"):
+        engines = engines or await process_engines.by_role(models, settings.engine)
+    summary.models = {role: engines[role].identity for role in models}
+    cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
+    asked = Asked(engines, cache, settings.sampling, settings.seed, summary.counts)
+    busy = max((engine.concurrency for engine in engines.values()), default=0)
+    progress = Progress(rows.source.total, summary.counts, live=settings.progress)
+    rows.on_reuse = progress.reuse
+    stop = asyncio.Event()
+
+    def on_row(finished: Finished) -> None:
+        rows.journal.append(_record(finished, pipeline))
+        progress.row(failed=finished.error is not None)
+        if progress.failed >= HOPELESS and not progress.done and not stop.is_set():
+            stop.set()
+            summary.status, summary.reason = "stopped", f"the first {progress.failed} rows all failed"
+
+    def on_signal() -> None:
+        summary.status = "interrupted"
+        log.warning("finishing the rows in flight; once more stops at once")
+
+    try:
+        with summary.phase("rows"), progress, _signals(stop, on_signal):
+            await pipeline.run(
+                rows,
+                asked,
+                in_flight=settings.rows_in_flight or max(4, busy // 4),
+                on_row=on_row,
+                stop=stop,
+            )
+    except (EngineDead, DataError) as error:
+        summary.status, summary.reason = "stopped", str(error)
+    finally:
+        if cache:
+            cache.close()
+    rows.complete = summary.status == "finished"
+
+
+class _Rows:
+    """The rows that are still to do; those that an earlier run finished are passed over."""
+
+    def __init__(self, source: Source, journal: Journal) -> None:
+        self.source, self.journal = source, journal
+        self.seen: list[int] = []
+        self.reused = 0
+        self.complete = True
+        self.on_reuse: Callable[[], None] = lambda: None
+        self._left = self._unfinished()
+
+    def _unfinished(self) -> Iterator[Row]:
+        for row in self.source:
+            self.seen.append(row.index)
+            if self.journal.done(row.index, row.columns):
+                self.reused += 1
+                self.on_reuse()
+            else:
+                yield row
+
+    def any(self) -> bool:
+        """Whether a row is left; it is not lost."""
+        first = list(itertools.islice(self._left, 1))
+        self._left = itertools.chain(first, self._left)
+        return bool(first)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._left
+
+
+def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
+    """The finished rows in input order, and the numbers."""
+    indices = rows.seen if rows.complete else sorted(rows.journal.indices)
+    columns = [column for step in pipeline.steps for column in step.writes]
+    writer.write(summary.output, lambda: rows.journal.records(indices), columns)
+    summary.reused = rows.reused
+    checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
+    summary.add_rows(rows.journal.records(indices), checks)
+    summary.write()
+
+
+def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
+    """The row as the journal keeps it, the input's columns apart from the steps'."""
+    written = {column for step in pipeline.steps for column in step.writes}
+    return {
+        "index": finished.index,
+        "input": {name: value for name, value in finished.columns.items() if name not in written},
+        "columns": {name: value for name, value in finished.columns.items() if name in written},
+        "flags": finished.flags,
+        "error": finished.error,
+    }
+
+
+def _config(settings: Settings) -> dict[str, Any]:
+    """The settings that determine the rows."""
+    config = asdict(settings)
+    for group, names in CHANGES_NO_ROW.items():
+        for name in names:
+            del (config[group] if group else config)[name]
+    return config
+
+
+@contextmanager
+def _signals(stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM sets `stop`, the second ends the block at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    asked_to_stop = False
+
+    def handle() -> None:
+        nonlocal asked_to_stop
+        if asked_to_stop and task is not None:
+            task.cancel()
+        asked_to_stop = True
+        stop.set()
+        on_signal()
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []  # only the main thread can have handlers
+    for each in signals:
+        loop.add_signal_handler(each, handle)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not asked_to_stop or task is None:
+            raise
+        task.uncancel()
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)

@@ -1,0 +1,176 @@
+"""What a run did, in numbers: `summary.json` and the last screen."""
+
+import json
+import os
+import platform
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from scalecap.asking import Counts
+
+LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
+
+Status = Literal["finished", "interrupted", "stopped"]
+"""`stopped`: every row failed from the start, or the engine or the data gave up."""
+
+
+@dataclass
+class Summary:
+    """A run in numbers. Rows, kept, dropped, flags and errors are of all rows in the folder; requests,
+    tokens and seconds are of this run alone."""
+
+    output: Path
+    command: str
+    status: Status = "finished"
+    reason: str = ""
+    """Why it stopped."""
+    notes: list[str] = field(default_factory=list)
+    """What the reader of the captions must know."""
+    done: int = 0
+    failed: int = 0
+    reused: int = 0
+    """Of the rows done: finished by an earlier run in the same folder."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: check, load, rows, write."""
+    kept: Counter[str] = field(default_factory=Counter)
+    """By step: texts that a check kept."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    flags: dict[str, Counter[str]] = field(default_factory=dict)
+    """By step and flag: rows that have it."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """By step, kind and message."""
+    counts: Counts = field(default_factory=Counts)
+    models: dict[str, str] = field(default_factory=dict)
+    """By role: the identity of what answered."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the seconds of the block."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
+
+    def add_rows(self, records: Iterable[Mapping[str, Any]], checks: Sequence[str]) -> None:
+        """Counts finished rows; `checks` are the steps with a side column `scores`."""
+        for record in records:
+            if record["error"] is None:
+                self.done += 1
+            else:
+                self.failed += 1
+                error = record["error"]
+                self.errors[f"{error['step'] or 'row'}: {error['kind']}: {error['message']}"] += 1
+            for step, flags in record["flags"].items():
+                self.flags.setdefault(step, Counter()).update(flags)
+            for step in checks:
+                for score in record["columns"].get(f"{step}_scores") or []:
+                    (self.kept if score["kept"] else self.dropped)[step] += 1
+
+    @property
+    def exit_code(self) -> int:
+        """0 every row done, 3 some rows failed, 1 none could be done, 130 interrupted."""
+        if self.status == "interrupted":
+            return 130
+        if self.status == "stopped" or not self.done:
+            return 1
+        return 3 if self.failed else 0
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with this run."""
+        given = "output=" in self.command
+        return self.command if given else f"{self.command} output={shlex.quote(str(self.output))}"
+
+    def write(self) -> None:
+        """Writes `summary.json` in the run's folder."""
+        total = self.counts.total
+        content = {
+            "status": self.status,
+            "reason": self.reason,
+            "notes": self.notes,
+            "rows": {"done": self.done, "failed": self.failed, "reused": self.reused},
+            "requests": {"asked": total.requests, "reused": total.reused, "retried": total.retried},
+            "tokens": {
+                "prompt": total.prompt_tokens,
+                "prompt_cached": total.cached_tokens,
+                "generated": total.generated_tokens,
+            },
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "checks": {
+                step: {"kept": self.kept[step], "dropped": self.dropped[step]}
+                for step in sorted(self.kept | self.dropped)
+            },
+            "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
+            "errors": dict(self.errors.most_common(100)),
+            "steps": {
+                name: {
+                    "requests": count.requests,
+                    "reused": count.reused,
+                    "prompt_tokens": count.prompt_tokens,
+                    "cached_tokens": count.cached_tokens,
+                    "generated_tokens": count.generated_tokens,
+                }
+                for name, count in self.counts.steps.items()
+            },
+            "models": self.models,
+            "versions": versions(),
+            "command": self.command,
+        }
+        part = self.output / "summary.json.part"
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, self.output / "summary.json")
+
+    def screen(self) -> str:
+        """The last screen: what was made, where, what was dropped, what to do next."""
+        total = self.counts.total
+        heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped"}
+        phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
+        reused = f" ({self.reused} from before)" if self.reused else ""
+        lines = [f"{heads[self.status]}: {self.done} rows captioned{reused}, {self.failed} failed; {phases}"]
+        lines += [f"  {self.reason}"] if self.reason else []
+        for step in sorted(self.kept | self.dropped):
+            lines.append(f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped")
+        for step, flags in sorted(self.flags.items()):
+            lines.append(
+                f"  {step}: " + ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
+            )
+        lines.append(
+            f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"
+            f" ({total.cached_tokens} cached), {total.generated_tokens} generated"
+        )
+        for message, count in self.errors.most_common(3):
+            lines.append(f"  {count} x {message}")
+        lines += [
+            f"  {self.output / 'captions.jsonl'}  one row a line",
+            f"  {self.output / 'dataset'}  the same for datasets.load_dataset",
+            f"  {self.output / 'summary.json'}  these numbers and more",
+        ]
+        lines += self.notes
+        if self.status != "finished" or self.failed:
+            lines += ["Next: go on, with the rows that failed tried again:", f"  {self.resume}"]
+        else:
+            lines += ["Next: read a row, with every step's column:", f"  {self._look()}"]
+        return "\n".join(lines)
+
+    def _look(self) -> str:
+        path = shlex.quote(str(self.output / "captions.jsonl"))
+        return f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
