@@ -1,0 +1,247 @@
+"""Forward passes of a transformers model over padded batches, with what requests share kept.
+
+Every row starts with a prefix (system turn and picture) whose keys and values are computed once
+and reused by all requests about that picture. Rows are padded on the left; masks and explicit
+positions make a row's result independent of its neighbours, up to floating point rounding.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from scalecap.engines.base import EngineError, Image, PromptTooLong, Sampling
+
+_KEPT = 32_768
+"""Tokens of prefixes kept: about 2 GB with a 7B model, 25 pictures of a megapixel."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What all requests about one picture share, computed."""
+
+    ids: list[int]
+    """Token ids; each token of the picture has one."""
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values, each (1, heads, tokens, size)."""
+    next: int
+    """Position of the token that follows (pictures take fewer positions than tokens)."""
+
+
+@dataclass
+class Rows:
+    """Keys and values of the rows that are being continued, padded on the left."""
+
+    layers: Any
+    """DynamicCache of (rows, heads, tokens, size)."""
+    mask: Tensor
+    """(rows, tokens): 1 at a row's own tokens, 0 at padding."""
+
+    def only(self, kept: list[int]) -> "Rows":
+        """The rows at these places, without columns that are padding in all of them."""
+        mask = self.mask[kept]
+        start = int(mask.any(0).int().argmax())
+        layers = [
+            (layer.keys[kept, :, start:], layer.values[kept, :, start:]) for layer in self.layers.layers
+        ]
+        return Rows(DynamicCache(layers), mask[:, start:])
+
+    def join(self, other: "Rows") -> "Rows":
+        """These rows and then the other's."""
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        pairs = zip(self.layers.layers, other.layers.layers, strict=True)
+        layers = [(_stack([a.keys, b.keys], width), _stack([a.values, b.values], width)) for a, b in pairs]
+        masks = [pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)]
+        return Rows(DynamicCache(layers), torch.cat(masks))
+
+
+def _stack(parts: list[Tensor], width: int) -> Tensor:
+    """(rows, heads, tokens, size) tensors in one, padded on the left to `width` tokens."""
+    return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
+
+
+class Network:
+    """A causal model of transformers, with or without eyes.
+
+    Args:
+        model: a loaded `…ForCausalLM` or `…ForImageTextToText`, in evaluation mode.
+        eyes: the image processor of the Qwen-VL families (patches and a grid); None: it sees nothing.
+        context: most tokens of prompt and reply together.
+    """
+
+    def __init__(self, model: Any, eyes: Any, context: int) -> None:
+        self._model = model
+        self._eyes = eyes
+        self.context = context
+        self._prefixes: OrderedDict[tuple[Any, ...], Prefix] = OrderedDict()
+
+    def prefix(self, ids: list[int], image: Image | None, rest: int) -> tuple[Prefix, bool]:
+        """The computed prefix of a prompt, and whether it was still there.
+
+        Args:
+            ids: token ids, the picture one token.
+            rest: tokens of the prompt that follow.
+
+        Raises:
+            PromptTooLong: they leave no room for one more token; nothing was computed.
+            EngineError: the model sees no pictures.
+        """
+        key = (image.hash if image else None, *ids)
+        found = self._prefixes.get(key)
+        inputs: dict[str, Tensor] = {}
+        if found:
+            ids = found.ids
+        elif image:
+            ids, inputs = self._look(ids, image)
+        if len(ids) + rest >= self.context:
+            raise PromptTooLong(len(ids) + rest, self.context)
+        prefix = self._prefixes[key] = found or self._read(ids, inputs)
+        self._prefixes.move_to_end(key)
+        while len(self._prefixes) > 1 and sum(len(kept.ids) for kept in self._prefixes.values()) > _KEPT:
+            self._prefixes.popitem(last=False)
+        return prefix, found is not None
+
+    def prefill(self, rows: Sequence[tuple[Prefix, list[int]]], keep: int = 1) -> tuple[Tensor, Rows]:
+        """Read what follows the prefixes.
+
+        Returns:
+            Logits at the last `keep` tokens of every row, (rows, keep, vocabulary), and the rows.
+        """
+        width = max(len(prefix.ids) for prefix, _ in rows)
+        length = max(len(ids) for _, ids in rows)
+        layers = [
+            tuple(_stack([prefix.layers[layer][part] for prefix, _ in rows], width) for part in (0, 1))
+            for layer in range(len(rows[0][0].layers))
+        ]
+        ids, positions, mask = [], [], []
+        for prefix, rest in rows:
+            padding = [0] * (length - len(rest))
+            ids.append(padding + rest)
+            positions.append(padding + list(range(prefix.next, prefix.next + len(rest))))
+            before = [0] * (width - len(prefix.ids)) + [1] * len(prefix.ids)
+            mask.append(before + padding + [1] * len(rest))
+        read = Rows(DynamicCache(layers), self._tensor(mask))
+        logits = self._forward(self._tensor(ids), keep, read, position_ids=self._tensor(positions))
+        return logits, read
+
+    def step(self, rows: Rows, tokens: list[int], positions: list[int]) -> Tensor:
+        """Read one more token in every row; returns logits (rows, vocabulary)."""
+        rows.mask = pad(rows.mask, (0, 1), value=1)
+        column = self._tensor([tokens]).T
+        return self._forward(column, 1, rows, position_ids=self._tensor([positions]).T)[:, -1]
+
+    def forget(self) -> None:
+        """Drop all kept prefixes and give the device's memory back."""
+        self._prefixes.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _look(self, ids: list[int], image: Image) -> tuple[list[int], dict[str, Tensor]]:
+        """Token ids with one for each of the picture's tokens, and the tensors that go with them."""
+        token = getattr(self._model.config, "image_token_id", None)
+        if self._eyes is None or token not in ids:
+            raise EngineError("this model sees no pictures: a step that shows it one needs another model")
+        seen = self._eyes(images=image.pixels, return_tensors="pt")
+        grid = seen["image_grid_thw"]
+        count = int(grid.prod()) // self._eyes.merge_size**2
+        place = ids.index(token)
+        ids = ids[:place] + [token] * count + ids[place + 1 :]
+        types = torch.tensor([[int(index == token) for index in ids]])
+        pixels = seen["pixel_values"].to(self._model.dtype)
+        inputs = {"pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": types}
+        return ids, {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
+
+    def _read(self, ids: list[int], inputs: dict[str, Tensor]) -> Prefix:
+        column = self._tensor([ids])
+        positions = torch.arange(len(ids), device=column.device)[None]
+        if inputs:
+            described = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
+            positions, _ = self._model.base_model.get_rope_index(column, **described)
+        read = Rows(DynamicCache(), torch.ones_like(column))
+        self._forward(column, 1, read, position_ids=positions, **inputs)
+        layers = [(layer.keys, layer.values) for layer in read.layers.layers]
+        return Prefix(ids, layers, int(positions.max()) + 1)
+
+    @torch.no_grad()
+    def _forward(self, ids: Tensor, keep: int, rows: Rows, **inputs: Tensor) -> Tensor:
+        """Logits (rows, keep, vocabulary); `rows.layers` grows by the tokens read."""
+        logits: Tensor = self._model(
+            input_ids=ids,
+            attention_mask=rows.mask,
+            past_key_values=rows.layers,
+            use_cache=True,
+            logits_to_keep=keep,
+            **inputs,
+        ).logits
+        return logits
+
+    def _tensor(self, values: list[list[int]]) -> Tensor:
+        return torch.tensor(values, device=self._model.device)
+
+    @staticmethod
+    def draw(
+        logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[set[int]], dice: Sequence[random.Random]
+    ) -> list[int]:
+        """One token a row: repetition penalty, then temperature, then top-p, by each row's own dice.
+
+        Args:
+            logits: (rows, vocabulary).
+            seen: token ids of prompt and reply so far, row by row; read where there is a penalty.
+            dice: rolled once in every row that is sampled, so that neighbours can't change a reply.
+        """
+        logits = logits.float()
+        for row, (sampling, ids) in enumerate(zip(samplings, seen, strict=True)):
+            if sampling.repetition_penalty != 1:
+                index = torch.tensor(list(ids), device=logits.device)
+                old = logits[row, index]
+                logits[row, index] = torch.where(
+                    old > 0, old / sampling.repetition_penalty, old * sampling.repetition_penalty
+                )
+        drawn = logits.argmax(-1)
+        hot = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+        if hot:
+
+            def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
+                return torch.tensor(values, device=logits.device, dtype=dtype)[:, None]
+
+            heat = column([samplings[row].temperature for row in hot])
+            ranked = (logits[hot] / heat).softmax(-1).sort(descending=True)
+            top_p = column([samplings[row].top_p for row in hot])
+            inside = ranked.values.cumsum(-1) - ranked.values < top_p
+            inside[:, 0] = True
+            # Back in the vocabulary's order: near ties may swap ranks between batches.
+            kept = torch.zeros_like(ranked.values).scatter(-1, ranked.indices, ranked.values * inside)
+            ladder = kept.double().cumsum(-1)
+            rolled = column([dice[row].random() for row in hot], torch.float64) * ladder[:, -1:]
+            drawn[hot] = torch.searchsorted(ladder, rolled, right=True).squeeze(-1)
+        tokens: list[int] = drawn.tolist()
+        return tokens
+
+    @staticmethod
+    def odds(logits: Tensor, told: list[list[int]]) -> tuple[tuple[float, ...], float]:
+        """Probability of each option among the options, and of all together.
+
+        Args:
+            logits: (vocabulary,).
+            told: token ids of each option.
+        """
+        logprobs = logits.float().log_softmax(-1)
+        options = torch.stack([logprobs[ids].logsumexp(-1) for ids in told])
+        return tuple(options.softmax(-1).tolist()), float(options.logsumexp(-1).exp().clamp(max=1))
+
+    @staticmethod
+    def rate(logits: Tensor, targets: list[int]) -> list[tuple[float, float]]:
+        """Log-probability and raw logit of each target.
+
+        Args:
+            logits: (targets, vocabulary).
+        """
+        logits = logits.float()
+        raw = logits[range(len(targets)), targets]
+        return list(zip((raw - logits.logsumexp(-1)).tolist(), raw.tolist(), strict=True))

@@ -1,0 +1,171 @@
+"""A model's folder: where it is, what it is, and what to say when it can't be had.
+
+Shared by the engines that load weights themselves.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scalecap.engines.base import EngineDead
+from scalecap.settings import ModelSettings
+
+_NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""Files that determine replies: configuration, weights, tokenizer, chat template."""
+
+
+class ModelError(EngineDead):
+    """The model can't be loaded; the message says the mend."""
+
+    kind = "model"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model on this machine."""
+
+    folder: Path
+    content: str
+    """`name@commit` of a hub model, `sha256:…` of a local folder's files, whatever its name."""
+    config: dict[str, Any]
+    """config.json, every `rope_scaling` mended."""
+    mended: dict[str, Any]
+    """The top-level entries of `config` that differ from the file: overrides for a loader of its own."""
+
+    def identity(self, model: ModelSettings, dtype: str) -> str:
+        """Name of all that determines replies: content, dtype, bounds of the picture's size."""
+        bounds = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
+        return " ".join([self.content, dtype, *(f"{key}={value}" for key, value in bounds.items() if value)])
+
+    def chat_template(self) -> str | None:
+        """The template kept beside the tokenizer; None when the tokenizer's own holds."""
+        if (file := self.folder / "chat_template.jinja").is_file():
+            return file.read_text("utf-8")
+        if (file := self.folder / "chat_template.json").is_file():
+            template: str | None = json.loads(file.read_text("utf-8")).get("chat_template")
+            return template
+        return None
+
+
+def find(model: ModelSettings) -> Weights:
+    """Resolve a local folder or a hub name, downloading what is not here yet.
+
+    Raises:
+        ModelError: no such folder or model, the hub can't be reached, or it is not a model.
+    """
+    local = Path(model.name).expanduser()
+    if local.is_dir():
+        folder, content = local.resolve(), None
+    elif model.name.startswith(("/", ".", "~")) or model.name.count("/") > 1:
+        raise ModelError(
+            f"no folder {model.name} (from {Path.cwd()}): set model.vlm.name to a model's folder"
+        )
+    else:
+        folder = _download(model)
+        content = f"{model.name}@{folder.name}"
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} holds no model: it has no config.json") from None
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON: {error}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} holds no *.safetensors: the weights are missing or in another format")
+    whole = mend_rope(config)
+    mended = {key: value for key, value in whole.items() if value != config[key]}
+    return Weights(folder, content or f"sha256:{_digest(folder)}", whole, mended)
+
+
+def mend_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a config in which every rope setting that has only a `type` has a `rope_type`."""
+
+    def mend(value: Any, key: str) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = {name: mend(inner, name) for name, inner in value.items()}
+        if key in ("rope_scaling", "rope_parameters") and "type" in value and "rope_type" not in value:
+            # Multimodal rope is the default rope with `mrope_section` set.
+            value["rope_type"] = "default" if value["type"] == "mrope" else value["type"]
+            del value["type"]
+        return value
+
+    mended: dict[str, Any] = mend(config, "")
+    return mended
+
+
+@contextmanager
+def loading(model: ModelSettings) -> Iterator[None]:
+    """Turn the failures that users meet while a model loads into one message with the mend.
+
+    Raises:
+        ModelError: in place of libraries that don't fit, out of memory and unreadable files.
+        ModuleNotFoundError: as it is, for the caller knows what to install.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if "nvjitlink" in f"{error} {error.__cause__}".lower():
+            raise ModelError(
+                "CUDA's libraries don't fit together, because LD_LIBRARY_PATH names others than torch's own "
+                f"({os.environ.get('LD_LIBRARY_PATH', '')}): run `unset LD_LIBRARY_PATH` and try again"
+            ) from error
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise
+        if out_of_memory(error):
+            raise ModelError(
+                f"{model.name} does not fit into the GPU's memory: take a smaller or a quantised one, "
+                "16 bits (model.vlm.dtype=bfloat16), a smaller model.vlm.max_context, or end what else runs"
+            ) from error
+        raise ModelError(f"{model.name} can't be loaded: {type(error).__name__}: {error}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is the device's memory running out, as torch or a child process of vLLM says it."""
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower()
+
+
+def _download(model: ModelSettings) -> Path:
+    """The hub's snapshot of a model; its folder is named by the commit."""
+    from huggingface_hub import errors, snapshot_download
+
+    name, asked = model.name, f" (revision {model.revision})" if model.revision else ""
+    patterns = [*_NEEDED, "*.py"] if model.trust_remote_code else [*_NEEDED]
+    try:
+        return Path(snapshot_download(name, revision=model.revision, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{name} asks for consent: accept its terms on the hub, then `hf auth login`"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        raise ModelError(
+            f"no folder {name} here (from {Path.cwd()}) and no such model on the hub{asked}; "
+            "a private one needs `hf auth login`"
+        ) from error
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise ModelError(
+            f"{name}{asked} is neither a folder here (from {Path.cwd()}) nor in the hub's local cache, and "
+            "the hub can't be reached: check the network, or fetch it elsewhere with "
+            f"`hf download {name} --local-dir DIR` and set model.vlm.name=DIR ({error})"
+        ) from error
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the files that determine replies; the folder's name has no part."""
+    files = sorted({file for pattern in (*_NEEDED, "*.py") for file in folder.glob(pattern)})
+
+    def digest(file: Path) -> str:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        lines = [f"{file.name} {sha}\n" for file, sha in zip(files, pool.map(digest, files), strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,130 @@
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scalecap.engines.weights import ModelError, find, loading, mend_rope
+from scalecap.settings import ModelSettings
+
+
+def test_a_renamed_folder_is_the_same_model(tiny_model: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "модель 3"
+    shutil.copytree(tiny_model, renamed)
+    one, other = find(ModelSettings(name=str(tiny_model))), find(ModelSettings(name=str(renamed)))
+    assert one.content == other.content
+    assert one.content.startswith("sha256:")
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"]
+)
+def test_another_content_is_another_model(tiny_model: Path, tmp_path: Path, file: str) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_model, changed)
+    with (changed / file).open("ab") as stream:
+        stream.write(b"\n")
+    assert find(ModelSettings(name=str(changed))).content != find(ModelSettings(name=str(tiny_model))).content
+
+
+def test_identity_names_what_changes_replies(tiny_model: Path) -> None:
+    model = ModelSettings(name=str(tiny_model))
+    weights = find(model)
+    small = ModelSettings(name=str(tiny_model), max_pixels=10_000)
+    assert (
+        len(
+            {
+                weights.identity(model, "float32"),
+                weights.identity(model, "bfloat16"),
+                weights.identity(small, "float32"),
+            }
+        )
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("rope", "mended"),
+    [
+        ({"type": "mrope", "mrope_section": [2]}, {"rope_type": "default", "mrope_section": [2]}),
+        ({"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope_type": "yarn", "type": "yarn"}, {"rope_type": "yarn", "type": "yarn"}),
+        (None, None),
+    ],
+)
+def test_rope_scaling_is_mended_at_any_depth(rope: object, mended: object) -> None:
+    assert mend_rope({"rope_scaling": rope, "text_config": {"rope_scaling": rope, "type": "x"}}) == {
+        "rope_scaling": mended,
+        "text_config": {"rope_scaling": mended, "type": "x"},
+    }
+
+
+def test_the_mend_stays_in_memory(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": [8, 12, 12]}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = find(ModelSettings(name=str(folder)))
+    assert weights.mended == {"rope_scaling": {"rope_type": "default", "mrope_section": [8, 12, 12]}}
+    assert json.loads((folder / "config.json").read_text()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "no folder ./nowhere"),
+        ("/a/b/c", "no folder /a/b/c"),
+        ("a b c", "no such model on the hub"),
+    ],
+)
+def test_a_missing_model_is_named(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        find(ModelSettings(name=name))
+
+
+def test_a_folder_that_is_no_model(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        find(ModelSettings(name=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        find(ModelSettings(name=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="safetensors"):
+        find(ModelSettings(name=str(tmp_path)))
+
+
+def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ModelError, match=r"can't be reached.*hf download some/model"):
+        find(ModelSettings(name="some/model"))
+
+
+class OutOfMemoryError(RuntimeError):
+    """torch's own, by its name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ImportError("libcusparse.so.12: undefined symbol: __nvJitLinkComplete_12_4"),
+            "unset LD_LIBRARY_PATH",
+        ),
+        (OutOfMemoryError("CUDA"), "does not fit into the GPU's memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "does not fit into the GPU's memory"),
+        (ValueError("odd"), "can't be loaded: ValueError: odd"),
+    ],
+)
+def test_failures_become_one_message(error: Exception, message: str) -> None:
+    with pytest.raises(ModelError, match=message), loading(ModelSettings(name="m")):
+        raise error
+
+
+def test_a_missing_library_is_the_callers_to_name() -> None:
+    with pytest.raises(ModuleNotFoundError, match="nothing_like_it"), loading(ModelSettings(name="m")):
+        import nothing_like_it  # noqa: F401
