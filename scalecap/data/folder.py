@@ -1,0 +1,73 @@
+"""`data=folder`: the pictures below a folder, in the order of their paths.
+
+Links to files are followed; links to folders are not, so there are no loops. Names that begin
+with a dot are left out.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from scalecap.data import DataError, Row, RowError
+from scalecap.data.images import open_image
+from scalecap.data.sources import Rows, needed_path, plain
+from scalecap.engines.base import Image
+from scalecap.settings import DataSettings
+
+SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+"""A file with another suffix is no picture here."""
+
+
+def open_folder(data: DataSettings) -> Rows:
+    """A row for each picture; its path relative to the folder is its one column. Raises DataError."""
+    folder = Path(needed_path(data)).expanduser().absolute()
+    if not folder.is_dir():
+        what = "is a file: data.path names the folder" if folder.is_file() else "does not exist"
+        raise DataError(f"{data.path!r} {what}; data=folder reads the pictures below a folder")
+    total = sum(1 for _ in _walk(folder))
+    if not total:
+        raise DataError(f"no picture below {data.path!r}: there is no file that ends in {' '.join(SUFFIXES)}")
+    return Rows({data.image: "text"}, total, partial(_rows, folder, data.image))
+
+
+def _rows(folder: Path, column: str) -> Iterator[Row]:
+    for index, (path, error) in enumerate(_walk(folder)):
+        columns = {column: plain(path.relative_to(folder).as_posix())}
+        yield Row(index, columns, partial(_open, path, error), error)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:
+    """Pictures in order; a folder that can't be read stands there itself, with the error."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        yield folder, RowError("unreadable_folder", f"can't read {str(folder)!r}: {error.strerror}")
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+        elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
+            yield Path(entry.path), None
+
+
+def _open(path: Path, error: RowError | None) -> Image:
+    if error is not None:
+        raise error
+    return open_image(path)

@@ -1,0 +1,162 @@
+"""`data=hub`: any Hugging Face data set, by its hub name or from local files.
+
+`data.path` is a hub name, a folder (parquet, webdataset tars, pictures, save_to_disk), or files by
+name or pattern (`shards/*.tar`). Pictures are read undecoded, so that a corrupt one fails its own
+row and not the iterator; with `data.streaming=true` nothing is downloaded ahead.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalecap.data import DataError, Row, RowError
+from scalecap.data.images import open_image
+from scalecap.data.sources import LOOK, Rows, kinds, nearest, needed_path, plain
+from scalecap.engines.base import Image
+from scalecap.settings import DataSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+_BUILDERS = {
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+}
+"""What reads files of each suffix; folders and hub names tell by themselves."""
+
+
+def open_hub(data: DataSettings) -> Rows:
+    """The rows of one split. Raises DataError: not there, not reachable, no such split or column."""
+    path = needed_path(data)
+    if not path.startswith(("hf://", "http://", "https://")):
+        path = str(Path(path).expanduser())
+    opened = _loaded(path, data)
+    total = _total(opened, data.split)
+    stream = opened if not hasattr(opened, "to_iterable_dataset") else opened.to_iterable_dataset()
+    if stream.features is None:
+        columns = kinds(plain(row) for row in _guarded(islice(stream, LOOK), path))
+    else:
+        columns = {name: _kind(feature) for name, feature in stream.features.items()}
+        stream = stream.decode(False)
+    if not columns or total == 0:
+        raise DataError(f"{path!r} has no rows in its split {data.split!r}")
+    if data.image not in columns:
+        raise DataError(
+            f"{path!r} has no column {data.image!r}; {nearest(data.image, columns)}"
+            f" Its columns are {', '.join(columns)}: data.image names the picture's"
+        )
+    return Rows(columns, total, partial(_rows, stream, path, data))
+
+
+def _loaded(path: str, data: DataSettings) -> "Dataset | IterableDataset":
+    import datasets
+    from huggingface_hub.errors import HFValidationError
+
+    where = Path(path)
+    local = where.exists()
+    if (where / "dataset_dict.json").is_file() or (where / "state.json").is_file():
+        saved = datasets.load_from_disk(path)
+        if not isinstance(saved, datasets.DatasetDict):
+            return saved
+        if data.split not in saved:
+            raise _no_split(path, data.split, list(saved))
+        return saved[data.split]
+    files = {}
+    builder = _BUILDERS.get(where.suffix)
+    if builder is not None and not where.is_dir():
+        if not local and not any(each in path for each in "*?[:"):
+            raise DataError(f"no such file: {path!r}; give a file, folder or hub name as data.path=…")
+        files = {"data_files": path}
+    elif not local and path.startswith(("/", "./", "../")):
+        raise DataError(f"no such folder: {path!r}; give a file, folder or hub name as data.path=…")
+    source = builder if files and builder else path
+    try:
+        return datasets.load_dataset(
+            source, data.name, revision=data.revision, split=data.split, streaming=data.streaming, **files
+        )
+    except (datasets.exceptions.DatasetNotFoundError, HFValidationError) as error:
+        raise DataError(
+            f"{path!r} is neither a local file or folder nor a data set on the hub that may be read:"
+            f" {error} (a gated one needs `hf auth login`)"
+        ) from error
+    except ConnectionError as error:
+        raise DataError(
+            f"the hub can't be reached for {path!r} ({error}): give data.path a local file or folder, or set"
+            " HF_HUB_OFFLINE=1 to use what was fetched before"
+        ) from error
+    except Exception as error:  # builders raise whatever their files make them raise
+        if isinstance(error, ValueError) and "split" in str(error):
+            names = datasets.get_dataset_split_names(source, data.name, revision=data.revision, **files)
+            if data.split not in names:
+                raise _no_split(path, data.split, names) from error
+        raise DataError(f"can't open {path!r}: {error} {error.__cause__ or ''}".rstrip()) from error
+
+
+def _no_split(path: str, split: str, names: list[str]) -> DataError:
+    return DataError(
+        f"{path!r} has no split {split!r}; {nearest(split, names)} Its splits are {', '.join(names)}"
+    )
+
+
+def _total(opened: "Dataset | IterableDataset", split: str) -> int | None:
+    if hasattr(opened, "num_rows"):
+        return int(opened.num_rows)
+    told = (opened.info.splits or {}).get(split)
+    return int(told.num_examples) or None if told is not None else None
+
+
+def _kind(feature: Any) -> str:
+    """A column's kind by its declared feature."""
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    if inner is not None:
+        return "texts" if _kind(inner) == "text" else "any"
+    dtype = str(getattr(feature, "dtype", ""))
+    if dtype.startswith(("string", "large_string")):
+        return "text"
+    return "number" if re.match(r"u?int\d|float\d", dtype) else "any"
+
+
+def _guarded(rows: Iterator[Any], path: str) -> Iterator[dict[str, Any]]:
+    """The rows; what their reader raises ends them as DataError."""
+    count = 0
+    try:
+        for row in rows:
+            yield row
+            count += 1
+    except Exception as error:  # readers raise whatever broken files make them raise
+        raise DataError(f"{path!r} can't be read on after {count} rows: {error}") from error
+
+
+def _rows(stream: "IterableDataset", path: str, data: DataSettings) -> Iterator[Row]:
+    where = Path(path)
+    folders = [where if where.is_dir() else where.parent, Path.cwd()] if where.exists() else [Path.cwd()]
+    index = -1
+    for index, row in enumerate(_guarded(iter(stream), path)):
+        cell = row.get(data.image)
+        columns = {name: plain(value) for name, value in row.items()}
+        yield Row(index, columns, partial(_open, cell, folders, data.allow_urls))
+    if index < 0:
+        raise DataError(f"{path!r} has no rows in its split {data.split!r}")
+
+
+def _open(cell: Any, folders: list[Path], allow_urls: bool) -> Image:
+    """The cell's picture; one that a streamed set names only by its place inside the set is read now."""
+    if isinstance(cell, Mapping) and cell.get("bytes") is None:
+        place = str(cell.get("path") or "")
+        schemes = re.findall(r"(\w+)://", place)
+        if schemes and set(schemes) <= {"hf", "zip", "tar", "gzip", "file"}:
+            import fsspec
+
+            try:
+                with fsspec.open(place, "rb") as file:
+                    cell = {"bytes": file.read(), "path": place}
+            except Exception as error:  # file systems raise their own kinds
+                raise RowError("missing_file", f"{place!r} could not be read: {error}") from error
+    return open_image(cell, folders=folders, allow_urls=allow_urls)

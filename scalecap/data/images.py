@@ -1,0 +1,211 @@
+"""Opens pictures: whatever a cell holds becomes upright, opaque, 8-bit RGB with a hash.
+
+Three rules of its own, stated once:
+
+- Transparent parts become white.
+- Grey levels deeper than 8 bits are scaled by their full scale, never clipped: 16-bit values by 65535;
+  32-bit integers above that by their own maximum; floats by 1, 255 or 65535, the first that
+  holds all values. Negative values are black.
+- A very thin picture is padded with white below or on the right until it is 100 times as long as
+  wide (processors refuse 200), after one longer than 20,000 pixels is scaled down to that. A picture
+  under 28 pixels on a side is enlarged by a whole factor, so that it fills at least one vision token.
+"""
+
+import hashlib
+import io
+import math
+import os
+import re
+import string
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from scalecap.data import RowError
+from scalecap.engines.base import Image
+
+THINNEST = 100
+LONGEST_THIN = 20_000
+LEAST_SIDE = 28
+URL_SECONDS = 30.0
+URL_BYTES = 64 * 2**20
+
+# Pillow warns of a bomb and goes on; here it is refused by its size, and the row tells.
+warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: Pillow.Transpose.ROTATE_180,
+    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: Pillow.Transpose.TRANSPOSE,
+    6: Pillow.Transpose.ROTATE_270,
+    7: Pillow.Transpose.TRANSVERSE,
+    8: Pillow.Transpose.ROTATE_90,
+}
+
+
+def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = False) -> Image:
+    """The picture in a cell: a path, bytes, `{"bytes", "path"}` or a Pillow image.
+
+    A relative path is looked for in `folders`, in order. A URL is fetched only with `allow_urls`.
+    Raises RowError, whose message names the file.
+    """
+    if isinstance(cell, Mapping) and cell.keys() & {"bytes", "path"}:
+        content, path = cell.get("bytes"), cell.get("path")
+        if isinstance(content, bytes | bytearray):
+            return _decoded(io.BytesIO(content), repr(path) if path else "the picture's bytes")
+        cell = path
+    if isinstance(cell, str | os.PathLike):
+        name = os.fspath(cell)
+        if name and is_url(name):
+            return _decoded(io.BytesIO(_fetched(name, allow_urls)), repr(_short(name)))
+        if name:
+            path = _found(name, folders)
+            try:
+                with path.open("rb") as file:
+                    return _decoded(file, repr(str(path)))
+            except OSError as error:
+                raise RowError("unreadable_image", f"can't read {str(path)!r}: {error.strerror}") from error
+    if isinstance(cell, bytes | bytearray):
+        return _decoded(io.BytesIO(cell), "the picture's bytes")
+    if isinstance(cell, Pillow.Image):
+        return _finished(cell, "the picture")
+    held = "nothing" if cell is None or cell == "" else f"{type(cell).__name__}: {_short(repr(cell))}"
+    raise RowError("bad_cell", f"the picture's cell holds {held}; it must hold a path or a picture's bytes")
+
+
+def is_url(name: str) -> bool:
+    """Whether the text is an address (`http://…`, `data:…`) and not a file's path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", name) is not None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def _found(name: str, folders: Sequence[Path]) -> Path:
+    """The file of that name; a name that begins with `/` is looked for nowhere else."""
+    places = [folder / name for folder in folders] or [Path(name)]
+    try:
+        for path in places:
+            if path.is_file():
+                return path
+        for path in places:
+            if path.exists():
+                what = "is a folder" if path.is_dir() else "is not a file"
+                raise RowError("unreadable_image", f"{str(path)!r} {what}")
+    except (OSError, ValueError) as error:
+        raise RowError("missing_file", f"{_short(name)!r} can't be a file's path: {error}") from error
+    looked = " or ".join(dict.fromkeys(repr(str(path)) for path in places))
+    raise RowError("missing_file", f"no such file: {looked}")
+
+
+def _fetched(url: str, allow_urls: bool) -> bytes:
+    if not allow_urls:
+        raise RowError("url_refused", f"{_short(url)!r} is a URL; data.allow_urls=true lets it be fetched")
+    if not url.lower().startswith(("http://", "https://", "data:")):
+        raise RowError("url_refused", f"{_short(url)!r}: only http, https and data URLs are fetched")
+    request = urllib.request.Request(
+        urllib.parse.quote(url, safe=string.punctuation), headers={"User-Agent": "scalecap"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=URL_SECONDS) as reply:
+            content: bytes = reply.read(URL_BYTES + 1)
+    except Exception as error:  # urllib raises OSError, HTTPException and ValueError for what servers send
+        raise RowError("url_failed", f"{_short(url)!r} could not be fetched: {error}") from error
+    if len(content) > URL_BYTES:
+        raise RowError("too_large", f"{_short(url)!r} sends more than {URL_BYTES // 2**20} MiB")
+    return content
+
+
+def _decoded(file: BinaryIO, name: str) -> Image:
+    if not file.read(1):
+        raise RowError("empty_file", f"{name} is empty (0 bytes)")
+    file.seek(0)
+    try:
+        # EPS is the one format for which Pillow starts another program.
+        Pillow.init()
+        with Pillow.open(file, formats=[each for each in Pillow.ID if each != "EPS"]) as picture:
+            return _finished(picture, name)
+    except RowError:
+        raise
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
+        raise RowError("too_large", f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise RowError("unreadable_image", f"{name} is not a picture in a format known here") from error
+    except Exception as error:  # decoders raise nearly anything on broken input
+        raise _broken(name, error) from error
+
+
+def _finished(picture: Pillow.Image, name: str) -> Image:
+    """The first frame as `Image`. Raises RowError, and what decoders raise."""
+    width, height = picture.size
+    most = Pillow.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        raise RowError("too_large", f"{name} has {width}×{height} pixels; at most {most} are decoded")
+    if not width * height:
+        raise RowError("unreadable_image", f"{name} has {width}×{height} pixels")
+    picture.load()
+    pixels = _fitted(_upright(_rgb(picture), picture))
+    digest = hashlib.blake2b(f"{pixels.width}x{pixels.height}:".encode(), digest_size=20)
+    digest.update(pixels.tobytes())
+    return Image(digest.hexdigest(), pixels)
+
+
+def _broken(name: str, error: Exception) -> RowError:
+    cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+    if cut:
+        return RowError("truncated_image", f"{name} is cut off: {error}")
+    return RowError("unreadable_image", f"{name} can't be decoded: {error or type(error).__name__}")
+
+
+def _rgb(picture: Pillow.Image) -> Pillow.Image:
+    if picture.mode.startswith(("I", "F")):
+        return _eight_bits(picture).convert("RGB")
+    if picture.has_transparency_data:
+        white = Pillow.new("RGBA", picture.size, "white")
+        return Pillow.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _eight_bits(picture: Pillow.Image) -> Pillow.Image:
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float32), posinf=0.0, neginf=0.0).clip(min=0)
+    top = float(values.max())
+    scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
+    full = next((scale for scale in scales if top <= scale), top)
+    return Pillow.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
+
+
+def _upright(pixels: Pillow.Image, source: Pillow.Image) -> Pillow.Image:
+    """Turned as the EXIF of `source` says; a broken EXIF says nothing."""
+    try:
+        turn = _UPRIGHT.get(source.getexif().get(_ORIENTATION, 1))
+    except Exception:  # metadata of any kind of brokenness must not cost the picture
+        turn = None
+    return pixels if turn is None else pixels.transpose(turn)
+
+
+def _fitted(pixels: Pillow.Image) -> Pillow.Image:
+    """Neither thinner nor smaller than models take: see the rules at the top."""
+    long, short = max(pixels.size), min(pixels.size)
+    if long > THINNEST * short:
+        if long > LONGEST_THIN:
+            ratio = LONGEST_THIN / long
+            width, height = (max(1, round(side * ratio)) for side in pixels.size)
+            pixels = pixels.resize((width, height), Pillow.Resampling.BOX)
+        least = math.ceil(max(pixels.size) / THINNEST)
+        canvas = Pillow.new("RGB", (max(pixels.width, least), max(pixels.height, least)), "white")
+        canvas.paste(pixels)
+        pixels = canvas
+    factor = math.ceil(LEAST_SIDE / min(pixels.size))
+    if factor > 1:
+        pixels = pixels.resize((pixels.width * factor, pixels.height * factor), Pillow.Resampling.NEAREST)
+    return pixels

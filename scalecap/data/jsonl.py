@@ -1,0 +1,83 @@
+"""`data=jsonl`: one JSON object a line, its picture's path under `data.image`.
+
+A line that can't be read is a row with an error; blank lines are none. Relative paths start at
+the file's own folder, and then at the working folder (`data.relative_to=cwd`: only there).
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from scalecap.data import DataError, Row, RowError
+from scalecap.data.images import open_image
+from scalecap.data.sources import LOOK, Rows, kinds, nearest, needed_path, plain
+from scalecap.engines.base import Image
+from scalecap.settings import DataSettings
+
+
+def open_jsonl(data: DataSettings) -> Rows:
+    """The rows of a JSON lines file (UTF-8). Raises DataError for a file that holds none."""
+    path = Path(needed_path(data)).expanduser()
+    if path.is_dir():
+        raise DataError(f"{str(path)!r} is a folder: name the file, or use data=folder for pictures in it")
+    try:
+        total = sum(1 for _ in _lines(path))
+    except OSError as error:
+        raise DataError(f"can't read {str(path)!r}: {error.strerror}; data.path names the file") from error
+    if not total:
+        raise DataError(f"{str(path)!r} holds no rows: write one JSON object a line")
+    folders = [Path.cwd()] if data.relative_to == "cwd" else [path.parent.absolute(), Path.cwd()]
+    rows = Rows({}, total, partial(_rows, path, data, folders))
+    looked = list(islice(rows, LOOK))
+    read = [row for row in looked if row.error is None or row.error.kind == "missing_key"]
+    if not read:
+        raise DataError(f"no line of {str(path)!r} is a row; {looked[0].error}")
+    if all(row.error for row in read):
+        raise DataError(f"{read[0].error}; data.image names the key of the picture")
+    return Rows(kinds(row.columns for row in read), total, rows.begin)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers from 1 on."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line := (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
+                yield number, line
+
+
+def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
+    for index, (number, line) in enumerate(_lines(path)):
+        where = f"line {number} of {str(path)!r}"
+        columns: dict[str, Any] = {}
+        try:
+            columns = _parsed(line, where)
+            if data.image not in columns:
+                hint = nearest(data.image, columns)
+                raise RowError("missing_key", f"{where} has no key {data.image!r}; {hint}")
+        except RowError as error:
+            yield Row(index, plain(columns), partial(_refuse, error), error)
+            continue
+        cell = columns[data.image]
+        if isinstance(cell, str) and cell.startswith("data:"):
+            columns[data.image] = None  # it is the pixels
+        opened = partial(open_image, cell, folders=folders, allow_urls=data.allow_urls)
+        yield Row(index, plain(columns), opened)
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RowError("invalid_json", f"{where} is not UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RowError("invalid_json", f"{where} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RowError("invalid_json", f"{where} is not a JSON object but a {type(value).__name__}")
+    return value
+
+
+def _refuse(error: RowError) -> Image:
+    raise error

@@ -1,0 +1,46 @@
+"""`data=scenes`: pictures of the embedded world with their truth."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from scalecap.data import Row
+from scalecap.data.images import open_image
+from scalecap.data.sources import Rows
+from scalecap.engines.base import Image
+from scalecap.settings import DataSettings
+
+if TYPE_CHECKING:
+    from scalecap.scenes.world import Scene
+
+
+def open_scenes(data: DataSettings) -> Rows:
+    """The packaged sample, or `data.count` generated scenes that were never trained on.
+
+    Columns: `image` (the picture's name) and `truth`. A generated picture is drawn when it is
+    opened. A `data.seed` without a count generates as many as the sample has.
+    """
+    from scalecap.data.jsonl import open_jsonl
+    from scalecap.scenes.world import SAMPLE
+
+    sample = open_jsonl(replace(data, path=str(SAMPLE / "truth.jsonl"), image="image", relative_to="file"))
+    if data.count is None and not data.seed:
+        return sample
+    count = data.count or sample.total or 0
+    return Rows({"image": "text", "truth": "any"}, count, partial(_rows, data.seed, count))
+
+
+def _rows(seed: int, count: int) -> Iterator[Row]:
+    from scalecap.scenes.world import sample, unseen
+
+    for index in range(count):
+        scene = sample(unseen(seed, index))
+        columns = {"image": f"scene-{scene.seed}.png", "truth": scene.truth()}
+        yield Row(index, columns, partial(_drawn, scene))
+
+
+def _drawn(scene: "Scene") -> Image:
+    from scalecap.scenes.world import render
+
+    return open_image(render(scene))

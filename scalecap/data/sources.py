@@ -1,0 +1,108 @@
+"""Opens the data set that the settings name, and what all sources share."""
+
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from scalecap.data import DataError, Row, Source
+from scalecap.settings import DataSettings
+
+SOURCES = ("jsonl", "folder", "hub", "scenes")
+LOOK = 64
+"""Rows looked at to know the columns of a source that does not declare them."""
+
+
+@dataclass
+class Rows:
+    """A source: what its rows hold, how many will come (None: not known), and how to begin."""
+
+    columns: Mapping[str, str]
+    total: int | None
+    begin: Callable[[], Iterator[Row]]
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.begin()
+
+
+def open_source(data: DataSettings) -> Source:
+    """The rows of `data.source`, the first `data.limit` of them. Raises DataError with the mend."""
+    match data.source:
+        case "jsonl":
+            from scalecap.data.jsonl import open_jsonl as open_rows
+        case "folder":
+            from scalecap.data.folder import open_folder as open_rows
+        case "hub":
+            from scalecap.data.hub import open_hub as open_rows
+        case "scenes":
+            from scalecap.data.scenes import open_scenes as open_rows
+        case _:
+            raise DataError(f"no data source is named {data.source!r}; {nearest(data.source, SOURCES)}")
+    rows = open_rows(data)
+    limit = data.limit
+    if limit is None:
+        return rows
+    total = None if rows.total is None else min(rows.total, limit)
+    return Rows(rows.columns, total, lambda: islice(rows, limit))
+
+
+def needed_path(data: DataSettings) -> str:
+    """`data.path`; DataError without one."""
+    if not data.path:
+        raise DataError(f"data={data.source} needs data.path=…: what to read")
+    return data.path
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(names) or 'nothing'}"
+
+
+def kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Kind of each column (`text`, `texts`, `number`, `any`) as a few rows show it; nulls say nothing."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            seen.setdefault(name, set()).update(() if value is None else (_kind(value),))
+    return {name: found.pop() if len(found) == 1 else "any" for name, found in seen.items()}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return "number"
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return "texts"
+    return "any"
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON and UTF-8 can hold it.
+
+    Pictures and other bytes are left out: `{"bytes", "path"}` (an undecoded media cell) becomes
+    `{"path"}`, or null without one. NaN and infinities become null, lone surrogates `?`, and what
+    JSON does not know (times, decimals) its text.
+    """
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        if value.keys() == {"bytes", "path"}:
+            return {"path": plain(value["path"])} if value["path"] else None
+        return {plain(str(name)): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return None
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+        return plain(value.tolist())
+    return plain(str(value))

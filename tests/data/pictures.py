@@ -1,0 +1,18 @@
+"""Encoded pictures for the tests of this folder."""
+
+import io
+from typing import Any
+
+from PIL import Image
+
+
+def picture(color: Any = "red", size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: Any) -> bytes:
+    """A picture of one colour; PNG unless `format` says otherwise."""
+    return encoded(Image.new(mode, size, color), **save)
+
+
+def encoded(image: Image.Image, **save: Any) -> bytes:
+    """The picture as a file's bytes; PNG unless `format` says otherwise."""
+    buffer = io.BytesIO()
+    image.save(buffer, **{"format": "PNG", **save})
+    return buffer.getvalue()

@@ -1,0 +1,44 @@
+import datetime
+import json
+from decimal import Decimal
+
+import numpy as np
+import pytest
+
+from scalecap.data import DataError
+from scalecap.data.sources import open_source, plain
+from scalecap.settings import DataSettings
+
+
+def test_an_unknown_source_names_the_nearest() -> None:
+    with pytest.raises(DataError, match="did you mean 'jsonl'"):
+        open_source(DataSettings(source="json"))
+
+
+@pytest.mark.parametrize("source", ["jsonl", "folder", "hub"])
+def test_a_path_is_needed(source: str) -> None:
+    with pytest.raises(DataError, match=rf"data={source} needs data\.path"):
+        open_source(DataSettings(source=source))
+
+
+def test_plain_is_json_without_pixels() -> None:
+    value = {
+        "image": {"bytes": b"\x89PNG", "path": "a.png"},
+        "other": [{"bytes": b"\x89PNG", "path": None}, b"raw"],
+        "when": datetime.date(2026, 1, 2),
+        "price": Decimal("1.50"),
+        "array": np.arange(4).reshape(2, 2),
+        "scalar": np.float32("nan"),
+        "pair": (1, True),
+        3: "é",
+    }
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
+        "image": {"path": "a.png"},
+        "other": [None, None],
+        "when": "2026-01-02",
+        "price": "1.50",
+        "array": [[0, 1], [2, 3]],
+        "scalar": None,
+        "pair": [1, True],
+        "3": "é",
+    }
