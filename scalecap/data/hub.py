@@ -39,7 +39,7 @@ def open_hub(data: DataSettings) -> Rows:
         path = str(Path(path).expanduser())
     opened = _loaded(path, data)
     total = _total(opened, data.split)
-    stream = opened if not hasattr(opened, "to_iterable_dataset") else opened.to_iterable_dataset()
+    stream = opened.to_iterable_dataset() if hasattr(opened, "to_iterable_dataset") else opened
     if stream.features is None:
         columns = kinds(plain(row) for row in _guarded(islice(stream, LOOK), path))
     else:
@@ -56,32 +56,14 @@ def open_hub(data: DataSettings) -> Rows:
 
 
 def _loaded(path: str, data: DataSettings) -> "Dataset | IterableDataset":
-    import datasets
+    from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HFValidationError
 
-    where = Path(path)
-    local = where.exists()
-    if (where / "dataset_dict.json").is_file() or (where / "state.json").is_file():
-        saved = datasets.load_from_disk(path)
-        if not isinstance(saved, datasets.DatasetDict):
-            return saved
-        if data.split not in saved:
-            raise _no_split(path, data.split, list(saved))
-        return saved[data.split]
-    files = {}
-    builder = _BUILDERS.get(where.suffix)
-    if builder is not None and not where.is_dir():
-        if not local and not any(each in path for each in "*?[:"):
-            raise DataError(f"no such file: {path!r}; give a file, folder or hub name as data.path=…")
-        files = {"data_files": path}
-    elif not local and path.startswith(("/", "./", "../")):
-        raise DataError(f"no such folder: {path!r}; give a file, folder or hub name as data.path=…")
-    source = builder if files and builder else path
     try:
-        return datasets.load_dataset(
-            source, data.name, revision=data.revision, split=data.split, streaming=data.streaming, **files
-        )
-    except (datasets.exceptions.DatasetNotFoundError, HFValidationError) as error:
+        return _load(path, data)
+    except DataError:
+        raise
+    except (DatasetNotFoundError, HFValidationError) as error:
         raise DataError(
             f"{path!r} is neither a local file or folder nor a data set on the hub that may be read:"
             f" {error} (a gated one needs `hf auth login`)"
@@ -92,11 +74,36 @@ def _loaded(path: str, data: DataSettings) -> "Dataset | IterableDataset":
             " HF_HUB_OFFLINE=1 to use what was fetched before"
         ) from error
     except Exception as error:  # builders raise whatever their files make them raise
-        if isinstance(error, ValueError) and "split" in str(error):
-            names = datasets.get_dataset_split_names(source, data.name, revision=data.revision, **files)
-            if data.split not in names:
-                raise _no_split(path, data.split, names) from error
         raise DataError(f"can't open {path!r}: {error} {error.__cause__ or ''}".rstrip()) from error
+
+
+def _load(path: str, data: DataSettings) -> "Dataset | IterableDataset":
+    import datasets
+
+    where = Path(path)
+    local = where.exists()
+    if (where / "dataset_dict.json").is_file() or (where / "state.json").is_file():
+        saved = datasets.load_from_disk(path)
+        if not isinstance(saved, datasets.DatasetDict):
+            return saved
+        if data.split not in saved:
+            raise _no_split(path, data.split, list(saved))
+        return saved[data.split]
+    builder = None if where.is_dir() else _BUILDERS.get(where.suffix)
+    if not local and not any(each in path for each in "*?[:"):
+        if builder:
+            raise DataError(f"no such file: {path!r}; give a file, folder or hub name as data.path=…")
+        if path.startswith(("/", "./", "../")):
+            raise DataError(f"no such folder: {path!r}; give a file, folder or hub name as data.path=…")
+    source = builder or path
+    more = {"revision": data.revision} | ({"data_files": path} if builder else {})
+    try:
+        return datasets.load_dataset(source, data.name, split=data.split, streaming=data.streaming, **more)
+    except ValueError as error:
+        names = datasets.get_dataset_split_names(source, data.name, **more)
+        if data.split.isidentifier() and data.split not in names:
+            raise _no_split(path, data.split, names) from error
+        raise
 
 
 def _no_split(path: str, split: str, names: list[str]) -> DataError:

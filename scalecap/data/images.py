@@ -103,7 +103,7 @@ def _found(name: str, folders: Sequence[Path]) -> Path:
                 what = "is a folder" if path.is_dir() else "is not a file"
                 raise RowError("unreadable_image", f"{str(path)!r} {what}")
     except (OSError, ValueError) as error:
-        raise RowError("missing_file", f"{_short(name)!r} can't be a file's path: {error}") from error
+        raise RowError("missing_file", f"{_short(name)!r} can't be looked up: {error}") from error
     looked = " or ".join(dict.fromkeys(repr(str(path)) for path in places))
     raise RowError("missing_file", f"no such file: {looked}")
 

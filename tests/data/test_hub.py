@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from scalecap.data import DataError, Row, RowError
@@ -14,8 +15,6 @@ from scalecap.data.sources import open_source
 from scalecap.settings import DataSettings
 
 from .pictures import picture
-
-datasets = pytest.importorskip("datasets")
 
 QUESTION = {"question": "Is there a dog?", "answer": "yes", "category": "entity"}
 COLUMNS = {
@@ -220,7 +219,7 @@ def test_what_can_not_be_opened(
         open_source(settings(write(tmp_path), streaming=streaming, **more))
 
 
-def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_out_of_reach() -> None:
     with pytest.raises(DataError, match=r"hub can't be reached .*local file or folder.*HF_HUB_OFFLINE=1"):
         open_source(settings("someone/something"))
 
@@ -229,7 +228,7 @@ def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_set(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "data").mkdir()
     bench(PICTURES).select([]).to_parquet(tmp_path / "data" / "train.parquet")
-    with pytest.raises(DataError, match="no rows|no data"):
+    with pytest.raises(DataError, match=r"no rows|no data"):
         list(open_source(settings(str(tmp_path / "data"), streaming=streaming)))
 
 

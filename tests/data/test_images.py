@@ -233,7 +233,7 @@ def test_cut_anywhere_is_a_row_error_or_a_picture(format: str, cut: int) -> None
         (".", "unreadable_image", "is a folder"),
         ("/dev/null", "unreadable_image", "not a file"),
         ("a\0b", "missing_file", "no such file"),
-        ("x" * 5000, "missing_file", "can't be a file's path"),
+        ("x" * 5000, "missing_file", "can't be looked up"),
         ("", "bad_cell", "nothing"),
         (None, "bad_cell", "nothing"),
         (7, "bad_cell", "int: 7"),
