@@ -1,4 +1,5 @@
 import sqlite3
+import time
 from dataclasses import replace
 
 import pytest
@@ -87,13 +88,22 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         Cache(tmp_path / "file")
 
 
-def test_a_failing_write_is_warned_about_and_ends_nothing(tmp_path, caplog):
+def test_a_failing_write_is_warned_about_and_later_ones_succeed(tmp_path, caplog):
     cache = Cache(tmp_path)
     with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
-        connection.execute("DROP TABLE replies")
+        connection.execute("ALTER TABLE replies RENAME TO hidden")
     cache.put("k", REPLIES[0])
-    cache.close()
+    deadline = time.monotonic() + 10
+    while cache._waiting and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert "1 replies could not be kept" in caplog.text
+    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+        connection.execute("ALTER TABLE hidden RENAME TO replies")
+    cache.put("l", REPLIES[1])
+    cache.close()
+    again = Cache(tmp_path)
+    assert (again.get("k"), again.get("l")) == (None, REPLIES[1])
+    again.close()
 
 
 IMAGE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))

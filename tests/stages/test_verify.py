@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from scalecap.engines.base import Choose, EngineError, Generate
@@ -53,12 +55,17 @@ async def test_equal_texts_are_asked_once_and_kept_in_order(asking, image):
     assert len(asked.requests) == 2
 
 
-async def test_the_first_failure_in_order_is_raised(asking, image):
-    def fail(request):
+async def test_the_first_failure_in_order_is_raised_once_all_have_ended(asking, image):
+    ended = []
+
+    async def fail(request):
+        await asyncio.sleep(0.02 if "'a'" in request.prompt.text else 0)
+        ended.append(request.prompt.text)
         raise EngineError(request.prompt.text)
 
     with pytest.raises(EngineError, match="Is 'a' true"):
         await Verify(prompt=PROMPT)(asking(fail).ask, texts=["a", "b"], image=image)
+    assert ended == ["Is 'b' true?", "Is 'a' true?"]
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1])
