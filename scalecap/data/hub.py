@@ -116,7 +116,8 @@ def _total(opened: "Dataset | IterableDataset", split: str) -> int | None:
     if hasattr(opened, "num_rows"):
         return int(opened.num_rows)
     told = (opened.info.splits or {}).get(split)
-    return int(told.num_examples) or None if told is not None else None
+    rows: int | None = told.num_examples if told is not None else None
+    return rows or None
 
 
 def _kind(feature: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
+import scalecap
 from scalecap.data import DataError, Row, RowError
 from scalecap.data.sources import open_source
 from scalecap.settings import DataSettings
@@ -249,4 +250,5 @@ def _each(source: Any, into: list[Row]) -> list[Row]:
 
 def test_the_library_is_imported_late() -> None:
     code = "import sys, scalecap.data.hub; sys.exit('datasets' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    root = Path(scalecap.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
