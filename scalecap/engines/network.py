@@ -147,7 +147,11 @@ class Network:
         token = getattr(self._model.config, "image_token_id", None)
         if self._eyes is None or token not in ids:
             raise EngineError("this model sees no pictures: a step that shows it one needs another model")
-        seen = self._eyes(images=image.pixels, return_tensors="pt")
+        try:
+            seen = self._eyes(images=image.pixels, return_tensors="pt")
+        except ValueError as error:
+            size = "x".join(map(str, image.pixels.size))
+            raise EngineError(f"the model can't be shown a picture of {size} pixels: {error}") from error
         grid = seen["image_grid_thw"]
         count = int(grid.prod()) // self._eyes.merge_size**2
         place = ids.index(token)

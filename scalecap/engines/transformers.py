@@ -16,7 +16,6 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from scalecap.engines import torchvision_cpu
 from scalecap.engines.base import (
     Choose,
     Chosen,
@@ -32,6 +31,7 @@ from scalecap.engines.base import (
     Usage,
 )
 from scalecap.engines.chat import Chat
+from scalecap.engines.cpu_build import mend
 from scalecap.engines.spelling import spellings
 from scalecap.engines.weights import ModelError, Weights, find, loading, out_of_memory
 from scalecap.settings import EngineSettings, ModelSettings
@@ -55,7 +55,7 @@ async def open_transformers(model: ModelSettings, engine: EngineSettings) -> "Tr
 def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
     weights = find(model)
     with loading(model):
-        torchvision_cpu.mend()
+        mend()
         transformers: Any = import_module("transformers")
         import torch
 

@@ -13,8 +13,10 @@ from scalecap.engines.base import Image
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random model of the real architecture, float32."""
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    from scalecap.engines.cpu_build import mend
     from scalecap.scenes.model import build
 
+    mend()
     return build(tmp_path_factory.mktemp("models") / "Any Name 7b")
 
 

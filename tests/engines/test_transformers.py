@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as Pillow
 
 from scalecap.engines.base import (
     Choose,
@@ -239,6 +240,18 @@ async def test_pixel_bounds_reach_the_processor(tiny_model: Path, picture: Pictu
     assert 4 + 2 <= usage.prompt_tokens - without.prompt_tokens <= 9 + 2
     assert "max_pixels=7056" in engine.identity
     await engine.close()
+
+
+async def test_odd_shapes(engine: TransformersEngine) -> None:
+    dot, strip = (Image(f"{size}", Pillow.new("RGB", size)) for size in ((1, 1), (20000, 30)))
+    prompts = [Prompt("yes?", dot), Prompt("yes?", strip), Prompt("yes?")]
+    seen, refused, text = await asyncio.gather(
+        *[engine.choose(Choose(prompt)) for prompt in prompts], return_exceptions=True
+    )
+    assert isinstance(refused, EngineError)
+    assert "20000x30" in str(refused)
+    assert not isinstance(seen, BaseException)
+    assert not isinstance(text, BaseException)
 
 
 async def test_a_failure_stays_its_own(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
