@@ -7,16 +7,17 @@ import pytest
 from PIL import Image as Pillow
 
 from scalecap.engines.base import Image
+from scalecap.engines.cpu_build import mend
+
+mend()  # before any test imports transformers, which remembers what it found
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random model of the real architecture, float32."""
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-    from scalecap.engines.cpu_build import mend
     from scalecap.scenes.model import build
 
-    mend()
     return build(tmp_path_factory.mktemp("models") / "Any Name 7b")
 
 
