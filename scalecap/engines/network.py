@@ -146,7 +146,10 @@ class Network:
         """Token ids with one for each of the picture's tokens, and the tensors that go with them."""
         token = getattr(self._model.config, "image_token_id", None)
         if self._eyes is None or token not in ids:
-            raise EngineError("this model sees no pictures: a step that shows it one needs another model")
+            raise EngineError(
+                "this model sees no pictures here (engine=transformers shows them to Qwen-VL and its kin): "
+                "the step needs another model, or engine=vllm"
+            )
         try:
             seen = self._eyes(images=image.pixels, return_tensors="pt")
         except ValueError as error:

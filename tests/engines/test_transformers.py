@@ -3,7 +3,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ TEXTS = ["Is it true?", "There is a cat on the left. " * 4, "狗é no", "\n\nyes
 Picture = Callable[[int], Image]
 
 
-@pytest.fixture
-async def engine(tiny_model: Path) -> AsyncIterator[TransformersEngine]:
-    opened = await open_transformers(ModelSettings(name=str(tiny_model)), EngineSettings())
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> Iterator[TransformersEngine]:
+    opened = asyncio.run(open_transformers(ModelSettings(name=str(tiny_model)), EngineSettings()))
     yield opened
-    await opened.close()
+    asyncio.run(opened.close())
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +279,7 @@ async def test_a_failure_stays_its_own(engine: TransformersEngine, monkeypatch: 
 async def test_out_of_memory_means_smaller_batches(
     engine: TransformersEngine, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine, "_batch", engine._batch)
     requests = mixed(picture)
     expected = [flat(await ask(engine, request))[0] for request in requests]
     prefill, step = engine._network.prefill, engine._network.step
