@@ -45,17 +45,19 @@ def main() -> int:
         # A check leaves nothing behind, and keeps the record of the run whose folder it names.
         nothing = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
         sys.argv = [*sys.argv, *nothing]
-    full_error = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing and exiting
+    short = "HYDRA_FULL_ERROR" not in os.environ
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through, where Hydra prints and exits
     try:
         job()
     except KeyboardInterrupt:
         return 130
     except (HydraException, OmegaConfBaseException) as error:
-        if full_error:
+        if not short:
             raise
         return _complain(error)
     finally:
+        if short:
+            del os.environ["HYDRA_FULL_ERROR"]
         process_engines.close()
     return max(codes, default=0, key=[0, 3, 1].index)
 

@@ -1,5 +1,6 @@
 """How far a run is: a live bar on a terminal, else a line in the log now and then."""
 
+import asyncio
 import logging
 import time
 from types import TracebackType
@@ -46,28 +47,35 @@ class Progress:
         self._task = self._bar.add_task("rows", total=total, note="")
 
     def __enter__(self) -> Self:
+        """Begins; needs a running event loop, which it keeps the bar going by."""
+        self._loop = asyncio.get_running_loop()
         self._bar.start()
+        self._tick()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._tick()
+        self._next.cancel()
         self._bar.stop()
 
     def reuse(self) -> None:
         """A row that an earlier run finished."""
         self.reused += 1
-        self._bar.advance(self._task)
 
     def row(self, *, failed: bool) -> None:
         """A row that ended now."""
         self.failed += failed
         self.done += not failed
-        self._bar.update(self._task, advance=1, note=self._note())
+
+    def _tick(self) -> None:
+        self._bar.update(self._task, completed=self.done + self.failed + self.reused, note=self._note())
         now = time.monotonic()
         if now - self._said >= LINE_SECONDS:
             self._said = now
             log.info("%s", self)
+        self._next = self._loop.call_later(0.5, self._tick)
 
     def _note(self) -> str:
         seconds = max(time.monotonic() - self._begun, 1e-6)
@@ -76,10 +84,10 @@ class Progress:
         return f"{rate:.2f} rows/s, {tokens / seconds:.0f} tokens/s, {self.failed} failed"
 
     def __str__(self) -> str:
+        of = left = ""
         ended = self.done + self.failed + self.reused
-        of, left = "", ""
         if self.total is not None:
             of = f" of {self.total}"
-            seconds = time.monotonic() - self._begun
-            left = f", {(self.total - ended) * seconds / max(ended - self.reused, 1):.0f} s left"
+            if fresh := ended - self.reused:
+                left = f", {(self.total - ended) * (time.monotonic() - self._begun) / fresh:.0f} s left"
         return f"{ended}{of} rows, {self._note()}{left}"

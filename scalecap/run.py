@@ -69,6 +69,7 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
                 )
             with summary.phase("write"):
                 _write(pipeline, rows, summary)
+        summary.write()
     except (DataError, PipelineError, JournalError, EngineError, CacheError) as error:
         raise RunError(str(error)) from error
     return summary
@@ -188,14 +189,13 @@ class _Rows:
 
 
 def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
-    """The finished rows in input order, and the numbers."""
+    """The finished rows in input order, counted."""
     indices = rows.seen if rows.complete else sorted(rows.journal.indices)
     columns = [column for step in pipeline.steps for column in step.writes]
     writer.write(summary.output, lambda: rows.journal.records(indices), columns)
     summary.reused = rows.reused
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
     summary.add_rows(rows.journal.records(indices), checks)
-    summary.write()
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

@@ -85,9 +85,13 @@ class Summary:
 
     @property
     def resume(self) -> str:
-        """The command that goes on with this run."""
-        given = "output=" in self.command
-        return self.command if given else f"{self.command} output={shlex.quote(str(self.output))}"
+        """The command that goes on with this run, or with its sweep."""
+        words = shlex.split(self.command)[3:]  # after python -m scalecap
+        sweep = "-m" in words or "--multirun" in words
+        key, folder = ("hydra.sweep.dir", self.output.parent) if sweep else ("output", self.output)
+        if any(word.startswith(f"{key}=") for word in words):
+            return self.command
+        return f"{self.command} {shlex.quote(f'{key}={folder}')}"
 
     def write(self) -> None:
         """Writes `summary.json` in the run's folder."""
@@ -158,6 +162,9 @@ class Summary:
             lines += ["Next: go on, with the rows that failed tried again:", f"  {self.resume}"]
         else:
             lines += ["Next: read a row, with every step's column:", f"  {self._look()}"]
+            if "data=" not in self.command:
+                own = "python -m scalecap model=qwen2.5-vl-3b data=folder data.path=DIR"
+                lines += ["or your own pictures, with a real model:", f"  {own}"]
         return "\n".join(lines)
 
     def _look(self) -> str:

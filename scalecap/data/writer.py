@@ -1,5 +1,6 @@
 """The finished rows as files: `captions.jsonl`, and a parquet data set that `datasets` loads."""
 
+import functools
 import itertools
 import json
 import os
@@ -72,39 +73,79 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
         yield batch
 
 
+class _Mixed(Exception):
+    """Values that share no type parquet has."""
+
+
+_EXACT = pa.int32()
+"""Stands for integers that are exact as floats too, while types are being found."""
+
+
 def _types(rows: Rows) -> dict[str, pa.DataType | None]:
     """The type of each column; None where its rows share none, so that it is JSON text."""
     types: dict[str, pa.DataType | None] = {}
-    for batch in _batches(rows()):
-        for name in dict.fromkeys(name for row in batch for name in row):
-            if name in types and types[name] is None:
-                continue
-            try:
-                found = pa.infer_type([row.get(name) for row in batch])
-                types[name] = _common(types[name], found) if name in types else found
-            except (pa.ArrowException, OverflowError):
-                types[name] = None
-    fixed = {"flags": None, "error": ERROR}
-    kept = {name: _settled(type_) for name, type_ in types.items() if name not in fixed}
-    return {**kept, **fixed}
+    for row in rows():
+        for name, value in row.items():
+            before = types.get(name, pa.null())
+            if before is not None:
+                try:
+                    types[name] = _common(before, _type(value))
+                except _Mixed:
+                    types[name] = None
+    found = {name: type_ and _settled(type_) for name, type_ in types.items()}
+    return {**found, "flags": None, "error": ERROR}
+
+
+def _type(value: Any) -> pa.DataType:
+    match value:
+        case None:
+            return pa.null()
+        case bool():
+            return pa.bool_()
+        case int() if abs(value) <= 2**53:
+            return _EXACT
+        case int() if -(2**63) <= value < 2**63:
+            return pa.int64()
+        case float():
+            return pa.float64()
+        case str():
+            return pa.string()
+        case list():
+            return pa.list_(functools.reduce(_common, map(_type, value), pa.null()))
+        case dict() if value:
+            return pa.struct([(name, _type(each)) for name, each in value.items()])
+    raise _Mixed
 
 
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type that holds both; ArrowException when there is none."""
-    schemas = [pa.schema([("", each)]) for each in (one, other)]
-    return pa.unify_schemas(schemas, promote_options="permissive").field("").type
+    """The type that holds both."""
+    if pa.types.is_null(one) or one == other:
+        return other
+    if pa.types.is_null(other):
+        return one
+    pair = {one, other}
+    if pair == {_EXACT, pa.int64()}:
+        return pa.int64()
+    if pair == {_EXACT, pa.float64()}:
+        return pa.float64()
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(_common(one.value_type, other.value_type))
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields = {field.name: field.type for field in one}
+        for field in other:
+            fields[field.name] = _common(fields.get(field.name, pa.null()), field.type)
+        return pa.struct(list(fields.items()))
+    raise _Mixed
 
 
-def _settled(type_: pa.DataType | None) -> pa.DataType | None:
-    """The type with text in place of unknown, or None where parquet can't hold it (an empty record)."""
-    if type_ is None:
-        return None
+def _settled(type_: pa.DataType) -> pa.DataType:
+    """The type with text in place of unknown."""
     if pa.types.is_null(type_):
         return pa.string()
+    if type_ == _EXACT:
+        return pa.int64()
     if pa.types.is_list(type_):
-        inner = _settled(type_.value_type)
-        return None if inner is None else pa.list_(inner)
+        return pa.list_(_settled(type_.value_type))
     if pa.types.is_struct(type_):
-        fields = [(field.name, _settled(field.type)) for field in type_]
-        return pa.struct(fields) if fields and all(inner is not None for _, inner in fields) else None
+        return pa.struct([(field.name, _settled(field.type)) for field in type_])
     return type_

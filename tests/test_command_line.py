@@ -1,0 +1,187 @@
+"""What is typed, and what comes back: exit codes, messages, folders."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+
+import scalecap.engines
+from scalecap.__main__ import CONF, main
+from scalecap.engines.base import EngineError
+from scalecap.engines.scripted import Scripted
+
+Typed = Callable[..., int]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> list[Any]:
+    """The models that were opened, each as a scripted engine."""
+    models: list[Any] = []
+
+    async def open_engine(model: Any, engine: Any) -> Scripted:
+        models.append(model)
+        return engines["vlm"]
+
+    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    return models
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, opened: list[Any]) -> Typed:
+    """Runs `python -m scalecap <words>` in this process; the exit code."""
+
+    def typed(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["scalecap", *words])
+        return main()
+
+    return typed
+
+
+def test_the_default_captions_the_sample(typed: Typed, opened: list[Any], tmp_path: Path, capsys: Any):
+    assert typed("data.limit=2") == 0
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert len((folder / "captions.jsonl").read_text().splitlines()) == 2
+    assert (folder / ".hydra" / "config.yaml").is_file()
+    assert "model" in (folder / ".hydra" / "config.yaml").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["command"] == "python -m scalecap data.limit=2"
+    assert [model.name for model in opened] == ["scenes"]  # one engine for both roles
+    out = capsys.readouterr().out
+    assert "2 rows captioned" in out
+    assert "captions.jsonl" in out
+
+
+def test_output_names_the_folder_and_going_on_is_the_same_command(
+    typed: Typed, opened: list[Any], tmp_path: Path
+):
+    assert typed("output=my run", "data.limit=1") == 0
+    assert typed("output=my run", "data.limit=1") == 0
+    assert len(opened) == 1
+    assert (tmp_path / "my run" / "captions.jsonl").is_file()
+    assert (tmp_path / "my run" / ".hydra").is_dir()
+
+
+def test_a_sweep_shares_the_engine(typed: Typed, opened: list[Any], tmp_path: Path):
+    assert typed("-m", "prompts/verify=seed,strict", "data.limit=1", "hydra.sweep.dir=sweep") == 0
+    assert len(opened) == 1
+    assert len(list((tmp_path / "sweep").glob("*/captions.jsonl"))) == 2
+
+
+def test_a_sweep_over_models_opens_each(typed: Typed, opened: list[Any]):
+    assert typed("-m", "model=scenes,qwen2.5-vl-3b", "data.limit=1") == 0
+    assert [model.name for model in opened] == ["scenes", "Qwen/Qwen2.5-VL-3B-Instruct"]
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails(typed: Typed, tmp_path: Path, capsys: Any):
+    words = ("pipeline.steps.golden_sentences.threshold=2,0.5", "data.limit=1", "hydra.sweep.dir=sweep")
+    assert typed("-m", *words) == 1
+    assert len(list((tmp_path / "sweep").glob("*/captions.jsonl"))) == 1
+    assert "threshold" in capsys.readouterr().err
+
+
+def test_failed_rows_give_3(typed: Typed, tmp_path: Path):
+    picture = tmp_path / "a.png"
+    Pillow.new("RGB", (30, 30)).save(picture)
+    (tmp_path / "rows.jsonl").write_text('{"image": "missing.png"}\n' + json.dumps({"image": str(picture)}))
+    assert typed("data=jsonl", "data.path=rows.jsonl") == 3
+
+
+def test_check_loads_nothing_and_leaves_nothing(typed: Typed, opened: list[Any], tmp_path: Path, capsys: Any):
+    before = set(tmp_path.rglob("*"))
+    assert typed("check=true") == 0
+    assert "golden_sentences: verify([sentences])" in capsys.readouterr().out
+    assert not opened
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("data.limt=3", "data.limt: no such key; nearest: data.limit"),
+        ("+data.limt=3", "data.limt: no such key; nearest: data.limit"),
+        ("sampling.temprature=0", "nearest: sampling.temperature"),
+        ("modle=scenes", "modle: no such key; nearest: model"),
+        ("model=scnes", "model=scnes: no such option; nearest: scenes"),
+        ("engine=vlm", "engine=vlm: no such option; nearest: vllm"),
+        ("prompts/verfy=strict", "nearest: prompts/verify"),
+        ("prompts/verify=stritc", "prompts/verify=stritc: no such option; nearest: strict"),
+        ("prompts.verfy=x", "nearest: prompts.verify"),
+        ("hydra.foo=1", "hydra.foo: no such key"),
+        ("data.limit=many", "data.limit: Value 'many' of type 'str' could not be converted to Integer"),
+        ("data.limit=0", "data.limit=0: must be 1 or more"),
+        ("sampling.top_p=2", "sampling.top_p=2.0: must be above 0 and at most 1"),
+        ("data.limit=[", "data.limit=["),
+        ("~model", "model.vlm.name=… must be given"),
+        ("data=jsonl", "data.path"),
+        ("data=jsonl data.path=nowhere.jsonl", "nowhere.jsonl"),
+        ("pipeline.steps.q_list.max_question=3", "nearest: max_questions"),
+        ("pipeline.steps.golden_sentences.prompt=${prompts.verfy}", "nearest: prompts.verify"),
+        ("-m output=x seed=1,2", "hydra.sweep.dir"),
+    ],
+)
+def test_a_mistake_gives_one_clear_message(
+    typed: Typed, opened: list[Any], capsys: Any, words: str, message: str
+):
+    assert typed(*words.split()) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not opened
+
+
+def test_a_mistake_in_a_users_file_is_named(typed: Typed, tmp_path: Path, capsys: Any):
+    mine = tmp_path / "mine" / "data"
+    mine.mkdir(parents=True)
+    (mine / "cats.yaml").write_text("source: folder\nlimt: 3\n")
+    assert typed("--config-dir=mine", "data=cats") == 1
+    assert "data.limt: no such key; nearest: data.limit" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_had_is_one_message(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    async def missing(model: Any, engine: Any) -> Scripted:
+        raise EngineError("no folder there")
+
+    monkeypatch.setattr(scalecap.engines, "open_engine", missing)
+    assert typed("data.limit=1") == 1
+    assert "error: no folder there" in capsys.readouterr().err
+
+
+def test_help_tells_what_each_group_offers(typed: Typed, capsys: Any):
+    with pytest.raises(SystemExit, match="0"):
+        typed("--help")
+    out = capsys.readouterr().out
+    assert out.count("    python -m scalecap") == 3
+    for group in ("data", "model", "pipeline", "prompts", "sampling", "engine", "cache"):
+        assert f"\n  {group} " in out
+        assert f"\n{group}: " in out
+
+
+@pytest.mark.parametrize(("word", "shown"), [("--cfg=job", "golden_sentences:"), ("--info", "model: scenes")])
+def test_the_config_can_be_read(typed: Typed, capsys: Any, word: str, shown: str):
+    assert typed(word) == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_it_works_from_any_folder_with_the_users_configs(tmp_path: Path):
+    mine = tmp_path / "mine" / "prompts" / "verify"
+    mine.mkdir(parents=True)
+    (mine / "careful.yaml").write_text("# @package prompts\nverify: 'Sure? {{ text }}'\n")
+    command = [sys.executable, "-m", "scalecap", "--config-dir=mine", "prompts/verify=careful", "check=true"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CONF.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| Sure? <text>" in done.stdout

@@ -1,0 +1,158 @@
+"""Every file under conf/ composes, says what it is, and makes a pipeline that runs."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image as Pillow
+
+from scalecap.__main__ import CONF
+from scalecap.engines.scripted import Scripted
+from scalecap.run import run
+from scalecap.settings import Settings
+from scalecap.stages.parse_questions import parse_questions
+
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+Compose = Callable[..., Settings]
+
+
+def test_the_glob_finds_the_groups():
+    assert {file.parts[0] for file in FILES if len(file.parts) > 1} >= {
+        "data",
+        "engine",
+        "model",
+        "pipeline",
+        "prompts",
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_each_file_composes_and_its_pipeline_runs(
+    file: Path, compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    overrides = ["progress=false", "data.limit=1"]
+    group = file.parent.as_posix()
+    if group != "." and not group.startswith("hydra"):
+        overrides.append(f"{group}={file.stem}")
+    if group == "data":
+        overrides += _data(file.stem, tmp_path)
+    summary = run(compose(*overrides), engines=engines)
+    assert (summary.done, summary.failed) == (1, 0)
+    assert summary.dropped == {"golden_sentences": 1}
+
+
+def _data(source: str, folder: Path) -> list[str]:
+    """A data set of one picture in the form that `data=<source>` reads."""
+    picture = folder / "pictures" / "one.png"
+    picture.parent.mkdir()
+    Pillow.linear_gradient("L").save(picture)
+    match source:
+        case "jsonl":
+            (folder / "rows.jsonl").write_text('{"image": "pictures/one.png"}\n')
+            return [f"data.path={folder}/rows.jsonl"]
+        case "folder":
+            return [f"data.path={picture.parent}"]
+        case "hub" | "capsbench":
+            rows = datasets.Dataset.from_dict({"image": [str(picture)]}).cast_column(
+                "image", datasets.Image()
+            )
+            rows.to_parquet(folder / "parquet" / "train.parquet")
+            return [f"data.path={folder}/parquet"]
+    return []
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_each_file_opens_as_a_page_whose_commands_compose(file: Path, compose: Compose):
+    lines = [
+        line.removeprefix("# ") for line in (CONF / file).read_text().splitlines() if line.startswith("# ")
+    ]
+    if lines[0].startswith("@package"):
+        lines = lines[1:]
+    assert lines[0].endswith(".") or lines[0].endswith("?")
+    starts = [line.split(":")[0] for line in lines[1:4]]
+    assert starts == ["Needs", "Command", "Override"]
+    for line in lines[2:4]:
+        program, *words = shlex.split(line.split(":", 1)[1])[2:]
+        assert program == "scalecap"
+        compose(*(word for word in words if not word.startswith(("--", "output="))))
+
+
+SEED = "Describe the fine-grained content of the image"
+COMPACT = "Describe the picture."
+
+
+@pytest.mark.parametrize(
+    ("overrides", "caption", "verify"),
+    [
+        ("", COMPACT, "Is it true?"),
+        ("model=scenes prompts=seed", SEED, "Given the image"),
+        ("prompts=seed", SEED, "Given the image"),
+        ("prompts/verify=strict", COMPACT, "Check this"),
+        ("prompts=seed prompts/verify=strict", SEED, "Check this"),
+        ("model=scenes prompts=compact prompts/verify=seed", COMPACT, "Given the image"),
+        ("model=qwen2.5-vl-3b", SEED, "Given the image"),
+        ("model=qwen2.5-vl-7b prompts/verify=strict", SEED, "Check this"),
+        ("model=qwen2.5-vl-7b prompts=compact", COMPACT, "Is it true?"),
+        ("model.vlm.name=/models/mine prompts.caption=What?", "What?", "Is it true?"),
+    ],
+)
+def test_prompts_follow_the_model_unless_told(compose: Compose, overrides: str, caption: str, verify: str):
+    prompts = compose(*overrides.split()).prompts
+    assert prompts["caption"].startswith(caption)
+    assert prompts["verify"].startswith(verify)
+
+
+def test_compact_prompts_are_those_the_embedded_model_was_taught(compose: Compose):
+    assert compose().prompts == {
+        "caption": "Describe the picture.",
+        "verify": "Is it true? {{ text }} Answer yes or no.",
+        "verify_details": "Is it true? {{ text }} Answer yes or no.",
+        "questions": "List the things in: {{ sentence }}",
+        "fuse": "Join into one description:\n{{ context }}\n{{ object_info }}"
+        "{% if position_info != object_info %}\n{{ position_info }}{% endif %}",
+    }
+
+
+def test_seed_prompts_are_the_seeds(compose: Compose):
+    prompts = compose("prompts=seed").prompts
+    assert prompts["caption"] == (
+        "Describe the fine-grained content of the image, including scenes, objects, relationships,"
+        " instance location, and any text present."
+    )
+    assert prompts["verify"] == (
+        "Given the image, is the description '{{ text }}' directly supported by visual evidence?"
+        " Answer strictly yes or no."
+    )
+    assert prompts["verify_details"] == (
+        "Given the image, is the statement '{{ text }}' grounded in the image and not generic?"
+        " Answer strictly yes or no."
+    )
+    asked = parse_questions(prompts["questions"], max_questions=100)
+    assert {"Describe more details about the bedroom.", "Describe more details about the lemons."} <= set(
+        asked
+    )
+    assert prompts["questions"].count("Instructions:") == 6
+    assert prompts["questions"].endswith("Sentence:\n{{ sentence }}\nInstructions:")
+
+
+def test_the_llm_is_the_vlm_unless_told(compose: Compose):
+    one = compose("model=qwen2.5-vl-3b", "model.vlm.revision=abc").model.by_role()
+    assert one["llm"] is one["vlm"]
+    two = compose("model=qwen2.5-vl-3b", "model.llm.name=other").model.by_role()
+    assert (two["vlm"].name, two["llm"].name) == ("Qwen/Qwen2.5-VL-3B-Instruct", "other")
+
+
+def test_the_seed_splits_as_the_seed_does(compose: Compose):
+    steps = compose("pipeline=seed").pipeline.steps
+    assert steps["sentences"]["rule"] == "seed"
+    assert steps["golden_sentences"]["mode"] == steps["final_details"]["mode"] == "choose"
+
+
+def test_a_users_folder_adds_options(compose: Compose, tmp_path: Path):
+    mine = tmp_path / "mine" / "prompts" / "verify" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# @package prompts\nverify: 'Sure? {{ text }}'\n")
+    settings = compose("prompts/verify=mine", config_dir=tmp_path / "mine")
+    assert settings.prompts["verify"] == "Sure? {{ text }}"

@@ -1,0 +1,305 @@
+"""Whole runs of the real configs on the scripted engine."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image as Pillow
+
+from scalecap import progress
+from scalecap.engines.base import EngineDead, EngineError, Generate, Request
+from scalecap.engines.scripted import Scripted
+from scalecap.run import RunError, plan, run
+from scalecap.settings import Settings
+from scalecap.summary import Summary
+
+Compose = Callable[..., Settings]
+Engines = dict[str, Scripted]
+Answer = Callable[[Request], str | float]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., str]:
+    """Makes a JSONL of `count` pictures; those in `broken` are text named .png."""
+
+    def make(count: int, broken: tuple[int, ...] = ()) -> str:
+        lines = []
+        for number in range(count):
+            path = tmp_path / f"{number}.png"
+            if number in broken:
+                path.write_text("no picture")
+            else:
+                Pillow.new("RGB", (30, 30), (number, 0, 0)).save(path)
+            lines.append(json.dumps({"id": number, "image": path.name}))
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        return f"data.path={tmp_path}/rows.jsonl"
+
+    return make
+
+
+def captions(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "run" / "captions.jsonl").read_text().splitlines()]
+
+
+def both(engine: Scripted) -> Engines:
+    return {"vlm": engine, "llm": engine}
+
+
+def first_words(request: Request) -> str:
+    return request.prompt.text.splitlines()[0]
+
+
+@pytest.mark.parametrize("pipeline", ["default", "seed"])
+def test_every_column_of_the_seed_is_written(
+    compose: Compose, engines: Engines, tmp_path: Path, pipeline: str
+):
+    summary = run(
+        compose("data.limit=3", f"pipeline={pipeline}"), engines=engines, command="python -m scalecap"
+    )
+    assert (summary.exit_code, summary.done, summary.failed) == (0, 3, 0)
+    row = captions(tmp_path)[0]
+    assert list(row) == [
+        *("image", "truth", "init_caption", "sentences", "golden_sentences", "golden_sentences_scores"),
+        *("raw_questions", "q_list", "raw_answers", "final_details", "final_details_scores", "final_caption"),
+        *("flags", "error"),
+    ]
+    assert row["init_caption"] == "There is a dog. There is a cat."
+    assert row["golden_sentences"] == ["There is a dog."]
+    assert row["golden_sentences_scores"][1] == {"text": "There is a cat.", "p_yes": 0.1, "kept": False}
+    assert row["raw_answers"] == ["The dog is brown.", "The dog is at the left."]
+    assert row["final_caption"] == "A dog, brown."
+    loaded = datasets.load_dataset(str(tmp_path / "run" / "dataset"), split="train", cache_dir=str(tmp_path))
+    assert loaded[0]["golden_sentences_scores"] == row["golden_sentences_scores"]
+
+
+def test_the_seeds_sampled_checks_read_the_first_word(compose: Compose, engines: Engines, tmp_path: Path):
+    sampled = [f"pipeline.steps.{step}.mode=sampled" for step in ("golden_sentences", "final_details")]
+    run(compose("data.limit=1", "pipeline=seed", "prompts=seed", *sampled), engines=engines)
+    row = captions(tmp_path)[0]
+    assert row["golden_sentences"] == ["There is a dog."]
+    assert row["golden_sentences_scores"][0] == {"text": "There is a dog.", "p_yes": None, "kept": True}
+
+
+def test_the_summary_tells_what_was_done(compose: Compose, engines: Engines, tmp_path: Path):
+    summary = run(compose("data.limit=2"), engines=engines, command="python -m scalecap data.limit=2")
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert written["status"] == "finished"
+    assert written["rows"] == {"done": 2, "failed": 0, "reused": 0}
+    assert written["checks"]["golden_sentences"] == {"kept": 2, "dropped": 2}
+    assert written["checks"]["final_details"] == {"kept": 4, "dropped": 0}
+    # a row: 1 caption, 2 checks, 1 for questions, 2 answers, 2 checks, 1 fusion
+    assert written["requests"]["asked"] == 18
+    assert written["requests"]["reused"] == 2  # texts alone are the same for both rows
+    assert written["steps"]["golden_sentences"]["requests"] == 4
+    assert written["tokens"]["generated"] > 0
+    assert written["models"] == {"vlm": "scripted", "llm": "scripted"}
+    assert set(written["seconds"]) == {"check", "load", "rows", "write"}
+    assert written["command"] == "python -m scalecap data.limit=2"
+    assert "python" in written["versions"]
+    screen = summary.screen()
+    assert "2 rows captioned" in screen
+    assert "golden_sentences: 2 kept, 2 dropped" in screen
+    assert str(tmp_path / "run" / "captions.jsonl") in screen
+
+
+def test_rows_that_fail_are_written_and_tried_again(
+    answer: Answer, compose: Compose, engines: Engines, tmp_path: Path, rows: Callable[..., str]
+):
+    settings = compose("data=jsonl", rows(4, broken=(1,)))
+    summary = run(settings, engines=engines, command="python -m scalecap data=jsonl")
+    assert (summary.exit_code, summary.done, summary.failed) == (3, 3, 1)
+    written = captions(tmp_path)
+    assert [row["id"] for row in written] == [0, 1, 2, 3]
+    assert written[1]["error"]["step"] == "image"
+    assert written[1]["final_caption"] is None
+    assert f"python -m scalecap data=jsonl output={tmp_path}/run" in summary.screen()
+
+    Pillow.new("RGB", (30, 30)).save(tmp_path / "1.png")
+    calls: list[Request] = []
+    counting = both(Scripted(lambda request: calls.append(request) or answer(request)))
+    again = run(compose("data=jsonl", f"data.path={tmp_path}/rows.jsonl", "cache=off"), engines=counting)
+    assert (again.exit_code, again.done, again.reused) == (0, 4, 3)
+    assert [row["error"] for row in captions(tmp_path)] == [None] * 4
+    assert sum(first_words(call) == "Describe the picture." for call in calls) == 1
+
+
+def test_a_finished_run_opens_no_engine(compose: Compose, engines: Engines, tmp_path: Path):
+    run(compose("data.limit=2"), engines=engines)
+    before = captions(tmp_path)
+    summary = run(compose("data.limit=2", "model.vlm.name=scenes"))  # the real engine would be opened
+    assert (summary.exit_code, summary.done, summary.reused) == (0, 2, 2)
+    assert captions(tmp_path) == before
+
+
+def test_more_rows_go_on_in_the_same_folder(compose: Compose, engines: Engines, tmp_path: Path):
+    run(compose("data.limit=2"), engines=engines)
+    summary = run(compose("data.limit=3", "rows_in_flight=1"), engines=engines)
+    assert (summary.done, summary.reused) == (3, 2)
+    assert run(compose("data.limit=1"), engines=engines).done == 1
+    assert len(captions(tmp_path)) == 1
+
+
+def test_another_config_in_the_same_folder_is_refused(compose: Compose, engines: Engines):
+    run(compose("data.limit=1"), engines=engines)
+    with pytest.raises(RunError, match=r"golden_sentences\.threshold: was 0\.5, is 0\.7"):
+        run(compose("data.limit=1", "pipeline.steps.golden_sentences.threshold=0.7"), engines=engines)
+
+
+def test_a_new_threshold_asks_nothing_again(compose: Compose, engines: Engines, tmp_path: Path):
+    run(compose("data.limit=2"), engines=engines)
+    changed = compose("data.limit=2", "pipeline.steps.golden_sentences.threshold=0.7", f"output={tmp_path}/b")
+    summary = run(changed, engines=engines)
+    total = summary.counts.total
+    assert total.requests == total.reused == 18
+
+
+def test_when_every_row_fails_the_run_stops_early(
+    compose: Compose, engines: Engines, tmp_path: Path, rows: Callable[..., str]
+):
+    settings = compose("data=jsonl", rows(60, broken=tuple(range(60))), "rows_in_flight=4")
+    summary = run(settings, engines=engines)
+    assert (summary.exit_code, summary.status) == (1, "stopped")
+    assert 20 <= summary.failed <= 24
+    assert "the first 20 rows all failed" in summary.screen()
+    assert len(captions(tmp_path)) == summary.failed
+
+
+def test_a_dead_engine_keeps_what_was_finished(answer: Answer, compose: Compose, tmp_path: Path):
+    asked = 0
+
+    def dies(request: Request) -> str | float:
+        nonlocal asked
+        asked += first_words(request) == "Describe the picture."
+        if asked > 2:
+            raise EngineDead("out of memory")
+        return answer(request)
+
+    summary = run(compose("data.limit=5", "rows_in_flight=1", "cache=off"), engines=both(Scripted(dies)))
+    assert (summary.exit_code, summary.done, summary.reason) == (1, 2, "out of memory")
+    assert len(captions(tmp_path)) == 2
+    assert run(compose("data.limit=5"), engines=both(Scripted(answer))).reused == 2
+
+
+@pytest.mark.parametrize("each", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_rows_in_flight(
+    answer: Answer, compose: Compose, tmp_path: Path, each: signal.Signals
+):
+    asked = 0
+
+    def interrupts(request: Request) -> str | float:
+        nonlocal asked
+        if isinstance(request, Generate) and first_words(request) == "Describe the picture.":
+            asked += 1
+            if asked == 3:
+                os.kill(os.getpid(), each)
+        return answer(request)
+
+    settings = compose("rows_in_flight=1", "cache=off")
+    summary = run(settings, engines=both(Scripted(interrupts)))
+    assert (summary.exit_code, summary.status) == (130, "interrupted")
+    assert 3 <= summary.done < 24
+    assert len(captions(tmp_path)) == summary.done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(compose(), engines=both(Scripted(answer))).reused == summary.done
+
+
+def test_a_second_signal_stops_at_once(answer: Answer, compose: Compose, tmp_path: Path):
+    async def hangs(request: Request) -> str | float:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(60)
+        return answer(request)
+
+    summary = run(compose("rows_in_flight=2"), engines=both(Scripted(hangs)))
+    assert (summary.exit_code, summary.done, summary.failed) == (130, 0, 0)
+    assert captions(tmp_path) == []
+
+
+def test_an_engine_error_costs_its_row_alone(answer: Answer, compose: Compose, tmp_path: Path):
+    failed: set[str] = set()
+
+    def fails_once(request: Request) -> str | float:
+        if request.prompt.image and not failed:
+            failed.add(request.prompt.image.hash)
+        if request.prompt.image and request.prompt.image.hash in failed:
+            raise EngineError("no")
+        return answer(request)
+
+    summary = run(compose("data.limit=3", "cache=off"), engines=both(Scripted(fails_once)))
+    assert (summary.exit_code, summary.done, summary.failed) == (3, 2, 1)
+    errors = [row["error"] for row in captions(tmp_path) if row["error"]]
+    assert errors == [{"step": "init_caption", "kind": "engine", "message": "no"}]
+
+
+def test_the_embedded_model_warns_of_other_pictures(
+    compose: Compose, rows: Callable[..., str], engines: Engines
+):
+    summary = run(compose("data=jsonl", rows(1)), engines=engines)
+    assert "knows its own world" in summary.screen()
+    assert not run(compose("data.limit=1", "output=b"), engines=engines).notes
+
+
+def test_flags_are_counted(compose: Compose, tmp_path: Path):
+    nothing_true = Scripted(lambda request: "There is a cat." if isinstance(request, Generate) else 0.0)
+    summary = run(compose("data.limit=2"), engines=both(nothing_true))
+    assert summary.flags == {"final_caption": {"fallback": 2}}
+    assert captions(tmp_path)[0]["flags"] == {"final_caption": ["fallback"]}
+    assert captions(tmp_path)[0]["final_caption"] == "There is a cat."
+
+
+def test_an_empty_data_set_is_an_error(compose: Compose, engines: Engines, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text("\n")
+    with pytest.raises(RunError, match=r"no rows|empty"):
+        run(compose("data=jsonl", f"data.path={tmp_path}/rows.jsonl"), engines=engines)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pipeline.steps.golden_sentences.treshold=0.7", "threshold"),
+        ("pipeline.steps.golden_sentences.stage=verfy", "verify"),
+        ("pipeline.steps.golden_sentences.texts=sentence", "sentences"),
+        ("prompts.verify='{{ txt }}'", "text"),
+        ("~pipeline.steps.final_details", "final_details"),
+        ("data=jsonl", "data.path"),
+    ],
+)
+def test_a_fault_is_found_before_a_model_loads(compose: Compose, override: str, message: str):
+    settings = compose(override)
+    for work in (run, plan):
+        with pytest.raises(RunError, match=message):
+            work(settings)
+
+
+def test_the_plan_shows_steps_models_and_prompts(compose: Compose):
+    shown = plan(compose("model=scalecap-7b-72b"))
+    assert "golden_sentences: verify([sentences]) -> [golden_sentences, golden_sentences_scores]" in shown
+    assert "llm: Qwen/Qwen2.5-72B-Instruct" in shown
+    assert "Given the image, is the description '<text>' directly supported" in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("python -m scalecap", "python -m scalecap 'output=/runs/a b'"),
+        ("python -m scalecap output=here", "python -m scalecap output=here"),
+        ("python -m scalecap -m seed=1,2", "python -m scalecap -m seed=1,2 hydra.sweep.dir=/runs"),
+        ("python -m scalecap -m hydra.sweep.dir=s", "python -m scalecap -m hydra.sweep.dir=s"),
+    ],
+)
+def test_the_command_that_goes_on_names_the_folder(typed: str, shown: str):
+    assert Summary(Path("/runs/a b"), typed).resume == shown
+
+
+def test_lines_tell_how_far_it_is(compose: Compose, answer: Answer, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    caplog.set_level("INFO", "scalecap")
+    run(compose("data.limit=3"), engines=both(Scripted(answer)))
+    assert "0 of 3 rows" in caplog.text
