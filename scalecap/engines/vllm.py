@@ -45,7 +45,7 @@ from scalecap.engines.base import (
     Usage,
 )
 from scalecap.engines.chat import Chat
-from scalecap.engines.cpu_build import mend, prepared
+from scalecap.engines.children import mend, prepared
 from scalecap.engines.spelling import spellings
 from scalecap.engines.weights import ModelError, Weights, find, loading
 from scalecap.settings import EngineSettings, ModelSettings
