@@ -31,7 +31,7 @@ from scalecap.engines.base import (
     Usage,
 )
 from scalecap.engines.chat import Chat
-from scalecap.engines.cpu_build import mend
+from scalecap.engines.children import mend
 from scalecap.engines.spelling import spellings
 from scalecap.engines.weights import ModelError, Weights, find, loading, out_of_memory
 from scalecap.settings import EngineSettings, ModelSettings

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image as Pillow
 
 from scalecap.engines.base import Image
-from scalecap.engines.cpu_build import mend
+from scalecap.engines.children import mend
 
 mend()  # before any test imports transformers, which remembers what it found
 
