@@ -151,7 +151,9 @@ async def _caption(
                 stop=stop,
             )
     except (EngineDead, DataError) as error:
-        summary.status, summary.reason = "stopped", str(error)
+        summary.reason = str(error)
+        if summary.status == "finished":
+            summary.status = "stopped"
     finally:
         if cache:
             cache.close()

@@ -158,7 +158,7 @@ def test_help_tells_what_each_group_offers(typed: Typed, capsys: Any):
     with pytest.raises(SystemExit, match="0"):
         typed("--help")
     out = capsys.readouterr().out
-    assert out.count("    python -m scalecap") == 3
+    assert out.count("\n  python -m scalecap ") + out.count("\n  python -m scalecap\n") == 3
     for group in ("data", "model", "pipeline", "prompts", "sampling", "engine", "cache"):
         assert f"\n  {group} " in out
         assert f"\n{group}: " in out

@@ -12,11 +12,12 @@ import datasets
 import pytest
 from PIL import Image as Pillow
 
+from scalecap import engines as opening
 from scalecap import progress
 from scalecap.engines.base import EngineDead, EngineError, Generate, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.run import RunError, plan, run
-from scalecap.settings import Settings
+from scalecap.settings import EngineSettings, ModelSettings, Settings
 from scalecap.summary import Summary
 
 Compose = Callable[..., Settings]
@@ -303,3 +304,32 @@ def test_lines_tell_how_far_it_is(compose: Compose, answer: Answer, monkeypatch,
     caplog.set_level("INFO", "scalecap")
     run(compose("data.limit=3"), engines=both(Scripted(answer)))
     assert "0 of 3 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpus", "base_url", "engine", "why"),
+    [
+        (True, 1, None, "vllm", "a GPU and vLLM"),
+        (True, 0, None, "transformers", "no GPU"),
+        (False, 1, None, "transformers", "not installed"),
+        (True, 1, "http://localhost/v1", "openai", "base_url"),
+    ],
+)
+def test_auto_takes_what_the_machine_has(monkeypatch, installed, gpus, base_url, engine, why):
+    torch = pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    monkeypatch.setattr(opening, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    chosen, reason = opening.choose_engine(EngineSettings(base_url=base_url))
+    assert chosen == engine
+    assert why in reason
+
+
+async def test_a_missing_library_is_told_with_its_mend(monkeypatch):
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(name="vllm")
+
+    monkeypatch.setattr(opening.importlib, "import_module", absent)
+    with pytest.raises(EngineError, match=r'needs the module vllm: pip install "scalecap\[vllm\]"'):
+        await opening.open_engine(ModelSettings("x"), EngineSettings("vllm"))
+    with pytest.raises(EngineError, match="there are auto"):
+        await opening.open_engine(ModelSettings("x"), EngineSettings("vlm"))
