@@ -1,0 +1,286 @@
+"""The engine that asks a server by OpenAI's protocol: vLLM's, SGLang, llama.cpp, a hosted one.
+
+Nothing about the model is read on this machine, which has its price:
+
+* `choose` sees the twenty likeliest first tokens alone; an option that is not among them has
+  probability 0. A server that tells no log-probabilities is asked for text, and the reply's first
+  word is the choice; the log says so once.
+* `score` needs a server that rates a given reply, as vLLM's does (`prompt_logprobs`).
+* Control tokens inside a text are the server's to handle.
+* A picture is sent as PNG, scaled down to `model.vlm.max_pixels` here; `min_pixels` has no effect.
+
+The key is taken from the environment variable OPENAI_API_KEY, and from nowhere else.
+"""
+
+import asyncio
+import base64
+import io
+import itertools
+import logging
+import math
+import os
+import re
+from collections import OrderedDict
+from typing import Any, Literal
+
+from scalecap.engines.base import (
+    Choose,
+    Chosen,
+    EngineDead,
+    EngineError,
+    Generate,
+    Generated,
+    Image,
+    Prompt,
+    PromptTooLong,
+    Score,
+    Scored,
+    Token,
+    Usage,
+)
+from scalecap.engines.weights import ModelError
+from scalecap.settings import EngineSettings, ModelSettings
+
+log = logging.getLogger(__name__)
+
+_TOP = 20
+"""Most alternatives that OpenAI's protocol tells of a token."""
+_WORDS = 8
+"""Tokens within which a reply's first word ends, where text must do."""
+_PICTURES = 64
+"""Encoded pictures kept."""
+
+
+async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEngine":
+    """Connect to a server and see that it has the model.
+
+    Raises:
+        ModelError: no server there, it refuses the key, or it has not that model.
+    """
+    import openai
+
+    if not engine.base_url:
+        raise ModelError("engine=openai needs the server's address: engine.base_url=http://localhost:8000/v1")
+    client = openai.AsyncOpenAI(
+        base_url=engine.base_url,
+        api_key=os.environ.get("OPENAI_API_KEY") or "none",
+        timeout=engine.timeout,
+        max_retries=engine.retries,
+    )
+    try:
+        served = [card async for card in client.models.list()]
+    except openai.APIConnectionError as error:
+        await client.close()
+        raise ModelError(
+            f"no server answers at engine.base_url={engine.base_url} ({error.__cause__ or error})"
+        ) from error
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        await client.close()
+        raise ModelError(_refused(engine.base_url)) from error
+    except (openai.OpenAIError, ValueError, TypeError) as error:
+        # Some servers answer requests and list nothing.
+        log.debug("the server does not list its models: %s", error)
+        served = []
+    card = next((card for card in served if card.id == model.name), None)
+    if served and card is None:
+        await client.close()
+        names = ", ".join(card.id for card in served[:10])
+        raise ModelError(f"{engine.base_url} has no model {model.name}: set model.vlm.name to one of {names}")
+    return OpenAIEngine(client, model, engine, card)
+
+
+def _refused(url: str) -> str:
+    return f"{url} refuses the key: set the environment variable OPENAI_API_KEY to the server's key"
+
+
+class OpenAIEngine:
+    """Engine over an `AsyncOpenAI` client, which itself retries 429 (as Retry-After asks), 5xx,
+    timeouts and lost connections with growing, jittered pauses.
+
+    Args:
+        card: what the server lists about the model, if it does; vLLM's tells path and context.
+    """
+
+    def __init__(self, client: Any, model: ModelSettings, engine: EngineSettings, card: Any) -> None:
+        told = {"id": card.id, "root": getattr(card, "root", None)} if card else {}
+        bounds = {"max_pixels": model.max_pixels}
+        parts = [f"{key}={value}" for key, value in (told | bounds).items() if value]
+        self.identity = " ".join(["openai", model.name, *parts])
+        self.context_length: int | None = getattr(card, "max_model_len", None) or model.max_context
+        self.concurrency = engine.concurrency or 32
+        self._client = client
+        self._model = model
+        self._free = asyncio.Semaphore(self.concurrency)
+        self._pictures: OrderedDict[str, asyncio.Task[str]] = OrderedDict()
+        self._tells_logprobs = True
+
+    async def generate(self, request: Generate) -> Generated:
+        """Write a reply; whether the seed is honoured is the server's affair."""
+        sampling = request.sampling
+        extra = (
+            {"repetition_penalty": sampling.repetition_penalty} if sampling.repetition_penalty != 1 else {}
+        )
+        answer = await self._ask(
+            await self._messages(request.prompt),
+            sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=request.seed % 2**63,
+            extra_body=extra,
+        )
+        choice = answer.choices[0]
+        if choice.finish_reason == "content_filter":
+            raise EngineError("the server's filter withheld the reply")
+        finish: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
+        return Generated(choice.message.content or "", finish, _usage(answer))
+
+    async def choose(self, request: Choose) -> Chosen:
+        """Compare the options as the reply's first token, or by its first word."""
+        messages = await self._messages(request.prompt)
+        if self._tells_logprobs:
+            try:
+                answer = await self._ask(messages, 1, temperature=0, logprobs=True, top_logprobs=_TOP)
+                told = answer.choices[0].logprobs
+            except EngineError as error:
+                if "logprobs" not in str(error):
+                    raise
+                told = None
+            if told and told.content:
+                top = [(entry.token, entry.logprob) for entry in told.content[0].top_logprobs]
+                return _weigh(top, request.options, _usage(answer))
+            if self._tells_logprobs:
+                log.warning(
+                    "the server tells no log-probabilities: yes or no is read from the reply's first word"
+                )
+            self._tells_logprobs = False
+        answer = await self._ask(messages, _WORDS, temperature=0)
+        word = re.search(r"[\w/]+", answer.choices[0].message.content or "")
+        return _weigh([(word.group(), 0.0)] if word else [], request.options, _usage(answer))
+
+    async def score(self, request: Score) -> Scored:
+        """Rate a text as the reply, by vLLM's extension of the protocol."""
+        if not request.text:
+            return Scored(())
+        messages = [*await self._messages(request.prompt), {"role": "assistant", "content": request.text}]
+        extra = {"continue_final_message": True, "add_generation_prompt": False, "prompt_logprobs": 0}
+        answer = await self._ask(messages, 1, temperature=0, extra_body=extra)
+        entries = getattr(answer, "prompt_logprobs", None)
+        if not entries:
+            raise EngineError("the server can't rate a given text: take engine=vllm, or serve with vLLM")
+        pieces = [next(iter(entry.values())) for entry in entries if entry]
+        tokens = _tail([(piece["decoded_token"] or "", piece["logprob"]) for piece in pieces], request.text)
+        return Scored(tokens, _usage(answer)._replace(generated_tokens=0))
+
+    async def close(self) -> None:
+        """End the connections."""
+        await self._client.close()
+
+    async def _ask(self, messages: list[dict[str, Any]], room: int, **settings: Any) -> Any:
+        """One chat completion of at most `room` tokens, fewer where the context is almost full."""
+        import openai
+
+        room = min(room, self.context_length or room)
+        try:
+            async with self._free:
+                answer = await self._client.chat.completions.create(
+                    model=self._model.name, messages=messages, max_tokens=room, **settings
+                )
+            if not getattr(answer, "choices", None):
+                raise EngineError("the server's answer is not a chat completion")
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise EngineDead(_refused(str(self._client.base_url))) from error
+        except openai.NotFoundError as error:
+            raise EngineDead(
+                f"{self._client.base_url} has no chat completions of {self._model.name}: "
+                f"check engine.base_url and model.vlm.name ({error.message})"
+            ) from error
+        except openai.BadRequestError as error:
+            long = _too_long(error.message, self.context_length)
+            if long is None:
+                raise EngineError(f"the server refuses the request: {error.message}") from error
+            if 0 < (left := long.limit - long.tokens) < room:
+                return await self._ask(messages, left, **settings)
+            raise long from error
+        except (openai.OpenAIError, ValueError, TypeError) as error:
+            raise EngineError(f"{type(error).__name__}: {error}") from error
+        return answer
+
+    async def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+        content: Any = prompt.text
+        if prompt.image:
+            url = {"url": await self._encoded(prompt.image)}
+            content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": prompt.text}]
+        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        return [*system, {"role": "user", "content": content}]
+
+    async def _encoded(self, image: Image) -> str:
+        """A picture's data URL, made once while it is in use."""
+        if image.hash not in self._pictures:
+            work = asyncio.to_thread(_data_url, image, self._model.max_pixels)
+            self._pictures[image.hash] = asyncio.create_task(work)
+        self._pictures.move_to_end(image.hash)
+        task = self._pictures[image.hash]
+        if len(self._pictures) > _PICTURES:
+            self._pictures.popitem(last=False)
+        # One that gives up must not take the picture from the others who wait for it.
+        return await asyncio.shield(task)
+
+
+def _data_url(image: Image, max_pixels: int | None) -> str:
+    pixels = image.pixels
+    if max_pixels and pixels.width * pixels.height > max_pixels:
+        scale = math.sqrt(max_pixels / (pixels.width * pixels.height))
+        pixels = pixels.resize((max(1, int(pixels.width * scale)), max(1, int(pixels.height * scale))))
+    file = io.BytesIO()
+    pixels.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _weigh(top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage) -> Chosen:
+    """Probabilities of options from first tokens and their log-probabilities; none told: all alike."""
+    spelt = [option.casefold() for option in options]
+    each = [0.0] * len(options)
+    for token, logprob in top:
+        if (word := token.strip().casefold()) in spelt:
+            each[spelt.index(word)] += math.exp(logprob)
+    mass = math.fsum(each)
+    if mass == 0:
+        return Chosen(tuple(1 / len(each) for _ in each), 0.0, usage)
+    return Chosen(tuple(share / mass for share in each), min(mass, 1.0), usage)
+
+
+def _tail(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...]:
+    """The last pieces that spell the text, as tokens; pieces without characters join the one before."""
+    ends = itertools.accumulate((len(piece) for piece, _ in reversed(pieces)), initial=0)
+    count = next((count for count, length in enumerate(ends) if length >= len(text)), 0)
+    if "".join(piece for piece, _ in pieces[len(pieces) - count :]) != text:
+        raise EngineError("the server's tokens don't spell the text that was to be rated")
+    tokens: list[Token] = []
+    start = 0
+    for piece, logprob in pieces[len(pieces) - count :]:
+        if piece or not tokens:
+            tokens.append(Token(start, start + len(piece), logprob))
+        else:
+            tokens[-1] = tokens[-1]._replace(logprob=tokens[-1].logprob + logprob)
+        start += len(piece)
+    return tuple(tokens)
+
+
+def _too_long(message: str, context: int | None) -> PromptTooLong | None:
+    """What a server's refusal says about the prompt's length; None when it is about something else."""
+    if not re.search(
+        r"context (length|window|size)|maximum model length|max_model_len", message, re.IGNORECASE
+    ):
+        return None
+    numbers = [int(number) for number in re.findall(r"\d+", message)]
+    limit = re.search(r"(?:context length|model length|context size|max_model_len)\D{0,20}(\d+)", message)
+    tokens = re.search(r"(\d+) (?:input tokens|tokens from the input|in the messages)", message)
+    most = int(limit.group(1)) if limit else context or 0
+    return PromptTooLong(int(tokens.group(1)) if tokens else max(numbers, default=most + 1), most)
+
+
+def _usage(answer: Any) -> Usage:
+    if (usage := answer.usage) is None:
+        return Usage()
+    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None)
+    return Usage(usage.prompt_tokens, cached or 0, usage.completion_tokens)

