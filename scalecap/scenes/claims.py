@@ -109,7 +109,9 @@ def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any) -> Claim:
         value = rng.choice(sorted({kind.colour for kind in KINDS.values()} - {claim.colour}))
     elif name == "parts":
         assert claim.kind is not None
-        other = rng.choice([kind for kind in KINDS.values() if not set(kind.parts) & set(KINDS[claim.kind].parts)])
+        other = rng.choice(
+            [kind for kind in KINDS.values() if not set(kind.parts) & set(KINDS[claim.kind].parts)]
+        )
         value = (rng.choice(other.parts), *claim.parts[1:])
     else:
         neighbours = next((t["next_to"] for t in truth["things"] if t["kind"] == claim.kind), [])

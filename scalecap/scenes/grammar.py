@@ -38,7 +38,11 @@ def introduce(claim: Claim, rng: Any) -> str:
     phrase = _phrase(claim, "a")
     be = "are" if (claim.count or 1) > 1 else "is"
     place = f" {claim.place}" if claim.place else ""
-    forms = [f"There {be} {phrase}{place}.", f"The picture shows {phrase}{place}.", f"I can see {phrase}{place}."]
+    forms = [
+        f"There {be} {phrase}{place}.",
+        f"The picture shows {phrase}{place}.",
+        f"I can see {phrase}{place}.",
+    ]
     if place:
         forms += [f"{_capital(phrase)} {be}{place}.", f"{_capital(phrase)} can be seen{place}."]
     return str(rng.choice(forms))
@@ -48,7 +52,9 @@ def set_scene(claim: Claim, rng: Any) -> str:
     """A sentence about the ground."""
     assert claim.ground is not None
     words = GROUNDS[claim.ground]
-    return str(rng.choice([f"The scene is {words}.", f"The picture is set {words}.", f"Everything is {words}."]))
+    return str(
+        rng.choice([f"The scene is {words}.", f"The picture is set {words}.", f"Everything is {words}."])
+    )
 
 
 def describe(claim: Claim) -> str:
@@ -62,7 +68,11 @@ def describe(claim: Claim) -> str:
         clauses.append(f"{have} {' and '.join(claim.parts)}")
     if claim.facing:
         clauses.append(f"{be} facing {claim.facing}")
-    where = [word for word in (claim.place, f"next to the {_named(claim.beside)}" if claim.beside else None) if word]
+    where = [
+        word
+        for word in (claim.place, f"next to the {_named(claim.beside)}" if claim.beside else None)
+        if word
+    ]
     if where:
         clauses.append(f"{be} {', '.join(where)}")
     number = f"{NUMBERS[claim.count]} " if claim.count and many else ""

@@ -128,7 +128,12 @@ def statement(truth: Mapping[str, Any], rng: random.Random, simple: float) -> tu
 
 
 def about_scene(
-    truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random, *, checks: int, simple: float
+    truth: Mapping[str, Any],
+    prompts: Mapping[str, Sequence[Render]],
+    rng: random.Random,
+    *,
+    checks: int,
+    simple: float,
 ) -> list[Lesson]:
     """Lessons that share one picture: a caption, yes/no checks, details and positions."""
     lessons = [Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), 0.5)]
@@ -194,7 +199,9 @@ def joining(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], r
     return Lesson(prompt, " ".join(told))
 
 
-def collecting(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random) -> Lesson:
+def collecting(
+    truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random
+) -> Lesson:
     """Gather, from blocks of sentences with their details, what is said of looks or of places."""
     blocks, looks, places = [], [], []
     for thing in truth["things"]:

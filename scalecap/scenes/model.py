@@ -70,7 +70,9 @@ def make_tokenizer(corpus: Iterable[str], size: int = 1536) -> Any:
         bos_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=[token for token in _SPECIAL if token not in ("<|im_end|>", "<|endoftext|>")],
+        additional_special_tokens=[
+            token for token in _SPECIAL if token not in ("<|im_end|>", "<|endoftext|>")
+        ],
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = _CHAT
@@ -181,7 +183,9 @@ def normalise(pictures: list[Image.Image]) -> Tensor:
     """(batch, 3, 168, 168) in [-1, 1], resized as the processor resizes."""
     import numpy as np
 
-    small = [p if p.size == (SIDE, SIDE) else p.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for p in pictures]
+    small = [
+        p if p.size == (SIDE, SIDE) else p.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for p in pictures
+    ]
     stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in small]))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -43,7 +43,9 @@ class Heads(nn.Module):
         right = {}
         thing = labels[..., 0] > 0
         readings = (self.kind, self.extent, self.facing, self.ground, self.where)
-        for index, (name, head) in enumerate(zip(("kind", "extent", "facing", "ground", "where"), readings, strict=True)):
+        for index, (name, head) in enumerate(
+            zip(("kind", "extent", "facing", "ground", "where"), readings, strict=True)
+        ):
             logits = head(merged)
             total = total + nn.functional.cross_entropy(logits.flatten(0, 1), labels[..., index].flatten())
             told = thing & (labels[..., index] > 0) if index < 3 else torch.ones_like(thing)

@@ -5,19 +5,21 @@ their picture: one row holds the picture once and after it many questions with t
 each of which sees the picture and itself only. Resumable; uses a GPU when there is one.
 """
 
-import json
+import argparse
 import logging
 import math
 import random
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from scalecap.__main__ import CONF
+from scalecap.prompts import Template
 from scalecap.scenes import lessons, tower
 from scalecap.scenes.lessons import Lesson, Render
 from scalecap.scenes.model import (
@@ -38,6 +40,31 @@ FIRST_SEED = 1_000_000
 """Scenes are drawn from here upwards; smaller seeds are kept out of training for tests."""
 
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+
+
+_TAUGHT = {
+    "caption": ["compact", "seed"],
+    "verify": [*["compact"] * 6, "seed", "strict"],
+    "questions": ["compact"],
+    "fuse": ["compact"],
+}
+"""Variants under `conf/prompts/<role>/`, the repeated ones asked more often."""
+
+_COLLECT = {
+    "collect_objects": "Collect what each thing looks like:\n{{ blocks }}",
+    "collect_positions": "Collect where each thing is:\n{{ blocks }}",
+}
+
+
+def taught_prompts() -> dict[str, list[Render]]:
+    """The templates of a run, by role, as the lessons ask with them."""
+    texts = {role: [text] for role, text in _COLLECT.items()}
+    for role, variants in _TAUGHT.items():
+        files = [CONF / "prompts" / role / f"{variant}.yaml" for variant in variants]
+        texts[role] = [OmegaConf.load(file)[role] for file in files]
+    details = CONF / "prompts" / "verify_details" / "seed.yaml"
+    texts["verify"].append(OmegaConf.load(details)["verify_details"])
+    return {role: [Template(text).render for text in group] for role, group in texts.items()}
 
 
 class Packer:
@@ -165,7 +192,9 @@ def train(
     tokenizer = make_tokenizer(schoolbook(seed, 4000, prompts))
     model = make_model(tokenizer, seed).to(device)
     heads = tower.Heads(model.config.text_config.hidden_size).to(device)
-    log.info("%.1f million weights, %d words", sum(p.numel() for p in model.parameters()) / 1e6, len(tokenizer))
+    log.info(
+        "%.1f million weights, %d words", sum(p.numel() for p in model.parameters()) / 1e6, len(tokenizer)
+    )
     visual = [*model.model.visual.parameters(), *heads.parameters()]
     language = [*model.model.language_model.parameters()]
     optimizer = torch.optim.AdamW(
@@ -176,7 +205,9 @@ def train(
     )
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: 1.2e-3 * min(1.0, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * min(1, step / steps))),
+        lambda step: (
+            1.2e-3 * min(1.0, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * min(1, step / steps)))
+        ),
     )
     first = 0
     checkpoint = folder / "checkpoint.pt"
@@ -191,6 +222,7 @@ def train(
             first = state["step"]
     else:
         tower.teach(model.model.visual, heads, steps=tower_steps, first_seed=FIRST_SEED + 50_000_000)
+        torch.save({"visual": model.model.visual.state_dict(), "heads": heads.state_dict()}, checkpoint)
     packer = Packer(tokenizer)
     began = time.monotonic()
     seen: dict[str, float] = {}
@@ -200,7 +232,8 @@ def train(
         scenes = [sample(FIRST_SEED + step * pictures + i) for i in range(pictures)]
         simple = max(0.05, 0.6 - done)
         rows: list[tuple[Sequence[Lesson], bool]] = [
-            (lessons.about_scene(scene.truth(), prompts, rng, checks=checks, simple=simple), True) for scene in scenes
+            (lessons.about_scene(scene.truth(), prompts, rng, checks=checks, simple=simple), True)
+            for scene in scenes
         ]
         packed = {key: value.to(device) for key, value in packer.pack(rows).items()}
         merged = see(model.model.visual, normalise([render(scene) for scene in scenes]).to(device))
@@ -215,10 +248,13 @@ def train(
             "answer": loss[weights == 1.0].mean().item(),
             "kind": right["kind"],
         }
-        total = total + 0.1 * told
+        total = total + 0.2 * told
         if step % 2 == 0:
             work = [lessons.joining, lessons.joining, lessons.listing, lessons.collecting]
-            rows = [([draw(scene.truth(), prompts, rng)], False) for scene, draw in zip(scenes[:8], work * 2, strict=True)]
+            rows = [
+                ([draw(scene.truth(), prompts, rng)], False)
+                for scene, draw in zip(scenes[:8], work * 2, strict=True)
+            ]
             words = {key: value.to(device) for key, value in packer.pack(rows).items()}
             logits, targets, weights = predict(model, words, None)
             text_loss = nn.functional.cross_entropy(logits.float(), targets)
@@ -245,3 +281,25 @@ def train(
             torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
             save(model, tokenizer, folder / "model")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m scalecap.scenes.train", description=__doc__)
+    parser.add_argument("folder", type=Path, help="for checkpoints and the finished model (folder/model)")
+    parser.add_argument("--steps", type=int, default=1900, help="of the whole model, after the tower")
+    parser.add_argument("--tower-steps", type=int, default=1100, help="of the vision tower alone")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    started = arguments.folder / "checkpoint.pt"
+    train(
+        arguments.folder,
+        taught_prompts(),
+        steps=arguments.steps,
+        tower_steps=arguments.tower_steps,
+        started=started if started.exists() else None,
+    )
+
+
+if __name__ == "__main__":
+    main()
