@@ -20,11 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from scalecap.prompts import nearest
 from scalecap.run import RunError, plan, process_engines, run
-from scalecap.settings import SettingsError, from_config, schema
-
-PACKAGE = Path(__file__).resolve().parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""`conf/` as the wheel carries it, or the checkout's."""
+from scalecap.settings import CONF, SettingsError, from_config, schema
 
 ConfigStore.instance().store(name="schema", node=schema())
 

@@ -114,7 +114,7 @@ def bind(
             importlib.import_module(module)
         except Exception as error:
             problems.append(f"imports: {module} can't be imported: {type(error).__name__}: {error}")
-    found = {name: stage for name, given in steps.items() if (stage := _find(name, given, problems))}
+    found = {name: stage for name in steps if (stage := _find(name, steps, problems))}
     kinds = _kinds(steps, found, offered, problems)
     bound = []
     for name, stage in found.items():
@@ -127,10 +127,13 @@ def bind(
     return ordered
 
 
-def _find(name: str, given: Any, problems: list[str]) -> Stage | None:
+def _find(name: str, steps: Mapping[str, Any], problems: list[str]) -> Stage | None:
+    given = steps[name]
     if not isinstance(given, Mapping) or not isinstance(given.get("stage"), str):
+        meant = nearest(name, [other for other in steps if other != name])
+        meant = f" (or did you mean another step? {meant})" if meant.startswith("nearest") else ""
         problems.append(
-            f"{name}: names no stage: write `{name}: {{stage: …}}`; {nearest('', stages.names())}"
+            f"{name}: names no stage{meant}: write `{name}: {{stage: …}}`; {nearest('', stages.names())}"
         )
         return None
     try:

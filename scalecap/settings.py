@@ -4,11 +4,16 @@ The text under a field says its unit and effect. Values come from YAML; a key th
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from scalecap.engines.base import Sampling
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+"""The YAML files: as the wheel carries them, or the checkout's."""
 
 
 @dataclass

@@ -7,10 +7,9 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from scalecap.__main__ import CONF
 from scalecap.engines.base import Choose, Request
 from scalecap.engines.scripted import Scripted
-from scalecap.settings import Settings, from_config
+from scalecap.settings import CONF, Settings, from_config
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image as Pillow
 
 import scalecap.engines
-from scalecap.__main__ import CONF, main
+from scalecap.__main__ import main
 from scalecap.engines.base import EngineError
 from scalecap.engines.scripted import Scripted
+from scalecap.settings import CONF
 
 Typed = Callable[..., int]
 

@@ -8,10 +8,9 @@ import datasets
 import pytest
 from PIL import Image as Pillow
 
-from scalecap.__main__ import CONF
 from scalecap.engines.scripted import Scripted
 from scalecap.run import run
-from scalecap.settings import Settings
+from scalecap.settings import CONF, Settings
 from scalecap.stages.parse_questions import parse_questions
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))

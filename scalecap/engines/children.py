@@ -91,6 +91,8 @@ def begin() -> None:
     """Prepare a child; torch calls this at the end of its import."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # A terminal's Ctrl-C goes to its whole process group; rows in flight still need the engine.
+    os.setpgid(0, 0)
     mend()
     import torch
 

@@ -87,44 +87,58 @@ def careless_caption(truth: Mapping[str, Any], rng: random.Random) -> str:
     return " ".join(sentences)
 
 
-def statement(truth: Mapping[str, Any], rng: random.Random, simple: float) -> tuple[str, bool]:
-    """A statement and whether it is true; `simple` is the share of bare "There is a cat."."""
-    thing = rng.choice(truth["things"])
-    wanted = rng.random() < 0.5
-    for _ in range(8):
-        form = rng.random()
-        say: Callable[[Claim], str] = describe
-        if form < simple:
-            claim = Claim(kind=thing["kind"], count=thing["count"])
-            say = lambda claim: introduce(claim, rng)  # noqa: E731
-        elif form < simple + 0.45 * (1 - simple):
-            claim = Claim(
-                kind=thing["kind"],
-                count=thing["count"],
-                size=thing["size"] if rng.random() < 0.6 else None,
-                place=thing["place"] if rng.random() < 0.6 else None,
-            )
-            say = lambda claim: introduce(claim, rng)  # noqa: E731
-        elif form < simple + 0.62 * (1 - simple):
-            claim = claim_all(thing)
-        elif form < simple + 0.78 * (1 - simple):
-            claim = claim_place(thing, rng)
-        elif form < simple + 0.86 * (1 - simple):
-            claim = Claim(ground=truth["ground"])
-            say = lambda claim: set_scene(claim, rng)  # noqa: E731
-        else:
-            whole = replace(claim_all(thing), place=thing["place"], parts=(rng.choice(thing["parts"]),))
-            if thing["next_to"]:
-                whole = replace(whole, beside=rng.choice(thing["next_to"]))
-            names = [n for n in ("size", "colour", "parts", "facing", "place", "beside") if getattr(whole, n)]
-            name = rng.choice(names)
-            claim = replace(Claim(kind=thing["kind"], count=thing["count"]), **{name: getattr(whole, name)})
-        text = say(claim if wanted else falsify(claim, truth, rng))
+def statements(truth: Mapping[str, Any], rng: random.Random, simple: float) -> tuple[str, str]:
+    """A true statement, and the same with one thing changed so that it is false.
+
+    `simple` is the share of those about a thing's presence, its colour or the ground alone.
+    """
+    while True:
+        claim, say = _claim(truth, rng, simple)
+        false = falsify(claim, truth, rng)
+        words = rng.random()
+        pair = say(claim, random.Random(words)), say(false, random.Random(words))
         # Some changes leave no trace in the words ("the cat" of three); the words decide.
-        told = [fact for claim in read(text)[0] for fact in facts(claim, truth)]
-        if told and all(fact.true for fact in told) == wanted:
-            return text, wanted
-    return text, all(fact.true for fact in told)
+        if [_reads_true(text, truth) for text in pair] == [True, False]:
+            return pair
+
+
+def _reads_true(text: str, truth: Mapping[str, Any]) -> bool:
+    return all(fact.true for claim in read(text)[0] for fact in facts(claim, truth))
+
+
+def _claim(
+    truth: Mapping[str, Any], rng: random.Random, simple: float
+) -> tuple[Claim, Callable[[Claim, random.Random], str]]:
+    """Something true, and how to say it."""
+    thing = rng.choice(truth["things"])
+    there = Claim(kind=thing["kind"], count=thing["count"])
+    if rng.random() < simple:
+        sort = rng.choice(["presence", "presence", "presence", "colour", "ground"])
+        if sort == "ground":
+            return Claim(ground=truth["ground"]), set_scene
+        if sort == "colour":
+            return replace(there, colour=thing["colour"]), _described
+        return there, introduce
+    form = rng.random()
+    if form < 0.45:
+        size, place = (thing[name] if rng.random() < 0.6 else None for name in ("size", "place"))
+        return replace(there, size=size, place=place), introduce
+    if form < 0.62:
+        return claim_all(thing), _described
+    if form < 0.78:
+        return claim_place(thing, rng), _described
+    if form < 0.86:
+        return Claim(ground=truth["ground"]), set_scene
+    whole = replace(claim_all(thing), place=thing["place"], parts=(rng.choice(thing["parts"]),))
+    if thing["next_to"]:
+        whole = replace(whole, beside=rng.choice(thing["next_to"]))
+    names = [n for n in ("size", "colour", "parts", "facing", "place", "beside") if getattr(whole, n)]
+    name = rng.choice(names)
+    return replace(there, **{name: getattr(whole, name)}), _described
+
+
+def _described(claim: Claim, _: random.Random) -> str:
+    return describe(claim)
 
 
 def about_scene(
@@ -137,15 +151,15 @@ def about_scene(
 ) -> list[Lesson]:
     """Lessons that share one picture: a caption, yes/no checks, details and positions."""
     lessons = [Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), 0.5)]
-    for _ in range(checks):
-        text, true = statement(truth, rng, simple)
+    for _ in range(checks // 2):
         render = rng.choice(prompts["verify"])
-        lessons.append(Lesson(render(text=text), "yes" if true else "no", 4.0))
-    for thing in rng.sample(truth["things"], min(2, len(truth["things"]))):
-        # A careless caption may have miscounted; the answer says how it is all the same.
-        name = noun(thing["kind"], thing["count"] if rng.random() < 0.85 else 3 - min(2, thing["count"]))
-        lessons.append(Lesson(ASK.format(name), describe(claim_all(thing))))
-        lessons.append(Lesson(ASK_WHERE.format(name), describe(claim_place(thing, rng))))
+        for text, reply in zip(statements(truth, rng, simple), ("yes", "no"), strict=True):
+            lessons.append(Lesson(render(text=text), reply, 4.0))
+    thing = rng.choice(truth["things"])
+    # A careless caption may have miscounted; the answer says how it is all the same.
+    name = noun(thing["kind"], thing["count"] if rng.random() < 0.85 else 3 - min(2, thing["count"]))
+    lessons.append(Lesson(ASK.format(name), describe(claim_all(thing))))
+    lessons.append(Lesson(ASK_WHERE.format(name), describe(claim_place(thing, rng))))
     return lessons
 
 

@@ -1,0 +1,208 @@
+import pytest
+from steps import DATA, STEPS, changed, one
+
+from scalecap.engines.base import Sampling
+from scalecap.pipeline import Pipeline, PipelineError
+
+
+def test_the_plan_is_sorted_by_names_whatever_the_order_of_keys():
+    lines = [str(step) for step in Pipeline.build(STEPS, DATA).steps]
+    assert lines == [
+        "init_caption: caption([]) -> [init_caption]",
+        "sentences: split_sentences([init_caption]) -> [sentences]",
+        "golden: verify([sentences]) -> [golden, golden_scores]",
+        "raw_questions: complete([golden]) -> [raw_questions]",
+        "q_list: parse_questions([raw_questions]) -> [q_list]",
+        "raw_answers: answer([q_list]) -> [raw_answers]",
+        "details: verify([raw_answers]) -> [details, details_scores]",
+        "final: fuse([golden, details, init_caption]) -> [final]",
+    ]
+    backwards = Pipeline.build(dict(reversed(STEPS.items())), DATA)
+    assert [str(step) for step in backwards.steps] == lines
+
+
+def test_plan_tells_role_and_rendered_prompt():
+    plan = Pipeline.build(STEPS, DATA).plan()
+    assert "    asks vlm, with the picture\n    prompt:\n      | True: <text>\n" in plan
+    assert "-> [sentences]\n    no model\n" in plan
+    assert "-> [raw_questions]\n    asks llm\n    prompt:\n      | Ask: <golden>\n" in plan
+
+
+@pytest.mark.parametrize(
+    ("steps", "roles"),
+    [
+        (STEPS, {"vlm", "llm"}),
+        ({name: STEPS[name] for name in ("init_caption", "sentences", "golden")}, {"vlm"}),
+        (changed(raw_questions=STEPS["raw_questions"] | {"model": "vlm"}, final=None), {"vlm"}),
+        (one({"stage": "split_sentences", "text": "id"}), set()),
+    ],
+)
+def test_roles_are_only_those_asked(steps, roles):
+    assert Pipeline.build(steps, DATA).roles == roles
+
+
+def test_a_step_keeps_its_settings_defaults_too():
+    steps = changed(golden=STEPS["golden"] | {"threshold": 1, "sampling": {"temperature": 0}})
+    golden = Pipeline.build(steps, DATA, sampling=Sampling(max_tokens=9)).steps[2]
+    assert golden.settings["mode"] == "choose"
+    assert golden.settings["threshold"] == 1.0
+    assert golden.settings["sampling"] == Sampling(temperature=0, max_tokens=9)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        one({"stage": "split_sentences", "text": "id"}),
+        one({"stage": "split_sentences", "text": "meta"}),
+        one({"stage": "caption", "prompt": "p", "image": "image"}),
+        one({"stage": "complete", "prompt": "{{ a }}{{ b }}", "variables": {"a": "tags", "b": "count"}}),
+        changed(final=STEPS["final"] | {"initial": None, "fallback": "empty"}),
+        one({"stage": "caption", "prompt": "p", "sampling": None}),
+    ],
+)
+def test_valid(steps):
+    Pipeline.build(steps, DATA)
+
+
+def test_unknown_data_is_not_asked_for_columns():
+    steps = one({"stage": "split_sentences", "text": "who_knows"})
+    Pipeline.build(steps, None)
+    with pytest.raises(PipelineError, match="who_knows"):
+        Pipeline.build(steps, {})
+
+
+BAD = [
+    (one({"stage": "verfy"}), "x: unknown stage 'verfy'; nearest: verify"),
+    (one({"stage": "other/verify"}), "x: unknown stage 'other/verify'; nearest: verify"),
+    (one({"text": "id"}), "x: names no stage: write `x: {stage: …}`; there are: answer, caption, "),
+    (one("caption"), "x: names no stage"),
+    (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; nearest: rule"),
+    (
+        one({"stage": "split_sentences", "text": "id", "rule": "sed"}),
+        "x: rule: 'sed' is none of them; nearest: seed",
+    ),
+    (one({"stage": "parse_questions", "text": "id", "max_questions": "9"}), "max_questions: '9' is no int"),
+    (one({"stage": "parse_questions", "text": "id", "max_questions": True}), "max_questions: True is no int"),
+    (one({"stage": "caption"}), "caption needs 'prompt': write `prompt: ${prompts.<role>}`"),
+    (one({"stage": "caption", "prompt": 3}), "prompt: 3 is no text"),
+    (one({"stage": "caption", "prompt": "{{ a"}), "prompt: line 1: unexpected end"),
+    (
+        one({"stage": "caption", "prompt": "{{ text }}"}),
+        "prompt: unknown variable {{ text }}; there are none",
+    ),
+    (one({"stage": "caption", "prompt": "p", "model": "vml"}), "model: 'vml' is none of them; nearest: vlm"),
+    (one({"stage": "caption", "prompt": "p", "image": "photo"}), "image: there is no picture 'photo'"),
+    (
+        one({"stage": "caption", "prompt": "p", "sampling": {"temprature": 0}}),
+        "sampling: no such value 'temprature'; nearest: temperature",
+    ),
+    (
+        one({"stage": "caption", "prompt": "p", "sampling": {"temperature": "hot"}}),
+        "sampling: 'hot' is no float",
+    ),
+    (one({"stage": "caption", "prompt": "p", "sampling": 0}), "sampling: 0 is no mapping: write"),
+    (
+        changed(golden=STEPS["golden"] | {"prompt": "{{ txt }}"}),
+        "golden: prompt: unknown variable {{ txt }}; nearest: text",
+    ),
+    (
+        changed(golden=STEPS["golden"] | {"prompt": "{text}"}),
+        "golden: prompt: uses no variable: write {{ text }}",
+    ),
+    (changed(golden=STEPS["golden"] | {"threshold": 7}), "golden: threshold: 7.0 is no probability (0 to 1)"),
+    (
+        changed(raw_questions=STEPS["raw_questions"] | {"prompt": "{{ sentence }}"}),
+        "raw_questions: prompt: unknown variable {{ sentence }}; there are: s",
+    ),
+    (
+        changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "golden", "t": "golden"}}),
+        "raw_questions: prompt: the variable 't' is never used",
+    ),
+    (
+        changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "goldn"}}),
+        "variables.s: neither a step nor the data has 'goldn'; nearest: golden; write `variables.s: golden`",
+    ),
+    (changed(raw_questions=STEPS["raw_questions"] | {"variables": "golden"}), "'golden' is no mapping"),
+    (changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": 3}}), "3 is no column's name"),
+    (
+        changed(golden=STEPS["golden"] | {"texts": "sentenced"}),
+        "golden: texts: neither a step nor the data has 'sentenced'; nearest: sentences; "
+        "write `texts: sentences`",
+    ),
+    (changed(details=None), "final: object_info: neither a step nor the data has 'details'"),
+    (
+        one({"stage": "verify", "prompt": "{{ text }}"}),
+        "x: reads 'texts': write `texts: <column>`; there are: meta, tags",
+    ),
+    (
+        one({"stage": "complete", "prompt": "p"}),
+        "x: reads 'variables': write `variables: {<variable>: <column>}`",
+    ),
+    (
+        changed(q_list={"stage": "parse_questions", "text": "sentences"}),
+        "q_list: text: 'sentences' holds a list of texts, not a text",
+    ),
+    (one({"stage": "split_sentences", "text": "count"}), "text: 'count' holds a number, not a text"),
+    (
+        one({"stage": "split_sentences", "text": "id"}, "tags"),
+        "tags: writes the column 'tags', which the data has",
+    ),
+    (
+        changed(golden_scores={"stage": "split_sentences", "text": "id"}),
+        "writes the column 'golden_scores', which golden has too",
+    ),
+    (one({"stage": "split_sentences", "text": "id"}, "error"), "the name 'error' is taken by the output"),
+    (
+        {
+            "a": {"stage": "complete", "prompt": "{{ v }}", "variables": {"v": "b"}},
+            "b": {"stage": "complete", "prompt": "{{ v }}", "variables": {"v": "a"}},
+        },
+        "steps that wait for each other: ",
+    ),
+    (one({"stage": "split_sentences", "text": "x"}), "steps that wait for each other: x -> x"),
+    (
+        changed(final={name: value for name, value in STEPS["final"].items() if name != "initial"}),
+        "final: fallback: initial needs the column: write `initial: init_caption`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("steps", "message"), BAD, ids=range(len(BAD)))
+def test_bad(steps, message):
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.build(steps, DATA)
+    assert any(message in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_a_mistyped_step_is_told_its_neighbour():
+    with pytest.raises(PipelineError, match=r"another step\? nearest: golden"):
+        Pipeline.build(changed(goldn={"threshold": 0.7}), DATA)
+
+
+def test_all_problems_come_at_once():
+    steps = changed(
+        golden=STEPS["golden"] | {"treshold": 0.5, "texts": "sentence"},
+        q_list={"stage": "parse_question", "text": "raw_questions"},
+        error={"stage": "split_sentences", "text": "id"},
+    )
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.build(steps, DATA, imports=["no_such_module_anywhere"])
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
+        "imports",
+        "q_list",
+        "error",
+        "golden",
+        "golden",
+    ]
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+
+
+def test_a_stage_from_an_imported_module(tmp_path, monkeypatch):
+    (tmp_path / "my_own_stages.py").write_text(
+        "from scalecap.stages import stage\n\n@stage\ndef shout(text: str) -> str:\n    return text.upper()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    steps = one({"stage": "my_own_stages/shout", "text": "id"})
+    assert str(Pipeline.build(steps, DATA, imports=["my_own_stages"]).steps[0]) == (
+        "x: my_own_stages/shout([id]) -> [x]"
+    )
