@@ -10,7 +10,9 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from scalecap.engines.base import Sampling
+from scalecap.prompts import nearest
 
+ENGINES = ("auto", "transformers", "vllm", "openai")
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: as the wheel carries them, or the checkout's."""
@@ -167,6 +169,12 @@ class Settings:
             found.append(f"sampling.top_p={self.sampling.top_p}: must be above 0 and at most 1")
         if not self.sampling.repetition_penalty > 0:
             found.append(f"sampling.repetition_penalty={self.sampling.repetition_penalty}: must be above 0")
+        if self.engine.name not in ENGINES:
+            found.append(
+                f"engine.name={self.engine.name}: no such engine; {nearest(self.engine.name, ENGINES)}"
+            )
+        if self.engine.name == "openai" and not self.engine.base_url:
+            found.append("engine=openai needs engine.base_url=http://HOST:PORT/v1")
         if self.engine.timeout <= 0:
             found.append(f"engine.timeout={self.engine.timeout}: must be above 0")
         return found

@@ -14,7 +14,7 @@ def options() -> str:
     """Each group's options with the first line of their files."""
     lines = ["| option | what it is |", "| --- | --- |"]
     for group in GROUPS:
-        for file in sorted((CONF / group).rglob("*.yaml")):
+        for file in sorted((CONF / group).rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
             words = [line.removeprefix("# ") for line in file.read_text(encoding="utf-8").splitlines()]
             what = next(line for line in words if not line.startswith("@package"))
             lines.append(f"| `{file.parent.relative_to(CONF).as_posix()}={file.stem}` | {what} |")

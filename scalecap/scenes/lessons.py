@@ -21,6 +21,10 @@ ASK = "Describe more details about the {}."
 ASK_WHERE = "Describe more details about the position of the {}."
 
 
+CAPTIONED, CHECKED = 0.5, 4.0
+"""Weights of a caption's tokens, of which few are certain, and of a check's single one."""
+
+
 class Lesson(NamedTuple):
     """One prompt with the reply to learn; `weight` scales the loss of the reply's tokens."""
 
@@ -150,11 +154,11 @@ def about_scene(
     simple: float,
 ) -> list[Lesson]:
     """Lessons that share one picture: a caption, yes/no checks, details and positions."""
-    lessons = [Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), 0.5)]
+    lessons = [Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), CAPTIONED)]
     for _ in range(checks // 2):
         render = rng.choice(prompts["verify"])
         for text, reply in zip(statements(truth, rng, simple), ("yes", "no"), strict=True):
-            lessons.append(Lesson(render(text=text), reply, 4.0))
+            lessons.append(Lesson(render(text=text), reply, CHECKED))
     thing = rng.choice(truth["things"])
     # A careless caption may have miscounted; the answer says how it is all the same.
     name = noun(thing["kind"], thing["count"] if rng.random() < 0.85 else 3 - min(2, thing["count"]))

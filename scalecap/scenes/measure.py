@@ -15,8 +15,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
+
 from scalecap.scenes.claims import Fact, facts
 from scalecap.scenes.grammar import read
+from scalecap.settings import CONF
 
 
 class Told(NamedTuple):
@@ -92,22 +95,21 @@ async def check_verifier(count: int, template: str, threshold: float = 0.5) -> d
     Returns:
         Accuracy on true and on false statements and their mean, the balanced accuracy.
     """
-    from scalecap.data.images import as_image
+    from scalecap.data.images import open_image
     from scalecap.engines import open_engine
     from scalecap.engines.base import Choose, Prompt
     from scalecap.prompts import Template
-    from scalecap.scenes.lessons import statement
+    from scalecap.scenes.lessons import statements
     from scalecap.scenes.world import render, sample, unseen
     from scalecap.settings import EngineSettings, ModelSettings
 
     engine = await open_engine(ModelSettings(name="scenes"), EngineSettings())
     prompt = Template(template)
-    rng = random.Random(7)
 
     async def right(number: int) -> tuple[bool, bool]:
-        scene = sample(unseen(99, number // 4))
-        text, true = statement(scene.truth(), rng, simple=0.1)
-        picture = as_image(render(scene))
+        scene, true = sample(unseen(99, number // 4)), number % 2 == 0
+        text = statements(scene.truth(), random.Random(number // 2), simple=0.1)[0 if true else 1]
+        picture = open_image(render(scene))
         reply = await engine.choose(Choose(Prompt(prompt.render(text=text), picture)))
         return true, (reply.probabilities[0] >= threshold) == true
 
@@ -137,10 +139,12 @@ def main() -> None:
             f"{line['wrong']:8.2f}{line['wrong share']:13.1%}{line['unread']:8.2f}"
         )
     for column in ("init_caption", "final_caption"):
+        if column not in found:
+            continue
         sorts = ", ".join(f"{sort} {t}/{t + w}" for sort, (t, w) in by_sort(rows, column).items())
         print(f"{column}, true of told: {sorts}")
     if arguments.verifier:
-        text = (Path(__file__).parent / "verify.txt").read_text()
+        text = OmegaConf.load(CONF / "prompts" / "verify" / "compact.yaml")["verify"]
         for name, share in asyncio.run(check_verifier(arguments.verifier, text)).items():
             print(f"{name}: {share:.1%}")
 

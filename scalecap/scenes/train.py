@@ -1,4 +1,4 @@
-"""Train the tiny model from scratch: `python -m scalecap.scenes.train folder=DIR`.
+"""Train the tiny model from scratch: `python -m scalecap.scenes.train DIR`.
 
 First the vision tower with direct supervision, then everything at once on lessons that share
 their picture: one row holds the picture once and after it many questions with their answers,
@@ -21,7 +21,7 @@ from transformers import Qwen2TokenizerFast
 
 from scalecap.prompts import Template
 from scalecap.scenes import lessons, tower
-from scalecap.scenes.lessons import Lesson, Render
+from scalecap.scenes.lessons import CAPTIONED, CHECKED, Lesson, Render
 from scalecap.scenes.model import (
     GRID,
     IMAGE_TOKENS,
@@ -32,7 +32,7 @@ from scalecap.scenes.model import (
     save,
     see,
 )
-from scalecap.scenes.world import render, sample
+from scalecap.scenes.world import Scene, render, sample
 from scalecap.settings import CONF
 
 log = logging.getLogger(__name__)
@@ -206,126 +206,153 @@ def _tokenizer(folder: Path, seed: int, prompts: Mapping[str, Sequence[Render]])
     return tokenizer
 
 
+class Pupil:
+    """The model, linear heads that only training needs, and the optimizer: what a checkpoint holds."""
+
+    def __init__(self, tokenizer: Any, seed: int, steps: int) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = make_model(tokenizer, seed).to(self.device)
+        hidden = self.model.config.text_config.hidden_size
+        self.heads = tower.Heads(hidden).to(self.device)
+        self.judge = nn.Linear(hidden, 2).to(self.device)
+        language = [*self.model.model.language_model.parameters(), *self.judge.parameters()]
+        visual = [*self.model.model.visual.parameters(), *self.heads.parameters()]
+        self.weights = [*language, *visual]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": language, "lr": 1.0}, {"params": visual, "lr": 0.15}],
+            betas=(0.9, 0.98),
+            weight_decay=0.05,
+            fused=True,
+        )
+        # Peak 1.2e-3: warm up over 200 steps, then fall along a cosine to a fiftieth.
+        self.rate = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: (
+                1.2e-3 * min(1.0, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * min(1, step / steps)))
+            ),
+        )
+        self._parts: dict[str, Any] = {
+            "visual": self.model.model.visual,
+            "language": self.model.model.language_model,
+            "heads": self.heads,
+            "judge": self.judge,
+            "optimizer": self.optimizer,
+            "rate": self.rate,
+        }
+
+    def load(self, checkpoint: Path) -> int:
+        """Take up a checkpoint; the number of steps done."""
+        state = torch.load(checkpoint, weights_only=True, map_location=self.device)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        return int(state["step"])
+
+    def save(self, checkpoint: Path, step: int) -> None:
+        """Write a checkpoint after `step` steps; a kill leaves the old one whole."""
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        torch.save({**state, "step": step}, checkpoint.with_suffix(".new"))
+        checkpoint.with_suffix(".new").replace(checkpoint)
+
+    def learn(
+        self,
+        scenes: Sequence[Scene],
+        about: Sequence[Sequence[Lesson]],
+        alone: Sequence[Lesson],
+        packer: Packer,
+    ) -> dict[str, float]:
+        """One step.
+
+        Args:
+            about: lessons about each scene.
+            alone: lessons of text alone.
+
+        Returns:
+            Mean losses of captions, answers and text; shares of checks, judgements and kinds that are right.
+        """
+        packed = self._packed(packer, [(lessons, True) for lessons in about])
+        images = normalise([render(scene) for scene in scenes]).to(self.device)
+        merged = see(self.model.model.visual, images)
+        logits, targets, weights, middle = predict(self.model, packed, merged)
+        loss = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        held = packed["holds"][packed["holds"] >= 0]
+        judged = self.judge(middle[packed["holds"] >= 0]).float()
+        labels = torch.stack([tower.label(scene) for scene in scenes]).to(self.device)
+        seen, right = self.heads.loss(merged, labels)
+        total = (loss * weights).sum() / weights.sum() + 0.2 * seen
+        total = total + nn.functional.cross_entropy(judged, held)
+        check = weights == CHECKED
+        marks = {
+            "caption": loss[weights == CAPTIONED].mean().item(),
+            "check": (logits[check].argmax(-1) == targets[check]).float().mean().item(),
+            "judge": (judged.argmax(-1) == held).float().mean().item(),
+            "answer": loss[weights == 1.0].mean().item(),
+            "kind": right["kind"],
+        }
+        if alone:
+            said = predict(self.model, self._packed(packer, [([lesson], False) for lesson in alone]), None)
+            text_loss = nn.functional.cross_entropy(said.logits.float(), said.targets)
+            marks["text"] = text_loss.item()
+            total = total + 0.5 * text_loss
+        self.optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.rate.step()
+        return marks
+
+    def _packed(self, packer: Packer, rows: Sequence[tuple[Sequence[Lesson], bool]]) -> dict[str, Tensor]:
+        return {key: value.to(self.device) for key, value in packer.pack(rows).items()}
+
+
 def train(
     folder: Path,
     prompts: Mapping[str, Sequence[Render]],
     *,
     tower_steps: int = 1100,
-    steps: int = 2600,
+    steps: int = 1900,
+    stop: int | None = None,
     pictures: int = 16,
     checks: int = 12,
     seed: int = 0,
-    started: Path | None = None,
 ) -> None:
-    """Train, saving a checkpoint now and then, and write the finished model to `folder`.
+    """Train, or go on from the folder's checkpoint, and write the model to `folder/model`.
 
     Args:
         prompts: role to the templates that a run may ask with.
-        pictures: pictures a step.
+        stop: leave off after so many of the `steps`.
+        pictures: pictures a step, 8 or more.
         checks: yes/no statements a picture, in pairs of a true and a false one.
-        started: checkpoint of an earlier call with the same arguments, to go on from.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = _tokenizer(folder / "model", seed, prompts)
-    model = make_model(tokenizer, seed).to(device)
-    hidden = model.config.text_config.hidden_size
-    heads, judge = tower.Heads(hidden).to(device), nn.Linear(hidden, 2).to(device)
-    log.info(
-        "%.1f million weights, %d words", sum(p.numel() for p in model.parameters()) / 1e6, len(tokenizer)
-    )
-    visual = [*model.model.visual.parameters(), *heads.parameters()]
-    language = [*model.model.language_model.parameters(), *judge.parameters()]
-    optimizer = torch.optim.AdamW(
-        [{"params": language, "lr": 1.0}, {"params": visual, "lr": 0.15}],
-        betas=(0.9, 0.98),
-        weight_decay=0.05,
-        fused=True,
-    )
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            1.2e-3 * min(1.0, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * min(1, step / steps)))
-        ),
-    )
-    first = 0
-    checkpoint = folder / "checkpoint.pt"
-    if started is not None:
-        state = torch.load(started, weights_only=True, map_location=device)
-        model.model.visual.load_state_dict(state["visual"])
-        heads.load_state_dict(state["heads"])
-        if "language" in state:
-            model.model.language_model.load_state_dict(state["language"])
-            judge.load_state_dict(state["judge"])
-            optimizer.load_state_dict(state["optimizer"])
-            rate.load_state_dict(state["rate"])
-            first = state["step"]
+    pupil, checkpoint = Pupil(tokenizer, seed, steps), folder / "checkpoint.pt"
+    if checkpoint.exists():
+        first = pupil.load(checkpoint)
     else:
-        tower.teach(model.model.visual, heads, steps=tower_steps, first_seed=FIRST_SEED + 50_000_000)
-        torch.save({"visual": model.model.visual.state_dict(), "heads": heads.state_dict()}, checkpoint)
+        first = 0
+        visual = pupil.model.model.visual
+        tower.teach(visual, pupil.heads, steps=tower_steps, first_seed=FIRST_SEED + 50_000_000)
+        pupil.save(checkpoint, first)
     packer = Packer(tokenizer)
     began = time.monotonic()
     seen: dict[str, float] = {}
-    for step in range(first, steps):
-        done = step / steps
+    last = steps if stop is None else stop
+    for step in range(first, last):
         rng = random.Random(f"{seed} {step}")
         scenes = [sample(FIRST_SEED + step * pictures + i) for i in range(pictures)]
         # Whether a thing is there at all must be learnt before anything else is compared.
-        simple = min(1.0, max(0.1, 2.2 - 4 * done))
-        rows: list[tuple[Sequence[Lesson], bool]] = [
-            (lessons.about_scene(scene.truth(), prompts, rng, checks=checks, simple=simple), True)
-            for scene in scenes
-        ]
-        packed = {key: value.to(device) for key, value in packer.pack(rows).items()}
-        merged = see(model.model.visual, normalise([render(scene) for scene in scenes]).to(device))
-        logits, targets, weights, middle = predict(model, packed, merged)
-        loss = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        total = (loss * weights).sum() / weights.sum()
-        told, right = heads.loss(merged, torch.stack([tower.label(scene) for scene in scenes]).to(device))
-        holds = packed["holds"]
-        judged = judge(middle[holds >= 0]).float()
-        total = total + nn.functional.cross_entropy(judged, holds[holds >= 0])
-        check = weights == 4.0
-        spot = {
-            "caption": loss[weights == 0.5].mean().item(),
-            "check": (logits[check].argmax(-1) == targets[check]).float().mean().item(),
-            "judge": (judged.argmax(-1) == holds[holds >= 0]).float().mean().item(),
-            "answer": loss[weights == 1.0].mean().item(),
-            "kind": right["kind"],
-        }
-        total = total + 0.2 * told
-        if step % 2 == 0:
-            work = [lessons.joining, lessons.joining, lessons.listing, lessons.collecting]
-            rows = [
-                ([draw(scene.truth(), prompts, rng)], False)
-                for scene, draw in zip(scenes[:8], work * 2, strict=True)
-            ]
-            words = {key: value.to(device) for key, value in packer.pack(rows).items()}
-            said = predict(model, words, None)
-            text_loss = nn.functional.cross_entropy(said.logits.float(), said.targets)
-            spot["text"] = text_loss.item()
-            total = total + 0.5 * text_loss
-        optimizer.zero_grad()
-        total.backward()
-        nn.utils.clip_grad_norm_([*language, *visual], 1.0)
-        optimizer.step()
-        rate.step()
-        seen = {**seen, **{name: 0.95 * seen.get(name, value) + 0.05 * value for name, value in spot.items()}}
+        simple = min(1.0, max(0.1, 2.2 - 4 * step / steps))
+        truths = [scene.truth() for scene in scenes]
+        about = [lessons.about_scene(truth, prompts, rng, checks=checks, simple=simple) for truth in truths]
+        work = [lessons.joining, lessons.joining, lessons.listing, lessons.collecting] * 2
+        alone = [draw(truth, prompts, rng) for truth, draw in zip(truths, work, strict=False)]
+        marks = pupil.learn(scenes, about, [] if step % 2 else alone, packer)
+        seen |= {name: 0.95 * seen.get(name, mark) + 0.05 * mark for name, mark in marks.items()}
         if step % 25 == 0:
-            marks = ", ".join(f"{name} {value:.3f}" for name, value in seen.items())
-            log.info("step %d of %d (%.0f s): %s", step, steps, time.monotonic() - began, marks)
-        if step % 100 == 99 or step == steps - 1:
-            state = {
-                "visual": model.model.visual.state_dict(),
-                "heads": heads.state_dict(),
-                "language": model.model.language_model.state_dict(),
-                "judge": judge.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "rate": rate.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-            save(model, tokenizer, folder / "model")
+            told = ", ".join(f"{name} {mark:.3f}" for name, mark in seen.items())
+            log.info("step %d of %d (%.0f s): %s", step, steps, time.monotonic() - began, told)
+        if step % 100 == 99 or step == last - 1:
+            pupil.save(checkpoint, step + 1)
+            save(pupil.model, tokenizer, folder / "model")
 
 
 def main() -> None:
@@ -336,14 +363,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    started = arguments.folder / "checkpoint.pt"
-    train(
-        arguments.folder,
-        taught_prompts(),
-        steps=arguments.steps,
-        tower_steps=arguments.tower_steps,
-        started=started if started.exists() else None,
-    )
+    train(arguments.folder, taught_prompts(), steps=arguments.steps, tower_steps=arguments.tower_steps)
 
 
 if __name__ == "__main__":

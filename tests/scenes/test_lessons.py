@@ -1,0 +1,56 @@
+import random
+
+import pytest
+
+pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+
+from scalecap.scenes import lessons
+from scalecap.scenes.measure import judge
+from scalecap.scenes.train import taught_prompts
+from scalecap.scenes.world import sample
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return taught_prompts()
+
+
+def test_careless_captions_are_wrong_now_and_then():
+    rng, told = random.Random(0), []
+    for seed in range(500):
+        truth = sample(seed).truth()
+        told.append(judge(lessons.careless_caption(truth, rng), truth))
+    wrong = sum(each.wrong for each in told) / sum(len(each.facts) for each in told)
+    assert 0.15 < wrong < 0.3
+    assert all(each.unread == 0 for each in told)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_answers_are_true_and_checks_right(seed, prompts):
+    rng, truth = random.Random(seed), sample(seed).truth()
+    caption, *rest = lessons.about_scene(truth, prompts, rng, checks=6, simple=0.3)
+    assert caption.reply
+    checks, answers = rest[:6], rest[6:]
+    assert [check.reply for check in checks] == ["yes", "no"] * 3
+    assert len(answers) == 2
+    for answer in answers:
+        told = judge(answer.reply, truth)
+        assert told.true > 0
+        assert told.wrong == told.unread == 0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fusing_and_collecting_add_nothing_of_their_own(seed, prompts):
+    rng, truth = random.Random(seed), sample(seed).truth()
+    for draw in (lessons.joining, lessons.collecting):
+        lesson = draw(truth, prompts, rng)
+        for sentence in lesson.reply.replace(". ", ".\n").split("\n"):
+            assert sentence in lesson.prompt or sentence.startswith("Describe more details about")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_each_thing_is_listed_once(seed, prompts):
+    lesson = lessons.listing(sample(seed).truth(), prompts, random.Random(seed))
+    lines = lesson.reply.split("\n")
+    assert len(lines) == len(set(lines))
+    assert all(line.startswith("Describe more details about the ") for line in lines)
