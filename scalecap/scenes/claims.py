@@ -114,7 +114,7 @@ def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any) -> Claim:
         )
         value = (rng.choice(other.parts), *claim.parts[1:])
     else:
-        neighbours = next((t["next_to"] for t in truth["things"] if t["kind"] == claim.kind), [])
+        neighbours: list[str] = next((t["next_to"] for t in truth["things"] if t["kind"] == claim.kind), [])
         others = [kind for kind in there if kind != claim.kind and kind not in neighbours]
         value = rng.choice(sorted(others)) if others and rng.random() < 0.6 else rng.choice(absent)
     return replace(claim, **{name: value})

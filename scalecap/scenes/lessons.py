@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from omegaconf import DictConfig, OmegaConf
+
+from scalecap.prompts import Template
 from scalecap.scenes.claims import Claim, facts, falsify
 from scalecap.scenes.grammar import describe, introduce, noun, read, set_scene
 from scalecap.scenes.kinds import EXPECTED, KINDS, PLACES
+from scalecap.settings import CONF
 
 Render = Callable[..., str]
 """A template: keyword variables in, prompt text out."""
@@ -23,6 +27,13 @@ ASK_WHERE = "Describe more details about the position of the {}."
 
 CAPTIONED, CHECKED = 0.5, 4.0
 """Weights of a caption's tokens, of which few are certain, and of a check's single one."""
+
+
+def shipped(role: str, variant: str) -> Template:
+    """The prompt in `conf/prompts/<role>/<variant>.yaml`."""
+    file = OmegaConf.load(CONF / "prompts" / role / f"{variant}.yaml")
+    assert isinstance(file, DictConfig)
+    return Template(file[role])
 
 
 class Lesson(NamedTuple):
@@ -54,7 +65,7 @@ def claim_place(thing: Mapping[str, Any], rng: random.Random) -> Claim:
 def careless_caption(truth: Mapping[str, Any], rng: random.Random) -> str:
     """A short caption with gaps and, in about one sentence of five, an error."""
     there = {thing["kind"] for thing in truth["things"]}
-    sentences = []
+    sentences: list[str] = []
     for thing in truth["things"]:
         if sentences and rng.random() < 0.3:
             continue

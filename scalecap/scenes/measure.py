@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
+from scalecap.prompts import Template
 from scalecap.scenes.claims import Fact, facts
 from scalecap.scenes.grammar import read
-from scalecap.settings import CONF
+from scalecap.scenes.lessons import shipped, statements
 
 
 class Told(NamedTuple):
@@ -86,11 +85,11 @@ def by_sort(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, tuple[i
     return {sort: (true[sort], wrong[sort]) for sort in sorted({*true, *wrong})}
 
 
-async def check_verifier(count: int, template: str, threshold: float = 0.5) -> dict[str, float]:
+async def check_verifier(count: int, prompt: Template, threshold: float = 0.5) -> dict[str, float]:
     """Ask the embedded model about `count` statements, half of them true, on unseen scenes.
 
     Args:
-        template: Jinja text of the yes/no prompt, with the variable `text`.
+        prompt: asks yes or no, with the variable `text`.
 
     Returns:
         Accuracy on true and on false statements and their mean, the balanced accuracy.
@@ -98,13 +97,10 @@ async def check_verifier(count: int, template: str, threshold: float = 0.5) -> d
     from scalecap.data.images import open_image
     from scalecap.engines import open_engine
     from scalecap.engines.base import Choose, Prompt
-    from scalecap.prompts import Template
-    from scalecap.scenes.lessons import statements
     from scalecap.scenes.world import render, sample, unseen
     from scalecap.settings import EngineSettings, ModelSettings
 
     engine = await open_engine(ModelSettings(name="scenes"), EngineSettings())
-    prompt = Template(template)
 
     async def right(number: int) -> tuple[bool, bool]:
         scene, true = sample(unseen(99, number // 4)), number % 2 == 0
@@ -144,8 +140,8 @@ def main() -> None:
         sorts = ", ".join(f"{sort} {t}/{t + w}" for sort, (t, w) in by_sort(rows, column).items())
         print(f"{column}, true of told: {sorts}")
     if arguments.verifier:
-        text = OmegaConf.load(CONF / "prompts" / "verify" / "compact.yaml")["verify"]
-        for name, share in asyncio.run(check_verifier(arguments.verifier, text)).items():
+        prompt = shipped("verify", "compact")
+        for name, share in asyncio.run(check_verifier(arguments.verifier, prompt)).items():
             print(f"{name}: {share:.1%}")
 
 

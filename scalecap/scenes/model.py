@@ -44,7 +44,7 @@ _CHAT = (
 def make_tokenizer(corpus: Iterable[str], size: int = 1536) -> Any:
     """Train a byte-level BPE with Qwen's special tokens; any text can be written with it."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
     tokenizer = Tokenizer(models.BPE())
     # One letter-run, digit or punctuation run a piece, as in Qwen2's own pre-tokenizer.
@@ -124,7 +124,7 @@ def make_model(tokenizer: Any, seed: int = 0) -> Any:
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)  # type: ignore[no-untyped-call]
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     return model

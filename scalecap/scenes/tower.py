@@ -89,11 +89,11 @@ def teach(visual: nn.Module, heads: Heads, *, steps: int, batch: int = 64, first
         optimizer,
         lambda step: 1e-3 * min(1.0, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * step / steps)),
     )
-    seen = {}
+    seen: dict[str, float] = {}
     for step, (images, labels) in zip(range(steps), pictures(first_seed, batch), strict=False):
         loss, right = heads.loss(see(visual, images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         rate.step()

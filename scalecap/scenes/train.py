@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
-from transformers import Qwen2TokenizerFast
+from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
 from scalecap.prompts import Template
 from scalecap.scenes import lessons, tower
@@ -33,7 +32,6 @@ from scalecap.scenes.model import (
     see,
 )
 from scalecap.scenes.world import Scene, render, sample
-from scalecap.settings import CONF
 
 log = logging.getLogger(__name__)
 
@@ -65,20 +63,18 @@ _COLLECT = {
 
 def taught_prompts() -> dict[str, list[Render]]:
     """The templates of a run, by role, as the lessons ask with them."""
-    texts = {role: [text] for role, text in _COLLECT.items()}
+    taught = {role: [Template(text)] for role, text in _COLLECT.items()}
     for role, variants in _TAUGHT.items():
-        files = [CONF / "prompts" / role / f"{variant}.yaml" for variant in variants]
-        texts[role] = [OmegaConf.load(file)[role] for file in files]
-    details = CONF / "prompts" / "verify_details" / "seed.yaml"
-    texts["verify"].append(OmegaConf.load(details)["verify_details"])
-    return {role: [Template(text).render for text in group] for role, group in texts.items()}
+        taught[role] = [lessons.shipped(role, variant) for variant in variants]
+    taught["verify"].append(lessons.shipped("verify_details", "seed"))
+    return {role: [template.render for template in group] for role, group in taught.items()}
 
 
 class Packer:
     """Turns lessons into tensors: shared prefix, then one segment a lesson."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._ids = {}
+        self._ids: dict[str, list[int]] = {}
         self._tokenizer = tokenizer
         self._prefix = self._encode(_SYSTEM)
         start, pad, end = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
@@ -88,7 +84,7 @@ class Packer:
     def _encode(self, text: str) -> list[int]:
         known = self._ids.get(text)
         if known is None:
-            known = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            known = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
             if len(text) < 120 and len(self._ids) < 200_000:
                 self._ids[text] = known
         return known
@@ -294,7 +290,7 @@ class Pupil:
             marks["text"] = text_loss.item()
             total = total + 0.5 * text_loss
         self.optimizer.zero_grad()
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.rate.step()

@@ -171,8 +171,9 @@ def _ground(ground: str, variant: int, pixels: int) -> NDArray[np.float32]:
         shade = shade + 0.03 * np.sin(y * 0.35 + 4 * plank)
     light = 1.10 - 0.14 * (x / UNIT) - 0.10 * (y / UNIT)
     noise = rng.normal(scale=grain, size=(pixels, pixels))
-    texture = np.array(_BASE[ground], dtype=np.float32) * ((shade + noise) * light)[..., None]
-    return texture.astype(np.float32)
+    colour = np.array(_BASE[ground], dtype=np.float32)
+    texture: NDArray[np.float32] = (colour * ((shade + noise) * light)[..., None]).astype(np.float32)
+    return texture
 
 
 SAMPLE = SPRITES.parent / "sample"
@@ -182,7 +183,7 @@ SAMPLE = SPRITES.parent / "sample"
 def write_sample(count: int = 24) -> None:
     """Draw the shipped pictures again: the first scenes from seed 0 on with three things or more."""
     SAMPLE.mkdir(exist_ok=True)
-    lines = []
+    lines: list[str] = []
     seed = 0
     while len(lines) < count:
         scene = sample(seed)
