@@ -138,7 +138,8 @@ class Summary:
         heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped"}
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         reused = f" ({self.reused} from before)" if self.reused else ""
-        lines = [f"{heads[self.status]}: {self.done} rows captioned{reused}, {self.failed} failed; {phases}"]
+        done = "1 row" if self.done == 1 else f"{self.done} rows"
+        lines = [f"{heads[self.status]}: {done} captioned{reused}, {self.failed} failed; {phases}"]
         lines += [f"  {self.reason}"] if self.reason else []
         for step in sorted(self.kept | self.dropped):
             lines.append(f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped")

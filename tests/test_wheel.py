@@ -1,0 +1,34 @@
+"""The wheel carries all that the program needs, and works from any folder."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hatchling", reason='needs pip install "scalecap[dev]"')
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_captions_the_sample(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "installed")
+    shown = subprocess.run(
+        [sys.executable, "-P", "-m", "scalecap", "data.limit=1", "output=run", "progress=false"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "Done: 1 row captioned" in shown.stdout
+    assert len((tmp_path / "run" / "captions.jsonl").read_text().splitlines()) == 1
