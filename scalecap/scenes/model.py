@@ -12,9 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-FOLDER = Path(__file__).parent / "model"
-"""The trained weights that come with the package."""
-
 SIDE = 168
 PATCH = 14
 MERGE = 2

@@ -1,0 +1,74 @@
+"""The trained model that comes with the package, through the real pipeline.
+
+`python tests/scenes/test_embedded.py` writes what it says anew, after another training.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+
+from scalecap.engines import embedded_model
+from scalecap.run import process_engines, run
+from scalecap.scenes.lessons import shipped
+from scalecap.scenes.measure import check_verifier, table
+from scalecap.settings import CONF, Settings, from_config
+
+pytestmark = pytest.mark.slow
+SAID = Path(__file__).with_name("embedded.json")
+"""Rows of the first two sample pictures, decoded greedily on the transformers engine."""
+ROWS = ["data.limit=2", "sampling=greedy", "engine=transformers", "cache=off", "progress=false"]
+
+
+def captions(settings: Settings) -> list[dict[str, Any]]:
+    run(settings)
+    process_engines.close()
+    lines = (Path(settings.output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_it_says_what_it_said(compose: Callable[..., Settings]) -> None:
+    for row, said in zip(captions(compose(*ROWS)), json.loads(SAID.read_text("utf-8")), strict=True):
+        assert row.keys() == said.keys()
+        for name, value in said.items():
+            if name.endswith("_scores"):
+                assert [score["text"] for score in row[name]] == [score["text"] for score in value]
+                p_yes = [score["p_yes"] for score in row[name]]
+                assert p_yes == pytest.approx([score["p_yes"] for score in value], abs=1e-3)
+            else:
+                assert row[name] == value
+
+
+def test_checking_halves_what_is_wrong_and_asking_tells_more(compose: Callable[..., Settings]) -> None:
+    rows = captions(compose("data.count=48", "data.seed=3", "engine=transformers", "progress=false"))
+    found = table(rows, ["init_caption", "final_caption"])
+    first, final = found["init_caption"], found["final_caption"]
+    assert first["captions"] == final["captions"] == 48
+    assert first["wrong share"] > 0.15  # it was taught to be careless
+    assert final["wrong share"] <= first["wrong share"] / 2
+    assert final["true"] >= 1.3 * first["true"]
+
+
+def test_its_checks_are_right_nine_times_of_ten() -> None:
+    found = asyncio.run(check_verifier(320, shipped("verify", "compact")))
+    assert found["balanced accuracy"] >= 0.88  # 0.9 and more over many; see the model card
+
+
+def test_its_size_and_card() -> None:
+    assert sum(file.stat().st_size for file in embedded_model().iterdir()) < 25 * 2**20
+    assert "balanced accuracy" in (embedded_model() / "README.md").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    import hydra
+
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
+        config = hydra.compose("config", [f"output={folder}", *ROWS])
+        SAID.write_text(json.dumps(captions(from_config(config)), indent=1) + "\n", encoding="utf-8")
