@@ -135,14 +135,14 @@ def _claim(
             return replace(there, colour=thing["colour"]), _described
         return there, introduce
     form = rng.random()
-    if form < 0.45:
+    if form < 0.4:
         size, place = (thing[name] if rng.random() < 0.6 else None for name in ("size", "place"))
         return replace(there, size=size, place=place), introduce
-    if form < 0.62:
+    if form < 0.55:
         return claim_all(thing), _described
-    if form < 0.78:
+    if form < 0.65:
         return claim_place(thing, rng), _described
-    if form < 0.86:
+    if form < 0.7:
         return Claim(ground=truth["ground"]), set_scene
     whole = replace(claim_all(thing), place=thing["place"], parts=(rng.choice(thing["parts"]),))
     if thing["next_to"]:

