@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -21,8 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 from scalecap.prompts import nearest
 from scalecap.run import RunError, plan, process_engines, run
 from scalecap.settings import CONF, SettingsError, from_config, schema
-
-ConfigStore.instance().store(name="schema", node=schema())
 
 
 def main() -> int:

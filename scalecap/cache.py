@@ -1,9 +1,15 @@
 """Replies kept between runs: same model, same request, same reply, no work.
 
 One SQLite file in write-ahead mode, so that several runs on one machine can share it (SQLite does
-not promise that for machines that share a network folder).
+not promise that for machines that share a network folder). Each reply is kept with a digest of
+itself, so a damaged one is computed again.
+
+    python -m scalecap.cache [DIR] [--clear]
+
+says how large it is, or forgets all replies.
 """
 
+import argparse
 import hashlib
 import json
 import logging
@@ -20,6 +26,8 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1
 """Part of every key: raise it when the meaning of a key or a value changes."""
 _BATCH = 4096
+_DIGEST = 16
+"""Hex digits before each reply that tell whether it is whole."""
 _PAUSE = 0.25
 """Seconds between two commits; a crash loses at most what came after the last."""
 
@@ -71,6 +79,19 @@ class Cache:
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
+    def size(self) -> str:
+        """How many replies the file has and the space it takes, for reading."""
+        (count,) = self._reader.execute("SELECT count(*) FROM replies").fetchone()
+        parts = (self._path, self._path.with_name(self._path.name + "-wal"))
+        space = sum(part.stat().st_size for part in parts if part.exists())
+        return f"{count:,} replies, {space / 1e6:.1f} MB in {self._path}"
+
+    def clear(self) -> None:
+        """Forget all replies and give their space back; runs under way go on."""
+        self._reader.execute("DELETE FROM replies")
+        self._reader.execute("VACUUM")
+        self._reader.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None."""
         kept = self._waiting.get(key)
@@ -83,13 +104,13 @@ class Cache:
             if row is None:
                 return None
             kept = row[0]
-        return _decode(kept)
+        return _decode(key, kept)
 
     def put(self, key: str, reply: Reply) -> None:
-        """Keep a finished reply; a truncated one is not kept."""
-        if isinstance(reply, Generated) and reply.finish != "stop":
+        """Keep a finished reply; a truncated or empty one is not kept."""
+        if isinstance(reply, Generated) and (reply.finish != "stop" or not reply.text.strip()):
             return
-        self._waiting[key] = _encode(reply)
+        self._waiting[key] = _encode(key, reply)
         self._queue.put(key)
 
     def close(self) -> None:
@@ -124,13 +145,21 @@ class Cache:
                 self._waiting.pop(each, None)
 
 
-def _encode(reply: Reply) -> str:
-    return json.dumps({"is": type(reply).__name__, **asdict(reply)})
+def _encode(key: str, reply: Reply) -> str:
+    text = json.dumps({"is": type(reply).__name__, **asdict(reply)})
+    return _digest(key, text) + text
 
 
-def _decode(text: str) -> Reply | None:
-    """The reply, or None when the text is none (a damaged or foreign value is computed again)."""
+def _digest(key: str, text: str) -> str:
+    return hashlib.sha256(f"{key} {text}".encode()).hexdigest()[:_DIGEST]
+
+
+def _decode(key: str, kept: str) -> Reply | None:
+    """The reply, or None when it is damaged or foreign (it is computed again)."""
     try:
+        digest, text = kept[:_DIGEST], kept[_DIGEST:]
+        if digest != _digest(key, text):
+            return None
         values: dict[str, Any] = json.loads(text)
         kind, usage = values.pop("is"), Usage(*values.pop("usage"))
         if kind == "Generated":
@@ -142,3 +171,24 @@ def _decode(text: str) -> Reply | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
+
+
+def main() -> None:
+    from scalecap.settings import CacheSettings
+
+    parser = argparse.ArgumentParser(prog="python -m scalecap.cache", description="The cache of replies.")
+    parser.add_argument("dir", nargs="?", default=CacheSettings.dir, help="cache.dir (%(default)s)")
+    parser.add_argument("--clear", action="store_true", help="forget all replies")
+    arguments = parser.parse_args()
+    try:
+        cache = Cache(Path(arguments.dir).expanduser())
+        if arguments.clear:
+            cache.clear()
+        print(cache.size())
+        cache.close()
+    except (CacheError, sqlite3.Error) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The journal of a run: a first line with the config, then one JSON line for each finished row.
+"""The journal of a run: a line with the config, then one JSON line for each finished row.
 
 It is only ever appended to, so a run that is killed loses at most the line it was writing.
 """
@@ -36,14 +36,19 @@ class Journal:
     A record is {index, input, columns, flags, error}.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Opens the journal, or begins it. JournalError when it is of another config, or in use."""
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, force: bool = False) -> None:
+        """Opens the journal, or begins it. JournalError when it is of another config, or in use.
+
+        With `force` another config goes on in it: finished rows stay, and `changes` says what differs.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "journal.jsonl"
+        self.changes = ""
+        """What differs from the config that the first rows were made with."""
         self._file = self.path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._entries = self._read(plain(config))
+            self._entries = self._read(plain(config), force)
         except BlockingIOError as error:
             self._file.close()
             raise JournalError(
@@ -54,9 +59,10 @@ class Journal:
             raise
         self._synced = time.monotonic()
 
-    def _read(self, config: Any) -> dict[int, Entry]:
+    def _read(self, config: Any, force: bool) -> dict[int, Entry]:
         """What is there; a torn last line is cut off."""
         entries: dict[int, Entry] = {}
+        configs: list[Any] = []
         self._file.seek(0)
         offset = 0
         for line in self._file:
@@ -66,29 +72,35 @@ class Journal:
                 record = json.loads(line)
             except ValueError:
                 record = {}  # a damaged line: its row is done again
-            if offset == 0:
-                self._compare(record.get("config"), config)
+            if "config" in record:
+                configs.append(record["config"])
+            elif offset == 0:
+                raise JournalError(f"{self.path} does not begin as a journal; give another output=DIR")
             elif "index" in record:
                 digest = self._digest(record["input"])
                 entries[record["index"]] = Entry(offset, record["error"] is None, digest)
             offset += len(line)
+        if not entries:
+            offset, configs = 0, []  # begun and nothing done: whatever comes now begins it
         self._file.truncate(offset)
-        if offset == 0:
+        if configs:
+            changes = self._differences(configs[-1], config)
+            if changes and not force:
+                raise JournalError(
+                    f"{self.path.parent} holds a run with another config ({changes}). Give another"
+                    " output=DIR (equal requests come from the cache), or keep its rows with resume=force"
+                )
+            self.changes = self._differences(configs[0], config)
+        if not configs or configs[-1] != config:
             self._write({"config": config})
         return entries
 
-    def _compare(self, before: Any, now: Any) -> None:
-        if not isinstance(before, dict):
-            raise JournalError(f"{self.path} does not begin as a journal; give another output=DIR")
+    @staticmethod
+    def _differences(before: Any, now: Any) -> str:
         old, new = dict(_leaves(before)), dict(_leaves(now))
         differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        if differ:
-            shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:5])
-            more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
-            raise JournalError(
-                f"{self.path.parent} holds a run with another config ({shown}{more}). "
-                "Give another output=DIR; equal requests come from the cache"
-            )
+        shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:5])
+        return shown + (f"; and {len(differ) - 5} more" if len(differ) > 5 else "")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a finished row."""

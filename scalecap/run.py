@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 HOPELESS = 20
 """So many rows failed and none done: the run stops."""
 CHANGES_NO_ROW = {
-    "": ("output", "check", "progress", "rows_in_flight", "cache"),
+    "": ("output", "resume", "check", "progress", "rows_in_flight", "cache"),
     "data": ("limit", "allow_urls"),
     "engine": ("concurrency", "batch_size", "timeout", "retries", "quiet"),
 }
@@ -58,8 +58,11 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
     try:
         with summary.phase("check"):
             source, pipeline = check(settings)
-            journal = Journal(summary.output, _config(settings))
+            journal = Journal(summary.output, _config(settings), force=settings.resume == "force")
         with journal:
+            if journal.changes and journal.indices:
+                summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")
+                log.warning(summary.notes[-1])
             rows = _Rows(source, journal)
             if rows.any():
                 process_engines.run(_caption(settings, pipeline, rows, engines, summary))

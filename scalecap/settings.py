@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from scalecap.engines.base import Sampling
@@ -141,6 +142,8 @@ class Settings:
     """Seed of every draw, together with the request's content."""
     output: str = MISSING
     """Folder of this run; a finished row in it is not computed again."""
+    resume: str = "same"
+    """`same` goes on in a folder only with the config it was begun with; `force` with another too."""
     check: bool = False
     """Only checks the config and prints the plan; loads no model."""
     progress: bool = True
@@ -169,6 +172,8 @@ class Settings:
             found.append(f"sampling.top_p={self.sampling.top_p}: must be above 0 and at most 1")
         if not self.sampling.repetition_penalty > 0:
             found.append(f"sampling.repetition_penalty={self.sampling.repetition_penalty}: must be above 0")
+        if self.resume not in ("same", "force"):
+            found.append(f"resume={self.resume}: must be same or force")
         if self.engine.name not in ENGINES:
             found.append(
                 f"engine.name={self.engine.name}: no such engine; {nearest(self.engine.name, ENGINES)}"
@@ -206,3 +211,6 @@ def from_config(config: DictConfig) -> Settings:
     if problems := settings.problems():
         raise SettingsError("\n  ".join(problems))
     return settings
+
+
+ConfigStore.instance().store(name="schema", node=schema())

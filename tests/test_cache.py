@@ -1,4 +1,7 @@
+import functools
 import sqlite3
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -45,6 +48,47 @@ def test_a_truncated_reply_is_not_kept(tmp_path):
     cache.put("k", Generated("cut", "length"))
     assert cache.get("k") is None
     cache.close()
+
+
+def test_an_empty_reply_is_not_kept(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put("k", Generated(" \n", "stop"))
+    assert cache.get("k") is None
+    cache.close()
+
+
+def test_a_changed_value_is_noticed(tmp_path):
+    cache = Cache(tmp_path)
+    for name in "kl":
+        cache.put(name, REPLIES[1])
+    cache.close()
+    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+        connection.execute("UPDATE replies SET reply = replace(reply, '0.25', '0.26') WHERE key = 'k'")
+    again = Cache(tmp_path)
+    assert (again.get("k"), again.get("l")) == (None, REPLIES[1])
+    again.close()
+
+
+def test_a_value_under_another_key_is_noticed(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put("k", REPLIES[1])
+    cache.close()
+    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+        connection.execute("UPDATE replies SET key = 'l'")
+    again = Cache(tmp_path)
+    assert again.get("l") is None
+    again.close()
+
+
+def test_the_command_tells_the_size_and_clears(tmp_path):
+    cache = Cache(tmp_path)
+    for n in range(1200):
+        cache.put(str(n), REPLIES[0])
+    cache.close()
+    command = [sys.executable, "-m", "scalecap.cache", str(tmp_path)]
+    tell = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+    assert tell(command).stdout.startswith("1,200 replies, ")
+    assert tell([*command, "--clear"]).stdout.startswith("0 replies, 0.0 MB in ")
 
 
 def test_two_runs_share_a_file(tmp_path):

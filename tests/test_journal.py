@@ -65,11 +65,33 @@ def test_a_damaged_line_costs_its_row_only(tmp_path: Path):
         assert sorted(journal.indices) == [0, 2]
 
 
+OTHER = {"seed": 0, "model": {"name": "b"}}
+
+
 def test_another_config_is_refused_with_the_difference(tmp_path: Path):
-    with Journal(tmp_path, CONFIG):
-        pass
-    with pytest.raises(JournalError, match=r"model\.name: was a, is b.*output=DIR"):
-        Journal(tmp_path, {"seed": 0, "model": {"name": "b"}})
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+    with pytest.raises(JournalError, match=r"model\.name: was a, is b.*output=DIR.*resume=force"):
+        Journal(tmp_path, OTHER)
+
+
+def test_another_config_goes_on_by_force_and_it_stays_told(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+    with Journal(tmp_path, OTHER, force=True) as journal:
+        assert (journal.changes, list(journal.indices)) == ("model.name: was a, is b", [0])
+        journal.append(record(1))
+    with Journal(tmp_path, OTHER) as journal:
+        assert (journal.changes, list(journal.indices)) == ("model.name: was a, is b", [0, 1])
+    with pytest.raises(JournalError, match=r"was b, is a"):
+        Journal(tmp_path, CONFIG)
+
+
+def test_a_journal_without_rows_takes_any_config(tmp_path: Path):
+    for config in (CONFIG, OTHER):
+        with Journal(tmp_path, config) as journal:
+            assert journal.changes == ""
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path):
