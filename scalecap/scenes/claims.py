@@ -72,8 +72,11 @@ def holds(claim: Claim, truth: Mapping[str, Any]) -> bool:
     return all(fact.true for fact in facts(claim, truth))
 
 
-def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any) -> Claim:
-    """Change one thing that the claim says into something wrong, `rng` (random.Random) choosing."""
+def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any, name: str | None = None) -> Claim:
+    """Change one thing that the claim says (its field `name`, else any) into something wrong.
+
+    `rng` (random.Random) chooses.
+    """
     from dataclasses import replace
 
     from scalecap.scenes.kinds import GROUNDS, PLACES
@@ -82,7 +85,7 @@ def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any) -> Claim:
     absent = [kind for kind in KINDS if kind not in there]
     told = [field.name for field in fields(claim) if getattr(claim, field.name) not in (None, ())]
     # What is said of a thing is harder to compare than its name, and wrong as often.
-    name = rng.choice([*told, *(name for name in told if name not in ("kind", "count"))])
+    name = name or rng.choice([*told, *(name for name in told if name not in ("kind", "count"))])
     value: Any
     if name == "kind":
         assert claim.kind is not None

@@ -102,54 +102,68 @@ def careless_caption(truth: Mapping[str, Any], rng: random.Random) -> str:
     return " ".join(sentences)
 
 
-def statements(truth: Mapping[str, Any], rng: random.Random, simple: float) -> tuple[str, str]:
-    """A true statement, and the same with one thing changed so that it is false.
+class Curriculum(NamedTuple):
+    """Shares of what statements are about: what is compared in a group of things is learnt last."""
 
-    `simple` is the share of those about a thing's presence, its colour or the ground alone.
-    """
+    presence: float
+    """Whether a thing is there, its colour, or the ground, and nothing else."""
+    single: float
+    """Of the others: one detail of a thing that is there, changed in the false one."""
+
+
+def statements(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) -> tuple[str, str]:
+    """A true statement, and the same with one thing changed so that it is false."""
     while True:
-        claim, say = _claim(truth, rng, simple)
-        false = falsify(claim, truth, rng)
+        said = _claim(truth, rng, share)
+        false = falsify(said.claim, truth, rng, said.changed)
         words = rng.random()
-        pair = say(claim, random.Random(words)), say(false, random.Random(words))
+        pair = tuple(said.say(claim, random.Random(words)) for claim in (said.claim, false))
         # Some changes leave no trace in the words ("the cat" of three); the words decide.
         if [_reads_true(text, truth) for text in pair] == [True, False]:
-            return pair
+            return pair[0], pair[1]
 
 
 def _reads_true(text: str, truth: Mapping[str, Any]) -> bool:
     return all(fact.true for claim in read(text)[0] for fact in facts(claim, truth))
 
 
-def _claim(
-    truth: Mapping[str, Any], rng: random.Random, simple: float
-) -> tuple[Claim, Callable[[Claim, random.Random], str]]:
-    """Something true, and how to say it."""
+class _Said(NamedTuple):
+    """Something true, how to say it, and what to change to make it false (None: anything)."""
+
+    claim: Claim
+    say: Callable[[Claim, random.Random], str]
+    changed: str | None = None
+
+
+def _claim(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _Said:
     thing = rng.choice(truth["things"])
     there = Claim(kind=thing["kind"], count=thing["count"])
-    if rng.random() < simple:
+    if rng.random() < share.presence:
         sort = rng.choice(["presence", "presence", "presence", "colour", "ground"])
         if sort == "ground":
-            return Claim(ground=truth["ground"]), set_scene
+            return _Said(Claim(ground=truth["ground"]), set_scene)
         if sort == "colour":
-            return replace(there, colour=thing["colour"]), _described
-        return there, introduce
+            return _Said(replace(there, colour=thing["colour"]), _described)
+        return _Said(there, introduce)
+    if rng.random() < share.single:
+        whole = replace(claim_all(thing), place=thing["place"], parts=(rng.choice(thing["parts"]),))
+        if thing["next_to"]:
+            whole = replace(whole, beside=rng.choice(thing["next_to"]))
+        names = [name for name in ("size", "parts", "facing", "place", "beside") if getattr(whole, name)]
+        name = rng.choice(names)
+        brought_in = name in ("size", "place") and rng.random() < 0.5
+        return _Said(
+            replace(there, **{name: getattr(whole, name)}), introduce if brought_in else _described, name
+        )
     form = rng.random()
-    if form < 0.4:
+    if form < 0.5:
         size, place = (thing[name] if rng.random() < 0.6 else None for name in ("size", "place"))
-        return replace(there, size=size, place=place), introduce
-    if form < 0.55:
-        return claim_all(thing), _described
-    if form < 0.65:
-        return claim_place(thing, rng), _described
-    if form < 0.7:
-        return Claim(ground=truth["ground"]), set_scene
-    whole = replace(claim_all(thing), place=thing["place"], parts=(rng.choice(thing["parts"]),))
-    if thing["next_to"]:
-        whole = replace(whole, beside=rng.choice(thing["next_to"]))
-    names = [n for n in ("size", "colour", "parts", "facing", "place", "beside") if getattr(whole, n)]
-    name = rng.choice(names)
-    return replace(there, **{name: getattr(whole, name)}), _described
+        return _Said(replace(there, size=size, place=place), introduce)
+    if form < 0.75:
+        return _Said(claim_all(thing), _described)
+    if form < 0.92:
+        return _Said(claim_place(thing, rng), _described)
+    return _Said(Claim(ground=truth["ground"]), set_scene)
 
 
 def _described(claim: Claim, _: random.Random) -> str:
@@ -162,19 +176,23 @@ def about_scene(
     rng: random.Random,
     *,
     checks: int,
-    simple: float,
+    share: Curriculum,
 ) -> list[Lesson]:
-    """Lessons that share one picture: a caption, yes/no checks, details and positions."""
-    lessons = [Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), CAPTIONED)]
+    """Lessons that share one picture: `checks` yes/no questions and, of every second one, a caption
+    or answers about the looks and the place of a thing."""
+    lessons = []
     for _ in range(checks // 2):
         render = rng.choice(prompts["verify"])
-        for text, reply in zip(statements(truth, rng, simple), ("yes", "no"), strict=True):
+        for text, reply in zip(statements(truth, rng, share), ("yes", "no"), strict=True):
             lessons.append(Lesson(render(text=text), reply, CHECKED))
-    thing = rng.choice(truth["things"])
-    # A careless caption may have miscounted; the answer says how it is all the same.
-    name = noun(thing["kind"], thing["count"] if rng.random() < 0.85 else 3 - min(2, thing["count"]))
-    lessons.append(Lesson(ASK.format(name), describe(claim_all(thing))))
-    lessons.append(Lesson(ASK_WHERE.format(name), describe(claim_place(thing, rng))))
+    if rng.random() < 0.5:
+        lessons.append(Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), CAPTIONED))
+    else:
+        thing = rng.choice(truth["things"])
+        # A careless caption may have miscounted; the answer says how it is all the same.
+        name = noun(thing["kind"], thing["count"] if rng.random() < 0.85 else 3 - min(2, thing["count"]))
+        lessons.append(Lesson(ASK.format(name), describe(claim_all(thing))))
+        lessons.append(Lesson(ASK_WHERE.format(name), describe(claim_place(thing, rng))))
     return lessons
 
 

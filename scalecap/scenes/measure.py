@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from scalecap.prompts import Template
 from scalecap.scenes.claims import Fact, facts
 from scalecap.scenes.grammar import read
-from scalecap.scenes.lessons import shipped, statements
+from scalecap.scenes.lessons import Curriculum, shipped, statements
 
 
 class Told(NamedTuple):
@@ -104,7 +104,7 @@ async def check_verifier(count: int, prompt: Template, threshold: float = 0.5) -
 
     async def right(number: int) -> tuple[bool, bool]:
         scene, true = sample(unseen(99, number // 4)), number % 2 == 0
-        text = statements(scene.truth(), random.Random(number // 2), simple=0.1)[0 if true else 1]
+        text = statements(scene.truth(), random.Random(number // 2), Curriculum(0.1, 0.3))[0 if true else 1]
         picture = open_image(render(scene))
         reply = await engine.choose(Choose(Prompt(prompt.render(text=text), picture)))
         return true, (reply.probabilities[0] >= threshold) == true

@@ -20,7 +20,7 @@ from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
 from scalecap.prompts import Template
 from scalecap.scenes import lessons, tower
-from scalecap.scenes.lessons import CAPTIONED, CHECKED, Lesson, Render
+from scalecap.scenes.lessons import CAPTIONED, CHECKED, Curriculum, Lesson, Render
 from scalecap.scenes.model import (
     GRID,
     IMAGE_TOKENS,
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 FIRST_SEED = 1_000_000
 """Scenes are drawn from here upwards; smaller seeds are kept out of training for tests."""
+
+LATE = Curriculum(presence=0.1, single=0.3)
+"""What statements are about at the end of training. Until then they are simpler: presence first."""
 
 JUDGED = 3
 """After so many layers a linear head judges a statement at each token of a check's prompt, for
@@ -187,7 +190,7 @@ def schoolbook(seed: int, count: int, prompts: Mapping[str, Sequence[Render]]) -
     texts = []
     for i in range(count):
         truth = sample(FIRST_SEED + i).truth()
-        drawn = lessons.about_scene(truth, prompts, rng, checks=4, simple=0.2)
+        drawn = lessons.about_scene(truth, prompts, rng, checks=4, share=LATE)
         drawn += [lessons.listing(truth, prompts, rng), lessons.collecting(truth, prompts, rng)]
         texts += [text for lesson in drawn for text in (lesson.prompt, lesson.reply)]
     return texts
@@ -308,7 +311,7 @@ def train(
     steps: int = 1900,
     stop: int | None = None,
     pictures: int = 16,
-    checks: int = 12,
+    checks: int = 16,
     seed: int = 0,
 ) -> None:
     """Train, or go on from the folder's checkpoint, and write the model to `folder/model`.
@@ -335,13 +338,12 @@ def train(
     for step in range(first, last):
         rng = random.Random(f"{seed} {step}")
         scenes = [sample(FIRST_SEED + step * pictures + i) for i in range(pictures)]
-        # Whether a thing is there at all must be learnt before anything else is compared.
-        simple = min(1.0, max(0.1, 2.8 - 6 * step / steps))
+        share = Curriculum(min(1.0, max(0.1, 2.8 - 6 * step / steps)), 0.85) if step < 0.8 * steps else LATE
         truths = [scene.truth() for scene in scenes]
-        about = [lessons.about_scene(truth, prompts, rng, checks=checks, simple=simple) for truth in truths]
+        about = [lessons.about_scene(truth, prompts, rng, checks=checks, share=share) for truth in truths]
         work = [lessons.joining, lessons.joining, lessons.listing, lessons.collecting] * 2
         alone = [draw(truth, prompts, rng) for truth, draw in zip(truths, work, strict=False)]
-        marks = pupil.learn(scenes, about, [] if step % 2 else alone, packer)
+        marks = pupil.learn(scenes, about, [] if step % 3 else alone, packer)
         seen |= {name: 0.95 * seen.get(name, mark) + 0.05 * mark for name, mark in marks.items()}
         if step % 25 == 0:
             told = ", ".join(f"{name} {mark:.3f}" for name, mark in seen.items())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scalecap.scenes.claims import Claim, facts, falsify, holds
 from scalecap.scenes.grammar import describe, introduce, read, set_scene
 from scalecap.scenes.kinds import GROUNDS, KINDS
-from scalecap.scenes.lessons import claim_all, claim_place, statements
+from scalecap.scenes.lessons import Curriculum, claim_all, claim_place, statements
 from scalecap.scenes.world import sample
 
 SCENES = range(200)
@@ -40,8 +40,8 @@ def test_a_false_claim_is_false(seed: int):
     for thing in truth["things"]:
         assert not holds(falsify(claim_all(thing), truth, rng), truth)
         assert not holds(falsify(claim_place(thing, rng), truth, rng), truth)
-    for simple in (0.0, 1.0):
-        true, false = statements(truth, rng, simple)
+    for share in (Curriculum(0, 0), Curriculum(0, 1), Curriculum(1, 0)):
+        true, false = statements(truth, rng, share)
         assert true != false
 
 

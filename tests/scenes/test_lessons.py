@@ -28,10 +28,11 @@ def test_careless_captions_are_wrong_now_and_then():
 @pytest.mark.parametrize("seed", range(40))
 def test_answers_are_true_and_checks_right(seed, prompts):
     rng, truth = random.Random(seed), sample(seed).truth()
-    caption, *rest = lessons.about_scene(truth, prompts, rng, checks=6, simple=0.3)
-    assert caption.reply
-    checks, answers = rest[:6], rest[6:]
+    drawn = lessons.about_scene(truth, prompts, rng, checks=6, share=lessons.Curriculum(0.3, 0.5))
+    checks, answers = drawn[:6], drawn[6:]
     assert [check.reply for check in checks] == ["yes", "no"] * 3
+    if answers[0].weight == lessons.CAPTIONED:
+        return
     assert len(answers) == 2
     for answer in answers:
         told = judge(answer.reply, truth)
