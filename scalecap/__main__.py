@@ -38,6 +38,10 @@ def main() -> int:
         # A check leaves nothing behind, and keeps the record of the run whose folder it names.
         nothing = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
         sys.argv = [*sys.argv, *nothing]
+    groups = {argument.partition("=")[0] for argument in sys.argv}
+    if "model.vlm.name" in groups and "model" not in groups:
+        # A name alone is no embedded model, whose group would choose its prompts.
+        sys.argv = [*sys.argv, "model=own"]
     short = "HYDRA_FULL_ERROR" not in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through, where Hydra prints and exits
     try:

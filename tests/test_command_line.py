@@ -155,6 +155,13 @@ def test_a_model_that_cannot_be_had_is_one_message(
     assert "error: no folder there" in capsys.readouterr().err
 
 
+def test_naming_a_model_takes_the_prompts_for_real_ones(typed: Typed, capsys: Any):
+    assert typed("model.vlm.name=some/model", "check=true") == 0
+    shown = capsys.readouterr().out
+    assert "vlm: some/model" in shown
+    assert "Describe the fine-grained content" in shown
+
+
 def test_help_tells_what_each_group_offers(typed: Typed, capsys: Any):
     with pytest.raises(SystemExit, match="0"):
         typed("--help")
