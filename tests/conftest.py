@@ -1,5 +1,6 @@
 """The real configs, shrunk; an engine that plays a model that sees one dog and invents a cat."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     yield
     GlobalHydra.instance().clear()
+    logging.getLogger("scalecap").handlers.clear()  # Hydra's, on a screen that ends with the test
 
 
 @pytest.fixture
