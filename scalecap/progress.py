@@ -56,8 +56,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tick()
         self._next.cancel()
+        self._show()
         self._bar.stop()
 
     def reuse(self) -> None:
@@ -70,12 +70,15 @@ class Progress:
         self.done += not failed
 
     def _tick(self) -> None:
+        self._show()
+        self._next = self._loop.call_later(0.5, self._tick)
+
+    def _show(self) -> None:
         self._bar.update(self._task, completed=self.done + self.failed + self.reused, note=self._note())
         now = time.monotonic()
         if now - self._said >= LINE_SECONDS:
             self._said = now
             log.info("%s", self)
-        self._next = self._loop.call_later(0.5, self._tick)
 
     def _note(self) -> str:
         seconds = max(time.monotonic() - self._begun, 1e-6)

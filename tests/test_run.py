@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 
 from scalecap import engines as opening
 from scalecap import progress
+from scalecap.asking import Counts
 from scalecap.engines.base import EngineDead, EngineError, Generate, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.run import RunError, plan, run
@@ -304,6 +305,18 @@ def test_lines_tell_how_far_it_is(compose: Compose, answer: Answer, monkeypatch,
     caplog.set_level("INFO", "scalecap")
     run(compose("data.limit=3"), engines=both(Scripted(answer)))
     assert "0 of 3 rows" in caplog.text
+
+
+async def test_nothing_is_told_after_the_end(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    caplog.set_level("INFO", "scalecap")
+    with progress.Progress(1, Counts(), live=False) as shown:
+        await asyncio.sleep(0.6)
+        shown.row(failed=False)
+    told = len(caplog.records)
+    assert "1 of 1 rows" in caplog.records[-1].message
+    await asyncio.sleep(1.2)
+    assert len(caplog.records) == told
 
 
 @pytest.mark.parametrize(
