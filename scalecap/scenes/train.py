@@ -20,7 +20,7 @@ from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
 from scalecap.prompts import Template
 from scalecap.scenes import lessons, tower
-from scalecap.scenes.lessons import CAPTIONED, CHECKED, Curriculum, Lesson, Render
+from scalecap.scenes.lessons import CAPTIONED, CHECKED, PLACED, Curriculum, Lesson, Render
 from scalecap.scenes.model import (
     GRID,
     IMAGE_TOKENS,
@@ -266,7 +266,8 @@ class Pupil:
             alone: lessons of text alone.
 
         Returns:
-            Mean losses of captions, answers and text; shares of checks, judgements and kinds that are right.
+            Mean losses of captions, answers with places and text; the shares of checks, judgements
+            and kinds that are right.
         """
         packed = self._packed(packer, [(lessons, True) for lessons in about])
         images = normalise([render(scene) for scene in scenes]).to(self.device)
@@ -284,7 +285,7 @@ class Pupil:
             "caption": loss[weights == CAPTIONED].mean().item(),
             "check": (logits[check].argmax(-1) == targets[check]).float().mean().item(),
             "judge": (judged.argmax(-1) == held).float().mean().item(),
-            "answer": loss[weights == 1.0].mean().item(),
+            "place": loss[weights == PLACED].mean().item(),
             "kind": right["kind"],
         }
         if alone:
@@ -311,7 +312,7 @@ def train(
     steps: int = 1900,
     stop: int | None = None,
     pictures: int = 16,
-    checks: int = 16,
+    checks: int = 10,
     seed: int = 0,
 ) -> None:
     """Train, or go on from the folder's checkpoint, and write the model to `folder/model`.
@@ -341,9 +342,10 @@ def train(
         share = Curriculum(min(1.0, max(0.1, 2.8 - 6 * step / steps)), 0.85) if step < 0.8 * steps else LATE
         truths = [scene.truth() for scene in scenes]
         about = [lessons.about_scene(truth, prompts, rng, checks=checks, share=share) for truth in truths]
-        work = [lessons.joining, lessons.joining, lessons.listing, lessons.collecting] * 2
+        work = [lessons.joining, lessons.joining, lessons.listing, lessons.joining] * 2
+        work[-1] = lessons.collecting
         alone = [draw(truth, prompts, rng) for truth, draw in zip(truths, work, strict=False)]
-        marks = pupil.learn(scenes, about, [] if step % 3 else alone, packer)
+        marks = pupil.learn(scenes, about, alone, packer)
         seen |= {name: 0.95 * seen.get(name, mark) + 0.05 * mark for name, mark in marks.items()}
         if step % 25 == 0:
             told = ", ".join(f"{name} {mark:.3f}" for name, mark in seen.items())

@@ -25,7 +25,7 @@ def test_every_kind_is_read_back_from_what_is_said_of_it(kind: str):
 def test_true_claims_are_read_back_as_true_facts_only(seed: int):
     rng, truth = random.Random(seed), sample(seed).truth()
     for thing in truth["things"]:
-        for claim in (claim_all(thing), claim_place(thing, rng)):
+        for claim in (claim_all(thing), claim_place(thing)):
             (again,), unread = read(describe(claim))
             assert unread == 0
             assert holds(again, truth), describe(claim)
@@ -39,7 +39,7 @@ def test_a_false_claim_is_false(seed: int):
     rng, truth = random.Random(seed), sample(seed).truth()
     for thing in truth["things"]:
         assert not holds(falsify(claim_all(thing), truth, rng), truth)
-        assert not holds(falsify(claim_place(thing, rng), truth, rng), truth)
+        assert not holds(falsify(claim_place(thing), truth, rng), truth)
     for share in (Curriculum(0, 0), Curriculum(0, 1), Curriculum(1, 0)):
         true, false = statements(truth, rng, share)
         assert true != false
