@@ -207,10 +207,11 @@ def joining(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], r
     Details are given in one list or as object and position information apart; some are missing, as
     after a check.
     """
+    kept = rng.random()  # short texts are copied first, long ones need them
     context = careless_caption(truth, rng).split(". ")
-    context = [sentence.rstrip(".") + "." for sentence in context if rng.random() < 0.85]
-    looks = [describe(claim_all(thing)) for thing in truth["things"] if rng.random() < 0.85]
-    places = [describe(claim_place(thing)) for thing in truth["things"] if rng.random() < 0.85]
+    context = [sentence.rstrip(".") + "." for sentence in context if rng.random() < max(kept, 0.4)]
+    looks = [describe(claim_all(thing)) for thing in truth["things"] if rng.random() < kept]
+    places = [describe(claim_place(thing)) for thing in truth["things"] if rng.random() < kept]
     if not context or not looks + places:
         return listing(truth, prompts, rng)
     object_info, position_info = "\n".join(looks), "\n".join(places)

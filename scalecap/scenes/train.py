@@ -292,7 +292,7 @@ class Pupil:
             said = predict(self.model, self._packed(packer, [([lesson], False) for lesson in alone]), None)
             text_loss = nn.functional.cross_entropy(said.logits.float(), said.targets)
             marks["text"] = text_loss.item()
-            total = total + 0.5 * text_loss
+            total = total + 1.5 * text_loss
         self.optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -311,8 +311,9 @@ def train(
     tower_steps: int = 1100,
     steps: int = 1900,
     stop: int | None = None,
-    pictures: int = 16,
-    checks: int = 10,
+    pictures: int = 12,
+    checks: int = 8,
+    texts: int = 16,
     seed: int = 0,
 ) -> None:
     """Train, or go on from the folder's checkpoint, and write the model to `folder/model`.
@@ -320,8 +321,9 @@ def train(
     Args:
         prompts: role to the templates that a run may ask with.
         stop: leave off after so many of the `steps`.
-        pictures: pictures a step, 8 or more.
+        pictures: pictures a step.
         checks: yes/no statements a picture, in pairs of a true and a false one.
+        texts: lessons of text alone a step.
     """
     tokenizer = _tokenizer(folder / "model", seed, prompts)
     pupil, checkpoint = Pupil(tokenizer, seed, steps), folder / "checkpoint.pt"
@@ -342,9 +344,8 @@ def train(
         share = Curriculum(min(1.0, max(0.1, 2.8 - 6 * step / steps)), 0.85) if step < 0.8 * steps else LATE
         truths = [scene.truth() for scene in scenes]
         about = [lessons.about_scene(truth, prompts, rng, checks=checks, share=share) for truth in truths]
-        work = [lessons.joining, lessons.joining, lessons.listing, lessons.joining] * 2
-        work[-1] = lessons.collecting
-        alone = [draw(truth, prompts, rng) for truth, draw in zip(truths, work, strict=False)]
+        work = rng.choices((lessons.joining, lessons.listing, lessons.collecting), (8, 2, 1), k=texts)
+        alone = [draw(rng.choice(truths), prompts, rng) for draw in work]
         marks = pupil.learn(scenes, about, alone, packer)
         seen |= {name: 0.95 * seen.get(name, mark) + 0.05 * mark for name, mark in marks.items()}
         if step % 25 == 0:

@@ -91,7 +91,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path):
     for folder, stops in ((tmp_path / "whole", [2]), (tmp_path / "parts", [1, 2])):
         folder.mkdir()
         for stop in stops:
-            training.train(folder, prompts, tower_steps=1, steps=2, stop=stop, pictures=8, checks=2)
+            training.train(folder, prompts, tower_steps=1, steps=2, stop=stop, pictures=2, checks=2, texts=2)
     whole, parts = [
         torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["language"]
         for name in ("whole", "parts")
