@@ -347,10 +347,11 @@ def train(
         work = rng.choices((lessons.joining, lessons.listing, lessons.collecting), (8, 2, 1), k=texts)
         alone = [draw(rng.choice(truths), prompts, rng) for draw in work]
         marks = pupil.learn(scenes, about, alone, packer)
-        seen |= {name: 0.95 * seen.get(name, mark) + 0.05 * mark for name, mark in marks.items()}
+        told = {name: mark for name, mark in marks.items() if not math.isnan(mark)}  # no lesson of its kind
+        seen |= {name: 0.95 * seen.get(name, mark) + 0.05 * mark for name, mark in told.items()}
         if step % 25 == 0:
-            told = ", ".join(f"{name} {mark:.3f}" for name, mark in seen.items())
-            log.info("step %d of %d (%.0f s): %s", step, steps, time.monotonic() - began, told)
+            means = ", ".join(f"{name} {mark:.3f}" for name, mark in seen.items())
+            log.info("step %d of %d (%.0f s): %s", step, steps, time.monotonic() - began, means)
         if step % 100 == 99 or step == last - 1:
             pupil.save(checkpoint, step + 1)
             save(pupil.model, tokenizer, folder / "model")
