@@ -124,6 +124,8 @@ def _hide_if_broken(package: str) -> None:
             del sys.modules[name]
         # For Python's import system, None says that there is no such module.
         sys.modules[package] = None  # type: ignore[assignment]
+        if package == "torchcodec" and "datasets" in sys.modules:  # which remembers what it found
+            sys.modules["datasets"].config.TORCHCODEC_AVAILABLE = False
 
 
 @contextmanager

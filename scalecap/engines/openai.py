@@ -250,19 +250,21 @@ def _weigh(top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage)
 
 
 def _tail(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...]:
-    """The last pieces that spell the text, as tokens; pieces without characters join the one before."""
+    """The last pieces that spell the text, as tokens; first bytes of a character, which have no text, join
+    the piece that ends it."""
     ends = itertools.accumulate((len(piece) for piece, _ in reversed(pieces)), initial=0)
-    count = next((count for count, length in enumerate(ends) if length >= len(text)), 0)
-    if "".join(piece for piece, _ in pieces[len(pieces) - count :]) != text:
+    first = len(pieces) - next((count for count, length in enumerate(ends) if length >= len(text)), 0)
+    if "".join(piece for piece, _ in pieces[first:]) != text:
         raise EngineError("the server's tokens don't spell the text that was to be rated")
+    while first > 0 and not pieces[first - 1][0]:
+        first -= 1
     tokens: list[Token] = []
-    start = 0
-    for piece, logprob in pieces[len(pieces) - count :]:
-        if piece or not tokens:
-            tokens.append(Token(start, start + len(piece), logprob))
-        else:
-            tokens[-1] = tokens[-1]._replace(logprob=tokens[-1].logprob + logprob)
-        start += len(piece)
+    start, begun = 0, 0.0
+    for piece, logprob in pieces[first:]:
+        begun += logprob
+        if piece:
+            tokens.append(Token(start, start + len(piece), begun))
+            start, begun = start + len(piece), 0.0
     return tuple(tokens)
 
 

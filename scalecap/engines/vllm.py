@@ -56,6 +56,8 @@ _CPU_CACHE = 4 << 30
 _REPLY_ARGS = ("quantization", "kv_cache_dtype", "hf_overrides", "mm_processor_kwargs", "lora_modules")
 """Engine arguments that change replies, and so are part of the identity."""
 _KNOWN_IMAGES = 4096
+_DROPPED = ("data is not provided", "Expected a cached item")
+"""What vLLM says of a picture that it was only told the name of and has dropped, before or meanwhile."""
 
 
 async def open_vllm(model: ModelSettings, engine: EngineSettings) -> "VllmEngine":
@@ -300,8 +302,8 @@ class VllmEngine:
                 why = "the engine is closed" if self._closed else _cause(self._output) or str(error)
                 raise EngineDead(why) from error
             except Exception as error:
-                if known and "data is not provided" in str(error):
-                    continue  # the picture was dropped here
+                if known and any(sign in str(error) for sign in _DROPPED):
+                    continue
                 cause = error.__cause__ or error
                 raise EngineError(f"{type(cause).__name__}: {cause}") from error
             if output.outputs[0].finish_reason in ("stop", "length"):

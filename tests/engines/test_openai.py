@@ -294,7 +294,8 @@ async def test_bounded(fake: Fake) -> None:
 
 def test_tokens_that_spell_a_text() -> None:
     pieces = [("<s>", -9.0), ("a", -1.0), (" c", -2.0), ("", -3.0), ("ä", -4.0), ("t", -5.0)]
-    assert [tuple(token[:3]) for token in _tail(pieces, " cät")] == [(0, 2, -5.0), (2, 3, -4.0), (3, 4, -5.0)]
+    assert [tuple(token[:3]) for token in _tail(pieces, " cät")] == [(0, 2, -2.0), (2, 3, -7.0), (3, 4, -5.0)]
+    assert [tuple(token[:3]) for token in _tail(pieces, "ät")] == [(0, 1, -7.0), (1, 2, -5.0)]
     with pytest.raises(EngineError, match="spell"):
         _tail(pieces, "at")
 

@@ -31,9 +31,8 @@ def test_answers_are_true_and_checks_right(seed, prompts):
     drawn = lessons.about_scene(truth, prompts, rng, checks=6, share=lessons.Curriculum(0.3, 0.5))
     checks, answers = drawn[:6], drawn[6:]
     assert [check.reply for check in checks] == ["yes", "no"] * 3
-    if answers[0].weight == lessons.CAPTIONED:
-        return
-    assert len(answers) == 2
+    answers = [lesson for lesson in answers if lesson.weight != lessons.CAPTIONED]
+    assert [answer.weight for answer in answers].count(lessons.PLACED) == 2
     for answer in answers:
         told = judge(answer.reply, truth)
         assert told.true > 0
