@@ -221,6 +221,7 @@ _WORDS: dict[str, str] = {
     "text": "a text",
     "texts": "a list of texts",
     "number": "a number",
+    "measures": "a record of numbers",
     "any": "anything",
 }
 

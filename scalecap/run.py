@@ -200,7 +200,8 @@ def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
     writer.write(summary.output, lambda: rows.journal.records(indices), columns)
     summary.reused = rows.reused
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
-    summary.add_rows(rows.journal.records(indices), checks)
+    metrics = [step.name for step in pipeline.steps if step.stage.kinds[0] in ("number", "measures")]
+    summary.add_rows(rows.journal.records(indices), checks, metrics)
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

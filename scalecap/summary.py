@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalecap.asking import Counts
+from scalecap.intervals import Interval, Pair, mean, measures
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
 
@@ -42,6 +43,8 @@ class Summary:
     kept: Counter[str] = field(default_factory=Counter)
     """By step: texts that a check kept."""
     dropped: Counter[str] = field(default_factory=Counter)
+    measured: dict[str, list[Pair]] = field(default_factory=dict)
+    """By metric (`column`, or `column.name`): a pair for each row that has it."""
     flags: dict[str, Counter[str]] = field(default_factory=dict)
     """By step and flag: rows that have it."""
     errors: Counter[str] = field(default_factory=Counter)
@@ -59,8 +62,15 @@ class Summary:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
 
-    def add_rows(self, records: Iterable[Mapping[str, Any]], checks: Sequence[str]) -> None:
-        """Counts finished rows; `checks` are the steps with a side column `scores`."""
+    def add_rows(
+        self, records: Iterable[Mapping[str, Any]], checks: Sequence[str], metrics: Sequence[str]
+    ) -> None:
+        """Counts finished rows.
+
+        Args:
+            checks: the steps with a side column `scores`.
+            metrics: the columns of numbers.
+        """
         for record in records:
             if record["error"] is None:
                 self.done += 1
@@ -73,6 +83,15 @@ class Summary:
             for step in checks:
                 for score in record["columns"].get(f"{step}_scores") or []:
                     (self.kept if score["kept"] else self.dropped)[step] += 1
+            for column in metrics:
+                for name, pair in measures(column, record["columns"].get(column)):
+                    self.measured.setdefault(name, []).append(pair)
+
+    @property
+    def metrics(self) -> dict[str, Interval]:
+        """By metric: its mean over the rows that have it."""
+        found = {name: mean(pairs) for name, pairs in self.measured.items()}
+        return {name: interval for name, interval in found.items() if interval is not None}
 
     @property
     def exit_code(self) -> int:
@@ -112,6 +131,7 @@ class Summary:
                 step: {"kept": self.kept[step], "dropped": self.dropped[step]}
                 for step in sorted(self.kept | self.dropped)
             },
+            "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
             "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
             "errors": dict(self.errors.most_common(100)),
             "steps": {
@@ -143,6 +163,8 @@ class Summary:
         lines += [f"  {self.reason}"] if self.reason else []
         for step in sorted(self.kept | self.dropped):
             lines.append(f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped")
+        for name, (value, low, high, _) in self.metrics.items():
+            lines.append(f"  {name}: {value:.4g} ({low:.4g} to {high:.4g})")
         for step, flags in sorted(self.flags.items()):
             lines.append(
                 f"  {step}: " + ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))

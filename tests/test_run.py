@@ -346,3 +346,30 @@ async def test_a_missing_library_is_told_with_its_mend(monkeypatch):
         await opening.open_engine(ModelSettings("x"), EngineSettings("vllm"))
     with pytest.raises(EngineError, match="there are auto"):
         await opening.open_engine(ModelSettings("x"), EngineSettings("vlm"))
+
+
+def test_columns_of_numbers_are_averaged(
+    compose: Compose, engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "counting.py").write_text(
+        "from scalecap.stages import Measures, stage\n\n\n"
+        "@stage\ndef length(texts: list[str]) -> int:\n    return len(texts)\n\n\n"
+        "@stage\ndef share(texts: list[str]) -> Measures:\n"
+        "    dogs = sum('dog' in text for text in texts)\n"
+        "    return {'dogs': {'count': dogs, 'of': len(texts)}, 'none': None}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = compose(
+        "data.limit=4",
+        "pipeline.imports=[counting]",
+        "+pipeline.steps.told={stage: counting/length, texts: sentences}",
+        "+pipeline.steps.true={stage: counting/share, texts: sentences}",
+    )
+    summary = run(settings, engines=engines)
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+    assert written == {
+        "told": {"mean": 2.0, "low": 2.0, "high": 2.0, "rows": 4},
+        "true.dogs": {"mean": 0.5, "low": 0.5, "high": 0.5, "rows": 4},
+    }
+    assert "true.dogs: 0.5 (0.5 to 0.5)" in summary.screen()
+    assert captions(tmp_path)[0]["true"] == {"dogs": {"count": 1, "of": 2}, "none": None}

@@ -42,6 +42,7 @@ __all__ = [
     "Generated",
     "Image",
     "Kind",
+    "Measures",
     "Parameter",
     "PromptTooLong",
     "Role",
@@ -54,13 +55,18 @@ __all__ = [
     "together",
 ]
 
-Kind = Literal["text", "texts", "number", "image", "columns", "any"]
+Kind = Literal["text", "texts", "number", "measures", "image", "columns", "any"]
 ROLES = ("vlm", "llm")
 
 Role = Annotated[str, "role"]
 """A setting that names the model asked, one of ROLES."""
 Columns = Annotated[Mapping[str, Any], "columns"]
 """A column parameter that the YAML gives as a mapping of names to columns."""
+Measures = Annotated[Mapping[str, Any], "measures"]
+"""What a metric returns: names to numbers, to shares `{"count": …, "of": …}`, or to such mappings.
+
+Null is a number that this row does not have. The summary averages numbers over rows and pools shares.
+"""
 
 
 class Ask(Protocol):
@@ -216,6 +222,8 @@ def _kind(annotation: Any) -> Kind:
         return kinds.pop() if len(kinds) == 1 else "any"
     if annotation == Columns:
         return "columns"
+    if annotation == Measures:
+        return "measures"
     if annotation is Image:
         return "image"
     if annotation is str:
@@ -244,5 +252,8 @@ def names() -> list[str]:
 
 
 def _load_own() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    from scalecap import metrics
+
+    for package, path in ((__name__, __path__), (metrics.__name__, metrics.__path__)):
+        for module in pkgutil.iter_modules(path):
+            importlib.import_module(f"{package}.{module.name}")
