@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from scalecap.prompts import nearest
+from scalecap.nearest import nearest
 from scalecap.run import RunError, plan, process_engines, run
 from scalecap.settings import CONF, SettingsError, from_config, schema
 
@@ -52,6 +52,10 @@ def main() -> int:
         if not short:
             raise
         return _complain(error)
+    except OSError as error:
+        if error.filename is None or not short:
+            raise
+        return _complain(RunError(f"can't write {error.filename}: {error.strerror}; give another output=DIR"))
     finally:
         if short:
             del os.environ["HYDRA_FULL_ERROR"]

@@ -120,7 +120,7 @@ class Asked:
         count.cached_tokens += reply.usage.cached_tokens
         count.generated_tokens += reply.usage.generated_tokens
         if self.cache:
-            self.cache.put(name, reply)
+            await self.cache.put(name, reply)
         return reply
 
     async def abandon(self) -> None:

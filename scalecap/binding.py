@@ -17,7 +17,8 @@ from typing import Any, Literal
 from scalecap import stages
 from scalecap.data import RowError
 from scalecap.engines.base import Image, Sampling
-from scalecap.prompts import Template, nearest
+from scalecap.nearest import nearest
+from scalecap.prompts import Template
 from scalecap.stages import ROLES, Ask, Kind, Parameter, Role, Stage
 
 RESERVED = ("error", "flags", "image")

@@ -2,7 +2,8 @@
 
 One SQLite file in write-ahead mode, so that several runs on one machine can share it (SQLite does
 not promise that for machines that share a network folder). Each reply is kept with a digest of
-itself, so a damaged one is computed again.
+itself, so a damaged one is computed again. A reply counts as answered once it is in the file: a run
+that is killed has lost those in flight and no other.
 
     python -m scalecap.cache [DIR] [--clear]
 
@@ -10,15 +11,18 @@ says how large it is, or forgets all replies.
 """
 
 import argparse
+import asyncio
 import hashlib
 import json
 import logging
 import sqlite3
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from scalecap.engines.base import Chosen, Generated, Reply, Request, Scored, Token, Usage
 
@@ -28,8 +32,8 @@ _FORMAT = 1
 _BATCH = 4096
 _DIGEST = 16
 """Hex digits before each reply that tell whether it is whole."""
-_PAUSE = 0.25
-"""Seconds between two commits; a crash loses at most what came after the last."""
+_PAUSE = 0.005
+"""Seconds between two commits: what is answered meanwhile is written in one."""
 
 
 class CacheError(Exception):
@@ -51,8 +55,14 @@ def key(identity: str, request: Request) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=asdict).encode()).hexdigest()
 
 
+class _Write(NamedTuple):
+    key: str
+    reply: str
+    written: asyncio.Future[None]
+
+
 class Cache:
-    """A folder's replies. `get` reads at once; `put` returns at once and a thread writes in batches."""
+    """A folder's replies. `get` reads at once; a thread writes, many replies in one commit."""
 
     def __init__(self, folder: Path) -> None:
         """Raises CacheError when the folder or file can't be opened."""
@@ -66,10 +76,9 @@ class Cache:
                 f"the cache of replies {self._path} can't be opened ({error}): delete it, choose another"
                 " folder with cache.dir=…, or run with cache=off"
             ) from error
-        self._waiting: dict[str, str] = {}
-        """Put but not yet committed."""
-        self._queue: SimpleQueue[str | None] = SimpleQueue()
-        self._closing = threading.Event()
+        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._warned: set[str] = set()
+        self._lost = 0
         self._writer = threading.Thread(target=self._write, name="cache", daemon=True)
         self._writer.start()
 
@@ -79,12 +88,16 @@ class Cache:
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
+    def count(self) -> int:
+        """Replies in the file."""
+        (count,) = self._reader.execute("SELECT count(*) FROM replies").fetchone()
+        return int(count)
+
     def size(self) -> str:
         """How many replies the file has and the space it takes, for reading."""
-        (count,) = self._reader.execute("SELECT count(*) FROM replies").fetchone()
         parts = (self._path, self._path.with_name(self._path.name + "-wal"))
         space = sum(part.stat().st_size for part in parts if part.exists())
-        return f"{count:,} replies, {space / 1e6:.1f} MB in {self._path}"
+        return f"{self.count():,} replies, {space / 1e6:.1f} MB in {self._path}"
 
     def clear(self) -> None:
         """Forget all replies and give their space back; runs under way go on."""
@@ -94,55 +107,74 @@ class Cache:
 
     def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None."""
-        kept = self._waiting.get(key)
-        if kept is None:
-            try:
-                row = self._reader.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-            except sqlite3.Error as error:
-                _log.warning("a reply could not be read from %s: %s", self._path, error)
-                return None
-            if row is None:
-                return None
-            kept = row[0]
-        return _decode(key, kept)
+        try:
+            row = self._reader.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            self._warn("some replies can't be read from %s and are computed again: %s", error)
+            return None
+        return _decode(key, row[0]) if row else None
 
-    def put(self, key: str, reply: Reply) -> None:
-        """Keep a finished reply; a truncated or empty one is not kept."""
+    async def put(self, key: str, reply: Reply) -> None:
+        """Keep a finished reply, and wait until it is in the file; a truncated or empty one is not kept.
+
+        One that can't be written is warned about, not raised: the run needs it no less.
+        """
         if isinstance(reply, Generated) and (reply.finish != "stop" or not reply.text.strip()):
             return
-        self._waiting[key] = _encode(key, reply)
-        self._queue.put(key)
+        written = asyncio.get_running_loop().create_future()
+        self._queue.put(_Write(key, _encode(key, reply), written))
+        await written
 
     def close(self) -> None:
         """Write what is left and close the file."""
-        self._closing.set()
         self._queue.put(None)
         self._writer.join()
         self._reader.close()
         self._writes.close()
+        if self._lost:
+            _log.warning("%d replies could not be kept in %s", self._lost, self._path)
 
     def _write(self) -> None:
-        connection, last = self._writes, False
+        last = False
         while not last:
             batch = [self._queue.get()]
-            self._closing.wait(_PAUSE)
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
             last = None in batch
-            keys = [each for each in batch if each is not None]
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.executemany(
-                    "INSERT OR REPLACE INTO replies VALUES (?, ?)",
-                    [(each, self._waiting[each]) for each in dict.fromkeys(keys)],
-                )
-                connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                _log.warning("%d replies could not be kept in %s: %s", len(keys), self._path, error)
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-            for each in keys:
-                self._waiting.pop(each, None)
+            writes = [each for each in batch if each is not None]
+            # A damaged page refuses what belongs on it; the others of the batch need not pay.
+            if writes and not self._commit(writes):
+                self._lost += sum(not self._commit([each]) for each in writes)
+            for loop in {write.written.get_loop() for write in writes}:
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(_settle, [w for w in writes if w.written.get_loop() is loop])
+            time.sleep(_PAUSE)
+
+    def _commit(self, writes: Sequence[_Write]) -> bool:
+        try:
+            self._writes.execute("BEGIN IMMEDIATE")
+            self._writes.executemany(
+                "INSERT OR REPLACE INTO replies VALUES (?, ?)", [(each.key, each.reply) for each in writes]
+            )
+            self._writes.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._writes.in_transaction:
+                self._writes.execute("ROLLBACK")
+            self._warn("replies can't be kept in %s, so another run will compute them again: %s", error)
+            return False
+        return True
+
+    def _warn(self, message: str, error: sqlite3.Error) -> None:
+        """Once each: a full disk would say it at every reply."""
+        if message not in self._warned:
+            self._warned.add(message)
+            _log.warning(message, self._path, error)
+
+
+def _settle(writes: Sequence[_Write]) -> None:
+    for write in writes:
+        if not write.written.done():  # whoever waited may have been cancelled
+            write.written.set_result(None)
 
 
 def _encode(key: str, reply: Reply) -> str:

@@ -3,37 +3,34 @@
 It is only ever appended to, so a run that is killed loses at most the line it was writing.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import struct
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
+from scalecap.data import Row
 from scalecap.data.sources import plain
 
 SYNC_SECONDS = 5.0
 """A crash of the machine, not of the run, may lose this much."""
 
+State = Literal["new", "failed", "changed", "done"]
+
 
 class JournalError(Exception):
-    """The folder belongs to another run; the message says what differs."""
-
-
-class Entry(NamedTuple):
-    """Where a row's last record is, whether it succeeded, and the digest of its input columns."""
-
-    offset: int
-    done: bool
-    digest: str
+    """The folder belongs to another run or can't be written; the message says the mend."""
 
 
 class Journal:
     """Finished rows in `folder/journal.jsonl`, by index; a later record of a row replaces an earlier one.
 
-    A record is {index, input, columns, flags, error}.
+    A record is {index, stamp, input, columns, flags, error}.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, force: bool = False) -> None:
@@ -41,14 +38,23 @@ class Journal:
 
         With `force` another config goes on in it: finished rows stay, and `changes` says what differs.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "journal.jsonl"
         self.changes = ""
         """What differs from the config that the first rows were made with."""
-        self._file = self.path.open("a+b")
+        self.complete: int | None = None
+        """Rows that the data had when a run last came to its end."""
+        self.entries = Entries()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise JournalError(
+                f"can't write in {folder}: {error.strerror}; give another output=DIR"
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._entries = self._read(plain(config), force)
+            self._end = self._read()
+            self._begin(plain(config), force)
         except BlockingIOError as error:
             self._file.close()
             raise JournalError(
@@ -59,41 +65,56 @@ class Journal:
             raise
         self._synced = time.monotonic()
 
-    def _read(self, config: Any, force: bool) -> dict[int, Entry]:
-        """What is there; a torn last line is cut off."""
-        entries: dict[int, Entry] = {}
-        configs: list[Any] = []
-        self._file.seek(0)
+    def _read(self) -> int:
+        """Takes in what is there; where it ends, a torn last line left out."""
+        self._configs: list[Any] = []
         offset = 0
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = {}  # a damaged line: its row is done again
-            if "config" in record:
-                configs.append(record["config"])
-            elif offset == 0:
-                raise JournalError(f"{self.path} does not begin as a journal; give another output=DIR")
-            elif "index" in record:
-                digest = self._digest(record["input"])
-                entries[record["index"]] = Entry(offset, record["error"] is None, digest)
-            offset += len(line)
-        if not entries:
-            offset, configs = 0, []  # begun and nothing done: whatever comes now begins it
-        self._file.truncate(offset)
-        if configs:
-            changes = self._differences(configs[-1], config)
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    record = None  # a damaged line: its row is done again
+                if isinstance(record, dict):
+                    self._take(record, offset)
+                if not self._configs:
+                    raise JournalError(f"{self.path} does not begin as a journal; give another output=DIR")
+                offset += len(line)
+        return offset
+
+    def _take(self, record: dict[str, Any], offset: int) -> None:
+        if "config" in record:
+            self._configs.append(record["config"])
+        elif isinstance(record.get("complete"), int):
+            self.complete = record["complete"]
+        elif _is_row(record):
+            self._enter(record, offset)
+
+    def _enter(self, record: Mapping[str, Any], offset: int) -> None:
+        stamp = record.get("stamp")  # journals of before had none
+        entry = Entry(
+            offset, record["error"] is None, _digest(record["input"]), _digest(stamp) if stamp else _NONE
+        )
+        self.entries.put(record["index"], entry)
+
+    def _begin(self, config: Any, force: bool) -> None:
+        """Cuts off what is torn, and holds the config against the one that is there."""
+        if not len(self.entries):
+            # Begun and nothing done: whatever comes now begins it.
+            self._configs, self._end = [], 0
+        if self._configs:
+            changes = self._differences(self._configs[-1], config)
             if changes and not force:
                 raise JournalError(
                     f"{self.path.parent} holds a run with another config ({changes}). Give another"
                     " output=DIR (equal requests come from the cache), or keep its rows with resume=force"
                 )
-            self.changes = self._differences(configs[0], config)
-        if not configs or configs[-1] != config:
+            self.changes = self._differences(self._configs[0], config)
+        self._file.truncate(self._end)
+        if not self._configs or self._configs[-1] != config:
             self._write({"config": config})
-        return entries
 
     @staticmethod
     def _differences(before: Any, now: Any) -> str:
@@ -103,52 +124,132 @@ class Journal:
         return shown + (f"; and {len(differ) - 5} more" if len(differ) > 5 else "")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a finished row."""
+        """Adds a finished row. Raises JournalError when it can't be written; what was there stays whole."""
         record = plain(record)
         offset = self._write(record)
-        self._entries[record["index"]] = Entry(offset, record["error"] is None, self._digest(record["input"]))
+        self._enter(record, offset)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
 
+    def finish(self, rows: int) -> None:
+        """Notes that all `rows` of the data were seen."""
+        if self.complete != rows:
+            self._write({"complete": rows})
+            self.complete = rows
+
     def _write(self, record: Mapping[str, Any]) -> int:
-        offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        offset, self._end = self._end, self._end + len(line)
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._end = offset
+            self._file.truncate(offset)
+            raise self._broken(error) from error
         return offset
 
     def _sync(self) -> None:
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._broken(error) from error
         self._synced = time.monotonic()
 
-    @property
-    def indices(self) -> Collection[int]:
-        """The rows that have a record."""
-        return self._entries.keys()
+    def _broken(self, error: OSError) -> JournalError:
+        return JournalError(
+            f"can't write to {self.path}: {error.strerror}. The {len(self.entries)} rows in it are kept;"
+            " make room, and the same command with the same output= goes on"
+        )
 
-    def done(self, index: int, columns: Mapping[str, Any]) -> bool:
-        """Whether this row, with these input columns, is finished without an error."""
-        entry = self._entries.get(index)
-        return entry is not None and entry.done and entry.digest == self._digest(plain(columns))
+    def state(self, row: Row) -> State:
+        """What is known of this row: a finished one whose input or picture is another now is `changed`."""
+        entry = self.entries.get(row.index)
+        if entry is None:
+            return "new"
+        if not entry.done:
+            return "failed"
+        stamp = _digest(row.stamp) if row.stamp else _NONE
+        same_picture = _NONE in (stamp, entry.stamp) or stamp == entry.stamp
+        return "done" if same_picture and entry.digest == _digest(plain(row.columns)) else "changed"
 
     def records(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
         """The records of these rows that are there, in the order given."""
         with self.path.open("rb") as file:
             for index in indices:
-                if entry := self._entries.get(index):
+                if entry := self.entries.get(index):
                     file.seek(entry.offset)
                     yield json.loads(file.readline())
-
-    @staticmethod
-    def _digest(columns: Any) -> str:
-        return hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()[:16]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets another run have it."""
-        self._sync()
-        self._file.close()
+        try:
+            if kind is None:
+                self._sync()
+        finally:
+            self._file.close()
+
+
+class Entry(NamedTuple):
+    """Where a row's last record is, whether it succeeded, digests of its input and of its stamp."""
+
+    offset: int
+    done: bool
+    digest: bytes
+    stamp: bytes
+
+
+_NONE = bytes(8)
+"""In place of a stamp's digest where there is none: such a picture counts as the same."""
+_PACKED = struct.Struct("<q?8s8s")
+_PAGE = 4096
+
+
+class Entries:
+    """Each row's last record by index, in 25 bytes a row: a run may have many millions."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+        self._count = 0
+        self.done = 0
+        """Rows finished without an error."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices in order."""
+        for page in sorted(self._pages):
+            first = page * _PAGE
+            yield from (index for index in range(first, first + _PAGE) if self.get(index))
+
+    def get(self, index: int) -> Entry | None:
+        page = self._pages.get(index // _PAGE)
+        if page is None:
+            return None
+        entry = Entry(*_PACKED.unpack_from(page, index % _PAGE * _PACKED.size))
+        return entry if entry.offset else None  # at 0 is the config
+
+    def put(self, index: int, entry: Entry) -> None:
+        before = self.get(index)
+        self._count += before is None
+        self.done += entry.done - (before is not None and before.done)
+        page = self._pages.setdefault(index // _PAGE, bytearray(_PAGE * _PACKED.size))
+        _PACKED.pack_into(page, index % _PAGE * _PACKED.size, *entry)
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).digest()
+
+
+def _is_row(record: Mapping[str, Any]) -> bool:
+    """Whether a line has what a row's record must have; a damaged one may have anything."""
+    index = record.get("index")
+    whole = all(isinstance(record.get(name), dict) for name in ("input", "columns", "flags"))
+    return whole and isinstance(index, int) and 0 <= index < 2**60 and "error" in record
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,7 @@ __all__ = ["Finished", "Pipeline", "PipelineError", "Step"]
 class Finished:
     """A row that went through, or failed on the way."""
 
-    index: int
+    row: Row
     columns: dict[str, Any]
     """The input's columns, then the steps' in their order; after an error, those that were done."""
     error: dict[str, Any] | None
@@ -109,13 +109,13 @@ class Pipeline:
     async def _finish(self, row: Row, asked: Asked, pictures: Executor) -> Finished:
         """Take one row through all steps that it can go through."""
         if row.error:
-            return Finished(row.index, dict(row.columns), _record(None, row.error), {})
+            return Finished(row, dict(row.columns), _record(None, row.error), {})
         image = None
         if any(step.pictures for step in self.steps):
             try:
                 image = await asyncio.get_running_loop().run_in_executor(pictures, row.open_image)
             except Exception as error:
-                return Finished(row.index, dict(row.columns), _record("image", error), {})
+                return Finished(row, dict(row.columns), _record("image", error), {})
         values = dict(row.columns)
         errors: dict[str, Exception] = {}
         flags: dict[str, set[str]] = {step.name: set() for step in self.steps}
@@ -141,7 +141,7 @@ class Pipeline:
         # The first in the steps' order, not in time: the same row fails the same way again.
         failed = next((step.name for step in self.steps if step.name in errors), None)
         return Finished(
-            row.index,
+            row,
             {column: values[column] for column in order if column in values},
             _record(failed, errors[failed]) if failed else None,
             {name: sorted(marks) for name, marks in flags.items() if marks},

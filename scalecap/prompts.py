@@ -1,24 +1,17 @@
 """Prompts are Jinja templates: sandboxed, strict, and their variables are known before use."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from scalecap.nearest import nearest
 
 _environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
 
 class PromptError(ValueError):
     """The template can't be parsed or rendered; the message says where and why."""
-
-
-def nearest(name: str, valid: Collection[str]) -> str:
-    """The valid names most like `name`, or all of them when none is, to end an error with."""
-    if not valid:
-        return "there are none"
-    close = get_close_matches(name, valid, n=3, cutoff=0.6)
-    return f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(sorted(valid))}"
 
 
 class Template:

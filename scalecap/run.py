@@ -6,6 +6,7 @@ import itertools
 import logging
 import signal
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,14 +23,17 @@ from scalecap.journal import Journal, JournalError
 from scalecap.pipeline import Finished, Pipeline, PipelineError
 from scalecap.progress import Progress
 from scalecap.settings import Settings
+from scalecap.stalls import Stalls
 from scalecap.summary import Summary
 
 log = logging.getLogger(__name__)
 
-HOPELESS = 20
-"""So many rows failed and none done: the run stops."""
+LOOK = 20
+"""Rows that end before a share of failed ones says something."""
+TOLD = 10
+"""Changed rows told one by one; of more, the number."""
 CHANGES_NO_ROW = {
-    "": ("output", "resume", "check", "progress", "rows_in_flight", "cache"),
+    "": ("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
     "data": ("limit", "allow_urls"),
     "engine": ("concurrency", "batch_size", "timeout", "retries", "quiet"),
 }
@@ -59,23 +63,57 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
         with summary.phase("check"):
             source, pipeline = check(settings)
             journal = Journal(summary.output, _config(settings), force=settings.resume == "force")
-        with journal:
-            if journal.changes and journal.indices:
+        with journal, _opened(settings) as cache:
+            _tell_resumed(journal, source, cache)
+            if journal.changes and len(journal.entries):
                 summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")
                 log.warning(summary.notes[-1])
             rows = _Rows(source, journal)
             if rows.any():
-                process_engines.run(_caption(settings, pipeline, rows, engines, summary))
+                process_engines.run(_caption(settings, pipeline, rows, engines, cache, summary))
             elif not rows.seen:
                 raise RunError(
                     f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": ")
                 )
-            with summary.phase("write"):
+            summary.notes += rows.notes()
+            with summary.phase("write"), _writing(summary.output):
                 _write(pipeline, rows, summary)
-        summary.write()
+            with _writing(summary.output):
+                summary.write()
     except (DataError, PipelineError, JournalError, EngineError, CacheError) as error:
         raise RunError(str(error)) from error
     return summary
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Files of the run's end: what they are made of is safe in the journal."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"can't write in {folder}: {error.strerror or error}. All finished rows are kept in its journal;"
+            " make room, and the same command with the same output= goes on"
+        ) from error
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Cache | None]:
+    """The cache of replies, unless it is off; CacheError before any model loads."""
+    cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
+    try:
+        yield cache
+    finally:
+        if cache:
+            cache.close()
+
+
+def _tell_resumed(journal: Journal, source: Source, cache: Cache | None) -> None:
+    """The first line of a run that goes on with an earlier one."""
+    if len(journal.entries):
+        of = "" if source.total is None else f" of {source.total:,}"
+        on_hand = f", {cache.count():,} replies on hand" if cache else ""
+        log.info("resumed: %s%s rows done%s", f"{journal.entries.done:,}", of, on_hand)
 
 
 def check(settings: Settings) -> tuple[Source, Pipeline]:
@@ -113,6 +151,7 @@ async def _caption(
     pipeline: Pipeline,
     rows: "_Rows",
     engines: Mapping[str, Engine] | None,
+    cache: Cache | None,
     summary: Summary,
 ) -> None:
     """Loads the models and takes the rows through the pipeline, each to the journal as it ends."""
@@ -126,7 +165,6 @@ async def _caption(
     with summary.phase("load"):
         engines = engines or await process_engines.by_role(models, settings.engine)
     summary.models = {role: engines[role].identity for role in models}
-    cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
     asked = Asked(engines, cache, settings.sampling, settings.seed, summary.counts)
     busy = max((engine.concurrency for engine in engines.values()), default=0)
     progress = Progress(rows.source.total, summary.counts, live=settings.progress)
@@ -136,16 +174,20 @@ async def _caption(
     def on_row(finished: Finished) -> None:
         rows.journal.append(_record(finished, pipeline))
         progress.row(failed=finished.error is not None)
-        if progress.failed >= HOPELESS and not progress.done and not stop.is_set():
+        if not stop.is_set() and _too_many(settings.max_failures, progress.failed, progress.done):
             stop.set()
-            summary.status, summary.reason = "stopped", f"the first {progress.failed} rows all failed"
+            summary.status = "stopped"
+            summary.reason = (
+                f"{progress.failed} of the first {progress.failed + progress.done} rows failed"
+                f" (max_failures={settings.max_failures})"
+            )
 
     def on_signal() -> None:
         summary.status = "interrupted"
         log.warning("finishing the rows in flight; once more stops at once")
 
     try:
-        with summary.phase("rows"), progress, _signals(stop, on_signal):
+        with summary.phase("rows"), progress, Stalls(pipeline.steps), _signals(stop, on_signal):
             await pipeline.run(
                 rows,
                 asked,
@@ -157,10 +199,17 @@ async def _caption(
         summary.reason = str(error)
         if summary.status == "finished":
             summary.status = "stopped"
-    finally:
-        if cache:
-            cache.close()
     rows.complete = summary.status == "finished"
+
+
+def _too_many(most: str | None, failed: int, done: int) -> bool:
+    """Whether `max_failures` is reached: a count of rows, or a share of those that ended."""
+    if most is None:
+        return False
+    if most.endswith("%"):
+        ended = failed + done
+        return ended >= LOOK and failed >= float(most[:-1]) / 100 * ended
+    return failed >= int(most)
 
 
 class _Rows:
@@ -168,20 +217,32 @@ class _Rows:
 
     def __init__(self, source: Source, journal: Journal) -> None:
         self.source, self.journal = source, journal
-        self.seen: list[int] = []
+        self.seen = array("q")
+        """Indices, in the order of the data."""
         self.reused = 0
         self.complete = True
         self.on_reuse: Callable[[], None] = lambda: None
+        self._changed = self._added = 0
         self._left = self._unfinished()
 
     def _unfinished(self) -> Iterator[Row]:
+        before = self.journal.complete
         for row in self.source:
             self.seen.append(row.index)
-            if self.journal.done(row.index, row.columns):
+            state = self.journal.state(row)
+            if state == "done":
                 self.reused += 1
                 self.on_reuse()
-            else:
-                yield row
+                continue
+            if state == "changed":
+                self._changed += 1
+                if self._changed <= TOLD:
+                    log.info("row %d has changed and is done again: %s", row.index, _short(row.columns))
+            elif state == "new" and before is not None and row.index >= before:
+                self._added += 1
+                if self._added == 1:
+                    log.info("rows from %d on are new", row.index)
+            yield row
 
     def any(self) -> bool:
         """Whether a row is left; it is not lost."""
@@ -192,10 +253,30 @@ class _Rows:
     def __iter__(self) -> Iterator[Row]:
         return self._left
 
+    def notes(self) -> list[str]:
+        """How the data differs from what an earlier run in the folder saw."""
+        found = []
+        if self._changed:
+            found.append(f"{self._changed} rows had changed since they were done, and were done again.")
+        if self._added:
+            found.append(f"{self._added} rows are new in the data.")
+        gone = (self.journal.complete or 0) - len(self.seen)
+        if self.complete and gone > 0:
+            found.append(f"{gone} rows of before are no longer in the data, nor in the captions.")
+        return found
+
+
+def _short(columns: Mapping[str, Any]) -> str:
+    """The first of a row's columns, to know it by."""
+    name, value = next(iter(columns.items()), ("", ""))
+    return f"{name}={str(value)[:80]}"
+
 
 def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
     """The finished rows in input order, counted."""
-    indices = rows.seen if rows.complete else sorted(rows.journal.indices)
+    if rows.complete:
+        rows.journal.finish(len(rows.seen))
+    indices = rows.seen if rows.complete else rows.journal.entries
     columns = [column for step in pipeline.steps for column in step.writes]
     writer.write(summary.output, lambda: rows.journal.records(indices), columns)
     summary.reused = rows.reused
@@ -208,7 +289,8 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
     """The row as the journal keeps it, the input's columns apart from the steps'."""
     written = {column for step in pipeline.steps for column in step.writes}
     return {
-        "index": finished.index,
+        "index": finished.row.index,
+        "stamp": finished.row.stamp,
         "input": {name: value for name, value in finished.columns.items() if name not in written},
         "columns": {name: value for name, value in finished.columns.items() if name in written},
         "flags": finished.flags,

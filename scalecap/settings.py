@@ -3,6 +3,8 @@
 The text under a field says its unit and effect. Values come from YAML; a key that is not here is refused.
 """
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from scalecap.engines.base import Sampling
-from scalecap.prompts import nearest
+from scalecap.nearest import nearest
 
 ENGINES = ("auto", "transformers", "vllm", "openai")
 _PACKAGE = Path(__file__).resolve().parent
@@ -28,7 +30,8 @@ class ModelSettings:
     revision: str | None = None
     """Branch, tag or commit on the hub; None is the newest."""
     dtype: str = "auto"
-    """`auto` is the dtype of the weights; else `float32`, `bfloat16` or `float16`."""
+    """`auto` is the dtype of the weights; else `float32`, `bfloat16` or `float16`. With `float64`, which
+    the transformers engine alone has, no neighbour in a batch changes even the last digit of a reply."""
     trust_remote_code: bool = False
     """Lets the model's own Python files run on this machine."""
     max_context: int | None = None
@@ -148,6 +151,9 @@ class Settings:
     """Only checks the config and prints the plan; loads no model."""
     progress: bool = True
     """Shows a live bar on a terminal; lines in the log are written either way."""
+    max_failures: str | None = "100%"
+    """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
+    the 20th on); null never stops. What is done stays, and the same command goes on."""
     rows_in_flight: int | None = None
     """Rows worked on at once; None follows what keeps the engine busy."""
 
@@ -172,6 +178,11 @@ class Settings:
             found.append(f"sampling.top_p={self.sampling.top_p}: must be above 0 and at most 1")
         if not self.sampling.repetition_penalty > 0:
             found.append(f"sampling.repetition_penalty={self.sampling.repetition_penalty}: must be above 0")
+        most = re.fullmatch(r"(\d+|\d+(?:\.\d+)?%)", self.max_failures or "100%")
+        if most is None or not 0 < float(most[1].rstrip("%")) <= (100 if "%" in most[1] else math.inf):
+            found.append(
+                f"max_failures={self.max_failures}: must be a count of rows, a share such as 5%, or null"
+            )
         if self.resume not in ("same", "force"):
             found.append(f"resume={self.resume}: must be same or force")
         if self.engine.name not in ENGINES:

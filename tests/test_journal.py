@@ -1,9 +1,11 @@
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scalecap.data import Row
 from scalecap.journal import Journal, JournalError
 
 CONFIG = {"seed": 0, "model": {"name": "a"}}
@@ -26,18 +28,67 @@ def test_rows_come_back_by_index_and_the_last_record_counts(tmp_path: Path):
             journal.append(each)
     with Journal(tmp_path, CONFIG) as journal:
         assert [each["columns"] for each in journal.records([0, 1, 2, 7])] == [{"c": "now"}, {}, {"c": "two"}]
-        assert sorted(journal.indices) == [0, 1, 2]
+        assert list(journal.entries) == [0, 1, 2]
 
 
-def test_failed_and_changed_rows_are_not_done(tmp_path: Path):
+def row(index: int, image: str | None = None, stamp: str = "") -> Row:
+    return Row(index, {"image": image or f"{index}.png"}, lambda: pytest.fail("opened"), stamp=stamp)
+
+
+def test_a_row_is_done_as_long_as_its_input_and_picture_are_the_same(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0) | {"stamp": "then"})
+        journal.append(record(1, failed=True) | {"stamp": "then"})
+        journal.append(record(2) | {"stamp": ""})
+    with Journal(tmp_path, CONFIG) as journal:
+        assert (len(journal.entries), journal.entries.done) == (3, 2)
+        assert journal.state(row(0, stamp="then")) == "done"
+        assert journal.state(row(0, stamp="now")) == "changed"
+        assert journal.state(row(0, "other.png", "then")) == "changed"
+        assert journal.state(row(0)) == "done"  # a picture that is gone costs no finished row
+        assert journal.state(row(1, stamp="then")) == "failed"
+        assert journal.state(row(2, stamp="now")) == "done"
+        assert journal.state(row(3, stamp="then")) == "new"
+
+
+def test_what_failed_and_then_succeeded_counts_as_done(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        for each in (record(5000, failed=True), record(5000), record(2), record(2, failed=True)):
+            journal.append(each)
+        assert (list(journal.entries), journal.entries.done) == ([2, 5000], 1)
+
+
+def test_it_is_known_how_many_rows_there_were(tmp_path: Path):
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(record(0))
-        journal.append(record(1, failed=True))
+        assert journal.complete is None
+        journal.finish(1)
+        journal.finish(1)
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 3
     with Journal(tmp_path, CONFIG) as journal:
-        assert journal.done(0, {"image": "0.png"})
-        assert not journal.done(0, {"image": "other.png"})
-        assert not journal.done(1, {"image": "1.png"})
-        assert not journal.done(2, {"image": "2.png"})
+        assert journal.complete == 1
+
+
+def test_a_row_that_cannot_be_written_leaves_what_was_there_whole(tmp_path: Path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+        room = journal.path.stat().st_size + 100
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(
+                JournalError, match=r"can't write to .*journal\.jsonl: .* 1 rows in it are kept"
+            ):
+                journal.append(record(1, c="x" * 1000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        journal.append(record(2))
+        assert [each["index"] for each in journal.records([0, 1, 2])] == [0, 2]
+    with Journal(tmp_path, CONFIG) as journal:
+        assert list(journal.entries) == [0, 2]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30])
@@ -48,7 +99,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     with Journal(tmp_path, CONFIG) as journal:
-        assert list(journal.indices) == [0]
+        assert list(journal.entries) == [0]
         journal.append(record(1, c="again"))
     with Journal(tmp_path, CONFIG) as journal:
         assert [each["columns"] for each in journal.records([0, 1])] == [{}, {"c": "again"}]
@@ -62,7 +113,7 @@ def test_a_damaged_line_costs_its_row_only(tmp_path: Path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"\0\0\0\n", lines[3]]))
     with Journal(tmp_path, CONFIG) as journal:
-        assert sorted(journal.indices) == [0, 2]
+        assert list(journal.entries) == [0, 2]
 
 
 OTHER = {"seed": 0, "model": {"name": "b"}}
@@ -79,10 +130,10 @@ def test_another_config_goes_on_by_force_and_it_stays_told(tmp_path: Path):
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(record(0))
     with Journal(tmp_path, OTHER, force=True) as journal:
-        assert (journal.changes, list(journal.indices)) == ("model.name: was a, is b", [0])
+        assert (journal.changes, list(journal.entries)) == ("model.name: was a, is b", [0])
         journal.append(record(1))
     with Journal(tmp_path, OTHER) as journal:
-        assert (journal.changes, list(journal.indices)) == ("model.name: was a, is b", [0, 1])
+        assert (journal.changes, list(journal.entries)) == ("model.name: was a, is b", [0, 1])
     with pytest.raises(JournalError, match=r"was b, is a"):
         Journal(tmp_path, CONFIG)
 

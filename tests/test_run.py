@@ -168,8 +168,41 @@ def test_when_every_row_fails_the_run_stops_early(
     summary = run(settings, engines=engines)
     assert (summary.exit_code, summary.status) == (1, "stopped")
     assert 20 <= summary.failed <= 24
-    assert "the first 20 rows all failed" in summary.screen()
+    assert "20 of the first 20 rows failed (max_failures=100%)" in summary.screen()
     assert len(captions(tmp_path)) == summary.failed
+
+
+@pytest.mark.parametrize(
+    ("most", "broken", "reason"),
+    [
+        ("1", (3,), "1 of the first 4 rows failed (max_failures=1)"),
+        ("2", (3, 30), "2 of the first 31 rows failed (max_failures=2)"),
+        ("10%", (0, 1), "2 of the first 20 rows failed (max_failures=10%)"),
+        ("51%", (*range(10), *range(31, 40)), None),
+        ("3", (3, 30), None),
+        ("null", range(40), None),
+    ],
+)
+def test_too_many_failures_stop_the_run(
+    compose: Compose,
+    engines: Engines,
+    tmp_path: Path,
+    rows: Callable[..., str],
+    most: str,
+    broken: tuple[int, ...],
+    reason: str | None,
+):
+    settings = compose(
+        "data=jsonl", rows(40, broken=tuple(broken)), "rows_in_flight=1", f"max_failures={most}"
+    )
+    summary = run(settings, engines=engines)
+    if reason is None:
+        assert (summary.status, summary.failed, len(captions(tmp_path))) == ("finished", len(broken), 40)
+    else:
+        assert (summary.status, summary.reason, summary.exit_code) == ("stopped", reason, 1)
+        assert len(captions(tmp_path)) < 40
+        settings.max_failures = None
+        assert run(settings, engines=engines).done == 40 - len(broken)
 
 
 def test_a_dead_engine_keeps_what_was_finished(answer: Answer, compose: Compose, tmp_path: Path):
@@ -344,8 +377,6 @@ async def test_a_missing_library_is_told_with_its_mend(monkeypatch):
     monkeypatch.setattr(opening.importlib, "import_module", absent)
     with pytest.raises(EngineError, match=r'needs the module vllm: pip install "scalecap\[vllm\]"'):
         await opening.open_engine(ModelSettings("x"), EngineSettings("vllm"))
-    with pytest.raises(EngineError, match="there are auto"):
-        await opening.open_engine(ModelSettings("x"), EngineSettings("vlm"))
 
 
 def test_columns_of_numbers_are_averaged(

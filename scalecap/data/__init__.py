@@ -26,12 +26,14 @@ class Row:
     `open_image` opens, orients, decodes and hashes the picture; it raises RowError, is called
     once a row and off the event loop. `error` is set when the row itself could not be read
     (invalid JSON on a line): such a row is written with its error and nothing is asked about it.
+    `stamp` is another one when the picture is replaced; empty where nothing tells.
     """
 
     index: int
     columns: Mapping[str, Any]
     open_image: Callable[[], Image]
     error: RowError | None = None
+    stamp: str = ""
 
 
 class Source(Protocol):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalecap.data import DataError, Row, RowError
-from scalecap.data.images import open_image
-from scalecap.data.sources import LOOK, Rows, kinds, nearest, needed_path, plain
+from scalecap.data.images import open_image, stamp
+from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
 from scalecap.engines.base import Image
+from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def open_hub(data: DataSettings) -> Rows:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")
     if data.image not in columns:
         raise DataError(
-            f"{path!r} has no column {data.image!r}; {nearest(data.image, columns)}"
-            f" Its columns are {', '.join(columns)}: data.image names the picture's"
+            f"{path!r} has no column {data.image!r}: data.image names the picture's;"
+            f" {nearest(data.image, columns)}"
         )
     return Rows(columns, total, partial(_rows, stream, path, data))
 
@@ -107,9 +108,7 @@ def _load(path: str, data: DataSettings) -> "Dataset | IterableDataset":
 
 
 def _no_split(path: str, split: str, names: list[str]) -> DataError:
-    return DataError(
-        f"{path!r} has no split {split!r}; {nearest(split, names)} Its splits are {', '.join(names)}"
-    )
+    return DataError(f"{path!r} has no split {split!r}: data.split names it; {nearest(split, names)}")
 
 
 def _total(opened: "Dataset | IterableDataset", split: str) -> int | None:
@@ -149,7 +148,8 @@ def _rows(stream: "IterableDataset", path: str, data: DataSettings) -> Iterator[
     for index, row in enumerate(_guarded(iter(stream), path)):
         cell = row.get(data.image)
         columns = {name: plain(value) for name, value in row.items()}
-        yield Row(index, columns, partial(_open, cell, folders, data.allow_urls))
+        opened = partial(_open, cell, folders, data.allow_urls)
+        yield Row(index, columns, opened, stamp=stamp(cell, folders=folders))
     if index < 0:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")
 

@@ -82,6 +82,24 @@ def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
     raise RowError("bad_cell", f"the picture's cell holds {held}; it must hold a path or a picture's bytes")
 
 
+def stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
+    """What tells whether a cell's picture is still the same, without decoding it.
+
+    The size and time of a file, a digest of bytes; empty for all else, and for a file that is not there.
+    """
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes | bytearray):
+        return hashlib.blake2b(cell, digest_size=16).hexdigest()
+    if isinstance(cell, str | os.PathLike) and os.fspath(cell) and not is_url(os.fspath(cell)):
+        try:
+            found = _found(os.fspath(cell), folders).stat()
+        except (RowError, OSError):
+            return ""
+        return f"{found.st_size} bytes of {found.st_mtime_ns}"
+    return ""
+
+
 def is_url(name: str) -> bool:
     """Whether the text is an address (`http://…`, `data:…`) and not a file's path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", name) is not None

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.data import DataError, Row, RowError
-from scalecap.data.images import open_image
-from scalecap.data.sources import LOOK, Rows, kinds, nearest, needed_path, plain
+from scalecap.data.images import open_image, stamp
+from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
 from scalecap.engines.base import Image
+from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
 
 
@@ -64,7 +65,7 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
         if isinstance(cell, str) and cell.startswith("data:"):
             columns[data.image] = None  # it is the pixels
         opened = partial(open_image, cell, folders=folders, allow_urls=data.allow_urls)
-        yield Row(index, plain(columns), opened)
+        yield Row(index, plain(columns), opened, stamp=stamp(cell, folders=folders))
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Opens the data set that the settings name, and what all sources share."""
 
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from scalecap.data import DataError, Row, Source
+from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
 
 SOURCES = ("jsonl", "folder", "hub", "scenes")
@@ -54,13 +54,6 @@ def needed_path(data: DataSettings) -> str:
     if not data.path:
         raise DataError(f"data={data.source} needs data.path=…: what to read")
     return data.path
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(names) or 'nothing'}"
 
 
 def kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -51,8 +51,6 @@ async def open_engine(model: "ModelSettings", engine: "EngineSettings") -> Engin
     if name == "auto":
         name, why = choose_engine(engine)
         log.info("engine: %s, because %s", name, why)
-    if name not in EXTRAS:
-        raise EngineError(f"engine.name={name}: there are auto, {', '.join(sorted(EXTRAS))}")
     if model.name == EMBEDDED and name != "openai":
         model = replace(model, name=str(embedded_model()))
     try:

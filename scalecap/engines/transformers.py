@@ -98,11 +98,11 @@ def _dtype(name: str, config: Any, gpu: bool) -> Any:
     """What to compute in: `auto` is the weights' own 16-bit type on a GPU and float32 on the CPU."""
     import torch
 
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name != "auto":
+        names = ("float64", "float32", "bfloat16", "float16")
         if name not in names:
             raise ModelError(f"model dtype {name} is unknown: one of auto, {', '.join(names)}")
-        return names[name]
+        return getattr(torch, name)
     if not gpu:
         return torch.float32
     return torch.float16 if config.dtype == torch.float16 else torch.bfloat16

@@ -17,7 +17,6 @@ transformers engine where a picture is scaled: the libraries' bicubic filters ro
 
 import contextlib
 import dataclasses
-import difflib
 import gc
 import importlib.util
 import itertools
@@ -48,6 +47,7 @@ from scalecap.engines.chat import Chat
 from scalecap.engines.children import mend, prepared
 from scalecap.engines.spelling import spellings
 from scalecap.engines.weights import ModelError, Weights, find, loading
+from scalecap.nearest import nearest
 from scalecap.settings import EngineSettings, ModelSettings
 
 _CPU_CONTEXT = 8192
@@ -113,8 +113,7 @@ def _check(args: dict[str, Any], known: list[str]) -> None:
     """Refuse what AsyncEngineArgs does not have, and what the engine's own requests rely on."""
     for key in args:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ModelError(f"engine.args.{key} is no argument of vLLM" + f": {near[0]}?" * bool(near))
+            raise ModelError(f"engine.args.{key} is no argument of vLLM; {nearest(key, known)}")
     if args.get("logprobs_mode", "raw_logprobs") != "raw_logprobs":
         raise ModelError("engine.args.logprobs_mode must stay raw_logprobs: choices are read from it")
 
@@ -124,7 +123,7 @@ def _arguments(model: ModelSettings, weights: Weights, cpu: bool) -> dict[str, A
     config = weights.config
     arguments: dict[str, Any] = {
         "model": str(weights.folder),
-        "dtype": "float32" if cpu and model.dtype == "auto" else model.dtype,
+        "dtype": _dtype(model.dtype, cpu),
         "trust_remote_code": model.trust_remote_code,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
@@ -148,6 +147,11 @@ def _arguments(model: ModelSettings, weights: Weights, cpu: bool) -> dict[str, A
             "kv_cache_memory_bytes": _CPU_CACHE,
         }
     return arguments
+
+
+def _dtype(name: str, cpu: bool) -> str:
+    """vLLM knows no float64, which the embedded model is computed in elsewhere."""
+    return "float32" if name == "float64" or (cpu and name == "auto") else name
 
 
 @contextlib.contextmanager

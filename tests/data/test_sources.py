@@ -11,7 +11,7 @@ from scalecap.settings import DataSettings
 
 
 def test_an_unknown_source_names_the_nearest() -> None:
-    with pytest.raises(DataError, match="did you mean 'jsonl'"):
+    with pytest.raises(DataError, match="nearest: jsonl"):
         open_source(DataSettings(source="json"))
 
 
