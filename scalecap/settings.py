@@ -70,7 +70,7 @@ class EngineSettings:
     batch_size: int = 32
     """Most requests in one forward pass (engine=transformers)."""
     timeout: float = 600.0
-    """Seconds that one request may take (engine=openai)."""
+    """Seconds that one request may take, and that a server may be away (engine=openai)."""
     retries: int = 6
     """Further tries after 429, 5xx and timeouts (engine=openai)."""
     quiet: bool = True

@@ -9,6 +9,9 @@ Nothing about the model is read on this machine, which has its price:
 * Control tokens inside a text are the server's to handle.
 * A picture is sent as PNG, scaled down to `model.vlm.max_pixels` here; `min_pixels` has no effect.
 
+A server that goes away, to be restarted or for good, costs no row: requests wait for it up to
+`engine.timeout`, and then the run stops.
+
 The key is taken from the environment variable OPENAI_API_KEY, and from nowhere else.
 """
 
@@ -20,6 +23,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections import OrderedDict
 from typing import Any, Literal
 
@@ -49,6 +53,10 @@ _WORDS = 8
 """Tokens within which a reply's first word ends, where text must do."""
 _PICTURES = 64
 """Encoded pictures kept."""
+_TRIES = 2
+"""Times that a request may get garbage, or lose its connection though the server is there."""
+_LOOK = 2.0
+"""Seconds between two looks whether a server is back."""
 
 
 async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEngine":
@@ -113,6 +121,8 @@ class OpenAIEngine:
         self._free = asyncio.Semaphore(self.concurrency)
         self._pictures: OrderedDict[str, asyncio.Task[str]] = OrderedDict()
         self._tells_logprobs = True
+        self._patience = engine.timeout
+        self._back: asyncio.Task[None] | None = None
 
     async def generate(self, request: Generate) -> Generated:
         """Write a reply; whether the seed is honoured is the server's affair."""
@@ -173,6 +183,8 @@ class OpenAIEngine:
 
     async def close(self) -> None:
         """End the connections."""
+        if self._back:
+            self._back.cancel()
         await self._client.close()
 
     async def _ask(self, messages: list[dict[str, Any]], room: int, **settings: Any) -> Any:
@@ -180,13 +192,9 @@ class OpenAIEngine:
         import openai
 
         room = min(room, self.context_length or room)
+        asked = {"model": self._model.name, "messages": messages, "max_tokens": room, **settings}
         try:
-            async with self._free:
-                answer = await self._client.chat.completions.create(
-                    model=self._model.name, messages=messages, max_tokens=room, **settings
-                )
-            if not getattr(answer, "choices", None):
-                raise EngineError("the server's answer is not a chat completion")
+            return await self._answered(asked)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise EngineDead(_refused(str(self._client.base_url))) from error
         except openai.NotFoundError as error:
@@ -202,8 +210,59 @@ class OpenAIEngine:
                 return await self._ask(messages, left, **settings)
             raise long from error
         except (openai.OpenAIError, ValueError, TypeError) as error:
-            raise EngineError(f"{type(error).__name__}: {error}") from error
-        return answer
+            raise EngineError(f"{type(error).__name__}: {error.__cause__ or error}") from error
+
+    async def _answered(self, asked: dict[str, Any]) -> Any:
+        """What the server answers, at last; raises what `openai` raises."""
+        import openai
+
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                async with self._free:
+                    answer = await self._client.chat.completions.create(**asked)
+                if getattr(answer, "choices", None):
+                    return answer
+                raise ValueError("the server's answer is not a chat completion")
+            except openai.APITimeoutError:
+                raise
+            except openai.APIConnectionError:
+                await self._wait()
+                if tries == _TRIES:
+                    raise
+            except (ValueError, TypeError, openai.APIResponseValidationError):
+                if tries == _TRIES:
+                    raise
+
+    async def _wait(self) -> None:
+        """Until the server answers again; all who lost their connection wait together."""
+        if self._back is None or self._back.done():
+            self._back = asyncio.create_task(self._look())
+        await asyncio.shield(self._back)
+
+    async def _look(self) -> None:
+        import openai
+
+        client = self._client.with_options(max_retries=0, timeout=10)
+        url, begun, told = self._client.base_url, time.monotonic(), False
+        while True:
+            try:
+                await client.models.list()
+            except openai.APIConnectionError as error:
+                if time.monotonic() - begun > self._patience:
+                    raise EngineDead(
+                        f"the server at {url} is gone: no answer for {self._patience:.0f} s"
+                        f" ({error.__cause__ or error})"
+                    ) from error
+            except (openai.OpenAIError, ValueError, TypeError):
+                return  # whatever it says, it is there
+            else:
+                return
+            if not told:
+                log.warning("no answer from %s: waiting up to %.0f s for it", url, self._patience)
+                told = True
+            await asyncio.sleep(_LOOK)
 
     async def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         content: Any = prompt.text

@@ -3,18 +3,15 @@
 import asyncio
 import base64
 import io
-import json
 import logging
-import math
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image as Pillow
+from server import Answer, Server, completion
 
 from scalecap.engines.base import (
     Choose,
@@ -35,94 +32,29 @@ openai = pytest.importorskip("openai", reason='needs pip install "scalecap[opena
 from scalecap.engines.openai import _tail, _too_long, open_openai  # noqa: E402
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
-Answer = tuple[int, Any]
 Picture = Callable[[int], Image]
 
 
-class Fake:
-    """A server that answers chat completions from a list, then with the last again."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = [(200, completion("A cat."))]
-        self.headers: dict[str, str] = {}
-        self.models: Answer = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.most = 0
-        self._now = 0
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                fake.keys.append(self.headers["Authorization"])
-                self.reply(*fake.models)
-
-            def do_POST(self) -> None:
-                fake._now += 1
-                fake.most = max(fake.most, fake._now)
-                fake.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                time.sleep(0.02)
-                fake._now -= 1
-                self.reply(*(fake.answers.pop(0) if len(fake.answers) > 1 else fake.answers[0]))
-
-            def reply(self, status: int, body: Any) -> None:
-                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                for name, value in (fake.headers if status == 429 else {}).items():
-                    self.send_header(name, value)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *_: Any) -> None:
-                """Keep quiet."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-    def settings(self, **given: Any) -> EngineSettings:
-        return EngineSettings(name="openai", base_url=self.url, **given)
-
-
-def completion(text: str, finish: str = "stop", top: dict[str, float] | None = None, **more: Any) -> Any:
-    logprobs = None
-    if top is not None:
-        entries = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in top.items()]
-        logprobs = {"content": [entries[0] | {"top_logprobs": entries}]}
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "finish_reason": finish, "message": message, "logprobs": logprobs}
-    usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [choice],
-        "usage": usage,
-    } | more
+def settings(fake: Server, **given: Any) -> EngineSettings:
+    return EngineSettings(name="openai", base_url=fake.url, **given)
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = Fake()
-    thread = threading.Thread(target=server.server.serve_forever)
-    thread.start()
+    server = Server()
     yield server
-    server.server.shutdown()
-    thread.join()
-    server.server.server_close()
+    server.stop()
 
 
 def error(message: str) -> Any:
     return {"error": {"message": message, "type": "invalid_request_error", "code": 400}}
 
 
-async def test_reply_with_picture(fake: Fake) -> None:
+async def test_reply_with_picture(fake: Server) -> None:
     fake.answers = [(200, completion("A cat.", "length"))]
-    engine = await open_openai(ModelSettings(name="m", max_pixels=50), fake.settings())
+    engine = await open_openai(ModelSettings(name="m", max_pixels=50), settings(fake))
     pixels = Pillow.effect_noise((20, 10), 90).convert("RGB")
     prompt = Prompt("What is it?", Image("h", pixels), "Be brief.")
     reply = await engine.generate(Generate(prompt, Sampling(repetition_penalty=1.05), seed=2**64 + 5))
@@ -141,9 +73,9 @@ async def test_reply_with_picture(fake: Fake) -> None:
 @pytest.mark.parametrize(
     "fault", [(429, error("slow down")), (500, error("oops")), (503, b"<html>busy</html>")], ids=str
 )
-async def test_faults_that_pass(fake: Fake, fault: Answer) -> None:
+async def test_faults_that_pass(fake: Server, fault: Answer) -> None:
     fake.answers = [fault, fault, (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), fake.settings(retries=2))
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=2))
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
     fake.answers = [fault]
     with pytest.raises(EngineError):
@@ -152,10 +84,10 @@ async def test_faults_that_pass(fake: Fake, fault: Answer) -> None:
     await engine.close()
 
 
-async def test_waits_as_told(fake: Fake) -> None:
+async def test_waits_as_told(fake: Server) -> None:
     fake.headers = {"Retry-After": "1"}
     fake.answers = [(429, error("slow down")), (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
     start = time.monotonic()
     await engine.generate(Generate(Prompt("?")))
     assert time.monotonic() - start > 0.9
@@ -163,23 +95,25 @@ async def test_waits_as_told(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [(200, b"{garbage"), (200, {"hello": "world"}), (200, []), (200, completion("", "content_filter"))],
+    ("body", "times"),
+    [(b"{garbage", 2), (b"", 2), ({"hello": "world"}, 2), ([], 2), (completion("", "content_filter"), 1)],
     ids=str,
 )
-async def test_odd_answers_fail_alone(fake: Fake, answer: Answer) -> None:
-    fake.answers = [answer, (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+async def test_odd_answers_fail_alone(fake: Server, body: Any, times: int) -> None:
+    """Garbage is asked again once; what a filter withholds is not."""
+    fake.answers = [*[(200, body)] * times, (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
     with pytest.raises(EngineError) as caught:
         await engine.generate(Generate(Prompt("?")))
+    assert len(fake.asked) == times
     assert not isinstance(caught.value, EngineDead)
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
     await engine.close()
 
 
-async def test_choice(fake: Fake) -> None:
+async def test_choice(fake: Server) -> None:
     fake.answers = [(200, completion("Yes", top={"Yes": 0.5, " no": 0.1, "yes": 0.25, "Maybe": 0.1}))]
-    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
     chosen = await engine.choose(Choose(Prompt("?")))
     assert chosen.probabilities == pytest.approx((0.75 / 0.85, 0.1 / 0.85))
     assert chosen.mass == pytest.approx(0.85)
@@ -190,10 +124,12 @@ async def test_choice(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize("refusal", [(200, completion("Yes")), (400, error("logprobs are not supported"))])
-async def test_choice_without_logprobs(fake: Fake, refusal: Answer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_choice_without_logprobs(
+    fake: Server, refusal: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
     words = ["\nYes.", "No, his eyes are closed", "N/A", ""]
     fake.answers = [refusal, *((200, completion(word)) for word in words)]
-    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
     with caplog.at_level(logging.WARNING):
         chosen = [await engine.choose(Choose(Prompt("?"), ("yes", "no", "n/a"))) for _ in words]
     assert [(reply.probabilities, reply.mass) for reply in chosen[:3]] == [
@@ -206,20 +142,20 @@ async def test_choice_without_logprobs(fake: Fake, refusal: Answer, caplog: pyte
     await engine.close()
 
 
-async def test_score_needs_more_than_the_protocol(fake: Fake) -> None:
-    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+async def test_score_needs_more_than_the_protocol(fake: Server) -> None:
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
     with pytest.raises(EngineError, match="engine=vllm"):
         await engine.score(Score(Prompt("?"), "A cat."))
     await engine.close()
 
 
-async def test_prompt_too_long(fake: Fake) -> None:
+async def test_prompt_too_long(fake: Server) -> None:
     message = (
         "This model's maximum context length is 100 tokens. However, you requested {} tokens "
         "({} in the messages, {} in the completion)."
     )
     fake.answers = [(400, error(message.format(590, 90, 500))), (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
     assert (await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=500)))).text == "A cat."
     assert fake.asked[1]["max_tokens"] == 10
     fake.answers = [(400, error(message.format(700, 200, 500)))]
@@ -254,9 +190,9 @@ def test_refusals_of_servers(message: str, tokens: int, limit: int) -> None:
     assert (long.tokens, long.limit) == (tokens, limit)
 
 
-async def test_refused_key(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_key(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    engine = await open_openai(ModelSettings(name="m"), fake.settings())
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
     assert fake.keys == ["Bearer secret"]
     assert "secret" not in engine.identity
     for status, words in [(401, "OPENAI_API_KEY"), (404, r"model\.vlm\.name")]:
@@ -266,9 +202,9 @@ async def test_refused_key(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     await engine.close()
 
 
-async def test_server_that_does_not_fit(fake: Fake) -> None:
+async def test_server_that_does_not_fit(fake: Server) -> None:
     with pytest.raises(ModelError, match="one of m"):
-        await open_openai(ModelSettings(name="other"), fake.settings())
+        await open_openai(ModelSettings(name="other"), settings(fake))
     with pytest.raises(ModelError, match="base_url"):
         await open_openai(ModelSettings(name="m"), EngineSettings())
     with pytest.raises(ModelError, match="no server answers"):
@@ -277,15 +213,15 @@ async def test_server_that_does_not_fit(fake: Fake) -> None:
         )
     fake.models = (401, error("no"))
     with pytest.raises(ModelError, match="OPENAI_API_KEY"):
-        await open_openai(ModelSettings(name="m"), fake.settings())
+        await open_openai(ModelSettings(name="m"), settings(fake))
     fake.models = (404, error("no such page"))
-    engine = await open_openai(ModelSettings(name="other"), fake.settings())
+    engine = await open_openai(ModelSettings(name="other"), settings(fake))
     assert engine.identity == "openai other"
     await engine.close()
 
 
-async def test_bounded(fake: Fake) -> None:
-    engine = await open_openai(ModelSettings(name="m"), fake.settings(concurrency=3))
+async def test_bounded(fake: Server) -> None:
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, concurrency=3))
     await asyncio.gather(*(engine.generate(Generate(Prompt(str(number)))) for number in range(12)))
     assert len(fake.asked) == 12
     assert fake.most <= 3

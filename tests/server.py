@@ -1,0 +1,140 @@
+"""A server that speaks OpenAI's protocol, answers from a script, and can misbehave."""
+
+import contextlib
+import hashlib
+import json
+import math
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = tuple[int, Any]
+"""Status and body: JSON, bytes as they are, or one of the misdeeds `nothing`, `half`, `reset`, `hang`."""
+
+
+class Server:
+    """Answers chat completions by `script`, or from the list `answers`, its last again and again."""
+
+    def __init__(self, script: Callable[[dict[str, Any]], Answer] | None = None) -> None:
+        self.answers: list[Answer] = [(200, completion("A cat."))]
+        self.script = script or (lambda _: self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
+        self.headers: dict[str, str] = {}
+        """Sent with 429."""
+        self.models: Answer = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
+        self.seconds = 0.02
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.most = self._now = 0
+        self._lock = threading.Lock()
+        self._port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+        self._gone = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
+        self._port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the port; what is in flight loses its connection."""
+        self._gone.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server, gone = self, self._gone
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.keys.append(self.headers["Authorization"])
+                self.reply(*server.models)
+
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server._lock:
+                    server._now += 1
+                    server.most = max(server.most, server._now)
+                    server.asked.append(asked)
+                    answer = server.script(asked)
+                time.sleep(server.seconds)
+                with server._lock:
+                    server._now -= 1
+                if not gone.is_set():
+                    self.reply(*answer)
+
+            def reply(self, status: int, body: Any) -> None:
+                if body == "nothing":
+                    return
+                if body == "hang":
+                    gone.wait(30)
+                    return
+                if body == "reset":
+                    self.connection.shutdown(2)
+                    return
+                half = body == "half"
+                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in (server.headers if status == 429 else {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw) * (1 + half)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_: Any) -> None:
+                """Keep quiet."""
+
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionError):  # of a client that was killed
+                    super().handle()
+
+        return Handler
+
+
+def completion(text: str, finish: str = "stop", top: dict[str, float] | None = None, **more: Any) -> Any:
+    """The body of an answer; `top` has probabilities of first tokens."""
+    logprobs = None
+    if top is not None:
+        entries = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in top.items()]
+        logprobs = {"content": [entries[0] | {"top_logprobs": entries}]}
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "finish_reason": finish, "message": message, "logprobs": logprobs}
+    usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    } | more
+
+
+def digest(asked: dict[str, Any]) -> str:
+    """What was asked, picture and all, in a word."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def storyteller(asked: dict[str, Any]) -> Answer:
+    """Plays a model for the seed's prompts: each request has a reply of its own, the same each time."""
+    word, content = digest(asked), asked["messages"][-1]["content"]
+    text = content if isinstance(content, str) else content[-1]["text"]
+    if asked.get("logprobs"):
+        yes = 0.2 + 0.79 * int(word, 16) / 16**12
+        return 200, completion("Yes", top={"Yes": yes, "No": 1 - yes})
+    if "Instructions:" in text:
+        return 200, completion("Describe more details about the dog.\nDescribe more details about the hat.")
+    if "Basic Context" in text:
+        return 200, completion(f"All of it, {word}.")
+    if "more details" in text:
+        return 200, completion(f"It is like {word}.")
+    return 200, completion(f"There is a dog, {word}. It wears a hat. The hat is {word[:3]}.")
