@@ -7,7 +7,7 @@ and each of its steps starts as soon as the columns that it reads exist.
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -79,11 +79,12 @@ class Pipeline:
         """Take every row through the steps, at most `in_flight` at once.
 
         `on_row` gets each row as it ends, in no order. A row's failure stays its own; EngineDead, and
-        what `rows` or `on_row` raise, end the run. After `stop` is set, rows in flight are finished
-        and no more are started.
+        what `rows` or `on_row` raise, end the run. After `stop` is set, and after `rows` raised, rows in
+        flight are finished and no more are started.
         """
         iterator, slots = iter(rows), asyncio.Semaphore(in_flight)
         loop = asyncio.get_running_loop()
+        broken: Exception | None = None
 
         async def one(row: Row) -> None:
             try:
@@ -97,7 +98,11 @@ class Pipeline:
                 async with asyncio.TaskGroup() as group:
                     while True:
                         await slots.acquire()
-                        row = await loop.run_in_executor(reader, _next, iterator)
+                        try:
+                            row = await loop.run_in_executor(reader, next, iterator, None)
+                        except Exception as error:
+                            broken = error
+                            break
                         if row is None or (stop and stop.is_set()):
                             break
                         group.create_task(one(row))
@@ -105,6 +110,8 @@ class Pipeline:
                 raise _cause(group_error) from None
             finally:
                 await asked.abandon()
+        if broken:
+            raise broken
 
     async def _finish(self, row: Row, asked: Asked, pictures: Executor) -> Finished:
         """Take one row through all steps that it can go through."""
@@ -150,10 +157,6 @@ class Pipeline:
 
 def _picture_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "pictures")
-
-
-def _next(rows: Iterator[Row]) -> Row | None:
-    return next(rows, None)
 
 
 def _record(step: str | None, error: Exception) -> dict[str, Any]:

@@ -1,13 +1,19 @@
 """The real configs, shrunk; an engine that plays a model that sees one dog and invents a cat."""
 
+import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image as Pillow
 
+import scalecap.engines
+from scalecap.__main__ import main
 from scalecap.engines.base import Choose, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.settings import CONF, Settings, from_config
@@ -67,3 +73,52 @@ def engines() -> dict[str, Scripted]:
 def answer() -> Callable[[Request], str | float]:
     """What the scripted model says, for scripts that differ from it now and then."""
     return _answer
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> list[Any]:
+    """The models that were opened, each as a scripted engine."""
+    models: list[Any] = []
+
+    async def open_engine(model: Any, engine: Any) -> Scripted:
+        models.append(model)
+        return engines["vlm"]
+
+    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    return models
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs `python -m scalecap <words>` in this process; the exit code."""
+
+    def typed(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["scalecap", *words])
+        return main()
+
+    return typed
+
+
+@pytest.fixture
+def typed(command: Callable[..., int], opened: list[Any]) -> Callable[..., int]:
+    """The same on the scripted engine."""
+    return command
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., str]:
+    """Makes a JSONL of `count` pictures; those in `broken` are text named .png."""
+
+    def make(count: int, broken: tuple[int, ...] = ()) -> str:
+        lines = []
+        for number in range(count):
+            path = tmp_path / f"{number}.png"
+            if number in broken:
+                path.write_text("no picture")
+            else:
+                Pillow.new("RGB", (30, 30), (number, 0, 0)).save(path)
+            lines.append(json.dumps({"id": number, "image": path.name}))
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        return f"data.path={tmp_path}/rows.jsonl"
+
+    return make

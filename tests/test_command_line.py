@@ -12,36 +12,11 @@ import pytest
 from PIL import Image as Pillow
 
 import scalecap.engines
-from scalecap.__main__ import main
 from scalecap.engines.base import EngineError
 from scalecap.engines.scripted import Scripted
 from scalecap.settings import CONF
 
 Typed = Callable[..., int]
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> list[Any]:
-    """The models that were opened, each as a scripted engine."""
-    models: list[Any] = []
-
-    async def open_engine(model: Any, engine: Any) -> Scripted:
-        models.append(model)
-        return engines["vlm"]
-
-    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
-    return models
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, opened: list[Any]) -> Typed:
-    """Runs `python -m scalecap <words>` in this process; the exit code."""
-
-    def typed(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["scalecap", *words])
-        return main()
-
-    return typed
 
 
 def test_the_default_captions_the_sample(typed: Typed, opened: list[Any], tmp_path: Path, capsys: Any):

@@ -26,25 +26,6 @@ Engines = dict[str, Scripted]
 Answer = Callable[[Request], str | float]
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> Callable[..., str]:
-    """Makes a JSONL of `count` pictures; those in `broken` are text named .png."""
-
-    def make(count: int, broken: tuple[int, ...] = ()) -> str:
-        lines = []
-        for number in range(count):
-            path = tmp_path / f"{number}.png"
-            if number in broken:
-                path.write_text("no picture")
-            else:
-                Pillow.new("RGB", (30, 30), (number, 0, 0)).save(path)
-            lines.append(json.dumps({"id": number, "image": path.name}))
-        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-        return f"data.path={tmp_path}/rows.jsonl"
-
-    return make
-
-
 def captions(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "run" / "captions.jsonl").read_text().splitlines()]
 

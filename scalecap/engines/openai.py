@@ -209,6 +209,8 @@ class OpenAIEngine:
             if 0 < (left := long.limit - long.tokens) < room:
                 return await self._ask(messages, left, **settings)
             raise long from error
+        except openai.APITimeoutError as error:
+            raise EngineError(f"no answer within engine.timeout={self._patience:g} seconds") from error
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise EngineError(f"{type(error).__name__}: {error.__cause__ or error}") from error
 

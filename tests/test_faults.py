@@ -1,0 +1,369 @@
+"""Each line of README's table of faults: what is kept, what is said, the exit code."""
+
+import json
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+from server import Server, storyteller
+
+from scalecap import stalls
+from scalecap.engines.base import EngineDead, Request
+from scalecap.engines.scripted import Scripted
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+LINES = re.findall(
+    r"^\| (.+?) \| .+ \| .+ \| (.+?) \|$",
+    README.partition("<!-- faults -->")[2].partition("<!-- end -->")[0],
+    re.MULTILINE,
+)
+CODES = {what: {int(code) for code in re.findall(r"\d+", codes)} for what, codes in LINES[2:]}
+"""What happens, to the exit codes that README tells."""
+tested: set[str] = set()
+
+
+def line(what: str) -> Any:
+    """Marks a test as that of a line of the table; the test gets the exit codes told there."""
+    tested.add(what)
+    return pytest.mark.parametrize("codes", [pytest.param(CODES.get(what, set()), id=what)])
+
+
+def captions(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(each) for each in (folder / "captions.jsonl").read_text().splitlines()]
+
+
+def errors(folder: Path) -> list[dict[str, Any]]:
+    return [row["error"] for row in captions(folder) if row["error"]]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("scalecap.engines.openai._LOOK", 0.05)
+    server = Server(storyteller)
+    server.seconds = 0.005
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def asks(command: Callable[..., int], server: Server, rows: Callable[..., str]) -> Callable[..., int]:
+    """The main job over six pictures, asking the server; the folder is `out`."""
+
+    def asks(*words: str, count: int = 6) -> int:
+        own = ("model=own", "model.vlm.name=m", "engine=openai", f"engine.base_url={server.url}")
+        # A server restarted is another connection; a second run in this process must not share it.
+        return command(*own, "data=jsonl", rows(count), "output=out", "engine.retries=1", *words)
+
+    return asks
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A small disk of its own; called again with other options it is changed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal mounted
+        options = f"remount,{options}" if mounted else options
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True
+        )
+        if made.returncode:
+            pytest.skip(f"a disk of its own can't be mounted here: {made.stderr.strip()}")
+        mounted = True
+        return folder
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@line("a picture is missing, broken or too large, or a line of the data can't be read")
+def test_a_row_that_cannot_be_read(typed, rows, tmp_path: Path, codes: set[int]):
+    rows(4, broken=(1,))
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('\n{"image": \n{"image": "nowhere.png"}')
+    assert {typed("data=jsonl", "data.path=rows.jsonl", "output=out")} == codes
+    found = errors(Path("out"))
+    assert [error["kind"] for error in found] == ["unreadable_image", "invalid_json", "missing_file"]
+    assert "1.png" in found[0]["message"]
+    assert "line 5" in found[1]["message"]
+    assert [row["id"] for row in captions(Path("out")) if not row["error"]] == [0, 2, 3]
+
+
+STAGES = """
+import time
+
+from scalecap.stages import stage
+
+
+@stage
+def fragile(text: str) -> int:
+    return 1 // (len(text) - 31)
+
+
+@stage
+def slow(text: str) -> str:
+    time.sleep(0.7)
+    return text
+"""
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outside module of stages."""
+    (tmp_path / "outside_faults.py").write_text(STAGES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@line("a stage raises")
+def test_a_stage_that_raises(typed, stages, rows, engines, tmp_path: Path, codes: set[int]):
+    def says(request: Request) -> str | float:
+        if (
+            "Describe the picture" in request.prompt.text
+            and request.prompt.image.pixels.getpixel((0, 0))[0] == 2
+        ):
+            return "There is a dog and then a sofa."
+        return "There is a dog." if not hasattr(request, "options") else 0.9
+
+    engines["vlm"]._answer = says
+    words = (
+        "pipeline.imports=[outside_faults]",
+        "+pipeline.steps.x={stage: outside_faults/fragile, text: init_caption}",
+    )
+    assert {typed("data=jsonl", rows(4), "output=out", *words)} == codes
+    (error,) = errors(Path("out"))
+    assert error["step"] == "x"
+    assert error["kind"] == "ZeroDivisionError"
+    failed = captions(Path("out"))[2]
+    assert failed["init_caption"] == "There is a dog and then a sofa."
+    assert failed["final_caption"]
+
+
+@line("a stage holds up the event loop")
+def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]):
+    monkeypatch.setattr(stalls, "LONG", 0.2)
+    monkeypatch.setattr(stalls, "PAUSE", 0.02)
+    words = (
+        "pipeline.imports=[outside_faults]",
+        "+pipeline.steps.y={stage: outside_faults/slow, text: init_caption}",
+    )
+    assert {typed("data.limit=2", "output=out", *words)} == codes
+    told = capsys.readouterr().err
+    assert told.count("y: the stage outside_faults/slow holds up all rows at") == 1
+    assert re.search(r"outside_faults\.py:14: work that takes long belongs in a thread", told)
+
+
+@line("a server answers 429 or 5xx for a while")
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_is_busy(asks, server: Server, status: int, codes: set[int]):
+    server.headers = {"Retry-After": "0"}
+    number = 0
+
+    def script(asked: dict[str, Any]) -> Any:
+        nonlocal number
+        number += 1
+        return storyteller(asked) if number % 3 else (status, {"error": {"message": "busy"}})
+
+    server.script = script
+    assert {asks("engine.retries=6")} == codes
+    assert len(captions(Path("out"))) == 6
+
+
+@line("a server answers garbage, half an answer or nothing, or drops the connection, once")
+@pytest.mark.parametrize("body", [b"{garbage", b"<html>", "half", "nothing", "reset"])
+def test_a_server_that_stumbles(asks, server: Server, body: Any, codes: set[int]):
+    seen: set[str] = set()
+
+    def script(asked: dict[str, Any]) -> Any:
+        text = json.dumps(asked)
+        if text in seen:
+            return storyteller(asked)
+        seen.add(text)
+        return 200, body
+
+    server.script = script
+    assert {asks()} == codes
+    assert len(captions(Path("out"))) == 6
+
+
+@line("a server refuses or garbles one request for good, or does not answer it in time")
+@pytest.mark.parametrize(
+    "answer", [(500, b"oops"), (200, b"{garbage"), (200, "reset"), (200, "hang"), (400, b"no")]
+)
+def test_a_request_that_always_fails(asks, server: Server, answer: Any, codes: set[int]):
+    first: list[str] = []
+
+    def script(asked: dict[str, Any]) -> Any:
+        content = asked["messages"][-1]["content"]
+        picture = content[0]["image_url"]["url"] if isinstance(content, list) else ""
+        first.append(picture)
+        return answer if picture and picture == next(filter(None, first)) else storyteller(asked)
+
+    server.script = script
+    words = ("engine.retries=0", "engine.timeout=3")
+    assert {asks(*words)} == codes
+    (error,) = errors(Path("out"))
+    assert (error["step"], error["kind"]) == ("init_caption", "engine")
+    assert error["message"]
+    server.script = storyteller
+    assert asks(*words) == 0
+
+
+@line("a server restarts in mid-run")
+def test_a_server_that_restarts(asks, server: Server, capsys, codes: set[int]):
+    def restart() -> None:
+        while len(server.asked) < 20:
+            time.sleep(0.005)
+        server.stop()
+        time.sleep(0.5)
+        server.start()
+
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    assert {asks(count=12)} == codes
+    restarting.join()
+    assert len(captions(Path("out"))) == 12
+    assert "waiting up to 600 s" in capsys.readouterr().err
+
+
+@line("a server stays away for `engine.timeout` seconds")
+def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int]):
+    def leave() -> None:
+        while len(server.asked) < 60:
+            time.sleep(0.005)
+        server.stop()
+
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    assert {asks("engine.timeout=0.4", "rows_in_flight=2", count=12)} == codes
+    leaving.join()
+    told = capsys.readouterr()
+    assert re.search(r"the server at http://127.* is gone: no answer for 0 s", told.out)
+    assert "output=out" in told.out  # the command that goes on
+    kept = captions(Path("out"))
+    assert 0 < len(kept) < 12
+    assert not errors(Path("out"))
+    before = len(server.asked)
+    server.start()
+    assert asks(count=12) == 0
+    assert captions(Path("out"))[: len(kept)] == kept
+    assert len(server.asked) - before < 12 * 12 - before + 30
+
+
+@line("the engine's process dies, or its memory is not enough")
+def test_an_engine_that_dies(typed, engines, answer, capsys, codes: set[int]):
+    number = 0
+
+    def script(request: Request) -> Any:
+        nonlocal number
+        number += 1
+        if number > 30:
+            raise EngineDead("out of memory")
+        return answer(request)
+
+    dying = Scripted(script)
+    engines.update(vlm=dying, llm=dying)
+    assert {typed("output=out", "rows_in_flight=1")} == codes
+    assert "out of memory" in capsys.readouterr().out
+    kept = captions(Path("out"))
+    assert 0 < len(kept) < 24
+    assert not errors(Path("out"))
+
+
+@line("so many rows fail as `max_failures` says, at first all of 20")
+def test_a_run_that_can_only_fail(typed, rows, capsys, codes: set[int]):
+    assert {typed("data=jsonl", rows(40, broken=tuple(range(40))), "output=out")} == codes
+    assert "20 of the first 20 rows failed (max_failures=100%)" in capsys.readouterr().out
+    assert 20 <= len(captions(Path("out"))) < 40
+
+
+@line("the output's disk is full")
+def test_a_full_disk(typed, disk, capsys, codes: set[int]):
+    folder = disk("size=64k")
+    assert {typed("data.count=40", f"output={folder}/out")} == codes
+    told = capsys.readouterr().err
+    found = re.search(r"error: can't write .*journal\.jsonl: No space left on device\. The (\d+) rows", told)
+    assert found
+    assert "Traceback" not in told
+    assert "same output= goes on" in told
+    disk("size=8m")
+    assert typed("data.count=40", f"output={folder}/out") == 0
+    assert f"({found[1]} from before)" in capsys.readouterr().out
+    assert len(captions(folder / "out")) == 40
+
+
+@line("the cache's disk is full")
+def test_a_full_disk_under_the_cache(typed, disk, capsys, codes: set[int]):
+    folder = disk("size=160k")
+    assert {typed("output=out", f"cache.dir={folder}")} == codes
+    told = capsys.readouterr().err
+    assert told.count("replies can't be kept in") == 1
+    assert "disk is full" in told
+    assert len(captions(Path("out"))) == 24
+
+
+@line("the output can't be written at all")
+def test_an_output_that_cannot_be_written(typed, opened, disk, capsys, codes: set[int]):
+    folder = disk("size=64k,ro")
+    assert {typed(f"output={folder}/out")} == codes
+    told = capsys.readouterr().err
+    assert re.search(r"error: can't write .*disk/out.*: Read-only file system; give another output=DIR", told)
+    assert "Traceback" not in told
+    assert not opened
+
+
+@line("the data set raises while it is read")
+def test_data_that_breaks_in_the_middle(typed, capsys, tmp_path: Path, codes: set[int]):
+    import datasets
+
+    (tmp_path / "set").mkdir()
+    for shard in range(2):
+        pictures = [Pillow.new("RGB", (30, 30), (shard, number, 0)) for number in range(5)]
+        path = tmp_path / "set" / f"train-{shard}.parquet"
+        datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image()).to_parquet(
+            path
+        )
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200])
+    words = ("data=hub", "data.path=set", "data.streaming=true", "output=out")
+    assert {typed(*words)} == codes
+    assert "'set' can't be read on after 5 rows" in capsys.readouterr().out
+    assert len(captions(Path("out"))) == 5
+    path.write_bytes(whole)
+    assert typed(*words) == 0
+    assert len(captions(Path("out"))) == 10
+    assert "(5 from before)" in capsys.readouterr().out
+
+
+@line("a line of the journal or a page of the cache is damaged")
+def test_damaged_files(typed, engines, answer, tmp_path: Path, codes: set[int]):
+    words = ("data.limit=4", "output=out", f"cache.dir={tmp_path}/cache")
+    assert typed(*words) == 0
+    before = captions(Path("out"))
+    journal = tmp_path / "out" / "journal.jsonl"
+    lines = journal.read_bytes().split(b"\n")
+    lines[2] = b"\xff" * 40
+    journal.write_bytes(b"\n".join(lines))
+    cache = tmp_path / "cache" / "replies.sqlite"
+    content = bytearray(cache.read_bytes())
+    content[-4096:] = bytes(4096)
+    cache.write_bytes(content)
+    assert {typed(*words)} == codes
+    assert captions(Path("out")) == before
+
+
+def test_every_line_is_tested():
+    # kills and signals are in test_kills.py, in processes of their own
+    elsewhere = {"Ctrl-C or SIGTERM, once", "a second one, SIGKILL, or the machine goes down"}
+    assert tested | elsewhere == set(CODES)

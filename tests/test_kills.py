@@ -1,0 +1,168 @@
+"""Runs in processes of their own that are really killed, and what is left of them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from server import Server, digest, storyteller
+
+pytestmark = pytest.mark.slow
+CONCURRENCY = 8
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+    server = Server(storyteller)
+    yield server
+    server.stop()
+
+
+class Job:
+    """The main job over the server or the embedded model, begun anew as often as it is killed."""
+
+    def __init__(self, folder: Path, words: list[str]) -> None:
+        self.output = folder / "out"
+        words = [*words, f"output={self.output}", f"cache.dir={folder}/cache"]
+        self._command = [sys.executable, "-m", "scalecap", *words]
+
+    def begin(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+        )
+
+    def finish(self) -> str:
+        process = self.begin()
+        told, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        return told
+
+    def rows(self) -> int:
+        """Lines in the journal."""
+        journal = self.output / "journal.jsonl"
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    def captions(self) -> bytes:
+        return (self.output / "captions.jsonl").read_bytes()
+
+
+def wait(until: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not until() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def asks(server: Server, rows: Callable[..., str], count: int) -> list[str]:
+    own = ["model=own", "model.vlm.name=m", "engine=openai", f"engine.base_url={server.url}"]
+    return [*own, f"engine.concurrency={CONCURRENCY}", "data=jsonl", rows(count), "progress=false"]
+
+
+def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
+    server: Server, rows: Callable[..., str], tmp_path: Path
+):
+    words = asks(server, rows, 40)
+    whole = Job(tmp_path / "whole", words)
+    whole.finish()
+    expected = Counter(map(digest, server.asked))
+    assert set(expected.values()) == {1}
+
+    server.asked.clear()
+    dice, job, kills = random.Random(7), Job(tmp_path / "killed", words), 0
+    while len(server.asked) < 0.95 * len(expected):
+        process, more = job.begin(), len(server.asked) + dice.randint(1, 90)
+        wait(lambda more=more: len(server.asked) >= more, process)
+        time.sleep(dice.random() * 0.1)
+        process.kill()
+        process.communicate()
+        kills += 1
+    told = job.finish()
+    assert kills >= 5
+    assert f"resumed: {job_done(told)} of 40 rows done" in told
+    assert job.captions() == whole.captions()
+    again = Counter(map(digest, server.asked))
+    assert again.keys() == expected.keys()
+    assert again.total() - len(expected) <= CONCURRENCY * kills
+
+
+def job_done(told: str) -> str:
+    """What the first line says is done, which must be what the last screen counts as from before."""
+    line = next(line for line in told.splitlines() if "(" in line and "from before" in line)
+    return line.partition("(")[2].partition(" ")[0]
+
+
+def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: Path):
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    words = ["engine=transformers", "data.count=16", "rows_in_flight=3", "progress=false"]
+    whole = Job(tmp_path / "whole", words)
+    whole.finish()
+    dice, job = random.Random(3), Job(tmp_path / "killed", words)
+    for _ in range(3):
+        process, more = job.begin(), job.rows() + dice.randint(1, 4)
+        wait(lambda more=more: job.rows() >= more, process)
+        time.sleep(dice.random())
+        process.kill()
+        process.communicate()
+    assert 0 < job.rows() < 17
+    job.finish()
+    assert job.captions() == whole.captions()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_what_is_in_flight(
+    server: Server, rows: Callable[..., str], tmp_path: Path, number: signal.Signals
+):
+    words = asks(server, rows, 40)
+    job = Job(tmp_path, words)
+    process = job.begin()
+    wait(lambda: job.rows() > 5, process)
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in told
+    assert f"output={job.output}" in told
+    written = [json.loads(line) for line in job.captions().splitlines()]
+    assert 5 <= len(written) < 40
+    assert not any(row["error"] for row in written)
+    asked = len(server.asked)
+    job.finish()
+    assert len(job.captions().splitlines()) == 40
+    assert max(Counter(map(digest, server.asked)).values()) == 1
+    assert len(server.asked) > asked
+
+
+def test_a_second_signal_stops_though_the_server_hangs(
+    server: Server, rows: Callable[..., str], tmp_path: Path
+):
+    words = asks(server, rows, 40)
+    job = Job(tmp_path, words)
+    number = 0
+
+    def script(asked):
+        nonlocal number
+        number += 1
+        return (200, "hang") if number > 100 else storyteller(asked)
+
+    server.script = script
+    process = job.begin()
+    wait(lambda: number > 100 + CONCURRENCY // 2, process)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    told, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 15  # a hang lasts 30
+    assert (process.returncode, "Interrupted" in told) == (130, True)
+    done = len(job.captions().splitlines())
+    assert 0 < done < 40
+    server.script = storyteller
+    assert f"resumed: {done} of 40 rows done" in job.finish()
+    assert len(job.captions().splitlines()) == 40
