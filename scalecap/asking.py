@@ -209,4 +209,4 @@ def loops(text: str, *, times: int = 4, characters: int = 100) -> bool:
 def seed(run: int, prompt: Prompt, attempt: int) -> int:
     """A request's seed, 0 to 2³¹ − 1, from the run's seed and content alone: never from timing."""
     content = f"{run}\0{attempt}\0{prompt.image.hash if prompt.image else ''}\0{prompt.text}"
-    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4]) >> 1
+    return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:4]) >> 1

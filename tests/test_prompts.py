@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalecap.prompts import PromptError, Template, nearest
+from scalecap.prompts import PromptError, Template
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,3 @@ def test_rendering_is_strict_and_sandboxed(source, message):
 )
 def test_problems(source, valid, problems):
     assert Template(source).problems(valid) == problems
-
-
-def test_nearest():
-    assert nearest("verfy", ["verify", "caption"]) == "nearest: verify"
-    assert nearest("zzz", ["verify", "caption"]) == "there are: caption, verify"

@@ -142,7 +142,9 @@ class OpenAIEngine:
         if choice.finish_reason == "content_filter":
             raise EngineError("the server's filter withheld the reply")
         finish: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
-        return Generated(choice.message.content or "", finish, _usage(answer))
+        # JSON can hold half a character, which nothing else can.
+        text = (choice.message.content or "").encode("utf-8", "replace").decode()
+        return Generated(text, finish, _usage(answer))
 
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token, or by its first word."""

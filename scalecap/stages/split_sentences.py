@@ -11,6 +11,8 @@ _END = re.compile(
     rf"(?P<latin>[.!?…]+)(?P<closed>[{_CLOSERS}]*)(?=\s|$)"
     rf"|[。！？]+[{_CLOSERS}]*(?![,.!?…，、；：。！？{_CLOSERS}])"
 )
+_NEAR = 100
+"""Characters around a mark that tell whether it ends a sentence."""
 _NEVER_END = re.compile(
     "dr|mr|mrs|ms|prof|st|mt|rev|gen|sen|gov|capt|lt|col|sgt|fig|vs|approx|ca|cf|e\\.g|i\\.e|esp|incl", re.I
 )
@@ -36,7 +38,10 @@ def _sentences(line: str) -> list[str]:
     """The line cut after each sentence's end."""
     cuts = [0]
     for end in _END.finditer(line):
-        if end["latin"] is None or _ends(line[cuts[-1] : end.start()], end, line[end.end() :].lstrip()):
+        # No more of the line than is looked at, or many marks in a very long one would take for ever.
+        before = line[max(cuts[-1], end.start() - _NEAR) : end.start()]
+        after = line[end.end() : end.end() + _NEAR].lstrip()
+        if end["latin"] is None or _ends(before, end, after):
             cuts.append(end.end())
     return [line[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
 
