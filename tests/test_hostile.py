@@ -101,14 +101,7 @@ def test_a_text_in_a_prompt_stays_a_text(text: str):
 @settings(deadline=None, max_examples=60)
 @given(columns=st.dictionaries(texts, values, max_size=4), junk=st.lists(st.binary(max_size=40)))
 def test_the_journal_keeps_anything_and_survives_anything(columns: dict[str, Any], junk: list[bytes]):
-    record = {
-        "index": 3,
-        "stamp": "",
-        "input": columns,
-        "columns": {"c": columns},
-        "flags": {},
-        "error": None,
-    }
+    record = {"index": 3, "input": columns, "columns": {"c": columns}, "flags": {}, "error": None}
     row = Row(3, columns, lambda: pytest.fail("opened"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -116,18 +109,10 @@ def test_the_journal_keeps_anything_and_survives_anything(columns: dict[str, Any
             journal.append(record)
             assert journal.state(row) == "done"
         lines = [each.replace(b"\n", b"") for each in junk]
-        lines += [
-            b"null",
-            b"[]",
-            b'{"index": -1}',
-            b'{"index": "3", "input": {}}',
-            b'{"complete": {}}',
-            b"[" * 5000,
-        ]
+        lines += [b"null", b"[]", b'{"index": -1}', b'{"index": "3", "input": {}}', b"[" * 5000]
         with (folder / "journal.jsonl").open("ab") as file:
-            file.write(
-                b"".join(line + b"\n" for line in lines if b'"config"' not in line) + b'{"index": 4, "inp'
-            )
+            file.writelines(line + b"\n" for line in lines)
+            file.write(b'{"index": 4, "inp')  # torn
         with Journal(folder, {"seed": 0}) as journal:
             assert list(journal.entries) == [3]
             assert journal.state(row) == "done"

@@ -70,6 +70,13 @@ async def test_reply_with_picture(fake: Server) -> None:
     assert (sent.format, sent.size) == ("PNG", (10, 5))
 
 
+async def test_half_a_character_is_replaced(fake: Server) -> None:
+    fake.answers = [(200, completion("A \ud83d cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A ? cat."
+    await engine.close()
+
+
 @pytest.mark.parametrize(
     "fault", [(429, error("slow down")), (500, error("oops")), (503, b"<html>busy</html>")], ids=str
 )
