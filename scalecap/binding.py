@@ -236,6 +236,9 @@ def _column(
         if given not in (None, "image"):
             problems.append(f"{name}: there is no picture {given!r}: leave it out, or write `{name}: image`")
         return None
+    if kind == "columns" and isinstance(given, str | list):
+        # Columns by their own names: one, or a list.
+        given = {each: each for each in ([given] if isinstance(given, str) else given)} or None
     if given is None:
         if parameter.required:
             fitting = [column for column in kinds if _fits(kinds[column], kind)]

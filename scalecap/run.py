@@ -162,6 +162,11 @@ async def _caption(
             " pictures means nothing. Take a real one for them, e.g. model=qwen2.5-vl-3b."
         )
         log.warning(summary.notes[-1])
+    if "judge" in models and models["judge"] in [models[role] for role in models.keys() - {"judge"}]:
+        summary.notes.append(
+            "The judge is the model that it judges, which is kind to itself: name another in"
+            " model.judge.name=…, the same in every run that is compared."
+        )
     with summary.phase("load"):
         engines = engines or await process_engines.by_role(models, settings.engine)
     summary.models = {role: engines[role].identity for role in models}
@@ -282,7 +287,8 @@ def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
     summary.reused = rows.reused
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
     metrics = [step.name for step in pipeline.steps if step.stage.kinds[0] in ("number", "measures")]
-    summary.add_rows(rows.journal.records(indices), checks, metrics)
+    overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
+    summary.add_rows(rows.journal.records(indices), checks, metrics, overall)
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

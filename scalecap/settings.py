@@ -50,11 +50,17 @@ class ModelsSettings:
     """Sees the picture."""
     llm: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
     """Reads text alone; the `vlm` itself, loaded once, unless something is set here."""
+    judge: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
+    """Asked by `evaluate=`, with the picture or without; the `vlm` itself unless something is set here.
+    Name one, and the same in every run that is compared: a model judges itself kindly."""
 
     def by_role(self) -> dict[str, ModelSettings]:
-        """The model of each role; an `llm` with nothing of its own is the `vlm`."""
-        untouched = self.llm == ModelSettings(name=self.vlm.name)
-        return {"vlm": self.vlm, "llm": self.vlm if untouched else self.llm}
+        """The model of each role; one with nothing of its own is the `vlm`."""
+        untouched = ModelSettings(name=self.vlm.name)
+        given = {"llm": self.llm, "judge": self.judge}
+        return {"vlm": self.vlm} | {
+            role: self.vlm if model == untouched else model for role, model in given.items()
+        }
 
 
 @dataclass
@@ -120,6 +126,20 @@ class PipelineSettings:
 
 
 @dataclass
+class EvaluateSettings:
+    """What the metrics of `evaluate=` look at."""
+
+    caption: Any = "final_caption"
+    """The column judged, or a list of them, e.g. `[final_caption,sonnet]`; null with `pipeline=none`."""
+    before: list[str] = field(default_factory=lambda: ["init_caption", "golden_sentences", "final_details"])
+    """Columns of earlier steps that metrics without a model tell beside it."""
+    initial: str | None = "init_caption"
+    """The caption whose words are not new."""
+    words: int | None = None
+    """Cuts every caption judged at so many words, so that captions of equal length are compared."""
+
+
+@dataclass
 class CacheSettings:
     """Replies kept between runs: same request to the same model, same reply, no work."""
 
@@ -135,6 +155,7 @@ class Settings:
     model: ModelsSettings = field(default_factory=ModelsSettings)
     data: DataSettings = field(default_factory=DataSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     prompts: dict[str, str] = field(default_factory=dict)
     """Jinja text of each role."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -161,6 +182,7 @@ class Settings:
         """Values that have the right type and make no sense, one line each."""
         at_least = {
             "data.limit": (self.data.limit, 1),
+            "evaluate.words": (self.evaluate.words, 1),
             "data.count": (self.data.count, 1),
             "rows_in_flight": (self.rows_in_flight, 1),
             "engine.concurrency": (self.engine.concurrency, 1),
@@ -191,6 +213,9 @@ class Settings:
             )
         if self.engine.name == "openai" and not self.engine.base_url:
             found.append("engine=openai needs engine.base_url=http://HOST:PORT/v1")
+        judged = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
+        if self.evaluate.caption is None and any(step.get("captions", "") is None for step in judged):
+            found.append("evaluate.caption=COLUMN must say which captions are judged")
         if self.engine.timeout <= 0:
             found.append(f"engine.timeout={self.engine.timeout}: must be above 0")
         return found

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from scalecap.asking import Counts
 from scalecap.intervals import Interval, Pair, mean, measures
+from scalecap.stages import Overall
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
 
@@ -45,6 +47,8 @@ class Summary:
     dropped: Counter[str] = field(default_factory=Counter)
     measured: dict[str, list[Pair]] = field(default_factory=dict)
     """By metric (`column`, or `column.name`): a pair for each row that has it."""
+    overall: dict[str, Interval] = field(default_factory=dict)
+    """By metric: numbers that only all rows together have."""
     flags: dict[str, Counter[str]] = field(default_factory=dict)
     """By step and flag: rows that have it."""
     errors: Counter[str] = field(default_factory=Counter)
@@ -63,14 +67,20 @@ class Summary:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
 
     def add_rows(
-        self, records: Iterable[Mapping[str, Any]], checks: Sequence[str], metrics: Sequence[str]
+        self,
+        records: Iterable[Mapping[str, Any]],
+        checks: Sequence[str],
+        metrics: Sequence[str],
+        overall: Mapping[str, tuple[Overall, Sequence[str]]],
     ) -> None:
         """Counts finished rows.
 
         Args:
             checks: the steps with a side column `scores`.
             metrics: the columns of numbers.
+            overall: by step, what is counted over all rows, and the columns that it is counted from.
         """
+        written: dict[str, list[list[Any]]] = {name: [] for name in overall}
         for record in records:
             if record["error"] is None:
                 self.done += 1
@@ -86,12 +96,18 @@ class Summary:
             for column in metrics:
                 for name, pair in measures(column, record["columns"].get(column)):
                     self.measured.setdefault(name, []).append(pair)
+            for name, (_, columns) in overall.items():
+                if all(record["columns"].get(column) is not None for column in columns):
+                    written[name].append([record["columns"][column] for column in columns])
+        for name, (function, _) in overall.items():
+            found = function(written[name]) if written[name] else {}
+            self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, Interval]:
-        """By metric: its mean over the rows that have it."""
-        found = {name: mean(pairs) for name, pairs in self.measured.items()}
-        return {name: interval for name, interval in found.items() if interval is not None}
+        """By metric: its mean over the rows that have it, or what all rows together have."""
+        means = {name: mean(pairs) for name, pairs in self.measured.items()}
+        return {name: each for name, each in means.items() if each is not None} | self.overall
 
     @property
     def exit_code(self) -> int:
@@ -163,8 +179,7 @@ class Summary:
         lines += [f"  {self.reason}"] if self.reason else []
         for step in sorted(self.kept | self.dropped):
             lines.append(f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped")
-        for name, (value, low, high, _) in self.metrics.items():
-            lines.append(f"  {name}: {value:.4g} ({low:.4g} to {high:.4g})")
+        lines += [f"  {line}" for line in self._table()]
         for step, flags in sorted(self.flags.items()):
             lines.append(
                 f"  {step}: " + ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
@@ -190,9 +205,36 @@ class Summary:
                 lines += ["or your own pictures, with a real model:", f"  {own}"]
         return "\n".join(lines)
 
+    def _table(self) -> list[str]:
+        """The metrics with their intervals: what is measured of several captions, a column for each.
+
+        A metric's parts (a category, a sort of fact) are in summary.json alone.
+        """
+        tables: dict[str, dict[str, dict[str, Interval]]] = {}
+        for name, interval in self.metrics.items():
+            step, *parts = name.split(".")
+            if len(parts) <= 2:
+                caption, measure = parts if len(parts) == 2 else ("", *parts) if parts else ("", "")
+                tables.setdefault(step, {}).setdefault(measure, {})[caption] = interval
+        lines = []
+        for step, measures_ in tables.items():
+            captions = list(dict.fromkeys(caption for cells in measures_.values() for caption in cells))
+            first = max(len(step), *(len(measure) + 2 for measure in measures_))
+            lines.append(" ".join([step.ljust(first), *(f"{caption:>24}" for caption in captions)]).rstrip())
+            for measure, cells in measures_.items():
+                told = [_cell(cells[each]) if each in cells else "" for each in captions]
+                label = f"  {measure}" if measure else ""
+                lines.append(" ".join([label.ljust(first), *(f"{cell:>24}" for cell in told)]))
+        return lines
+
     def _look(self) -> str:
         path = shlex.quote(str(self.output / "captions.jsonl"))
         return f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
+
+
+def _cell(interval: Interval) -> str:
+    value, low, high, _ = interval
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,49 @@
 """Stages whose column is a number, or a small record of numbers (`scalecap.stages.Measures`).
 
 They are stages like any other, in a folder of their own to be found; the summary averages them.
+`README.md` says of each what it measures, where it comes from and what it can't see.
 """
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+
+def texts(captions: Mapping[str, Any], words: int | None = None) -> Iterator[tuple[str, str]]:
+    """Each column's name with its caption, a list of texts joined; a row's null columns are left out.
+
+    With `words`, no more than so many first words: captions of equal length can be compared.
+    """
+    for name, value in captions.items():
+        if value is not None:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield name, text if words is None else " ".join(text.split()[:words])
+
+
+def share(hits: Iterable[bool]) -> dict[str, int]:
+    """A share that the summary pools over rows: `{"count": hits, "of": all}`."""
+    all_hits = list(hits)
+    return {"count": sum(all_hits), "of": len(all_hits)}
+
+
+def by_category(hits: Iterable[tuple[str, bool]]) -> dict[str, dict[str, int]]:
+    """The share of hits in each category."""
+    found: dict[str, list[bool]] = {}
+    for category, hit in hits:
+        found.setdefault(category, []).append(hit)
+    return {category: share(found[category]) for category in sorted(found)}
+
+
+def records(value: Any, *names: str) -> list[Mapping[str, Any]]:
+    """A column of records, as a list of mappings or as a mapping of lists, each with all `names`.
+
+    Raises:
+        ValueError: it is something else; the message says what is missing.
+    """
+    if isinstance(value, Mapping) and all(isinstance(each, list) for each in value.values()):
+        value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r:.80} is no list of records with {', '.join(names)}")
+    for number, record in enumerate(value):
+        if missing := [name for name in names if not isinstance(record, Mapping) or name not in record]:
+            raise ValueError(f"record {number} has no {', '.join(missing)}: {record!r:.80}")
+    return value

@@ -67,6 +67,18 @@ def facts(claim: Claim, truth: Mapping[str, Any]) -> list[Fact]:
     return told
 
 
+def everything(truth: Mapping[str, Any]) -> frozenset[Fact]:
+    """Every fact that there is to tell of a scene."""
+    claims = [Claim(ground=truth["ground"])]
+    for thing in truth["things"]:
+        names = ("kind", "count", "size", "colour", "facing")
+        claims.append(
+            Claim(**{n: thing[n] for n in names}, parts=tuple(thing["parts"]), place=thing["place"])
+        )
+        claims += [Claim(kind=thing["kind"], beside=other) for other in thing["next_to"]]
+    return frozenset(fact for claim in claims for fact in facts(claim, truth))
+
+
 def holds(claim: Claim, truth: Mapping[str, Any]) -> bool:
     """Whether all that the claim says is true."""
     return all(fact.true for fact in facts(claim, truth))

@@ -104,20 +104,26 @@ def read(text: str) -> tuple[list[Claim], int]:
 
     Returns:
         The claims, one a thing and sentence, and how many sentences could not be read at all.
-        A pronoun at a sentence's start means the thing before. Hostile or foreign text gives
-        unread sentences, never an error.
     """
-    claims: list[Claim] = []
-    unread = 0
+    told = sentences(text)
+    return [claim for claims in told for claim in claims], sum(not claims for claims in told)
+
+
+def sentences(text: str) -> list[list[Claim]]:
+    """The claims of each sentence; none of one that could not be read.
+
+    A pronoun at a sentence's start means the thing before. Hostile or foreign text gives unread
+    sentences, never an error.
+    """
+    told: list[list[Claim]] = []
     last: str | None = None
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", text.lower()):
         if not re.search(r"\w", sentence):
             continue
         found = _read_sentence(sentence, last)
-        unread += not found
-        claims += found
+        told.append(found)
         last = next((claim.kind for claim in found if claim.kind), last)
-    return claims, unread
+    return told
 
 
 def _read_sentence(sentence: str, last: str | None) -> list[Claim]:

@@ -28,11 +28,12 @@ import re
 import types
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, Protocol, TypeVar, overload
 
 from scalecap.engines.base import Chosen, Generated, Image, PromptTooLong, Sampling, Scored
+from scalecap.intervals import Interval
 
 __all__ = [
     "ROLES",
@@ -43,6 +44,7 @@ __all__ = [
     "Image",
     "Kind",
     "Measures",
+    "Overall",
     "Parameter",
     "PromptTooLong",
     "Role",
@@ -56,7 +58,7 @@ __all__ = [
 ]
 
 Kind = Literal["text", "texts", "number", "measures", "image", "columns", "any"]
-ROLES = ("vlm", "llm")
+ROLES = ("vlm", "llm", "judge")
 
 Role = Annotated[str, "role"]
 """A setting that names the model asked, one of ROLES."""
@@ -65,8 +67,13 @@ Columns = Annotated[Mapping[str, Any], "columns"]
 Measures = Annotated[Mapping[str, Any], "measures"]
 """What a metric returns: names to numbers, to shares `{"count": …, "of": …}`, or to such mappings.
 
-Null is a number that this row does not have. The summary averages numbers over rows and pools shares.
+Null is a number that this row does not have. The summary averages numbers over rows and pools shares;
+`@stage(overall=…)` names a function for what only all rows together have (see `Overall`).
 """
+
+
+Overall = Callable[[Sequence[Sequence[Any]]], Mapping[str, Interval]]
+"""From what a step wrote in each row (its column, then its side columns) to numbers of all rows."""
 
 
 class Ask(Protocol):
@@ -149,6 +156,8 @@ class Stage:
     """Whether it asks a model."""
     summary: str
     """First line of its docstring."""
+    overall: "Overall | None" = None
+    """Numbers of a metric that only all rows together have."""
 
 
 _stages: dict[str, Stage] = {}
@@ -158,24 +167,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 @overload
 def stage(unit: F) -> F: ...
 @overload
-def stage(*, name: str | None = None, side: Sequence[str] = ()) -> Callable[[F], F]: ...
 def stage(
-    unit: F | None = None, *, name: str | None = None, side: Sequence[str] = ()
+    *, name: str | None = None, side: Sequence[str] = (), overall: Overall | None = None
+) -> Callable[[F], F]: ...
+def stage(
+    unit: F | None = None,
+    *,
+    name: str | None = None,
+    side: Sequence[str] = (),
+    overall: Overall | None = None,
 ) -> F | Callable[[F], F]:
     """Register a function or class as a stage. ValueError for a taken name, TypeError for a bad signature."""
     if unit is None:
-        return lambda later: _register(later, name, side)
-    return _register(unit, name, side)
+        return lambda later: _register(later, name, side, overall)
+    return _register(unit, name, side, overall)
 
 
-def _register(unit: F, name: str | None, side: Sequence[str]) -> F:
+def _register(unit: F, name: str | None, side: Sequence[str], overall: Overall | None) -> F:
     name = name or re.sub(r"(?<!^)(?=[A-Z])", "_", unit.__name__).lower()
     package = unit.__module__.partition(".")[0]
     if "/" not in name and package != "scalecap":
         name = f"{package}/{name}"
     if name in _stages:
         raise ValueError(f"the stage name {name!r} is taken by {_stages[name].unit.__module__}")
-    _stages[name] = _read(unit, name, tuple(side))
+    _stages[name] = replace(_read(unit, name, tuple(side)), overall=overall)
     return unit
 
 

@@ -1,0 +1,56 @@
+"""CapsBench: what a reader who sees only the caption can answer (Liu et al. 2024, arXiv 2409.10695)."""
+
+from typing import Any, ClassVar
+
+from scalecap.metrics import by_category, records, share, texts
+from scalecap.prompts import Template
+from scalecap.stages import Ask, Columns, Measures, Role, stage, together
+
+ANSWERS = ("yes", "no", "n/a")
+
+
+@stage(side=["answers"])
+class Capsbench:
+    """Questions with the answers yes or no, answered from the caption alone: yes, no or n/a.
+
+    `questions` is a list of {question, answer, category}. Of each caption: `accuracy`, in all and by
+    `category`, the share `unanswered` (n/a), and its length in `words`. The side column `answers` has
+    every answer with its probability.
+    """
+
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("caption", "question")}
+
+    def __init__(self, *, prompt: Template, words: int | None = None, model: Role = "judge") -> None:
+        self.prompt, self.words, self.model = prompt, words, model
+
+    async def __call__(
+        self, ask: Ask, *, captions: Columns, questions: Any
+    ) -> tuple[Measures, list[dict[str, Any]]]:
+        asked = records(questions, "question", "answer", "category")
+        measured: dict[str, Any] = {}
+        answers: list[dict[str, Any]] = []
+        for name, caption in texts(captions, self.words):
+            told = await together(self._answer(ask, caption, each["question"]) for each in asked)
+            hits = [
+                reply == str(each["answer"]).strip().lower()
+                for each, (reply, _) in zip(asked, told, strict=True)
+            ]
+            measured[name] = {
+                "accuracy": share(hits),
+                "unanswered": share(reply == "n/a" for reply, _ in told),
+                "words": len(caption.split()),
+                "category": by_category(
+                    (str(each["category"]), hit) for each, hit in zip(asked, hits, strict=True)
+                ),
+            }
+            answers += [
+                {"caption": name, "question": each["question"], "told": reply, "p": p, "right": hit}
+                for each, (reply, p), hit in zip(asked, told, hits, strict=True)
+            ]
+        return measured, answers
+
+    async def _answer(self, ask: Ask, caption: str, question: str) -> tuple[str, float]:
+        prompt = self.prompt.render(caption=caption, question=str(question))
+        chosen = await ask.choose(prompt, ANSWERS, model=self.model)
+        p = max(chosen.probabilities)
+        return ANSWERS[chosen.probabilities.index(p)], p

@@ -1,0 +1,75 @@
+"""CaptionQA: how useful a caption is in place of its picture (Yang et al. 2025, arXiv 2511.21025)."""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from scalecap.metrics import by_category, choices, records, share, texts
+from scalecap.prompts import Template
+from scalecap.stages import Ask, Columns, Measures, Role, stage, together
+
+CANNOT = "Cannot answer from the caption"
+_VERBS = "is are was were do does did have has had can could will would should shall may might must"
+
+
+@stage(side=["answers"])
+class Captionqa:
+    """Multiple-choice questions, answered from the caption alone, with "cannot answer" on offer.
+
+    `questions` is a list of {question, choices, answer, category}. Every question but yes/no ones has
+    one option more, "Cannot answer from the caption", which scores 1/n + 0.05 with n choices; a right
+    answer scores 1. Options are shuffled, each question's always alike. Of each caption: `score`,
+    `accuracy`, in all and by `category`, the share `unanswered`, and its length in `words`.
+    """
+
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("caption", "question", "options")}
+
+    def __init__(self, *, prompt: Template, words: int | None = None, model: Role = "judge") -> None:
+        self.prompt, self.words, self.model = prompt, words, model
+
+    async def __call__(
+        self, ask: Ask, *, captions: Columns, questions: Any
+    ) -> tuple[Measures, list[dict[str, Any]]]:
+        asked = records(questions, "question", "choices", "answer")
+        measured: dict[str, Any] = {}
+        answers: list[dict[str, Any]] = []
+        for name, caption in texts(captions, self.words):
+            told = await together(self._answer(ask, caption, each) for each in asked)
+            measured[name] = {
+                "score": {"count": sum(each["score"] for each in told), "of": len(told)},
+                "accuracy": share(each["right"] for each in told),
+                "unanswered": share(each["told"] == CANNOT for each in told),
+                "words": len(caption.split()),
+                "category": by_category(
+                    (category, each["right"])
+                    for question, each in zip(asked, told, strict=True)
+                    for category in _categories(question)
+                ),
+            }
+            answers += [{"caption": name, **each} for each in told]
+        return measured, answers
+
+    async def _answer(self, ask: Ask, caption: str, question: Mapping[str, Any]) -> dict[str, Any]:
+        offered = list(map(str, question["choices"]))
+        right = offered[choices.find(question["answer"], offered)]
+        text = str(question["question"])
+        options = [*offered] if is_yes_no(text, offered) else [*offered, CANNOT]
+        # Seeded by the question, so that every caption meets it in the same order.
+        random.Random(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()).shuffle(options)
+        prompt = self.prompt.render(caption=caption, question=text, options=choices.listed(options))
+        index, p = await choices.take(ask, prompt, options, self.model)
+        told = options[index]
+        score = 1.0 if told == right else 1 / len(offered) + 0.05 if told == CANNOT else 0.0
+        return {"question": text, "told": told, "p": p, "right": told == right, "score": score}
+
+
+def is_yes_no(question: str, options: list[str]) -> bool:
+    """Whether yes and no are among the options, or the question begins as such a one does."""
+    plain = {option.strip().casefold() for option in options}
+    return {"yes", "no"} <= plain or question.split(" ", 1)[0].casefold() in _VERBS.split()
+
+
+def _categories(question: Mapping[str, Any]) -> list[str]:
+    category = question.get("category") or []
+    return [str(each) for each in category] if isinstance(category, list) else [str(category)]

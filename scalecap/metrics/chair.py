@@ -1,0 +1,87 @@
+"""CHAIR: objects that a caption names and the picture has not (Rohrbach et al. 2018)."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from scalecap.metrics import texts
+from scalecap.stages import Columns, Measures, stage
+
+COCO = Path(__file__).with_name("coco.txt")
+
+
+@stage
+def chair(
+    captions: Columns, objects: list[str], *, vocabulary: str = "coco", words: int | None = None
+) -> Measures:
+    """Objects named in each caption against the list of those in the picture.
+
+    `chair_i` is the share of mentions whose object is not there, `chair_s` the share of captions with
+    one; `recall` is how many of the objects are named at all, without which short captions win.
+
+    Args:
+        objects: names of what is in the picture, by any of their synonyms.
+        vocabulary: a text file of what can be found in a caption, an object a line: its name, then
+            synonyms, with commas between; regular plurals go without saying. `coco` is the packaged
+            list of COCO's 80.
+    """
+    known = Vocabulary.load(vocabulary)
+    there = {known.name(each) for each in objects}
+    measured: dict[str, Any] = {}
+    for name, caption in texts(captions, words):
+        mentions = known.find(caption)
+        invented = [mention for mention in mentions if mention not in there]
+        measured[name] = {
+            "chair_i": {"count": len(invented), "of": len(mentions)},
+            "chair_s": int(bool(invented)),
+            "recall": {"count": len(there & set(mentions)), "of": len(there)},
+            "words": len(caption.split()),
+        }
+    return measured
+
+
+class Vocabulary:
+    """Objects with their synonyms; a synonym of several words comes before the words in it."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._names: dict[str, str] = {}
+        for line in lines:
+            synonyms = [each.strip().lower() for each in line.split(",") if each.strip()]
+            for synonym in synonyms:
+                for form in (synonym, *_plurals(synonym)):
+                    self._names.setdefault(form, synonyms[0])
+        forms = sorted(self._names, key=len, reverse=True)
+        self._pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, forms)) + r")\b")
+
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def load(file: str) -> "Vocabulary":
+        """The vocabulary in a file; ValueError when it can't be read or holds nothing."""
+        path = COCO if file == "coco" else Path(file)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ValueError(f"vocabulary: can't read {path}: {error.strerror}") from error
+        if not any(line.strip(" ,") for line in lines):
+            raise ValueError(f"vocabulary: {path} holds no object")
+        return Vocabulary(lines)
+
+    def name(self, word: str) -> str:
+        """The object's name for one of its synonyms; a word that is not known is its own."""
+        plain = word.strip().lower()
+        return self._names.get(plain, plain)
+
+    def find(self, text: str) -> list[str]:
+        """The name of each object mentioned, in order."""
+        return [self._names[found.group()] for found in self._pattern.finditer(text.lower())]
+
+
+def _plurals(word: str) -> list[str]:
+    """The regular plural."""
+    if re.search(r"(s|x|z|ch|sh)$", word):
+        return [word + "es"]
+    if re.search(r"[^aeiou]y$", word):
+        return [word[:-1] + "ies"]
+    return [word + "s"]

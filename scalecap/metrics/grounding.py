@@ -1,0 +1,66 @@
+"""How much of a caption a model finds in the picture."""
+
+from typing import Any, ClassVar
+
+from scalecap.metrics import share, texts
+from scalecap.prompts import Template
+from scalecap.stages import Ask, Columns, Image, Measures, Role, Sampling, stage, together
+from scalecap.stages.split_sentences import split_sentences
+
+GREEDY = Sampling(temperature=0, max_tokens=256)
+
+
+@stage(side=["answers"])
+class Grounding:
+    """The share of a caption's sentences that the judge finds in the picture, and its mean P(yes).
+
+    With a prompt `claims` the judge first takes each sentence apart into atomic claims, one a line, and
+    answers about these instead, as FActScore does with texts (Min et al. 2023, arXiv 2305.14251). The
+    side column `answers` has every text with its probability.
+    """
+
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",), "claims": ("text",)}
+
+    def __init__(
+        self,
+        *,
+        prompt: Template,
+        claims: Template | None = None,
+        threshold: float = 0.5,
+        words: int | None = None,
+        model: Role = "judge",
+    ) -> None:
+        self.prompt, self.claims, self.threshold = prompt, claims, threshold
+        self.words, self.model = words, model
+
+    async def __call__(
+        self, ask: Ask, *, captions: Columns, image: Image
+    ) -> tuple[Measures, list[dict[str, Any]]]:
+        measured: dict[str, Any] = {}
+        answers: list[dict[str, Any]] = []
+        for name, caption in texts(captions, self.words):
+            told = split_sentences(caption)
+            if self.claims is not None:
+                taken = await together(self._take_apart(ask, sentence, self.claims) for sentence in told)
+                told = list(dict.fromkeys(claim for claims in taken for claim in claims))
+            yes = await together(self._p_yes(ask, text, image) for text in told)
+            measured[name] = {
+                "supported": share(p >= self.threshold for p in yes),
+                "p_yes": {"count": sum(yes), "of": len(yes)},
+                "statements": len(told),
+                "words": len(caption.split()),
+            }
+            answers += [
+                {"caption": name, "text": text, "p_yes": p} for text, p in zip(told, yes, strict=True)
+            ]
+        return measured, answers
+
+    async def _p_yes(self, ask: Ask, text: str, image: Image) -> float:
+        chosen = await ask.choose(self.prompt.render(text=text), ("yes", "no"), image=image, model=self.model)
+        return chosen.probabilities[0]
+
+    async def _take_apart(self, ask: Ask, sentence: str, prompt: Template) -> list[str]:
+        """The claims of a sentence; itself when the judge names none."""
+        reply = await ask.generate(prompt.render(text=sentence), model=self.model, sampling=GREEDY)
+        lines = [line.strip().lstrip("-*•0123456789.) ").strip() for line in reply.text.splitlines()]
+        return [line for line in lines if line] or [sentence]

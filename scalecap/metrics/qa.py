@@ -1,0 +1,63 @@
+"""Questions about the picture, answered from the caption alone (the Prism way of the ScaleCap paper)."""
+
+import re
+import string
+from typing import Any, ClassVar
+
+from scalecap.metrics import choices, texts
+from scalecap.prompts import Template
+from scalecap.stages import Ask, Columns, Measures, Role, Sampling, stage
+
+SHORT = Sampling(temperature=0, max_tokens=64)
+
+
+@stage(side=["answers"])
+class Qa:
+    """One question a row, answered from the caption alone: among options by letter, else in a few words.
+
+    With `options` (a list, or a mapping of letters to texts) the answer is the likeliest letter, right
+    when it is `answer` (its text, letter or index). Without, a short answer is written and is right
+    when it equals `answer`, or one of a list of them, after `plain` (Qiao et al. 2024, "Prism", arXiv
+    2406.14544, leaves the reading to one language model, as here).
+    """
+
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("caption", "question", "options")}
+
+    def __init__(self, *, prompt: Template, words: int | None = None, model: Role = "judge") -> None:
+        self.prompt, self.words, self.model = prompt, words, model
+
+    async def __call__(
+        self, ask: Ask, *, captions: Columns, question: str, answer: Any, options: Any = None
+    ) -> tuple[Measures, list[dict[str, Any]]]:
+        measured: dict[str, Any] = {}
+        answers: list[dict[str, Any]] = []
+        offered = list(map(str, options.values() if isinstance(options, dict) else options or []))
+        for name, caption in texts(captions, self.words):
+            prompt = self.prompt.render(
+                caption=caption, question=question, options=choices.listed(offered) if offered else ""
+            )
+            if offered:
+                index, _ = await choices.take(ask, prompt, offered, self.model)
+                told, right = offered[index], index == choices.find(answer, offered)
+            else:
+                reply = await ask.generate(prompt, model=self.model, sampling=SHORT)
+                told = extract(reply.text)
+                accepted = answer if isinstance(answer, list) else [answer]
+                right = plain(told) in {plain(str(each)) for each in accepted}
+            measured[name] = {"accuracy": int(right), "words": len(caption.split())}
+            answers.append({"caption": name, "question": question, "told": told, "right": right})
+        return measured, answers
+
+
+def extract(reply: str) -> str:
+    """The answer in a reply: what follows its last "answer is" or "answer:", else its first line."""
+    after = re.split(r"\banswer(?:\s+is|\s*:)\s*:?", reply, flags=re.IGNORECASE)[-1]
+    lines = [line.strip() for line in after.splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else ""
+
+
+def plain(answer: str) -> str:
+    """An answer without case, articles, outer marks and double spaces, for comparison."""
+    words = answer.casefold().split()
+    stripped = [word.strip(string.punctuation.replace("%", "").replace("$", "")) for word in words]
+    return " ".join(word for word in stripped if word and word not in ("a", "an", "the"))

@@ -1,0 +1,107 @@
+"""How good the yes/no check itself is, on statements whose truth is known."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from scalecap.intervals import DRAWS, Interval
+from scalecap.metrics import records, share
+from scalecap.prompts import Template
+from scalecap.stages import Ask, Image, Measures, Role, stage, together
+
+TRUE = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def quality(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
+    """Of all rows: balanced accuracy, area under the ROC curve, expected calibration error (ten bins of
+    equal width), and the threshold of the best balanced accuracy, with bootstrap intervals over rows.
+
+    Args:
+        rows: (measures, answers) of each.
+    """
+    answers = [[(each["p_yes"], each["label"], each["right"]) for each in row[1]] for row in rows]
+    if not any(answers):
+        return {}
+    found = _quality(np.array([each for row in answers for each in row], float))
+    dice = np.random.default_rng(0)
+    arrays = [np.array(row, float).reshape(-1, 3) for row in answers]
+    drawn: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(DRAWS // 4):
+        picked = np.concatenate([arrays[at] for at in dice.integers(len(arrays), size=len(arrays))])
+        for name, value in (_quality(picked) if len(picked) else {}).items():
+            drawn[name].append(value)
+    intervals = {}
+    for name, value in found.items():
+        low, high = np.nanpercentile(drawn[name], (2.5, 97.5)) if drawn[name] else (value, value)
+        if np.isfinite(value):
+            intervals[name] = Interval(value, float(low), float(high), len(answers))
+    return intervals
+
+
+def _quality(answers: np.ndarray) -> dict[str, float]:
+    """Of (answers, 3): P(yes), label, right."""
+    p, label, right = answers[:, 0], answers[:, 1] == 1, answers[:, 2]
+    true, false = p[label], p[~label]
+    if not len(true) or not len(false):
+        return dict.fromkeys(("balanced_accuracy", "auc", "calibration_error", "best_threshold"), np.nan)
+    # The chance that a true statement gets more than a false one, ties halved (Mann and Whitney 1947).
+    below = np.searchsorted(np.sort(false), true, "left"), np.searchsorted(np.sort(false), true, "right")
+    bins = np.minimum((p * 10).astype(int), 9)
+    gaps = [abs(p[bins == b].sum() - label[bins == b].sum()) for b in range(10)]
+    candidates = np.unique(p)
+    accepted = 1 - np.searchsorted(np.sort(true), candidates) / len(true)
+    refused = np.searchsorted(np.sort(false), candidates) / len(false)
+    best = int(np.argmax(accepted + refused))
+    # Between the best probability and the next one below, so that neither lies on the edge.
+    edge = (candidates[best] + candidates[best - 1]) / 2 if best else candidates[0]
+    return {
+        "balanced_accuracy": float((right[label].mean() + right[~label].mean()) / 2),
+        "auc": float(np.mean(below[0] + below[1]) / 2 / len(false)),
+        "calibration_error": float(sum(gaps) / len(p)),
+        "best_threshold": float(edge),
+    }
+
+
+@stage(side=["answers"], overall=quality)
+class Verifier:
+    """Asks the yes/no check about labelled statements, so that its threshold can be chosen.
+
+    Statements are a column `statements` of {text, label}, or one a row in `text` and `label`; a label is
+    true or false, yes or no, 1 or 0. `accuracy` counts statements on the right side of `threshold`,
+    `true_accepted` and `false_refused` those of either label; over all rows come `balanced_accuracy`,
+    `auc`, `calibration_error` and the `best_threshold`. Yes/no sets such as POPE (Li et al. 2023, arXiv
+    2305.10355) are asked with the prompt `{{ text }}`.
+    """
+
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",)}
+
+    def __init__(self, *, prompt: Template, threshold: float = 0.5, model: Role = "vlm") -> None:
+        self.prompt, self.threshold, self.model = prompt, threshold, model
+
+    def check(self, columns: Sequence[str]) -> str | None:
+        if "statements" in columns or {"text", "label"} <= set(columns):
+            return None
+        return "needs `statements: <column of {text, label}>`, or `text: <column>` and `label: <column>`"
+
+    async def __call__(
+        self, ask: Ask, *, image: Image, statements: Any = None, text: str | None = None, label: Any = None
+    ) -> tuple[Measures, list[dict[str, Any]]]:
+        one = [{"text": text, "label": label}]
+        given = one if statements is None else records(statements, "text", "label")
+        answers = await together(self._answer(ask, each["text"], each["label"], image) for each in given)
+        measured = {
+            "accuracy": share(each["right"] for each in answers),
+            "true_accepted": share(each["right"] for each in answers if each["label"]),
+            "false_refused": share(each["right"] for each in answers if not each["label"]),
+        }
+        return measured, answers
+
+    async def _answer(self, ask: Ask, text: str, label: Any, image: Image) -> dict[str, Any]:
+        true = TRUE.get(str(label).strip().casefold())
+        if true is None:
+            raise ValueError(f"the label {label!r:.80} is neither true nor false, yes nor no, 1 nor 0")
+        prompt = self.prompt.render(text=str(text))
+        chosen = await ask.choose(prompt, ("yes", "no"), image=image, model=self.model)
+        p_yes = chosen.probabilities[0]
+        return {"text": text, "label": true, "p_yes": p_yes, "right": (p_yes >= self.threshold) == true}
