@@ -247,7 +247,9 @@ def _column(
         return None
     if kind == "columns":
         if not isinstance(given, Mapping) or not given:
-            problems.append(f"{name}: {given!r} is no mapping: write `{name}: {{<variable>: <column>}}`")
+            problems.append(
+                f"{name}: {given!r} is no mapping: write `{name}: {{<name>: <column>}}`, or a list of columns"
+            )
             return None
         wanted = {f"{name}.{variable}": column for variable, column in given.items()}
     else:

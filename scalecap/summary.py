@@ -220,16 +220,20 @@ class Summary:
         for step, measures_ in tables.items():
             captions = list(dict.fromkeys(caption for cells in measures_.values() for caption in cells))
             first = max(len(step), *(len(measure) + 2 for measure in measures_))
-            lines.append(" ".join([step.ljust(first), *(f"{caption:>24}" for caption in captions)]).rstrip())
+            if list(measures_) != [""]:
+                lines.append(_line(step, captions, first))
             for measure, cells in measures_.items():
                 told = [_cell(cells[each]) if each in cells else "" for each in captions]
-                label = f"  {measure}" if measure else ""
-                lines.append(" ".join([label.ljust(first), *(f"{cell:>24}" for cell in told)]))
+                lines.append(_line(f"  {measure}" if measure else step, told, first))
         return lines
 
     def _look(self) -> str:
         path = shlex.quote(str(self.output / "captions.jsonl"))
         return f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
+
+
+def _line(label: str, cells: Sequence[str], first: int) -> str:
+    return " ".join([label.ljust(first), *(cell.rjust(22) for cell in cells)]).rstrip()
 
 
 def _cell(interval: Interval) -> str:

@@ -14,7 +14,8 @@ from PIL import Image as Pillow
 
 import scalecap.engines
 from scalecap.__main__ import main
-from scalecap.engines.base import Choose, Request
+from scalecap.asking import Asked, Counts, StepAsk
+from scalecap.engines.base import Choose, Image, Request, Sampling
 from scalecap.engines.scripted import Scripted
 from scalecap.settings import CONF, Settings, from_config
 
@@ -66,7 +67,7 @@ def _answer(request: Request) -> str | float:
 def engines() -> dict[str, Scripted]:
     """One scripted engine for all roles."""
     engine = Scripted(_answer)
-    return {"vlm": engine, "llm": engine}
+    return {"vlm": engine, "llm": engine, "judge": engine}
 
 
 @pytest.fixture
@@ -122,3 +123,33 @@ def rows(tmp_path: Path) -> Callable[..., str]:
         return f"data.path={tmp_path}/rows.jsonl"
 
     return make
+
+
+class Asking:
+    """An `Ask` that answers from a script and keeps what was asked and marked."""
+
+    def __init__(self, script: Callable[[Request], Any]) -> None:
+        self.requests: list[Request] = []
+        self.flags: list[str] = []
+
+        def answer(request: Request) -> Any:
+            self.requests.append(request)
+            return script(request)
+
+        engine = Scripted(answer)
+        asked = Asked({"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, Counts())
+        self.ask = StepAsk(asked, "step", self.flags.append)
+
+    @property
+    def texts(self) -> list[str]:
+        return [request.prompt.text for request in self.requests]
+
+
+@pytest.fixture
+def asking() -> type[Asking]:
+    return Asking
+
+
+@pytest.fixture
+def image() -> Image:
+    return Image("abc", Pillow.new("RGB", (2, 2)))

@@ -74,7 +74,10 @@ def test_unknown_data_is_not_asked_for_columns():
 BAD = [
     (one({"stage": "verfy"}), "x: unknown stage 'verfy'; nearest: verify"),
     (one({"stage": "other/verify"}), "x: unknown stage 'other/verify'; nearest: verify"),
-    (one({"text": "id"}), "x: names no stage: write `x: {stage: …}`; there are: answer, caption, "),
+    (
+        one({"text": "id"}),
+        "x: names no stage: write `x: {stage: …}`; there are: answer, capsbench, caption, ",
+    ),
     (one("caption"), "x: names no stage"),
     (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; nearest: rule"),
     (
@@ -122,7 +125,12 @@ BAD = [
         changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "goldn"}}),
         "variables.s: neither a step nor the data has 'goldn'; nearest: golden; write `variables.s: golden`",
     ),
-    (changed(raw_questions=STEPS["raw_questions"] | {"variables": "golden"}), "'golden' is no mapping"),
+    (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "3 is no mapping"),
+    (changed(raw_questions=STEPS["raw_questions"] | {"variables": ["golden"]}), "unknown variable {{ s }}"),
+    (
+        changed(raw_questions=STEPS["raw_questions"] | {"variables": ["goldn"]}),
+        "has 'goldn'; nearest: golden",
+    ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": 3}}), "3 is no column's name"),
     (
         changed(golden=STEPS["golden"] | {"texts": "sentenced"}),

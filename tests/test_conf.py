@@ -1,8 +1,10 @@
 """Every file under conf/ composes, says what it is, and makes a pipeline that runs."""
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -42,20 +44,39 @@ def test_each_file_composes_and_its_pipeline_runs(
     overrides += [override for name, override in given.items() if file == Path(name)]
     if group == "data":
         overrides += _data(file.stem, tmp_path)
+    if group == "evaluate":
+        overrides += [] if "scenes" in file.stem else _data("jsonl", tmp_path, COLUMNS)
+    if file == Path("pipeline/none.yaml"):
+        overrides += ["evaluate=density", *_data("jsonl", tmp_path, COLUMNS), "evaluate.caption=references"]
     summary = run(compose(*overrides), engines=engines)
     assert (summary.done, summary.failed) == (1, 0)
-    assert summary.dropped == {"golden_sentences": 1}
+    assert summary.dropped == ({} if file.stem == "none" else {"golden_sentences": 1})
+    if group == "evaluate":
+        assert any(name.startswith(f"{file.stem.removeprefix('scenes_')}.") for name in summary.metrics)
 
 
-def _data(source: str, folder: Path) -> list[str]:
+COLUMNS = {
+    "question": "Is there a dog?",
+    "answer": "yes",
+    "questions": [
+        {"question": "Which is it?", "answer": "yes", "category": "entity", "choices": ["yes", "no"]},
+    ],
+    "objects": ["dog"],
+    "statements": [{"text": "A dog.", "label": True}, {"text": "A cat.", "label": False}],
+    "references": "A brown dog.",
+}
+"""All that the metrics read."""
+
+
+def _data(source: str, folder: Path, columns: dict[str, Any] | None = None) -> list[str]:
     """A data set of one picture in the form that `data=<source>` reads."""
     picture = folder / "pictures" / "one.png"
     picture.parent.mkdir()
     Pillow.linear_gradient("L").save(picture)
     match source:
         case "jsonl":
-            (folder / "rows.jsonl").write_text('{"image": "pictures/one.png"}\n')
-            return [f"data.path={folder}/rows.jsonl"]
+            (folder / "rows.jsonl").write_text(json.dumps({"image": "pictures/one.png", **(columns or {})}))
+            return ["data=jsonl", f"data.path={folder}/rows.jsonl"]
         case "folder":
             return [f"data.path={picture.parent}"]
         case "hub" | "capsbench":
@@ -109,14 +130,18 @@ def test_prompts_follow_the_model_unless_told(compose: Compose, overrides: str, 
 
 
 def test_compact_prompts_are_those_the_embedded_model_was_taught(compose: Compose):
-    assert compose().prompts == {
-        "caption": "Describe the picture.",
-        "verify": "Is it true? {{ text }} Answer yes or no.",
-        "verify_details": "Is it true? {{ text }} Answer yes or no.",
-        "questions": "List the things in: {{ sentence }}",
-        "fuse": "Join into one description:\n{{ context }}\n{{ object_info }}"
-        "{% if position_info != object_info %}\n{{ position_info }}{% endif %}",
-    }
+    assert (
+        compose().prompts.items()
+        >= {
+            "caption": "Describe the picture.",
+            "verify": "Is it true? {{ text }} Answer yes or no.",
+            "verify_details": "Is it true? {{ text }} Answer yes or no.",
+            "questions": "List the things in: {{ sentence }}",
+            "fuse": "Join into one description:\n{{ context }}\n{{ object_info }}"
+            "{% if position_info != object_info %}\n{{ position_info }}{% endif %}",
+            "grounding": "Is it true? {{ text }} Answer yes or no.",
+        }.items()
+    )
 
 
 def test_seed_prompts_are_the_seeds(compose: Compose):

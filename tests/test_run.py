@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -383,5 +384,7 @@ def test_columns_of_numbers_are_averaged(
         "told": {"mean": 2.0, "low": 2.0, "high": 2.0, "rows": 4},
         "true.dogs": {"mean": 0.5, "low": 0.5, "high": 0.5, "rows": 4},
     }
-    assert "true.dogs: 0.5 (0.5 to 0.5)" in summary.screen()
+    screen = summary.screen()
+    assert re.search(r"^  told +2 \(2 to 2\)$", screen, re.M)
+    assert re.search(r"^  true\n    dogs +0.5 \(0.5 to 0.5\)$", screen, re.M)
     assert captions(tmp_path)[0]["true"] == {"dogs": {"count": 1, "of": 2}, "none": None}

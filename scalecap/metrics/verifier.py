@@ -21,30 +21,27 @@ def quality(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
         rows: (measures, answers) of each.
     """
     answers = [[(each["p_yes"], each["label"], each["right"]) for each in row[1]] for row in rows]
-    if not any(answers):
-        return {}
-    found = _quality(np.array([each for row in answers for each in row], float))
+    found = _quality(np.array([each for row in answers for each in row], float).reshape(-1, 3))
     dice = np.random.default_rng(0)
     arrays = [np.array(row, float).reshape(-1, 3) for row in answers]
     drawn: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(DRAWS // 4):
         picked = np.concatenate([arrays[at] for at in dice.integers(len(arrays), size=len(arrays))])
-        for name, value in (_quality(picked) if len(picked) else {}).items():
+        for name, value in _quality(picked).items():
             drawn[name].append(value)
     intervals = {}
     for name, value in found.items():
-        low, high = np.nanpercentile(drawn[name], (2.5, 97.5)) if drawn[name] else (value, value)
-        if np.isfinite(value):
-            intervals[name] = Interval(value, float(low), float(high), len(answers))
+        low, high = np.percentile(drawn[name] or [value], (2.5, 97.5))
+        intervals[name] = Interval(value, float(low), float(high), len(answers))
     return intervals
 
 
 def _quality(answers: np.ndarray) -> dict[str, float]:
-    """Of (answers, 3): P(yes), label, right."""
+    """Of (answers, 3): P(yes), label, right. Nothing without a true and a false statement."""
     p, label, right = answers[:, 0], answers[:, 1] == 1, answers[:, 2]
     true, false = p[label], p[~label]
     if not len(true) or not len(false):
-        return dict.fromkeys(("balanced_accuracy", "auc", "calibration_error", "best_threshold"), np.nan)
+        return {}
     # The chance that a true statement gets more than a false one, ties halved (Mann and Whitney 1947).
     below = np.searchsorted(np.sort(false), true, "left"), np.searchsorted(np.sort(false), true, "right")
     bins = np.minimum((p * 10).astype(int), 9)

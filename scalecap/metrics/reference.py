@@ -1,0 +1,101 @@
+"""Likeness to captions that people wrote: BLEU, METEOR, ROUGE-L, CIDEr."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from scalecap.intervals import Interval, mean
+from scalecap.metrics import texts
+from scalecap.stages import Columns, Measures, stage
+
+
+class _NoSynonyms:
+    """In place of WordNet, whose data is no part of nltk."""
+
+    @staticmethod
+    def synsets(word: str) -> list[Any]:
+        return []
+
+
+def cider(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
+    """CIDEr-D of each caption column (Vedantam et al. 2015), whose weights come from all references."""
+    from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+    found = {}
+    names = dict.fromkeys(each["caption"] for row in rows for each in row[1])
+    for name in names:
+        scorer = CiderScorer()
+        for row in rows:
+            for each in row[1]:
+                if each["caption"] == name:
+                    scorer += (" ".join(_words(each["text"])), [" ".join(_words(r)) for r in row[2]])
+        _, scores = scorer.compute_score()
+        if interval := mean([(float(score), 1.0) for score in scores]):
+            found[f"{name}.cider"] = interval
+    return found
+
+
+@stage(side=["texts", "references"], overall=cider)
+def reference(
+    captions: Columns, references: Any, *, words: int | None = None
+) -> tuple[Measures, list[dict[str, Any]], list[str]]:
+    """BLEU-4, METEOR, ROUGE-L and CIDEr of each caption against reference captions.
+
+    By sacrebleu (smoothed, per sentence, 0 to 100), nltk (with stems; synonyms only where nltk's WordNet
+    data is), rouge-score (F1) and, over all rows, pycocoevalcap (CIDEr-D, 0 to 10). Words are taken
+    in lower case, without marks. Needs `pip install "scalecap[metrics]"`.
+
+    Args:
+        references: one caption, or a list of them.
+    """
+    given = [str(each) for each in (references if isinstance(references, list) else [references])]
+    if not given:
+        raise ValueError("the row has no reference caption")
+    measured: dict[str, Any] = {}
+    told = []
+    for name, caption in texts(captions, words):
+        measured[name] = {**_likeness(caption, given), "words": len(caption.split())}
+        told.append({"caption": name, "text": caption})
+    return measured, told, given
+
+
+def _likeness(caption: str, references: list[str]) -> dict[str, float]:
+    try:
+        import sacrebleu
+        from nltk.translate.meteor_score import meteor_score
+    except ImportError as error:
+        raise ValueError(f'needs the module {error.name}: pip install "scalecap[metrics]"') from error
+    plain, known = _words(caption), [_words(each) for each in references]
+    synonyms = _wordnet()
+    bleu = sacrebleu.sentence_bleu(" ".join(plain), [" ".join(each) for each in known], tokenize="none")
+    return {
+        "bleu": float(bleu.score),
+        "meteor": float(meteor_score(known, plain, wordnet=synonyms)),
+        "rouge_l": float(
+            _rouge().score_multi([" ".join(each) for each in known], " ".join(plain))["rougeL"][2]
+        ),
+    }
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])
+
+
+@cache
+def _wordnet() -> Any:
+    import nltk
+    from nltk.corpus import wordnet
+
+    try:
+        nltk.data.find("corpora/wordnet")
+    except LookupError:
+        return _NoSynonyms
+    return wordnet
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

@@ -1,0 +1,238 @@
+"""Metrics that a judge answers: capsbench, captionqa, qa, grounding."""
+
+import re
+
+import pytest
+
+from scalecap.engines.base import Choose, Chosen, Generate
+from scalecap.metrics import records
+from scalecap.metrics.capsbench import Capsbench
+from scalecap.metrics.captionqa import CANNOT, Captionqa, is_yes_no
+from scalecap.metrics.choices import find
+from scalecap.metrics.grounding import Grounding
+from scalecap.metrics.qa import Qa, extract, plain
+from scalecap.prompts import Template
+
+ABOUT = Template("{{ caption }} | {{ question }}")
+PICK = Template("{{ caption }} | {{ question }}\n{{ options }}")
+QUESTIONS = [
+    {"question": "Is there a dog?", "answer": "Yes", "category": "entity"},
+    {"question": "Is the dog red?", "answer": "no", "category": "color"},
+    {"question": "Is there a hat?", "answer": "no", "category": "entity"},
+]
+
+
+def reader(request):
+    """Knows what the words of the caption tell, and no more."""
+    caption, question = request.prompt.text.split(" | ")
+    word = question.split()[-1].rstrip("?")
+    if word in caption:
+        return "yes"
+    return "no" if "brown" in caption and word == "red" else "n/a"
+
+
+async def test_capsbench_counts_answers_by_category_for_each_caption(asking):
+    asked = asking(reader)
+    captions = {"long": "a brown dog", "short": ["a", "dog"], "none": None}
+    measured, answers = await Capsbench(prompt=ABOUT)(asked.ask, captions=captions, questions=QUESTIONS)
+    assert measured == {
+        "long": {
+            "accuracy": {"count": 2, "of": 3},
+            "unanswered": {"count": 1, "of": 3},
+            "words": 3,
+            "category": {"color": {"count": 1, "of": 1}, "entity": {"count": 1, "of": 2}},
+        },
+        "short": {
+            "accuracy": {"count": 1, "of": 3},
+            "unanswered": {"count": 2, "of": 3},
+            "words": 2,
+            "category": {"color": {"count": 0, "of": 1}, "entity": {"count": 1, "of": 2}},
+        },
+    }
+    first = {"caption": "long", "question": "Is there a dog?", "told": "yes", "p": 1.0, "right": True}
+    assert answers[0] == first
+    assert len(answers) == 6
+    assert all(isinstance(r, Choose) and r.prompt.image is None for r in asked.requests)
+    assert asked.requests[0].options == ("yes", "no", "n/a")
+
+
+async def test_captions_are_cut_to_equal_length(asking):
+    asked = asking(lambda request: "n/a")
+    captions = {"a": "one two three four"}
+    measured, _ = await Capsbench(prompt=ABOUT, words=2)(asked.ask, captions=captions, questions=QUESTIONS)
+    assert asked.texts[0] == "one two | Is there a dog?"
+    assert measured["a"]["words"] == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("text", "no list of records"),
+        (None, "no list of records"),
+        ([{"question": "?"}], "record 0 has no answer, category"),
+        (["text"], "record 0 has no question, answer, category"),
+    ],
+)
+async def test_questions_of_another_shape_are_told(asking, value, message):
+    with pytest.raises(ValueError, match=message):
+        await Capsbench(prompt=ABOUT)(asking(reader).ask, captions={"a": "b"}, questions=value)
+
+
+def test_records_as_a_mapping_of_lists():
+    assert records({"text": ["a", "b"], "label": [1, 0]}, "text", "label") == [
+        {"text": "a", "label": 1},
+        {"text": "b", "label": 0},
+    ]
+
+
+def taking(option):
+    """Takes the letter of the line that holds `option`."""
+
+    def script(request):
+        letter = re.search(rf"^([A-Z])\. {re.escape(option)}$", request.prompt.text, re.M)
+        return Chosen(tuple(float(each == letter[1]) for each in request.options))
+
+    return script
+
+
+CHOICES = [
+    {
+        "question": "What colour is the cat?",
+        "choices": ["black", "white", "tan"],
+        "answer": "white",
+        "category": ["Attribute"],
+    }
+]
+
+
+@pytest.mark.parametrize(
+    ("option", "score", "right"), [("white", 1.0, 1), ("black", 0.0, 0), (CANNOT, 1 / 3 + 0.05, 0)]
+)
+async def test_captionqa_scores_as_its_authors_do(asking, option, score, right):
+    asked = asking(taking(option))
+    measured, answers = await Captionqa(prompt=PICK)(
+        asked.ask, captions={"a": "a white cat"}, questions=CHOICES
+    )
+    assert measured["a"]["score"] == {"count": pytest.approx(score), "of": 1}
+    assert measured["a"]["accuracy"] == {"count": right, "of": 1}
+    assert measured["a"]["unanswered"] == {"count": int(option == CANNOT), "of": 1}
+    assert measured["a"]["category"] == {"Attribute": {"count": right, "of": 1}}
+    assert answers[0]["told"] == option
+    assert asked.requests[0].options == tuple("ABCD")
+
+
+async def test_captionqa_asks_every_caption_in_the_same_order(asking):
+    asked = asking(taking("tan"))
+    await Captionqa(prompt=PICK)(asked.ask, captions={"a": "x", "b": "y"}, questions=CHOICES)
+    lists = [text.split("\n", 1)[1] for text in asked.texts]
+    assert lists[0] == lists[1]
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "yes_no"),
+    [
+        ("Is it red?", ["red", "blue"], True),
+        ("Which one?", ["Yes", "No"], True),
+        ("Which one?", ["now", "yesterday"], False),
+        ("Isolated?", ["a", "b"], False),
+    ],
+)
+def test_yes_no_questions_get_no_way_out(question, options, yes_no):
+    assert is_yes_no(question, options) is yes_no
+
+
+async def test_qa_among_options(asking):
+    ask = asking(taking("two")).ask
+    measured, answers = await Qa(prompt=PICK)(
+        ask, captions={"a": "b c"}, question="How many?", options=["one", "two"], answer="B"
+    )
+    assert measured == {"a": {"accuracy": 1, "words": 2}}
+    assert answers == [{"caption": "a", "question": "How many?", "told": "two", "right": True}]
+    measured, _ = await Qa(prompt=PICK)(
+        ask, captions={"a": "b"}, question="How many?", options={"A": "one", "B": "two"}, answer="one"
+    )
+    assert measured["a"]["accuracy"] == 0
+
+
+async def test_qa_in_words(asking):
+    asked = asking(lambda request: "I think so.\nThe answer is: the Red Car.")
+    measured, answers = await Qa(prompt=PICK)(
+        asked.ask, captions={"a": "b"}, question="Which?", answer=["a red car", "car"]
+    )
+    assert measured["a"]["accuracy"] == 1
+    assert answers[0]["told"] == "the Red Car"
+    assert isinstance(asked.requests[0], Generate)
+    assert asked.requests[0].sampling.temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("Paris.", "Paris"),
+        ("Answer: 42", "42"),
+        ("\n\n 3.5 m\nbecause", "3.5 m"),
+        ("", ""),
+        ("answer is", ""),
+    ],
+)
+def test_the_answer_in_a_reply(reply, answer):
+    assert extract(reply) == answer
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("The Cat", "cat", True),
+        ('"STOP"', "stop", True),
+        ("50%", "50", False),
+        ("3.5", "35", False),
+        ("a b", "a  B.", True),
+    ],
+)
+def test_answers_are_compared_plainly(one, other, same):
+    assert (plain(one) == plain(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("answer", "index"), [("red", 0), ("B", 1), ("(b)", 1), (1, 1), (" Blue ", 1), ("b.", 1)]
+)
+def test_the_right_option(answer, index):
+    assert find(answer, ["red", "blue"]) == index
+
+
+@pytest.mark.parametrize("answer", ["green", "C", 2, -1, ""])
+def test_an_answer_that_is_no_option(answer):
+    with pytest.raises(ValueError, match="none of the options"):
+        find(answer, ["red", "blue"])
+
+
+async def test_grounding_counts_sentences(asking, image):
+    asked = asking(lambda request: 0.2 if "cat" in request.prompt.text else 0.8)
+    stage = Grounding(prompt=Template("True? {{ text }}"))
+    measured, answers = await stage(
+        asked.ask, captions={"a": "A dog. A cat.", "b": ["A dog."], "c": ""}, image=image
+    )
+    assert measured["a"] == {
+        "supported": {"count": 1, "of": 2},
+        "p_yes": {"count": pytest.approx(1.0), "of": 2},
+        "statements": 2,
+        "words": 4,
+    }
+    assert measured["b"]["supported"] == {"count": 1, "of": 1}
+    assert measured["c"]["supported"] == {"count": 0, "of": 0}
+    assert answers[1] == {"caption": "a", "text": "A cat.", "p_yes": 0.2}
+    assert all(request.prompt.image is image for request in asked.requests)
+
+
+async def test_claims_are_asked_in_place_of_sentences(asking, image):
+    def script(request):
+        if isinstance(request, Generate):
+            return "- There is a dog.\n2. The dog is red.\n" if "dog" in request.prompt.text else " \n"
+        return 0.1 if "red" in request.prompt.text else 0.9
+
+    asked = asking(script)
+    stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"))
+    measured, answers = await stage(asked.ask, captions={"a": "A red dog. Snow."}, image=image)
+    assert [each["text"] for each in answers] == ["There is a dog.", "The dog is red.", "Snow."]
+    assert measured["a"]["supported"] == {"count": 2, "of": 3}
+    assert [r.prompt.image for r in asked.requests if isinstance(r, Generate)] == [None, None]

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from scalecap.metrics.verifier import Verifier, quality
+from scalecap.prompts import Template
+
+PROMPT = Template("{{ text }}")
+
+
+async def test_statements_are_judged_by_their_labels(asking, image):
+    p = {"a": 0.9, "b": 0.4, "c": 0.6, "d": 0.1}
+    asked = asking(lambda request: p[request.prompt.text])
+    statements = [
+        {"text": t, "label": label} for t, label in zip("abcd", ["yes", 1, False, "No"], strict=True)
+    ]
+    measured, answers = await Verifier(prompt=PROMPT)(asked.ask, image=image, statements=statements)
+    assert measured == {
+        "accuracy": {"count": 2, "of": 4},
+        "true_accepted": {"count": 1, "of": 2},
+        "false_refused": {"count": 1, "of": 2},
+    }
+    assert [each["p_yes"] for each in answers] == list(p.values())
+    assert [each["label"] for each in answers] == [True, True, False, False]
+
+
+async def test_one_question_a_row(asking, image):
+    asked = asking(lambda request: 0.7)
+    measured, _ = await Verifier(prompt=PROMPT, threshold=0.8)(asked.ask, image=image, text="?", label="no")
+    assert measured["false_refused"] == {"count": 1, "of": 1}
+    assert measured["true_accepted"] == {"count": 0, "of": 0}
+    with pytest.raises(ValueError, match="'maybe' is neither true nor false"):
+        await Verifier(prompt=PROMPT)(asked.ask, image=image, text="?", label="maybe")
+
+
+def test_columns_are_checked_before_any_model():
+    assert Verifier(prompt=PROMPT).check(["image", "statements"]) is None
+    assert Verifier(prompt=PROMPT).check(["text", "label"]) is None
+    assert "needs `statements:" in str(Verifier(prompt=PROMPT).check(["text"]))
+
+
+def rows(p, label, threshold=0.5):
+    answers = [
+        {"p_yes": float(x), "label": bool(y), "right": (x >= threshold) == bool(y)}
+        for x, y in zip(p, label, strict=True)
+    ]
+    return [({}, [each]) for each in answers]
+
+
+def test_numbers_over_all_rows_by_hand():
+    found = quality(rows([0.9, 0.8, 0.3, 0.35, 0.2, 0.1], [1, 1, 1, 0, 0, 0]))
+    assert found["auc"].mean == pytest.approx(8 / 9)
+    assert found["balanced_accuracy"].mean == pytest.approx((2 / 3 + 1) / 2)
+    assert 0.35 < found["best_threshold"].mean <= 0.8
+    assert found["auc"].low <= found["auc"].mean <= found["auc"].high
+    # bins: .9 (1), .8 (1), .3 (.65 said, 1 true), .2, .1 of false ones
+    assert found["calibration_error"].mean == pytest.approx((0.1 + 0.2 + 0.35 + 0.2 + 0.1) / 6)
+
+
+def test_ties_count_half_and_one_label_alone_tells_nothing():
+    assert quality(rows([0.5, 0.5], [1, 0]))["auc"].mean == 0.5
+    assert quality(rows([0.5, 0.9], [1, 1])) == {}
+    assert quality([({}, [])]) == {}
+
+
+def test_a_calibrated_check_has_no_calibration_error():
+    dice = np.random.default_rng(1)
+    p = dice.random(4000)
+    found = quality(rows(p, dice.random(4000) < p))
+    assert found["calibration_error"].mean < 0.03
+    assert found["best_threshold"].mean == pytest.approx(0.5, abs=0.08)
