@@ -194,7 +194,7 @@ class TransformersEngine:
     async def close(self) -> None:
         """Refuse what waits, stop, and free the memory."""
         self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        self._thread.join()  # here, since at the interpreter's end no other thread can be started
 
     async def _ask(self, request: Request, kind: type[R]) -> R:
         job = _Job(request)
