@@ -219,12 +219,14 @@ class Summary:
         lines = []
         for step, measures_ in tables.items():
             captions = list(dict.fromkeys(caption for cells in measures_.values() for caption in cells))
-            first = max(len(step), *(len(measure) + 2 for measure in measures_))
-            if list(measures_) != [""]:
-                lines.append(_line(step, captions, first))
-            for measure, cells in measures_.items():
-                told = [_cell(cells[each]) if each in cells else "" for each in captions]
-                lines.append(_line(f"  {measure}" if measure else step, told, first))
+            table = {f"  {measure}" if measure else step: cells for measure, cells in measures_.items()}
+            rows = [[label, *(_cell(cells.get(each)) for each in captions)] for label, cells in table.items()]
+            if step not in table:
+                rows.insert(0, [step, *captions])
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            for label, *cells in rows:
+                told = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+                lines.append("  ".join([label.ljust(widths[0]), *told]).rstrip())
         return lines
 
     def _look(self) -> str:
@@ -232,13 +234,8 @@ class Summary:
         return f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
 
 
-def _line(label: str, cells: Sequence[str], first: int) -> str:
-    return " ".join([label.ljust(first), *(cell.rjust(22) for cell in cells)]).rstrip()
-
-
-def _cell(interval: Interval) -> str:
-    value, low, high, _ = interval
-    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+def _cell(interval: Interval | None) -> str:
+    return "{:.3g} ({:.3g} to {:.3g})".format(*interval) if interval else ""
 
 
 def versions() -> dict[str, str]:
