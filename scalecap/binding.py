@@ -5,6 +5,7 @@ loads, and sorts the steps by the names they read.
 """
 
 import importlib
+import inspect
 import textwrap
 import types
 import typing
@@ -96,7 +97,9 @@ class Step:
                 )
         except KeyError as error:
             raise RowError("missing_column", f"the row has no column {error}") from error
-        result = await self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
+        result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
+        if inspect.isawaitable(result):
+            result = await result
         return dict(zip(self.writes, result if self.stage.side else (result,), strict=True))
 
 

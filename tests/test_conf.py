@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import clip
 import datasets
 import pytest
 from PIL import Image as Pillow
@@ -46,6 +47,8 @@ def test_each_file_composes_and_its_pipeline_runs(
         overrides += _data(file.stem, tmp_path)
     if group == "evaluate":
         overrides += [] if "scenes" in file.stem else _data("jsonl", tmp_path, COLUMNS)
+    if file == Path("evaluate/clipscore.yaml"):
+        overrides.append(f"pipeline.steps.clipscore.weights={clip.make(tmp_path)}")
     if file == Path("pipeline/none.yaml"):
         overrides += ["evaluate=density", *_data("jsonl", tmp_path, COLUMNS), "evaluate.caption=references"]
     summary = run(compose(*overrides), engines=engines)

@@ -1,6 +1,7 @@
 """The registry of stages, and what an author of a stage needs.
 
-A stage without a model is a plain function; columns stand before the `*`, settings after it:
+A stage without a model is a plain function (or an async one); columns stand before the `*`, settings
+after it:
 
     @stage
     def parse_questions(text: str, *, max_questions: int = 20) -> list[str]: ...
