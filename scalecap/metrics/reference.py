@@ -43,8 +43,8 @@ def reference(
     """BLEU-4, METEOR, ROUGE-L and CIDEr of each caption against reference captions.
 
     By sacrebleu (smoothed, per sentence, 0 to 100), nltk (with stems; synonyms only where nltk's WordNet
-    data is), rouge-score (F1) and, over all rows, pycocoevalcap (CIDEr-D, 0 to 10). Words are taken
-    in lower case, without marks. Needs `pip install "scalecap[metrics]"`.
+    data is) and pycocoevalcap (ROUGE-L with β 1.2; over all rows CIDEr-D, 0 to 10). Words are taken in
+    lower case, without marks. Needs `pip install "scalecap[metrics]"`.
 
     Args:
         references: one caption, or a list of them.
@@ -64,6 +64,7 @@ def _likeness(caption: str, references: list[str]) -> dict[str, float]:
     try:
         import sacrebleu
         from nltk.translate.meteor_score import meteor_score
+        from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
         raise ValueError(f'needs the module {error.name}: pip install "scalecap[metrics]"') from error
     plain, known = _words(caption), [_words(each) for each in references]
@@ -72,17 +73,8 @@ def _likeness(caption: str, references: list[str]) -> dict[str, float]:
     return {
         "bleu": float(bleu.score),
         "meteor": float(meteor_score(known, plain, wordnet=synonyms)),
-        "rouge_l": float(
-            _rouge().score_multi([" ".join(each) for each in known], " ".join(plain))["rougeL"][2]
-        ),
+        "rouge_l": float(Rouge().calc_score([" ".join(plain)], [" ".join(each) for each in known])),
     }
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"])
 
 
 @cache

@@ -25,7 +25,8 @@ def test_nothing_in_common_scores_nothing():
 
 def test_rouge_by_hand():
     measured, _, _ = reference({"a": "a dog runs"}, "a dog")
-    assert measured["a"]["rouge_l"] == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))
+    # Precision 2/3, recall 1, F with β = 1.2.
+    assert measured["a"]["rouge_l"] == pytest.approx((1 + 1.44) * (2 / 3) / (1 + 1.44 * (2 / 3)))
 
 
 def test_cider_prefers_the_right_picture():

