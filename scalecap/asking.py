@@ -83,6 +83,26 @@ class Asked:
         self.seed = seed
         self.counts = counts
         self._flying: dict[str, asyncio.Task[Reply]] = {}
+        self._longest: dict[str, int] = {}
+        """By engine: tokens of the longest prompt with a picture, 0 as long as there was none."""
+        self.on_longer: Callable[[], None] = lambda: None
+        """Called when `rows()` may have changed."""
+
+    def rows(self) -> int:
+        """Rows in flight that keep the engines busy while their pictures stay in the KV caches.
+
+        A quarter of a cache is for the prompts that a row's requests share, no longer than the longest
+        with a picture so far; the rest is for what follows them in requests side by side, and the blocks
+        that these begin. Two rows find out how long the prompts are.
+        """
+        engines = self.engines.values()
+        busy = max(4, max((engine.concurrency for engine in engines), default=0) // 4)
+        sized = {engine.identity: engine.kv_tokens for engine in engines if engine.kv_tokens}
+        if sized and not self._longest:
+            return 2
+        longest = {name: tokens for name, tokens in self._longest.items() if tokens and name in sized}
+        fit = [sized[name] // 4 // tokens for name, tokens in longest.items()]
+        return max(1, min([busy, *fit]))
 
     def ask(self, step: str, flag: Flag) -> "StepAsk":
         """What one step of one row asks through; `flag` takes the row's marks."""
@@ -116,6 +136,10 @@ class Asked:
                 reply = await engine.choose(request)
             case Score():
                 reply = await engine.score(request)
+        tokens = reply.usage.prompt_tokens if request.prompt.image else 0
+        if tokens > self._longest.get(engine.identity, -1):
+            self._longest[engine.identity] = tokens
+            self.on_longer()
         count.prompt_tokens += reply.usage.prompt_tokens
         count.cached_tokens += reply.usage.cached_tokens
         count.generated_tokens += reply.usage.generated_tokens

@@ -72,32 +72,37 @@ class Pipeline:
         rows: Iterable[Row],
         asked: Asked,
         *,
-        in_flight: int,
+        in_flight: Callable[[], int],
         on_row: Callable[[Finished], None],
         stop: asyncio.Event | None = None,
     ) -> None:
-        """Take every row through the steps, at most `in_flight` at once.
+        """Take every row through the steps, at most `in_flight()` at once, asked before each row.
 
         `on_row` gets each row as it ends, in no order. A row's failure stays its own; EngineDead, and
         what `rows` or `on_row` raise, end the run. After `stop` is set, and after `rows` raised, rows in
         flight are finished and no more are started.
         """
-        iterator, slots = iter(rows), asyncio.Semaphore(in_flight)
+        iterator, open_rows, ended = iter(rows), 0, asyncio.Event()
+        asked.on_longer = ended.set
         loop = asyncio.get_running_loop()
         broken: Exception | None = None
 
         async def one(row: Row) -> None:
+            nonlocal open_rows
             try:
                 on_row(await self._finish(row, asked, pictures))
             finally:
-                slots.release()
+                open_rows -= 1
+                ended.set()
 
         # Reading may wait for a disk or a network, so it has a thread of its own.
         with ThreadPoolExecutor(1, "rows") as reader, _picture_pool() as pictures:
             try:
                 async with asyncio.TaskGroup() as group:
                     while True:
-                        await slots.acquire()
+                        while open_rows >= in_flight():
+                            ended.clear()
+                            await ended.wait()
                         try:
                             row = await loop.run_in_executor(reader, next, iterator, None)
                         except Exception as error:
@@ -105,6 +110,7 @@ class Pipeline:
                             break
                         if row is None or (stop and stop.is_set()):
                             break
+                        open_rows += 1
                         group.create_task(one(row))
             except BaseExceptionGroup as group_error:
                 raise _cause(group_error) from None

@@ -171,7 +171,6 @@ async def _caption(
         engines = engines or await process_engines.by_role(models, settings.engine)
     summary.models = {role: engines[role].identity for role in models}
     asked = Asked(engines, cache, settings.sampling, settings.seed, summary.counts)
-    busy = max((engine.concurrency for engine in engines.values()), default=0)
     progress = Progress(rows.source.total, summary.counts, live=settings.progress)
     rows.on_reuse = progress.reuse
     stop = asyncio.Event()
@@ -196,7 +195,7 @@ async def _caption(
             await pipeline.run(
                 rows,
                 asked,
-                in_flight=settings.rows_in_flight or max(4, busy // 4),
+                in_flight=lambda: settings.rows_in_flight or asked.rows(),
                 on_row=on_row,
                 stop=stop,
             )

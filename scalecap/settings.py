@@ -176,7 +176,7 @@ class Settings:
     """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
     the 20th on); null never stops. What is done stays, and the same command goes on."""
     rows_in_flight: int | None = None
-    """Rows worked on at once; None follows what keeps the engine busy."""
+    """Rows worked on at once; None keeps the engine busy and the rows' pictures in its KV cache."""
 
     def problems(self) -> list[str]:
         """Values that have the right type and make no sense, one line each."""

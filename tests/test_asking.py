@@ -197,3 +197,30 @@ def test_loops(text, looping):
 def test_a_chunk_said_often_enough_loops_wherever_it_is_cut(before, chunk, cut):
     text = before + chunk * (5 + 101 // len(chunk)) + chunk[: cut % len(chunk)]
     assert loops(text)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "kv_tokens", "prompts", "rows"),
+    [
+        (64, None, [500], 16),
+        (64, 8000, [], 2),
+        (64, 16000, [500], 8),
+        (64, 16000, [200, 500, 300], 8),
+        (8, 8000, [500], 4),
+        (64, 800, [500], 1),
+    ],
+)
+async def test_rows_in_flight_keep_the_engine_busy_and_their_pictures_in_its_cache(
+    concurrency, kv_tokens, prompts, rows
+):
+    def script(request):
+        return Generated("text", "stop", Usage(int(request.prompt.text), 0, 1))
+
+    engine = Scripted(script, concurrency=concurrency, kv_tokens=kv_tokens)
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts())
+    picture = Image("a", Pillow.new("RGB", (2, 2)))
+    for tokens in prompts:
+        await asked.ask("step", lambda flag: None).generate(str(tokens), image=picture)
+    assert asked.rows() == rows
+    await asked.ask("step", lambda flag: None).generate("4000")
+    assert asked.rows() == (rows if prompts else concurrency // 4)

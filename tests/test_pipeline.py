@@ -46,7 +46,7 @@ async def go(steps, rows, script=answer, *, in_flight=4, stop=None, on_row=None)
     engine = Scripted(script)
     asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts)
     pipeline = Pipeline.build(steps, None)
-    await pipeline.run(rows, asked, in_flight=in_flight, on_row=on_row or finished.append, stop=stop)
+    await pipeline.run(rows, asked, in_flight=lambda: in_flight, on_row=on_row or finished.append, stop=stop)
     return sorted(finished, key=lambda each: each.row.index), counts
 
 

@@ -147,6 +147,8 @@ class Engine(Protocol):
     """Tokens of prompt and reply together; None when the server does not tell."""
     concurrency: int
     """Requests in flight that keep the engine busy."""
+    kv_tokens: int | None
+    """Tokens that its KV cache holds, of prompts to be used again too; None when that is not known."""
 
     async def generate(self, request: Generate) -> Generated: ...
 

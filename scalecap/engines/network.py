@@ -93,6 +93,7 @@ class Network:
         self._model = model
         self._eyes = eyes
         self.context = context
+        self.kept = _KEPT
         if model.dtype == torch.float64:
             _keep_double(model)
         # The first cosine of a process may be rounded otherwise than all later ones (seen with MKL).
@@ -121,7 +122,7 @@ class Network:
             raise PromptTooLong(len(ids) + rest, self.context)
         prefix = self._prefixes[key] = found or self._read(ids, inputs)
         self._prefixes.move_to_end(key)
-        while len(self._prefixes) > 1 and sum(len(kept.ids) for kept in self._prefixes.values()) > _KEPT:
+        while len(self._prefixes) > 1 and sum(len(kept.ids) for kept in self._prefixes.values()) > self.kept:
             self._prefixes.popitem(last=False)
         return prefix, found is not None
 

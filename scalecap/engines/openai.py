@@ -116,6 +116,7 @@ class OpenAIEngine:
         self.identity = " ".join(["openai", model.name, *parts])
         self.context_length: int | None = getattr(card, "max_model_len", None) or model.max_context
         self.concurrency = engine.concurrency or 32
+        self.kv_tokens: int | None = None
         self._client = client
         self._model = model
         self._free = asyncio.Semaphore(self.concurrency)

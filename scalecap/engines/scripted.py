@@ -36,10 +36,12 @@ class Scripted:
         identity: str = "scripted",
         context_length: int | None = None,
         concurrency: int = 64,
+        kv_tokens: int | None = None,
     ) -> None:
         self.identity = identity
         self.context_length = context_length
         self.concurrency = concurrency
+        self.kv_tokens = kv_tokens
         if callable(script):
             self._answer = script
         else:

@@ -162,6 +162,7 @@ class TransformersEngine:
         self.identity = identity
         self.context_length: int | None = network.context
         self.concurrency = settings.concurrency or 2 * settings.batch_size
+        self.kv_tokens: int | None = network.kept
         self._network = network
         self._chat = chat
         self._ends = ends

@@ -208,6 +208,8 @@ class VllmEngine:
         self.identity = identity
         self.context_length: int | None = llm.model_config.max_model_len
         self.concurrency = concurrency
+        cache = llm.vllm_config.cache_config
+        self.kv_tokens: int | None = (cache.num_gpu_blocks or 0) * cache.block_size or None
         self._llm = llm
         self._chat = chat
         self._output = output

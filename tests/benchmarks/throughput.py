@@ -79,6 +79,7 @@ class Acting:
         self.identity = self.inner.identity
         self.context_length = self.inner.context_length
         self.concurrency = self.inner.concurrency
+        self.kv_tokens = self.inner.kv_tokens
 
     def _count(self, request: Request, usage: Usage) -> None:
         self.recorded.append((request, usage))
@@ -160,6 +161,8 @@ class Bench:
 
     def __init__(self, engine: VllmEngine, settings: Settings, photographs: Photographs) -> None:
         self.engine, self.settings, self.photographs = engine, settings, photographs
+        self.in_flight: int | None = None
+        """Rows; None as a run chooses them."""
         self.recorded: list[tuple[Request, Usage]] = []
         """What ours asked last, in the order of the replies."""
 
@@ -175,10 +178,11 @@ class Bench:
 
     async def ours(self, acting: Acting) -> None:
         done: list[Finished] = []
+        asked = self._asked(acting)
         await self._pipeline("choose").run(
             self.photographs.rows(acting.result),
-            self._asked(acting),
-            in_flight=max(4, acting.concurrency // 4),
+            asked,
+            in_flight=lambda: self.in_flight or asked.rows(),
             on_row=done.append,
         )
         assert len(done) == len(self.photographs.paths)
