@@ -46,13 +46,13 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     # What `vllm serve` runs; the command itself asks for the metadata of a package named vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded)]
     output = (tmp_path_factory.mktemp("served") / "log").open("w+")
-    with output, prepared():
-        server = subprocess.Popen(
-            [*command, *options.split(), *where.split(), "--kv-cache-memory-bytes", str(1 << 30)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
+    with output:
+        with prepared():  # no longer than it starts: later tests' processes are no children of vLLM's
+            server = subprocess.Popen(
+                [*command, *options.split(), *where.split(), "--kv-cache-memory-bytes", str(1 << 30)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
             for _ in range(300):
                 time.sleep(1)
                 if server.poll() is not None:
@@ -64,9 +64,10 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 break
             else:
                 server.terminate()
-            if server.poll() is not None:
-                output.seek(0)
-                pytest.fail("vllm serve did not start:\n" + output.read()[-5000:])
+        if server.poll() is not None:
+            output.seek(0)
+            pytest.fail("vllm serve did not start:\n" + output.read()[-5000:])
+        try:
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()
