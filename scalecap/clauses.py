@@ -90,11 +90,12 @@ def overlap(spans: Iterable[Span], others: Sequence[Span]) -> Iterator[tuple[int
 def _tiled(text: str, cuts: Iterable[int]) -> list[Span]:
     """The text's spans between the cuts; white space alone joins the span after it, at the end the last."""
     spans: list[Span] = []
-    start = 0
+    start = looked = 0
     for cut in cuts:
-        if text[start:cut].strip():
+        if text[looked:cut].strip():
             spans.append(Span(start, cut))
             start = cut
+        looked = cut
     if start < len(text):
         if spans and not text[start:].strip():
             start = spans.pop().start
