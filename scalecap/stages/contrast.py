@@ -82,6 +82,8 @@ class Contrast:
             spans = sentences(text)
             groups = [[span] for span in spans] if isinstance(texts, str) else [spans]
             scores += [self._record(text, group, gaps) for group in groups]
+        if isinstance(texts, str):
+            scores = [score for score in scores if score["text"]]
         return [score["remains"] for score in scores if score["kept"]], scores
 
     async def _gaps(self, ask: Ask, prompt: str, text: str, image: Image) -> list[Gap]:
