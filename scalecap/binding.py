@@ -77,12 +77,12 @@ class Step:
         """Its line, the model asked, and its prompt with names in place of values."""
         picture = ", with the picture" if self.pictures else ""
         lines = [str(self), f"    {f'asks {self.role}{picture}' if self.role else 'no model'}"]
-        for setting, _, template in templates(self.settings):
+        for place, _, template in templates(self.settings):
             values = {name: f"<{name}>" for name in template.variables}
             for bound in self.columns.values():
                 if not isinstance(bound, str):
                     values |= {name: f"<{column}>" for name, column in bound.items()}
-            lines += [f"    {setting}:", textwrap.indent(template.render(**values), "      | ")]
+            lines += [f"    {place}:", textwrap.indent(template.render(**values), "      | ")]
         return "\n".join(lines)
 
     async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:

@@ -54,8 +54,10 @@ class Contrast:
         values: Values = "auto",
         model: Role = "vlm",
     ) -> None:
-        if words == "content" and (missing := problem()):
-            raise ValueError(missing)
+        if words == "content":
+            if missing := problem():
+                raise ValueError(missing)
+            content("loads the lexicon now, while no row waits")
         self.prompt, self.threshold, self.words, self.values = prompt, threshold, words, values
         self.model = model
 

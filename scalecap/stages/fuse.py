@@ -13,7 +13,8 @@ class Fuse:
     """Organises sentences and details into one caption, from texts alone.
 
     A row without a sentence asks nothing and falls back (`fallback: initial`, the column `initial`,
-    or `fallback: empty`), marked "fallback".
+    or `fallback: empty`), marked "fallback". Without a detail there is nothing to join: the sentences are
+    the caption, and nothing is asked.
 
     A prompt too long for the model loses details until it takes about three quarters of the context,
     marked "shortened": those with the lowest P(yes) first when `scores`, the side column of their
@@ -53,6 +54,8 @@ class Fuse:
         if not context:
             ask.mark("fallback")
             return (initial or "") if self.fallback == "initial" else ""
+        if not object_info and not position_info:
+            return " ".join(context)
         # The same details twice are dropped from both at once.
         lists = [object_info] if object_info == position_info else [object_info, position_info]
         details = [detail for each in lists for detail in each]
@@ -70,7 +73,7 @@ class Fuse:
             reply = await generate_fitting(
                 ask,
                 render,
-                [len(detail) for detail in details],
+                [len(detail) * (2 // len(lists)) for detail in details],
                 from_the_end(lists) if order is None else order,
                 model=self.model,
                 sampling=self.sampling,
