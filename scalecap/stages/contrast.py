@@ -1,5 +1,6 @@
 """Keep the clauses that the picture makes likelier: ScaleCap's contrastive sentence rating."""
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -34,9 +35,10 @@ class Contrast:
 
     `words: content` needs TextBlob; `words: all` rates every token, marks too, as the authors' release
     does. `values: logits` compares raw logits, as that release does, where the engine tells them
-    (transformers); `values: logprobs` compares log-probabilities, which every engine tells and whose
-    gap is a ratio of probabilities: both readings have their own normaliser taken off. `auto` takes
-    logits where there are any.
+    (transformers, and vLLM with `logprobs_mode=raw_logits`); `values: logprobs` compares
+    log-probabilities, a ratio of probabilities. They differ at each token by how much the picture
+    moves the log-sum of all logits there, which log-probabilities have taken off. `auto` takes logits
+    where there are any.
 
     The side column `scores` has {text, kept, remains, clauses: [{text, gap, kept}], tokens: [{text,
     gap}]}; clauses and tokens cover the text once (a token stands where it begins), and a gap is null
@@ -155,6 +157,9 @@ def find_gaps(seen: Scored, unseen: Scored, values: Values) -> list[Gap]:
         return logits
     if values == "logits":
         raise ValueError(
-            "this engine tells no raw logits: write `values: logprobs` or take engine=transformers"
+            "this engine tells no raw logits: write `values: logprobs`, or take engine=transformers,"
+            " or engine=vllm with engine.args.logprobs_mode=raw_logits"
         )
+    if any(math.isnan(token.logprob) for token in seen.tokens):
+        raise ValueError("this engine tells raw logits alone: write `values: logits`")
     return [Gap(a.start, a.end, a.logprob - b.logprob) for a, b in pairs]

@@ -114,6 +114,13 @@ async def test_raw_logits_are_taken_where_there_are_any(asking, image):
         await rate(asking, image, by_word({}), "A dog.", values="logits")
 
 
+def test_an_engine_may_tell_logits_alone():
+    alone = Scored((Token(0, 2, float("nan"), 3.0),))
+    assert find_gaps(alone, alone, "auto") == [(0, 2, 0.0)]
+    with pytest.raises(ValueError, match="values: logits"):
+        find_gaps(alone, alone, "logprobs")
+
+
 def test_tokens_that_do_not_fit_are_an_error():
     one, two = Scored((Token(0, 2, -1.0),)), Scored((Token(0, 1, -1.0), Token(1, 2, -1.0)))
     with pytest.raises(ValueError, match="other tokens"):
