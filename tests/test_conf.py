@@ -171,7 +171,7 @@ def test_the_paper_is_greedy_unless_told(compose: Compose):
     assert compose("pipeline=scalecap", "sampling=seed").sampling.temperature == 0.7
     assert compose().sampling.temperature == 0.7
     steps = compose("pipeline=scalecap").pipeline.steps
-    assert steps["final_caption"]["sampling"] == {"repetition_penalty": 1.05}
+    assert steps["final_caption"]["sampling"]["repetition_penalty"] == 1.05
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -286,6 +287,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="scenes")
     parser.add_argument("--seed", type=int, default=11, help="of the scenes")
     arguments = parser.parse_args()
+    if find_spec("matplotlib") is None:
+        parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     lines, told = compare(arguments.folder, arguments.count, arguments.seed)
     (arguments.folder / "README.md").write_text(

@@ -22,14 +22,12 @@ def parse_objects(texts: list[str], *, budget: int | None = None) -> tuple[list[
     The side column `about` tells of each question {object, sentence, position}: its object, the place
     of the sentence that brought it (from 0), and whether it asks for the position.
     """
-    if budget is not None and budget < 0:
-        raise ValueError(f"budget: {budget} is less than none")
     found: dict[str, tuple[str, int]] = {}
     for sentence, reply in enumerate(texts):
         for name in _objects(reply):
             bare = _ARTICLE.sub("", name, count=1) if _ARTICLE.match(name) else name
             found.setdefault(" ".join(bare.casefold().split()), (name, sentence))
-    asked = list(found.values())[:budget]
+    asked = list(found.values())[: None if budget is None else max(budget, 0)]
     questions, about = [], []
     for position in (False, True):
         for name, sentence in asked:
