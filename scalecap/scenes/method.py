@@ -82,6 +82,7 @@ class Remembering:
         self._engine, self._cache = engine, cache
         self.identity, self.concurrency = engine.identity, engine.concurrency
         self.context_length = engine.context_length
+        self.kv_tokens: int | None = getattr(engine, "kv_tokens", None)
 
     async def generate(self, request: Generate) -> Generated:
         return cast(Generated, await self._ask(request))
@@ -275,7 +276,7 @@ def plot(lines: Sequence[Line], file: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     below.set_xlabel("budget: objects asked about")
-    above.legend(frameon=False)
+    above.legend(frameon=False, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
