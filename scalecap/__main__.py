@@ -103,6 +103,8 @@ def explain(error: BaseException) -> str:
         return f"{key if key.endswith('.' + found[1]) else found[1]}=… must be given"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text.splitlines()[0]}; quote what holds signs: 'key=\"value\"'"
+    if key in set(_groups(CONF)) and "No match in the defaults list" in text:
+        return f"{key}: not a choice here; it goes with {_owners(key)}"
     if key and re.search(r"not in|No match in the defaults list", text):
         return f"{key}: no such {'group' if '/' in key else 'key'}; {_nearest_key(key)}"
     if key and (found := re.search(r"^Value '.*", text, re.MULTILINE)):
@@ -127,6 +129,15 @@ def _nearest_key(key: str) -> str:
     above = key.rpartition(".")[0]
     beside = {name for name in valid if name.rpartition(".")[0] == above}
     return nearest(key, beside or {name for name in valid if "." not in name})
+
+
+def _owners(group: str) -> str:
+    """The options that have a group of their own beneath them, as they are typed."""
+    above, _, name = group.rpartition("/")
+    files = [
+        file for file in sorted((CONF / above).glob("*.yaml")) if f"- {name}:" in file.read_text("utf-8")
+    ]
+    return " or ".join(f"{above}={file.stem}" for file in files)
 
 
 def _keys(node: DictConfig, above: str = "") -> Iterator[str]:

@@ -9,7 +9,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -69,7 +69,7 @@ class Step:
         for name, parameter in self.stage.settings.items():
             if parameter.annotation == Role:
                 return str(self.settings[name])
-        return "vlm" if self.stage.asks else None
+        return getattr(self.stage.unit, "role", "vlm") if self.stage.asks else None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.stage.name}([{', '.join(self.reads)}]) -> [{', '.join(self.writes)}]"
@@ -78,13 +78,12 @@ class Step:
         """Its line, the model asked, and its prompt with names in place of values."""
         picture = ", with the picture" if self.pictures else ""
         lines = [str(self), f"    {f'asks {self.role}{picture}' if self.role else 'no model'}"]
-        for setting, template in self.settings.items():
-            if isinstance(template, Template):
-                values = {name: f"<{name}>" for name in template.variables}
-                for bound in self.columns.values():
-                    if not isinstance(bound, str):
-                        values |= {name: f"<{column}>" for name, column in bound.items()}
-                lines += [f"    {setting}:", textwrap.indent(template.render(**values), "      | ")]
+        for place, _, template in templates(self.settings):
+            values = {name: f"<{name}>" for name in template.variables}
+            for bound in self.columns.values():
+                if not isinstance(bound, str):
+                    values |= {name: f"<{column}>" for name, column in bound.items()}
+            lines += [f"    {place}:", textwrap.indent(template.render(**values), "      | ")]
         return "\n".join(lines)
 
     async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
@@ -101,6 +100,16 @@ class Step:
         if inspect.isawaitable(result):
             result = await result
         return dict(zip(self.writes, result if self.stage.side else (result,), strict=True))
+
+
+def templates(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Template]]:
+    """Each prompt of a step: its place (`prompt`, or `ensemble.0` in a list), its setting, and itself."""
+    for setting, value in settings.items():
+        if isinstance(value, Template):
+            yield setting, setting, value
+        elif isinstance(value, list):
+            prompts = [each for each in value if isinstance(each, Template)]
+            yield from ((f"{setting}.{place}", setting, each) for place, each in enumerate(prompts))
 
 
 def written(name: str, stage: Stage) -> list[str]:
@@ -286,13 +295,11 @@ def _check_prompts(
     """Each prompt against the variables that the stage fills, or that the step's own mapping names."""
     declared: Mapping[str, Sequence[str]] = getattr(stage.unit, "variables", {})
     mapped = [name for column in columns.values() if not isinstance(column, str) for name in column]
-    for setting, template in settings.items():
-        if not isinstance(template, Template):
-            continue
-        problems += [f"{setting}: {each}" for each in template.problems(declared.get(setting, mapped))]
+    for place, setting, template in templates(settings):
+        problems += [f"{place}: {each}" for each in template.problems(declared.get(setting, mapped))]
         if template.variables and setting not in declared:
             unused = [name for name in mapped if name not in template.variables]
-            problems += [f"{setting}: the variable {name!r} is never used" for name in unused]
+            problems += [f"{place}: the variable {name!r} is never used" for name in unused]
 
 
 def _fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
@@ -312,6 +319,10 @@ def _fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
         if value not in choices:
             raise ValueError(f"{value!r} is none of them; {nearest(str(value), choices)}")
         return value
+    if typing.get_origin(annotation) is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} is no list")
+        return [_fit(each, parts[0], sampling) for each in value]
     if annotation is Template:
         if not isinstance(value, str):
             raise ValueError(f"{value!r} is no text")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image as Pillow
 import scalecap.engines
 from scalecap.__main__ import main
 from scalecap.asking import Asked, Counts, StepAsk
-from scalecap.engines.base import Choose, Image, Request, Sampling
+from scalecap.engines.base import Choose, Image, Request, Sampling, Score, Scored, Token
 from scalecap.engines.scripted import Scripted
 from scalecap.settings import CONF, Settings, from_config
 
@@ -43,9 +44,13 @@ def compose(tmp_path: Path) -> Callable[..., Settings]:
     return compose
 
 
-def _answer(request: Request) -> str | float:
+def _answer(request: Request) -> str | float | Scored:
     """What the scripted model says, by the words of the prompt."""
     text = request.prompt.text
+    if isinstance(request, Score):
+        words = [found.span() for found in re.finditer(r"\s*\S+\s*$|\s*\S+|\s+", request.text)]
+        gain = -1.0 if request.prompt.image else 0.0
+        return Scored(tuple(Token(a, b, gain if "cat" in request.text[a:b] else -2 - gain) for a, b in words))
     if isinstance(request, Choose):
         return 0.1 if "cat" in text else 0.9
     if "strictly yes or no" in text or "Answer yes or no" in text:
@@ -53,7 +58,7 @@ def _answer(request: Request) -> str | float:
     if request.prompt.image is None:
         return (
             "A dog, brown."
-            if "Join" in text or "comprehensive" in text
+            if any(word in text for word in ("Join", "comprehensive", "Collect", "Gather", "Extract"))
             else "Describe more details about the dog."
         )
     if "position" in text:
@@ -71,7 +76,7 @@ def engines() -> dict[str, Scripted]:
 
 
 @pytest.fixture
-def answer() -> Callable[[Request], str | float]:
+def answer() -> Callable[[Request], str | float | Scored]:
     """What the scripted model says, for scripts that differ from it now and then."""
     return _answer
 

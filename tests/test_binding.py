@@ -41,6 +41,17 @@ def test_roles_are_only_those_asked(steps, roles):
     assert Pipeline.build(steps, DATA).roles == roles
 
 
+def test_an_ensemble_is_part_of_the_plan():
+    plan = Pipeline.build(changed(golden=STEPS["golden"] | {"ensemble": ["See {{ text }}?"]}), DATA).plan()
+    assert "    ensemble.0:\n      | See <text>?\n" in plan
+
+
+def test_a_class_that_only_marks_needs_no_model():
+    steps = one({"stage": "assemble", "sentences": "tags"})
+    assert Pipeline.build(steps, DATA).roles == set()
+    assert "no model" in Pipeline.build(steps, DATA).plan()
+
+
 def test_a_step_keeps_its_settings_defaults_too():
     steps = changed(golden=STEPS["golden"] | {"threshold": 1, "sampling": {"temperature": 0}})
     golden = Pipeline.build(steps, DATA, sampling=Sampling(max_tokens=9)).steps[2]
@@ -76,7 +87,7 @@ BAD = [
     (one({"stage": "other/verify"}), "x: unknown stage 'other/verify'; nearest: verify"),
     (
         one({"text": "id"}),
-        "x: names no stage: write `x: {stage: …}`; there are: answer, capsbench, caption, ",
+        "x: names no stage: write `x: {stage: …}`; there are: answer, assemble, capsbench, caption, ",
     ),
     (one("caption"), "x: names no stage"),
     (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; nearest: rule"),
@@ -88,6 +99,13 @@ BAD = [
     (one({"stage": "parse_questions", "text": "id", "max_questions": True}), "max_questions: True is no int"),
     (one({"stage": "caption"}), "caption needs 'prompt': write `prompt: ${prompts.<role>}`"),
     (one({"stage": "caption", "prompt": 3}), "prompt: 3 is no text"),
+    (changed(golden=STEPS["golden"] | {"ensemble": "Sure?"}), "golden: ensemble: 'Sure?' is no list"),
+    (changed(golden=STEPS["golden"] | {"ensemble": [3]}), "golden: ensemble: 3 is no text"),
+    (
+        changed(golden=STEPS["golden"] | {"ensemble": ["{{ text }}?", "{{ txt }}?"]}),
+        "golden: ensemble.1: unknown variable {{ txt }}; nearest: text",
+    ),
+    (one({"stage": "contrast", "texts": "tags"}), "x: rates texts as replies to one prompt: write `prompt:"),
     (one({"stage": "caption", "prompt": "{{ a"}), "prompt: line 1: unexpected end"),
     (
         one({"stage": "caption", "prompt": "{{ text }}"}),

@@ -11,6 +11,7 @@ import datasets
 import pytest
 from PIL import Image as Pillow
 
+from scalecap.engines.base import Score
 from scalecap.engines.scripted import Scripted
 from scalecap.run import run
 from scalecap.settings import CONF, Settings
@@ -38,6 +39,8 @@ def test_each_file_composes_and_its_pipeline_runs(
     group = file.parent.as_posix()
     if group != "." and not group.startswith("hydra"):
         overrides.append(f"{group}={file.stem}")
+    if group == "pipeline/check":
+        overrides.append("pipeline=scalecap")
     given = {
         "model/own.yaml": "model.vlm.name=any",
         "engine/openai.yaml": "engine.base_url=http://localhost/v1",
@@ -53,7 +56,11 @@ def test_each_file_composes_and_its_pipeline_runs(
         overrides += ["evaluate=density", *_data("jsonl", tmp_path, COLUMNS), "evaluate.caption=references"]
     summary = run(compose(*overrides), engines=engines)
     assert (summary.done, summary.failed) == (1, 0)
-    assert summary.dropped == ({} if file.stem == "none" else {"golden_sentences": 1})
+    if file.stem == "none":
+        assert not summary.dropped
+        return
+    assert summary.dropped["golden_sentences"] + summary.dropped["rated_sentences"] >= 1
+    assert summary.dropped["final_details"] == 0
     if group == "evaluate":
         assert any(name.startswith(f"{file.stem.removeprefix('scenes_')}.") for name in summary.metrics)
 
@@ -142,6 +149,13 @@ def test_compact_prompts_are_those_the_embedded_model_was_taught(compose: Compos
             "questions": "List the things in: {{ sentence }}",
             "fuse": "Join into one description:\n{{ context }}\n{{ object_info }}"
             "{% if position_info != object_info %}\n{{ position_info }}{% endif %}",
+            "collect_objects": "Collect what each thing looks like:\n{{ blocks }}",
+            "collect_positions": "Collect where each thing is:\n{{ blocks }}",
+            # These two it was not taught; it joins what it is given, which it was taught.
+            "alt_text": "{# It was taught no alternative texts; the first two sentences of this stay. #}"
+            "Join into one description:\n{{ sentences }}\n{{ details }}",
+            "index_text": "{# It was taught no search texts. #}"
+            "Join into one description:\n{{ sentences }}\n{{ details }}",
             "grounding": "Is it true? {{ text }} Answer yes or no.",
         }.items()
     )
@@ -180,6 +194,67 @@ def test_the_seed_splits_as_the_seed_does(compose: Compose):
     steps = compose("pipeline=seed").pipeline.steps
     assert steps["sentences"]["rule"] == "seed"
     assert steps["golden_sentences"]["mode"] == steps["final_details"]["mode"] == "choose"
+
+
+def test_the_paper_is_greedy_unless_told(compose: Compose):
+    assert compose("pipeline=scalecap").sampling.temperature == 0
+    assert compose("pipeline=scalecap", "sampling=seed").sampling.temperature == 0.7
+    assert compose().sampling.temperature == 0.7
+    steps = compose("pipeline=scalecap").pipeline.steps
+    assert steps["final_caption"]["sampling"]["repetition_penalty"] == 1.05
+
+
+@pytest.mark.parametrize(
+    ("check", "requests"),
+    # A caption, a question, two answers and three texts about them; then what the checks ask.
+    [
+        ("contrast", 7 + 2 + 4),
+        ("verify", 7 + 2 + 2),
+        ("both", 7 + 2 + 1 + 4 + 2),
+        ("vote", 7 + 2 + 2 + 4 + 2),
+    ],
+)
+def test_rating_and_asking_compose(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path, check: str, requests: int
+):
+    more = "also=[closing_check,alt_text,index_text]"
+    summary = run(
+        compose("pipeline=scalecap", f"pipeline/check={check}", more, "data.limit=1"), engines=engines
+    )
+    assert (summary.done, summary.failed) == (1, 0)
+    (line,) = (tmp_path / "run" / "captions.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert row["golden_sentences"] == ["There is a dog."]
+    assert row["blocks"] == [
+        {
+            "sentence": "There is a dog.",
+            "details": [
+                {"object": "the dog", "position": position, "text": text, "p_yes": p_yes}
+                for position, text in ((False, "The dog is brown."), (True, "The dog is at the left."))
+                for p_yes in [None if check == "contrast" else 0.9]
+            ],
+        }
+    ]
+    assert row["collected_objects"] == row["collected_positions"] == ["A dog, brown."]
+    assert row["final_caption"] == row["checked_caption"] == "A dog, brown."
+    assert row["assembled_caption"] == "There is a dog. The dog is brown. The dog is at the left."
+    assert row["alt_text"] == row["index_text"] == "A dog, brown."
+    # the closing check asks about one sentence
+    assert summary.counts.total.requests == requests + 1 + 2
+
+
+def test_nothing_golden_falls_back_and_says_so(
+    compose: Compose, answer: Callable[..., object], tmp_path: Path
+):
+    def blind(request):
+        return -1.0 if isinstance(request, Score) else answer(request)
+
+    engine = Scripted(blind)
+    run(compose("pipeline=scalecap", "data.limit=1"), engines={"vlm": engine, "llm": engine})
+    row = json.loads((tmp_path / "run" / "captions.jsonl").read_text())
+    assert row["golden_sentences"] == row["q_list"] == row["blocks"] == []
+    assert row["final_caption"] == row["assembled_caption"] == row["init_caption"]
+    assert row["flags"] == {"assembled_caption": ["fallback"], "final_caption": ["fallback"]}
 
 
 def test_a_users_folder_adds_options(compose: Compose, tmp_path: Path):

@@ -7,7 +7,7 @@ from scalecap import stages
 from scalecap.settings import CONF
 
 README = Path(__file__).parent.parent / "README.md"
-GROUPS = ("data", "model", "pipeline", "evaluate", "prompts", "sampling", "engine", "cache")
+GROUPS = ("data", "model", "pipeline", "also", "evaluate", "prompts", "sampling", "engine", "cache")
 
 
 def options() -> str:

@@ -86,7 +86,7 @@ class Chosen:
     """Probability of each option, summed over its spellings and normalised to one.
 
     `mass` is the probability that the model gave to all options together before that (0 to 1);
-    a small mass means that it wanted to say something else.
+    a small mass means that it wanted to say something else. It is nan where the engine can't tell.
     """
 
     probabilities: tuple[float, ...]
@@ -95,7 +95,10 @@ class Chosen:
 
 
 class Token(NamedTuple):
-    """One token of a scored text: characters `start:end`, log-probability, raw logit if known."""
+    """One token of a scored text: characters `start:end`, log-probability, raw logit if known.
+
+    The log-probability is nan where an engine tells raw logits alone.
+    """
 
     start: int
     end: int

@@ -7,8 +7,8 @@ What it does with a request:
   requests carry the name alone, and when it was dropped the pixels are sent again.
 * `choose` is one token whose log-probabilities vLLM tells for the options' spellings alone, from
   the unconstrained distribution. `score` is one prefill with `prompt_logprobs`, without the prefix
-  cache. Both need `logprobs_mode=raw_logprobs`: raw logits would leave the normaliser unknown, so a
-  scored `Token` has no `logit` here.
+  cache. By default vLLM tells log-probabilities, so a scored `Token` has no `logit`; with
+  `engine.args.logprobs_mode=raw_logits` it has that alone, and the `mass` of a choice is not known.
 
 On the CPU it computes eagerly in float32, as the transformers engine does, with at most 8,192 tokens
 of context unless `model.vlm.max_context` says more. Replies may differ from those of the
@@ -53,7 +53,14 @@ from scalecap.settings import EngineSettings, ModelSettings
 _CPU_CONTEXT = 8192
 _CPU_CACHE = 4 << 30
 """Bytes of KV cache on the CPU, unless `VLLM_CPU_KVCACHE_SPACE` or `engine.args` say otherwise."""
-_REPLY_ARGS = ("quantization", "kv_cache_dtype", "hf_overrides", "mm_processor_kwargs", "lora_modules")
+_REPLY_ARGS = (
+    "quantization",
+    "kv_cache_dtype",
+    "hf_overrides",
+    "mm_processor_kwargs",
+    "lora_modules",
+    "logprobs_mode",
+)
 """Engine arguments that change replies, and so are part of the identity."""
 _KNOWN_IMAGES = 4096
 _DROPPED = ("data is not provided", "Expected a cached item")
@@ -104,6 +111,7 @@ async def open_vllm(model: ModelSettings, engine: EngineSettings) -> "VllmEngine
                     concurrency=engine.concurrency
                     or min(config.scheduler_config.max_num_seqs, 32 if cpu else 256),
                     output=output,
+                    logits=config.model_config.logprobs_mode == "raw_logits",
                 )
         except Exception as error:
             raise _failure(model, error, output) from error
@@ -114,8 +122,10 @@ def _check(args: dict[str, Any], known: list[str]) -> None:
     for key in args:
         if key not in known:
             raise ModelError(f"engine.args.{key} is no argument of vLLM; {nearest(key, known)}")
-    if args.get("logprobs_mode", "raw_logprobs") != "raw_logprobs":
-        raise ModelError("engine.args.logprobs_mode must stay raw_logprobs: choices are read from it")
+    if args.get("logprobs_mode", "raw_logprobs") not in ("raw_logprobs", "raw_logits"):
+        raise ModelError(
+            "engine.args.logprobs_mode must be raw_logprobs or raw_logits: choices are read from it"
+        )
 
 
 def _arguments(model: ModelSettings, weights: Weights, cpu: bool) -> dict[str, Any]:
@@ -203,7 +213,14 @@ class VllmEngine:
     """Engine over an `AsyncLLM`; lives on the event loop that opened it."""
 
     def __init__(
-        self, llm: Any, chat: Chat, *, identity: str, concurrency: int, output: IO[str] | None
+        self,
+        llm: Any,
+        chat: Chat,
+        *,
+        identity: str,
+        concurrency: int,
+        output: IO[str] | None,
+        logits: bool = False,
     ) -> None:
         self.identity = identity
         self.context_length: int | None = llm.model_config.max_model_len
@@ -213,6 +230,7 @@ class VllmEngine:
         self._llm = llm
         self._chat = chat
         self._output = output
+        self._logits = logits
         self._closed = False
         if output:
             output.truncate(0)  # what was printed while loading is not what an engine died of
@@ -239,18 +257,20 @@ class VllmEngine:
         return Generated(self._chat.decode(list(reply.token_ids)), finish, _usage(output))  # type: ignore[arg-type]
 
     async def choose(self, request: Choose) -> Chosen:
-        """Compare the options as the reply's first token; `mass` is exact."""
+        """Compare the options as the reply's first token; `mass` is exact, or nan from raw logits."""
         if request.options not in self._told:
             self._told[request.options] = spellings(self._chat.encode, request.options)
         told = self._told[request.options]
         tokens = [token for option in told for token in option]
         output = await self._ask(request.prompt, [], 1, temperature=0.0, logprob_token_ids=tokens)
         logprobs = output.outputs[0].logprobs[0]
-        each = [math.fsum(math.exp(logprobs[token].logprob) for token in option) for option in told]
+        most = max(logprobs[token].logprob for token in tokens) if self._logits else 0.0
+        each = [math.fsum(math.exp(logprobs[token].logprob - most) for token in option) for option in told]
         mass = math.fsum(each)
         if mass == 0:
             return Chosen(tuple(1 / len(each) for _ in each), 0.0, _usage(output))
-        return Chosen(tuple(share / mass for share in each), min(mass, 1.0), _usage(output))
+        known = math.nan if self._logits else min(mass, 1.0)
+        return Chosen(tuple(share / mass for share in each), known, _usage(output))
 
     async def score(self, request: Score) -> Scored:
         """Rate a text as the reply; tokens that share a character are told as one, summed."""
@@ -260,9 +280,11 @@ class VllmEngine:
         output = await self._ask(request.prompt, tokens, 1, temperature=0.0, prompt_logprobs=0)
         told = output.prompt_logprobs[-len(tokens) :]
         logprobs = iter([entry[token].logprob for entry, token in zip(told, tokens, strict=True)])
-        scored = [
-            Token(start, end, math.fsum(itertools.islice(logprobs, count))) for start, end, count in spans
-        ]
+        sums = [(start, end, math.fsum(itertools.islice(logprobs, count))) for start, end, count in spans]
+        if self._logits:
+            scored = [Token(start, end, math.nan, value) for start, end, value in sums]
+        else:
+            scored = [Token(*each) for each in sums]
         return Scored(tuple(scored), _usage(output)._replace(generated_tokens=0))
 
     async def close(self) -> None:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
-from scalecap.prompts import Template
 from scalecap.scenes import lessons, tower
 from scalecap.scenes.lessons import CAPTIONED, CHECKED, PLACED, Curriculum, Lesson, Render
 from scalecap.scenes.model import (
@@ -55,20 +54,17 @@ _TAUGHT = {
     "verify": [*["compact"] * 12, "seed", "strict"],
     "questions": ["compact"],
     "fuse": ["compact"],
+    "collect_objects": ["compact"],
+    "collect_positions": ["compact"],
 }
 """Variants under `conf/prompts/<role>/`, the repeated ones asked more often."""
-
-_COLLECT = {
-    "collect_objects": "Collect what each thing looks like:\n{{ blocks }}",
-    "collect_positions": "Collect where each thing is:\n{{ blocks }}",
-}
 
 
 def taught_prompts() -> dict[str, list[Render]]:
     """The templates of a run, by role, as the lessons ask with them."""
-    taught = {role: [Template(text)] for role, text in _COLLECT.items()}
-    for role, variants in _TAUGHT.items():
-        taught[role] = [lessons.shipped(role, variant) for variant in variants]
+    taught = {
+        role: [lessons.shipped(role, variant) for variant in variants] for role, variants in _TAUGHT.items()
+    }
     taught["verify"].append(lessons.shipped("verify_details", "seed"))
     return {role: [template.render for template in group] for role, group in taught.items()}
 

@@ -18,7 +18,7 @@ so a call never writes to `self`. With side columns it returns a tuple:
 The name is the function's, or the class's in snake_case; outside this package it begins with the
 outer package's name (`package/name`). `variables` names what fills each prompt. A class may define
 `check(self, columns) -> str | None`, given the names of the column parameters that are bound: the
-text of a problem that is found before any model loads.
+text of a problem that is found before any model loads. One that only marks rows says `role = None`.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
 """Write the final caption from what was found true."""
 
 from collections.abc import Collection
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from scalecap.prompts import Template
+from scalecap.shortening import by_probability, from_the_end, generate_fitting, probabilities
 from scalecap.stages import Ask, PromptTooLong, Role, Sampling, stage
 
 
@@ -12,11 +13,14 @@ class Fuse:
     """Organises sentences and details into one caption, from texts alone.
 
     A row without a sentence asks nothing and falls back (`fallback: initial`, the column `initial`,
-    or `fallback: empty`), marked "fallback".
+    or `fallback: empty`), marked "fallback". Without a detail there is nothing to join: the sentences are
+    the caption, and nothing is asked.
 
-    A prompt too long for the model loses details from the end, each time from the longer of the two
-    lists (positions when equal), until it takes about three quarters of the context; marked
-    "shortened". When no detail is left and it is still too long, the row fails.
+    A prompt too long for the model loses details until it takes about three quarters of the context,
+    marked "shortened": those with the lowest P(yes) first when `scores`, the side column of their
+    check, tells it of all, else from the end, each time from the longer of the two lists (positions
+    when equal). When it is still too long with no detail left, the sentences themselves are the
+    caption, marked "fallback" too.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("context", "object_info", "position_info")}
@@ -45,37 +49,37 @@ class Fuse:
         object_info: list[str],
         position_info: list[str],
         initial: str | None = None,
+        scores: list[dict[str, Any]] | None = None,
     ) -> str:
         if not context:
             ask.mark("fallback")
             return (initial or "") if self.fallback == "initial" else ""
-        objects, positions = list(object_info), list(position_info)
-        shortened = False
-        while True:
-            prompt = self._render(context, objects, positions)
-            try:
-                reply = await ask.generate(prompt, model=self.model, sampling=self.sampling)
-            except PromptTooLong as error:
-                if not objects and not positions:
-                    raise
-                shortened = True
-                surplus = len(prompt) * max(0.0, 1 - 0.75 * error.limit / max(error.tokens, 1))
-                self._shorten(objects, positions, surplus)
-            else:
-                if shortened:
-                    ask.mark("shortened")
-                return reply.text
+        if not object_info and not position_info:
+            return " ".join(context)
+        # The same details twice are dropped from both at once.
+        lists = [object_info] if object_info == position_info else [object_info, position_info]
+        details = [detail for each in lists for detail in each]
+        known = probabilities(scores)
+        order = by_probability([known.get(detail) for detail in details])
 
-    def _render(self, context: list[str], objects: list[str], positions: list[str]) -> str:
-        return self.prompt.render(
-            context="\n".join(context), object_info="\n".join(objects), position_info="\n".join(positions)
-        )
+        def render(dropped: Collection[int]) -> str:
+            kept, first = [], 0
+            for each in lists:
+                kept.append("\n".join(text for at, text in enumerate(each, first) if at not in dropped))
+                first += len(each)
+            return self.prompt.render(context="\n".join(context), object_info=kept[0], position_info=kept[-1])
 
-    @staticmethod
-    def _shorten(objects: list[str], positions: list[str], surplus: float) -> None:
-        """Drop at least one detail, and `surplus` characters' worth of them if there are so many."""
-        while objects or positions:
-            longer = objects if len(objects) > len(positions) else positions
-            surplus -= len(longer.pop()) + 1
-            if surplus <= 0:
-                break
+        try:
+            reply = await generate_fitting(
+                ask,
+                render,
+                [len(detail) * (2 // len(lists)) for detail in details],
+                from_the_end(lists) if order is None else order,
+                model=self.model,
+                sampling=self.sampling,
+            )
+        except PromptTooLong:
+            ask.mark("shortened")
+            ask.mark("fallback")
+            return " ".join(context)
+        return reply.text

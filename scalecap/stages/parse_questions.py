@@ -2,7 +2,7 @@
 
 from scalecap.stages import stage
 
-_ASKS = "Describe more details about"
+ASKS = "Describe more details about"
 
 
 @stage
@@ -14,8 +14,8 @@ def parse_questions(text: str, *, max_questions: int = 20) -> list[str]:
     """
     found: list[str] = []
     for line in text.split("\n"):
-        if _ASKS in line:
+        if ASKS in line:
             before, stop, _ = line[line.index("Describe") :].strip().partition(".")
             found.append(before + stop)
     objects = list(dict.fromkeys(found))[: max(max_questions, 0)]
-    return objects + [question.replace(_ASKS, f"{_ASKS} the position of") for question in objects]
+    return objects + [question.replace(ASKS, f"{ASKS} the position of") for question in objects]

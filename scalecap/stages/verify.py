@@ -1,5 +1,6 @@
 """Keep the texts that the picture supports."""
 
+import math
 import re
 from typing import Any, ClassVar, Literal
 
@@ -14,14 +15,18 @@ class Verify:
     `mode: choose` reads the probability of yes from one token and keeps a text from `threshold` up;
     `mode: sampled` samples a reply and keeps a text when the reply's first word is yes. The side
     column `scores` has every text: {text, p_yes, kept}, with p_yes null when sampled.
+
+    `ensemble` is a list of further prompts. The probability is then the mean over all of them; when
+    sampled, more than half must say yes.
     """
 
-    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",)}
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",), "ensemble": ("text",)}
 
     def __init__(
         self,
         *,
         prompt: Template,
+        ensemble: list[Template] | None = None,
         threshold: float = 0.5,
         mode: Literal["choose", "sampled"] = "choose",
         model: Role = "vlm",
@@ -29,7 +34,8 @@ class Verify:
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold: {threshold} is no probability (0 to 1)")
-        self.prompt, self.threshold, self.mode = prompt, threshold, mode
+        self.prompts = [prompt, *(ensemble or [])]
+        self.threshold, self.mode = threshold, mode
         self.model, self.sampling = model, sampling
 
     async def __call__(
@@ -39,12 +45,18 @@ class Verify:
         return [score["text"] for score in scores if score["kept"]], scores
 
     async def _score(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:
-        prompt = self.prompt.render(text=text)
+        prompts = [prompt.render(text=text) for prompt in self.prompts]
         if self.mode == "sampled":
-            reply = await ask.generate(prompt, image=image, model=self.model, sampling=self.sampling)
-            return {"text": text, "p_yes": None, "kept": says_yes(reply.text)}
-        chosen = await ask.choose(prompt, ("yes", "no"), image=image, model=self.model)
-        p_yes = chosen.probabilities[0]
+            replies = await together(
+                ask.generate(prompt, image=image, model=self.model, sampling=self.sampling)
+                for prompt in prompts
+            )
+            yes = sum(says_yes(reply.text) for reply in replies)
+            return {"text": text, "p_yes": None, "kept": 2 * yes > len(replies)}
+        answers = await together(
+            ask.choose(prompt, ("yes", "no"), image=image, model=self.model) for prompt in prompts
+        )
+        p_yes = math.fsum(chosen.probabilities[0] for chosen in answers) / len(answers)
         return {"text": text, "p_yes": p_yes, "kept": p_yes >= self.threshold}
 
 

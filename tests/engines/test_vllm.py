@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import signal
@@ -134,7 +135,7 @@ async def test_what_it_says_of_wrong_settings(tiny_model: Path) -> None:
     model = ModelSettings(name=str(tiny_model))
     for args, words in [
         ({"tensor_paralel_size": 2}, "tensor_paralel_size .*: tensor_parallel_size"),
-        ({"logprobs_mode": "raw_logits"}, "raw_logprobs"),
+        ({"logprobs_mode": "processed_logits"}, "raw_logprobs or raw_logits"),
     ]:
         with pytest.raises(ModelError, match=words):
             await open_vllm(model, EngineSettings(args=args))
@@ -147,7 +148,9 @@ async def test_a_request_alone_fails(engine: VllmEngine) -> None:
     assert (await engine.generate(Generate(Prompt("?"), GREEDY))).usage.prompt_tokens
 
 
-async def test_old_rope_settings_and_death(tiny_model: Path, tmp_path: Path) -> None:
+async def test_old_rope_settings_raw_logits_and_death(
+    tiny_model: Path, tmp_path: Path, picture: Picture
+) -> None:
     folder = tmp_path / "old"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -155,10 +158,22 @@ async def test_old_rope_settings_and_death(tiny_model: Path, tmp_path: Path) -> 
     config["text_config"]["rope_theta"] = rope["rope_theta"]
     config["text_config"]["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
     (folder / "config.json").write_text(json.dumps(config))
-    opened = await open_vllm(ModelSettings(name=str(folder)), SETTINGS)
+    raw = EngineSettings(args=SETTINGS.args | {"logprobs_mode": "raw_logits"})
+    opened = await open_vllm(ModelSettings(name=str(folder)), raw)
+    assert opened.identity.endswith("logprobs_mode=raw_logits")
     expected = await open_transformers(ModelSettings(name=str(tiny_model)), EngineSettings())
     ask = Generate(Prompt(LONG), GREEDY)
     assert (await opened.generate(ask)).text == (await expected.generate(ask)).text
+    for image in (None, picture(1)):
+        score = Score(Prompt(LONG, image), "A cat, 一只狗.")
+        found, wanted = (await opened.score(score)).tokens, (await expected.score(score)).tokens
+        assert [token[:2] for token in found] == [token[:2] for token in wanted]
+        assert [token.logit for token in found] == pytest.approx([token.logit for token in wanted], abs=1e-3)
+        assert all(math.isnan(token.logprob) for token in found)
+        choice = Choose(Prompt(LONG, image))
+        chosen, like = await opened.choose(choice), await expected.choose(choice)
+        assert chosen.probabilities == pytest.approx(like.probabilities, abs=1e-4)
+        assert math.isnan(chosen.mass)
     endless = asyncio.create_task(opened.generate(Generate(Prompt(LONG), Sampling(max_tokens=1500))))
     await asyncio.sleep(0.2)
     for child in _children(os.getpid()):

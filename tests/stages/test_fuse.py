@@ -7,13 +7,14 @@ from scalecap.stages.fuse import Fuse
 PROMPT = Template("{{ context }}|{{ object_info }}|{{ position_info }}")
 
 
-async def fuse(asked, context=(), objects=(), positions=(), *, initial="first", **settings):
+async def fuse(asked, context=(), objects=(), positions=(), *, initial="first", scores=None, **settings):
     return await Fuse(prompt=PROMPT, **settings)(
         asked.ask,
         context=list(context),
         object_info=list(objects),
         position_info=list(positions),
         initial=initial,
+        scores=scores,
     )
 
 
@@ -74,11 +75,45 @@ async def test_a_wrong_estimate_still_drops_until_it_fits(asking):
     assert asked.texts == ["x|a\nb|c\nd", "x|a\nb|c", "x|a|c", "x|a|"]
 
 
-async def test_nothing_left_to_drop_fails(asking):
+async def test_nothing_left_to_drop_gives_the_sentences(asking):
     asked = asking(window(3))
-    with pytest.raises(PromptTooLong):
-        await fuse(asked, ["xxxx"], ["a"], ["b"])
-    assert asked.flags == []
+    assert await fuse(asked, ["xxxx", "yy"], ["a"], ["b"]) == "xxxx yy"
+    assert asked.flags == ["shortened", "fallback"]
+
+
+async def test_without_details_there_is_nothing_to_ask(asking):
+    asked = asking(window(99))
+    assert await fuse(asked, ["A dog.", "A cat."]) == "A dog. A cat."
+    assert (asked.requests, asked.flags) == ([], [])
+
+
+async def test_the_least_probable_details_go_first(asking):
+    asked = asking(window(22))
+    scores = [
+        *({"text": text, "p_yes": p_yes, "kept": True} for text, p_yes in (("aaaa", 0.9), ("bbbb", 0.6))),
+        {"text": "dropped", "p_yes": 0.1, "kept": False},
+        *({"text": text, "p_yes": p_yes, "kept": True} for text, p_yes in (("cccc", 0.7), ("dddd", 0.8))),
+    ]
+    assert await fuse(asked, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores) == "fused"
+    assert asked.texts == ["x|aaaa\nbbbb|cccc\ndddd"]
+    asked = asking(window(16))
+    assert await fuse(asked, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores) == "fused"
+    assert asked.texts[1:] == ["x|aaaa|dddd"]
+    assert asked.flags == ["shortened"]
+
+
+async def test_one_unknown_probability_and_they_go_from_the_end(asking):
+    asked = asking(window(16))
+    scores = [{"text": "aaaa", "p_yes": 0.1, "kept": True}, {"text": "bbbb", "p_yes": None, "kept": True}]
+    await fuse(asked, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores)
+    assert asked.texts[1:] == ["x|aaaa|cccc"]
+
+
+async def test_the_same_details_twice_are_dropped_from_both(asking):
+    asked = asking(window(16))
+    scores = [{"text": text, "p_yes": p, "kept": True} for text, p in (("aaaa", 0.2), ("bbbb", 0.9))]
+    await fuse(asked, ["x"], ["aaaa", "bbbb"], ["aaaa", "bbbb"], scores=scores)
+    assert asked.texts[1:] == ["x|bbbb|bbbb"]
 
 
 def test_check_names_the_column_that_the_fallback_needs():

@@ -41,6 +41,23 @@ async def test_sampled_reads_the_first_word(asking, image):
     assert all(isinstance(r, Generate) and r.prompt.image == image for r in asked.requests)
 
 
+async def test_an_ensemble_takes_the_mean_over_its_prompts(asking, image):
+    p_yes = {"Is 'a' true?": 0.9, "See a?": 0.3, "Is 'b' true?": 0.5, "See b?": 0.4}
+    asked = asking(lambda request: p_yes[request.prompt.text])
+    stage = Verify(prompt=PROMPT, ensemble=[Template("See {{ text }}?")])
+    texts, scores = await stage(asked.ask, texts=["a", "b"], image=image)
+    assert texts == ["a"]
+    assert [score["p_yes"] for score in scores] == pytest.approx([0.6, 0.45])
+    assert len(asked.requests) == 4
+
+
+async def test_a_sampled_ensemble_needs_more_than_half(asking, image):
+    asked = asking(lambda request: "Yes." if "'" in request.prompt.text else "No.")
+    for more, kept in ((["{{ text }}?"], []), (["'{{ text }}'?", "{{ text }}?"], ["a"])):
+        stage = Verify(prompt=PROMPT, ensemble=[Template(each) for each in more], mode="sampled")
+        assert (await stage(asked.ask, texts=["a"], image=image))[0] == kept
+
+
 async def test_no_text_asks_nothing(asking, image):
     asked = asking(p_yes)
     assert await Verify(prompt=PROMPT)(asked.ask, texts=[], image=image) == ([], [])

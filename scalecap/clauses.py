@@ -1,0 +1,134 @@
+"""A text cut into sentences, clauses and words, every character in exactly one piece.
+
+Sentences end at a mark that ends one (not in "3.5", "Dr." or "1."), at a Chinese or Japanese mark, and at
+a line break. Clauses are what commas cut a sentence into. Nothing is lost: the pieces, joined, are the text.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+_CLOSERS = "\"'”’»)\\]）】」』》*_"
+# A Latin mark needs white space after it (3.5 and a.org stay whole), a Chinese or Japanese one does not.
+_END = re.compile(
+    rf"(?P<latin>[.!?…]+)(?P<closed>[{_CLOSERS}]*)(?=\s|$)"
+    rf"|[。！？]+[{_CLOSERS}]*(?![,.!?…，、；：。！？{_CLOSERS}])"
+)
+_NEAR = 100
+"""Characters around a mark that tell whether it ends a sentence."""
+_NEVER_END = re.compile(
+    "dr|mr|mrs|ms|prof|st|mt|rev|gen|sen|gov|capt|lt|col|sgt|fig|vs|approx|ca|cf|e\\.g|i\\.e|esp|incl", re.I
+)
+_END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|jr|sr|a\\.m|p\\.m|ft|oz|lb|lbs|min|max", re.I)
+# 1,200 stays whole; 、 only lists words.
+_COMMA = re.compile(rf"(?:,[{_CLOSERS}]*(?=\s)|[，،][{_CLOSERS}]*)")
+_LAST_MARK = re.compile(rf"[.!?…。！？]+[{_CLOSERS}]*\s*$")
+_WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*(?:['’\-][^\W_]+)*")
+
+
+class Span(NamedTuple):
+    """Characters `start:end` of a text."""
+
+    start: int
+    end: int
+
+
+def sentences(text: str) -> list[Span]:
+    """Spans that cover the text once, each a sentence with the white space before it, as tokens have it.
+
+    White space at the text's end belongs to the last; a text of white space alone is one span, an empty
+    text has none.
+    """
+    cuts = []
+    at = 0
+    for line in text.splitlines(keepends=True):
+        cuts += [at + cut for cut in _ends_of_sentences(line)]
+        at += len(line)
+        cuts.append(at)
+    return _tiled(text, cuts)
+
+
+def clauses(text: str) -> list[Span]:
+    """Spans that cover a sentence once, cut after its commas."""
+    return _tiled(text, (comma.end() for comma in _COMMA.finditer(text)))
+
+
+def words(text: str) -> list[Span]:
+    """The words of a text, in order: letters and digits, inner apostrophes, hyphens and decimal points."""
+    return [Span(*found.span()) for found in _WORD.finditer(text)]
+
+
+def left(pieces: Sequence[tuple[str, bool]]) -> str:
+    """What is left of a sentence when only some of its clauses are kept, stripped.
+
+    When the last one is dropped, the sentence's own last mark takes the place of the comma before it.
+
+    Args:
+        pieces: the clauses as they stand in the text, and whether each is kept.
+    """
+    kept = "".join(text for text, keep in pieces if keep).strip()
+    if not kept or pieces[-1][1]:
+        return kept
+    mark = _LAST_MARK.search(pieces[-1][0])
+    kept = re.sub(rf"[,，،]([{_CLOSERS}]*)$", r"\1", kept)
+    return kept + (mark.group().strip() if mark else "")
+
+
+def overlap(spans: Iterable[Span], others: Sequence[Span]) -> Iterator[tuple[int, int]]:
+    """Pairs of indices of spans that share a character; both in order, neither overlapping itself."""
+    first = 0
+    for index, (start, end) in enumerate(spans):
+        while first < len(others) and others[first].end <= start:
+            first += 1
+        other = first
+        while other < len(others) and others[other].start < end:
+            if min(end, others[other].end) > max(start, others[other].start):
+                yield index, other
+            other += 1
+
+
+def _tiled(text: str, cuts: Iterable[int]) -> list[Span]:
+    """The text's spans between the cuts; white space alone joins the span after it, at the end the last."""
+    spans: list[Span] = []
+    start = looked = 0
+    for cut in cuts:
+        if text[looked:cut].strip():
+            spans.append(Span(start, cut))
+            start = cut
+        looked = cut
+    if start < len(text):
+        if spans and not text[start:].strip():
+            start = spans.pop().start
+        spans.append(Span(start, len(text)))
+    return spans
+
+
+def _ends_of_sentences(line: str) -> Iterator[int]:
+    """Where sentences of a line end, the last one's end not told."""
+    start = 0
+    for end in _END.finditer(line):
+        # No more of the line than is looked at, or many marks in a very long one would take for ever.
+        before = line[max(start, end.start() - _NEAR) : end.start()]
+        after = line[end.end() : end.end() + _NEAR].lstrip()
+        if end["latin"] is None or _ends(before, end, after):
+            start = end.end()
+            yield start
+
+
+def _ends(before: str, end: re.Match[str], after: str) -> bool:
+    """Whether the mark `end` closes the sentence `before`, with `after` next on the line."""
+    goes_on = after[:1].islower()
+    if end["closed"].strip("*_") or end["latin"].endswith(("..", "…")):
+        return not goes_on  # 'he says "Stop!" and waits'; "a dog... or a wolf"
+    if end["latin"] != ".":
+        return True
+    word = before.split()[-1].lstrip("(\"'“‘[*_") if before.strip() else ""
+    if re.fullmatch(r"[A-Z](\.[A-Z])*", word) and word != "I":
+        return False  # J. K. Rowling, the U.S. flag
+    if re.fullmatch(r"\d+|[a-z]", before.strip()):
+        return False  # 1. first of a list
+    if word.lower() == "no":
+        return not after[:1].isdigit()
+    if _END_BEFORE_CAPITAL.fullmatch(word):
+        return not goes_on
+    return not _NEVER_END.fullmatch(word)

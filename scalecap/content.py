@@ -1,0 +1,45 @@
+"""Which words of a text say something about a picture: the paper's content words.
+
+They are adjectives, adverbs, nouns, numbers, names, verbs and interjections (ADJ, ADV, NOUN, NUM, PROPN,
+VERB, INTJ). Parts of speech are those of TextBlob's pattern tagger, whose English lexicon and rules come
+inside its wheel. A word that it does not know counts, so text in another language is rated whole. Forms of
+be, have and do and modal verbs never count: they are auxiliaries nearly everywhere.
+"""
+
+from importlib.util import find_spec
+
+from scalecap.clauses import Span, words
+
+_TAGS = ("JJ", "RB", "NN", "CD", "VB", "UH", "FW")
+"""First letters of the Penn Treebank's tags of content words."""
+_AUXILIARIES = frozenset([
+    "am", "is", "are", "was", "were", "be", "been", "being", "has", "have", "had", "having", "do", "does",
+    "did", "can", "could", "may", "might", "must", "shall", "should", "will", "would", "ought", "not",
+])  # fmt: skip
+
+
+def problem() -> str | None:
+    """What keeps `content` from working here, with the mend; None when nothing does."""
+    if find_spec("textblob") is None:
+        return 'words: content needs TextBlob: pip install "scalecap[cpu]", or write `words: all`'
+    return None
+
+
+def content(text: str) -> list[Span]:
+    """The content words of a text, in order."""
+    from textblob.taggers import PatternTagger
+
+    found = words(text)
+    stems = [_stem(text[start:end]) for start, end in found]
+    tagged = PatternTagger().tag(" ".join(stems), tokenize=False) if stems else []
+    return [
+        span
+        for span, stem, (_, tag) in zip(found, stems, tagged, strict=True)
+        if tag.startswith(_TAGS) and stem.lower() not in _AUXILIARIES
+    ]
+
+
+def _stem(word: str) -> str:
+    """The word without what a contraction or genitive adds: "dog's" is a dog, "isn't" is "is"."""
+    stem, mark, _ = word.replace("’", "'").partition("'")
+    return stem[:-1] if mark and word.lower().endswith("t") and stem.lower().endswith("n") else stem

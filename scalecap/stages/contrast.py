@@ -1,0 +1,165 @@
+"""Keep the clauses that the picture makes likelier: ScaleCap's contrastive sentence rating."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from scalecap.clauses import Span, clauses, left, overlap, sentences
+from scalecap.content import content, problem
+from scalecap.prompts import Template
+from scalecap.stages import Ask, Image, Role, Scored, stage, together
+
+Values = Literal["auto", "logits", "logprobs"]
+
+
+class Gap(NamedTuple):
+    """How much likelier the picture makes the token at characters `start:end`."""
+
+    start: int
+    end: int
+    gap: float
+
+
+@stage(side=["scores"])
+class Contrast:
+    """Rates texts with and without the picture and keeps the clauses that it makes likelier.
+
+    Each text is read twice as the reply to the same prompt, with the picture and without it. A token's
+    gap is its value with the picture minus that without; a clause (what commas cut a sentence into)
+    stays when the largest gap of its content words is above `threshold`, a sentence is what is left of
+    its clauses, and a clause without a content word goes with the others of its sentence (ScaleCap,
+    arXiv 2506.19848). `threshold: null` keeps everything and asks nothing.
+
+    `texts` is a caption, rated whole and told sentence by sentence, or a list of texts, each rated and
+    told by itself. The prompt is `prompt`, or for answers the column `questions`, one a text.
+
+    `words: content` needs TextBlob; `words: all` rates every token, marks too, as the authors' release
+    does. `values: logits` compares raw logits, as that release does, where the engine tells them
+    (transformers, and vLLM with `logprobs_mode=raw_logits`); `values: logprobs` compares
+    log-probabilities, a ratio of probabilities. They differ at each token by how much the picture
+    moves the log-sum of all logits there, which log-probabilities have taken off. `auto` takes logits
+    where there are any.
+
+    The side column `scores` has {text, kept, remains, clauses: [{text, gap, kept}], tokens: [{text,
+    gap}]}; clauses and tokens cover the text once (a token stands where it begins), and a gap is null
+    where nothing was rated.
+    """
+
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ()}
+
+    def __init__(
+        self,
+        *,
+        prompt: Template | None = None,
+        threshold: float | None = 0.0,
+        words: Literal["content", "all"] = "content",
+        values: Values = "auto",
+        model: Role = "vlm",
+    ) -> None:
+        if words == "content":
+            if missing := problem():
+                raise ValueError(missing)
+            content("loads the lexicon now, while no row waits")
+        self.prompt, self.threshold, self.words, self.values = prompt, threshold, words, values
+        self.model = model
+
+    def check(self, columns: Collection[str]) -> str | None:
+        if (self.prompt is None) == ("questions" not in columns):
+            return (
+                "rates texts as replies to one prompt: write `prompt: ${prompts.caption}` for captions,"
+                " or `questions: <column>` for answers, not both"
+            )
+        return None
+
+    async def __call__(
+        self, ask: Ask, *, texts: str | list[str], image: Image, questions: list[str] | None = None
+    ) -> tuple[list[str], list[dict[str, Any]]]:
+        given = [texts] if isinstance(texts, str) else texts
+        asked = [self.prompt.render()] * len(given) if self.prompt else questions or []
+        if len(asked) != len(given):
+            raise ValueError(f"there are {len(given)} texts to rate and {len(asked)} questions")
+        rated = await together(
+            self._gaps(ask, prompt, text, image) for prompt, text in zip(asked, given, strict=True)
+        )
+        scores = []
+        for text, gaps in zip(given, rated, strict=True):
+            spans = sentences(text)
+            groups = [[span] for span in spans] if isinstance(texts, str) else [spans]
+            scores += [self._record(text, group, gaps) for group in groups]
+        if isinstance(texts, str):
+            scores = [score for score in scores if score["text"]]
+        return [score["remains"] for score in scores if score["kept"]], scores
+
+    async def _gaps(self, ask: Ask, prompt: str, text: str, image: Image) -> list[Gap]:
+        """The gap of each token; none when nothing is asked."""
+        if not text.strip() or self.threshold is None:
+            return []
+        seen, unseen = await together(
+            ask.score(prompt, text, image=picture, model=self.model) for picture in (image, None)
+        )
+        return find_gaps(seen, unseen, self.values)
+
+    def _record(self, text: str, group: Sequence[Span], gaps: Sequence[Gap]) -> dict[str, Any]:
+        """What is told of sentences that are neighbours in the text."""
+        start, end = (group[0].start, group[-1].end) if group else (0, 0)
+        told, remains = [], []
+        for sentence in group:
+            rated = self._rate(text, sentence, gaps)
+            told += rated
+            remains.append(left([(clause["text"], clause["kept"]) for clause in rated]))
+        return {
+            "text": text[start:end].strip(),
+            "kept": any(remains),
+            "remains": " ".join(filter(None, remains)),
+            "clauses": told,
+            "tokens": [
+                {"text": text[gap.start : gap.end], "gap": round(gap.gap, 6)}
+                for gap in gaps
+                if start <= gap.start < end
+            ],
+        }
+
+    def _rate(self, text: str, sentence: Span, gaps: Sequence[Gap]) -> list[dict[str, Any]]:
+        """The sentence's clauses, each with its largest gap, and whether it stays."""
+        line = text[slice(*sentence)]
+        counted = content(line) if self.words == "content" else [Span(0, len(line))]
+        tokens = [Span(gap.start - sentence.start, gap.end - sentence.start) for gap in gaps]
+        told: list[dict[str, Any]] = []
+        for start, end in clauses(line):
+            words = [Span(max(a, start), min(b, end)) for a, b in counted if min(b, end) > max(a, start)]
+            found = [gaps[token].gap for token, _ in overlap(tokens, words)]
+            told.append({"text": line[start:end], "gap": round(max(found), 6) if found else None})
+        likelier = [
+            clause["gap"] is not None and self.threshold is not None and clause["gap"] > self.threshold
+            for clause in told
+        ]
+        for clause, kept in zip(told, likelier, strict=True):
+            goes_along = clause["gap"] is None and any(likelier)
+            clause["kept"] = self.threshold is None or kept or goes_along
+        return told
+
+
+def find_gaps(seen: Scored, unseen: Scored, values: Values) -> list[Gap]:
+    """Each token's value with the picture minus that without.
+
+    Raises:
+        ValueError: the engine tells no raw logits, or cut the text into other tokens the second time.
+    """
+    if [token[:2] for token in seen.tokens] != [token[:2] for token in unseen.tokens]:
+        raise ValueError("without the picture the engine cut the text into other tokens")
+    pairs = list(zip(seen.tokens, unseen.tokens, strict=True))
+    logits = [
+        Gap(a.start, a.end, a.logit - b.logit)
+        for a, b in pairs
+        if a.logit is not None and b.logit is not None
+    ]
+    if values != "logprobs" and len(logits) == len(pairs):
+        return logits
+    if values == "logits":
+        raise ValueError(
+            "this engine tells no raw logits: write `values: logprobs`, or take engine=transformers,"
+            " or engine=vllm with engine.args.logprobs_mode=raw_logits"
+        )
+    if any(math.isnan(token.logprob) for token in seen.tokens):
+        raise ValueError("this engine tells raw logits alone: write `values: logits`")
+    return [Gap(a.start, a.end, a.logprob - b.logprob) for a, b in pairs]

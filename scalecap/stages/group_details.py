@@ -1,0 +1,52 @@
+"""Put each detail to the sentence that brought its object."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from scalecap.stages import Columns, stage
+
+
+@stage
+def group_details(sentences: list[str], about: list[dict[str, Any]], checks: Columns) -> list[dict[str, Any]]:
+    """Blocks, one a sentence: {sentence, details: [{object, position, text, p_yes}]}.
+
+    `about` is the side column of the questions; `checks` names the side columns `scores` of one check
+    of their answers, or of several, each of which read what the one before it kept.
+    """
+    blocks: list[dict[str, Any]] = [{"sentence": sentence, "details": []} for sentence in sentences]
+    for asked, score in zip(about, chain(list(checks.values())), strict=True):
+        if score is not None:
+            detail = {"object": asked["object"], "position": asked["position"], **score}
+            blocks[asked["sentence"]]["details"].append(detail)
+    return blocks
+
+
+def chain(checks: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any] | None]:
+    """Of each text of the first check: what is left of it after all, and its P(yes); None if it was dropped.
+
+    Raises:
+        ValueError: a check did not read what the one before it kept.
+    """
+    first, *later = checks
+    state = [_kept(score) for score in first]
+    for check in later:
+        waiting = [place for place, left in enumerate(state) if left is not None]
+        if len(waiting) != len(check):
+            raise ValueError(f"a check kept {len(waiting)} texts and the next one read {len(check)}")
+        for place, score in zip(waiting, check, strict=True):
+            before, now = state[place], _kept(score)
+            if now is not None and now["p_yes"] is None and before is not None:
+                now["p_yes"] = before["p_yes"]
+            state[place] = now
+    return state
+
+
+def _kept(score: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not score["kept"]:
+        return None
+    return {"text": score.get("remains", score["text"]), "p_yes": score.get("p_yes")}
+
+
+def details(blocks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All details of the blocks, in order."""
+    return [detail for block in blocks for detail in block["details"]]

@@ -1,0 +1,44 @@
+"""Read what to ask about out of a model's replies, one a sentence."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from scalecap.stages import stage
+from scalecap.stages.parse_questions import ASKS
+
+_ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
+_MARKS = " \t\"'“”‘’*_`[]()<>.,;:!?"
+
+
+@stage(side=["about"])
+def parse_objects(texts: list[str], *, budget: int | None = None) -> tuple[list[str], list[dict[str, Any]]]:
+    """Questions about each object once, then the same about their positions.
+
+    A line of a reply that contains "Describe more details about" names an object, up to its first full
+    stop. "A Cat" is "the cat": case and article make no other object. `budget` is the most objects
+    asked about, in the order in which the sentences bring them; null is all.
+
+    The side column `about` tells of each question {object, sentence, position}: its object, the place
+    of the sentence that brought it (from 0), and whether it asks for the position.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    for sentence, reply in enumerate(texts):
+        for name in _objects(reply):
+            bare = _ARTICLE.sub("", name, count=1) if _ARTICLE.match(name) else name
+            found.setdefault(" ".join(bare.casefold().split()), (name, sentence))
+    asked = list(found.values())[: None if budget is None else max(budget, 0)]
+    questions, about = [], []
+    for position in (False, True):
+        for name, sentence in asked:
+            questions.append(f"{ASKS} {'the position of ' if position else ''}{name}.")
+            about.append({"object": name, "sentence": sentence, "position": position})
+    return questions, about
+
+
+def _objects(reply: str) -> Iterator[str]:
+    for line in reply.splitlines():
+        _, asks, rest = line.partition(ASKS)
+        name = rest.partition(".")[0].strip().removeprefix("the position of ").strip(_MARKS)
+        if asks and name:
+            yield name

@@ -1,0 +1,37 @@
+"""Let several checks of the same texts decide together."""
+
+from typing import Any
+
+from scalecap.stages import Columns, stage
+
+
+@stage(side=["scores"])
+def vote(checks: Columns, *, at_least: int | None = None) -> tuple[list[str], list[dict[str, Any]]]:
+    """Keeps the texts that enough checks keep: `at_least` so many, or all of them when null.
+
+    `checks` names the side columns `scores` of checks that read the same texts, in the same order. Of
+    a text that some check kept in part, the least stays. The side column `scores` has {text, p_yes,
+    kept, remains, votes}, votes being each check's.
+    """
+    if at_least is not None and not 1 <= at_least <= len(checks):
+        raise ValueError(f"at_least: {at_least} of {len(checks)} checks")
+    texts = {name: [score["text"] for score in scores] for name, scores in checks.items()}
+    (first, reference), *others = texts.items()
+    for name, other in others:
+        if other != reference:
+            raise ValueError(f"{first} and {name} did not check the same texts")
+    scores = []
+    for told in zip(*checks.values(), strict=True):
+        remains = [score.get("remains", score["text"]) for score in told if score["kept"]]
+        kept = len(remains) >= (len(checks) if at_least is None else at_least)
+        known = [score["p_yes"] for score in told if score.get("p_yes") is not None]
+        scores.append(
+            {
+                "text": told[0]["text"],
+                "p_yes": min(known, default=None),
+                "kept": kept,
+                "remains": min(remains, key=len) if kept else "",
+                "votes": {name: score["kept"] for name, score in zip(checks, told, strict=True)},
+            }
+        )
+    return [score["remains"] for score in scores if score["kept"]], scores

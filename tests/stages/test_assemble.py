@@ -1,0 +1,54 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalecap.stages.assemble import Assemble, distinct
+
+
+def block(*texts):
+    return {"details": [{"text": text} for text in texts]}
+
+
+async def test_details_follow_their_sentence_and_repeats_are_left_out(asking):
+    asked = asking(lambda _: "x")
+    caption = await Assemble()(
+        asked.ask,
+        sentences=["The picture shows two crabs at the top.", "There is a cake."],
+        blocks=[block("The crabs are orange. The two crabs are at the top."), block("A cake is there.")],
+        details=["The sky is dark.", "There is a cake."],
+    )
+    assert caption == (
+        "The picture shows two crabs at the top. The crabs are orange. There is a cake. The sky is dark."
+    )
+    assert (asked.requests, asked.flags) == ([], [])
+
+
+async def test_nothing_falls_back(asking):
+    asked = asking(lambda _: "x")
+    assert await Assemble()(asked.ask, sentences=[], initial="First.") == "First."
+    assert await Assemble()(asked.ask, sentences=[" "]) == ""
+    assert asked.flags == ["fallback", "fallback"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "left"),
+    [
+        (["A cup on a table.", "A cup under a table."], 2),
+        (["A man holds a dog.", "A dog holds a man."], 2),
+        (["A dog.", "The dog's."], 1),
+        (["A dog is not black.", "A dog is black."], 1),
+        (["It is 3.5 m high.", "It is 3.6 m high."], 2),
+        (["一只狗。一只狗。", "一只猫。"], 2),
+        (["!", "!", "?"], 2),
+    ],
+)
+def test_what_counts_as_a_repeat(texts, left):
+    assert len(list(distinct(texts))) == left
+
+
+@given(st.lists(st.text(max_size=30), max_size=6))
+def test_the_first_of_each_stays_and_nothing_is_made_up(texts):
+    told = list(distinct(texts))
+    assert all(any(sentence in text for text in texts) for sentence in told)
+    assert list(distinct(told)) == told
+    assert bool(told) == any(text.strip() for text in texts)

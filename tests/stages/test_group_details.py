@@ -1,0 +1,54 @@
+import pytest
+
+from scalecap.stages.group_details import chain, group_details
+
+
+def score(text, kept=True, **more):
+    return {"text": text, "kept": kept, **more}
+
+
+def about(name, sentence, position=False):
+    return {"object": name, "sentence": sentence, "position": position}
+
+
+ASKED = [about("cat", 0), about("tree", 1), about("cat", 0, True), about("tree", 1, True)]
+
+
+def test_details_stand_with_their_sentence():
+    checks = {
+        "first": [
+            score("a", p_yes=0.9),
+            score("b", False, p_yes=0.2),
+            score("c", p_yes=0.8),
+            score("d", p_yes=0.7),
+        ]
+    }
+    assert group_details(["A cat.", "A tree.", "Rain."], ASKED, checks) == [
+        {
+            "sentence": "A cat.",
+            "details": [
+                {"object": "cat", "position": False, "text": "a", "p_yes": 0.9},
+                {"object": "cat", "position": True, "text": "c", "p_yes": 0.8},
+            ],
+        },
+        {
+            "sentence": "A tree.",
+            "details": [{"object": "tree", "position": True, "text": "d", "p_yes": 0.7}],
+        },
+        {"sentence": "Rain.", "details": []},
+    ]
+
+
+def test_a_second_check_read_what_the_first_left():
+    rated = [score("a, b", remains="a"), score("c", False, remains=""), score("d, e", remains="d, e")]
+    verified = [score("a", False, p_yes=0.1), score("d, e", p_yes=0.9)]
+    assert chain([rated, verified]) == [None, None, {"text": "d, e", "p_yes": 0.9}]
+    # The probability of an earlier check stays when the last tells none.
+    assert chain([[score("a, b", p_yes=0.7)], [score("a, b", remains="a")]]) == [{"text": "a", "p_yes": 0.7}]
+
+
+def test_checks_that_did_not_follow_each_other_are_an_error():
+    with pytest.raises(ValueError, match="kept 1 texts and the next one read 2"):
+        chain([[score("a"), score("b", False)], [score("a"), score("b")]])
+    with pytest.raises(ValueError, match="zip"):
+        group_details(["A cat."], ASKED, {"first": [score("a")]})

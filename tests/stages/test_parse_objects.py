@@ -1,0 +1,29 @@
+import pytest
+
+from scalecap.stages.parse_objects import parse_objects
+
+REPLIES = [
+    "Describe more details about the cat.\nDescribe more details about the Red Hat. Really.",
+    "- Describe more details about A  Cat.\n* Describe more details about [the tree].\nNothing else.",
+    "1. Describe more details about **an owl**\nDescribe more details about the position of the tree.",
+    "",
+    "I describe more details. Describe more details about .",
+]
+
+
+def test_each_object_once_in_order_then_the_positions():
+    questions, about = parse_objects(REPLIES)
+    names = ["the cat", "the Red Hat", "the tree", "an owl"]
+    assert questions == [
+        *(f"Describe more details about {name}." for name in names),
+        *(f"Describe more details about the position of {name}." for name in names),
+    ]
+    assert [entry["object"] for entry in about] == names * 2
+    assert [entry["sentence"] for entry in about] == [0, 0, 1, 2] * 2
+    assert [entry["position"] for entry in about] == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize(("budget", "objects"), [(-1, 0), (0, 0), (1, 1), (3, 3), (4, 4), (9, 4), (None, 4)])
+def test_the_budget_is_the_most_objects(budget, objects):
+    questions, about = parse_objects(REPLIES, budget=budget)
+    assert len(questions) == len(about) == 2 * objects

@@ -1,0 +1,38 @@
+import pytest
+
+from scalecap.stages.vote import vote
+
+RATED = [
+    {"text": "a, b", "kept": True, "remains": "a"},
+    {"text": "c", "kept": False, "remains": ""},
+    {"text": "d", "kept": True, "remains": "d"},
+    {"text": "e", "kept": False, "remains": ""},
+]
+VERIFIED = [
+    {"text": "a, b", "kept": True, "p_yes": 0.8},
+    {"text": "c", "kept": True, "p_yes": 0.9},
+    {"text": "d", "kept": False, "p_yes": 0.1},
+    {"text": "e", "kept": False, "p_yes": 0.2},
+]
+CHECKS = {"rated": RATED, "verified": VERIFIED}
+
+
+@pytest.mark.parametrize(("at_least", "kept"), [(None, ["a"]), (2, ["a"]), (1, ["a", "c", "d"])])
+def test_enough_checks_keep_a_text(at_least, kept):
+    texts, scores = vote(CHECKS, at_least=at_least)
+    assert texts == kept
+    assert [score["text"] for score in scores] == ["a, b", "c", "d", "e"]
+    assert scores[1] == {
+        "text": "c",
+        "p_yes": 0.9,
+        "kept": at_least == 1,
+        "remains": "c" if at_least == 1 else "",
+        "votes": {"rated": False, "verified": True},
+    }
+
+
+def test_bad_votes_are_named():
+    with pytest.raises(ValueError, match="at_least: 3 of 2"):
+        vote(CHECKS, at_least=3)
+    with pytest.raises(ValueError, match="rated and verified did not check the same texts"):
+        vote({"rated": RATED, "verified": VERIFIED[:2]})
