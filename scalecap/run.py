@@ -20,6 +20,7 @@ from scalecap.data.sources import open_source
 from scalecap.engines import EMBEDDED, Engines
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.journal import Journal, JournalError
+from scalecap.nearest import nearest
 from scalecap.pipeline import Finished, Pipeline, PipelineError
 from scalecap.progress import Progress
 from scalecap.settings import Settings
@@ -33,9 +34,12 @@ LOOK = 20
 TOLD = 10
 """Changed rows told one by one; of more, the number."""
 CHANGES_NO_ROW = {
-    "": ("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
+    "": (
+        *("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
+        *("objective", "report"),
+    ),
     "data": ("limit", "allow_urls"),
-    "engine": ("concurrency", "batch_size", "timeout", "retries", "quiet"),
+    "engine": ("concurrency", "batch_size", "timeout", "retries", "keep", "quiet"),
 }
 """Settings that may change while a run goes on in the same folder."""
 
@@ -129,7 +133,16 @@ def check(settings: Settings) -> tuple[Source, Pipeline]:
     )
     if not pipeline.steps:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
+    wanted, metrics = (settings.objective or "").lstrip("-").partition(".")[0], _metrics(pipeline)
+    if wanted and wanted not in metrics:
+        close = nearest(wanted, metrics) if metrics else "no step does"
+        raise PipelineError([f"objective={settings.objective}: no step {wanted} writes numbers; {close}"])
     return source, pipeline
+
+
+def _metrics(pipeline: Pipeline) -> list[str]:
+    """The steps whose column is a number, or a record of numbers."""
+    return [step.name for step in pipeline.steps if step.stage.kinds[0] in ("number", "measures")]
 
 
 def plan(settings: Settings) -> str:
@@ -281,8 +294,7 @@ def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
     writer.write(summary.output, lambda: rows.journal.records(indices), columns)
     summary.reused = rows.reused
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
-    metrics = [step.name for step in pipeline.steps if step.stage.kinds[0] in ("number", "measures")]
-    summary.add_rows(rows.journal.records(indices), checks, metrics)
+    summary.add_rows(rows.journal.records(indices), checks, _metrics(pipeline))
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

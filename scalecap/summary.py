@@ -1,6 +1,7 @@
 """What a run did, in numbers: `summary.json` and the last screen."""
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -93,6 +94,13 @@ class Summary:
         found = {name: mean(pairs) for name, pairs in self.measured.items()}
         return {name: interval for name, interval in found.items() if interval is not None}
 
+    def value(self, objective: str | None) -> float | None:
+        """The mean of the metric that `objective` names, negated after a `-`; NaN when no row has it."""
+        if objective is None:
+            return None
+        sign, found = (-1 if objective.startswith("-") else 1), self.metrics.get(objective.lstrip("-"))
+        return sign * found.mean if found else math.nan
+
     @property
     def exit_code(self) -> int:
         """0 every row done, 3 some rows failed, 1 none could be done, 130 interrupted."""
@@ -125,6 +133,8 @@ class Summary:
                 "prompt": total.prompt_tokens,
                 "prompt_cached": total.cached_tokens,
                 "generated": total.generated_tokens,
+                "prompt_reused": total.reused_prompt_tokens,
+                "generated_reused": total.reused_generated_tokens,
             },
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "checks": {
