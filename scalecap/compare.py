@@ -25,7 +25,7 @@ from rich.text import Text
 from scalecap.intervals import Interval, Pair, difference, mean
 from scalecap.nearest import nearest
 from scalecap.report.folder import FolderError, Run, read_runs
-from scalecap.report.page import shown
+from scalecap.report.page import brief, shown
 
 COSTS = {
     "prompt tokens": "prompt",
@@ -204,7 +204,7 @@ class Comparison:
 
     def _cells(self, line: Line, names: Sequence[str], *, empty: str = "") -> Iterator[str]:
         yield line.run.name + (" (baseline)" if line.run is self.baseline and len(self.runs) > 1 else "")
-        yield from (_short(line.run.overrides.get(key, empty)) for key in self.overrides)
+        yield from (brief(line.run.overrides.get(key, empty)) for key in self.overrides)
         done, failed = line.rows
         status = "" if line.run.status == "finished" else f"{line.run.status}: {line.run.reason}".rstrip(": ")
         counted = f"{done:,}" + (f", {failed:,} failed" if failed else "")
@@ -280,14 +280,6 @@ def _values(run: Run) -> dict[str, dict[str, Pair]]:
         for name, pair in run.numbers(row):
             found.setdefault(name, {})[key] = pair
     return found
-
-
-def _short(value: str) -> str:
-    """A value without the digits that nobody reads."""
-    try:
-        return f"{float(value):.4g}" if "." in value and len(value) > 6 else value
-    except ValueError:
-        return value
 
 
 def _shown(number: Number | None, empty: str) -> str:

@@ -23,6 +23,7 @@ from scalecap.journal import Journal, JournalError
 from scalecap.nearest import nearest
 from scalecap.pipeline import Finished, Pipeline, PipelineError
 from scalecap.progress import Progress
+from scalecap.report.build import write_report
 from scalecap.settings import Settings
 from scalecap.stalls import Stalls
 from scalecap.summary import Summary
@@ -33,6 +34,8 @@ LOOK = 20
 """Rows that end before a share of failed ones says something."""
 TOLD = 10
 """Changed rows told one by one; of more, the number."""
+REPORTED = 200
+"""Rows of which a report is made unasked: it opens every picture once more."""
 CHANGES_NO_ROW = {
     "": (
         *("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
@@ -84,9 +87,22 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
                 _write(pipeline, rows, summary)
             with _writing(summary.output):
                 summary.write()
+            _report(settings, summary)
     except (DataError, PipelineError, JournalError, EngineError, CacheError) as error:
         raise RunError(str(error)) from error
     return summary
+
+
+def _report(settings: Settings, summary: Summary) -> None:
+    """`report.html`, if it is wanted; that it can't be written costs the run nothing."""
+    rows = summary.done + summary.failed
+    if settings.report is False or (settings.report is None and rows > REPORTED) or not rows:
+        return
+    with summary.phase("report"):
+        try:
+            summary.report = write_report(summary.output, settings.data)
+        except Exception as error:
+            log.warning("no report.html: %s: %s", type(error).__name__, error)
 
 
 @contextmanager

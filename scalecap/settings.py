@@ -157,7 +157,7 @@ class Settings:
     """Metric whose mean a sweeper such as optuna makes as high as it can, and that a comparison marks the
     best of; `-metric` where lower is better."""
     report: bool | None = None
-    """Writes `report.html` at the end; None does when the run has at most 200 rows."""
+    """Writes `report.html` at the end; None does for a single run of at most 200 rows."""
     max_failures: str | None = "100%"
     """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
     the 20th on); null never stops. What is done stays, and the same command goes on."""

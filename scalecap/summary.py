@@ -53,6 +53,8 @@ class Summary:
     counts: Counts = field(default_factory=Counts)
     models: dict[str, str] = field(default_factory=dict)
     """By role: the identity of what answered."""
+    report: Path | None = None
+    """The page that shows the rows."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -190,6 +192,10 @@ class Summary:
             f"  {self.output / 'dataset'}  the same for datasets.load_dataset",
             f"  {self.output / 'summary.json'}  these numbers and more",
         ]
+        if self.report:
+            lines.append(f"  {self.report}  every picture with its captions, for a browser")
+        else:
+            lines.append(f"  python -m scalecap.report {shlex.quote(str(self.output))}  makes a page of it")
         lines += self.notes
         if self.status != "finished" or self.failed:
             lines += ["Next: go on, with the rows that failed tried again:", f"  {self.resume}"]

@@ -83,6 +83,8 @@ def _job(config: DictConfig, hydra: Any, sweep: bool) -> float | None:
     if sweep and not _is_grid(hydra) and not settings.objective:
         raise SettingsError("this sweeper needs objective=…: the metric that it makes as high as it can")
     settings.output = hydra.runtime.output_dir
+    if sweep and settings.report is None:
+        settings.report = False  # the comparison shows all jobs side by side
     if settings.check:
         print(plan(settings))
         _codes.append(0)

@@ -18,6 +18,8 @@ from scalecap.report.page import MOST, Block, batches, block, picture_blocks, te
 from scalecap.report.pictures import thumbnails
 from scalecap.settings import DataSettings
 
+TOLD = ("rows", "notes", "metrics", "checks", "steps", "errors", "models", "command", "seconds")
+"""What the page tells of a summary, where there is one."""
 NEAR = 0.6
 """Share of a sentence's words that a text must have to be told as its source."""
 SENTENCE = re.compile(r".+?(?:[.!?]+[\"'”’)]*(?:\s+|$)|[。！？]+\s*|$)", re.DOTALL)
@@ -42,7 +44,7 @@ def write_report(folder: Path, data: DataSettings | None = None) -> Path:
     told = run.summary.get("rows", {})
     stream = template.stream(
         run=run,
-        summary=run.summary,
+        summary=dict.fromkeys(TOLD) | run.summary,
         steps=run.steps,
         shown=len(rows),
         total=max(len(rows), told.get("done", 0) + told.get("failed", 0)),
@@ -129,8 +131,8 @@ def told(run: Run, row: Row) -> dict[str, Any]:
         step = steps.get(column, {})
         if column in hidden or value is None:
             continue
-        if column == final and column in steps:
-            parts.append({"is": "final", "column": column, "texts": origins(str(value), scored)})
+        if column == final and (column in steps or not steps) and isinstance(value, str):
+            parts.append({"is": "final", "column": column, "texts": origins(value, scored)})
         elif column in answered and _texts(value) and _texts(row.get(step["questions"])):
             checked = {each["text"]: each for each in scored.get(answered[column], [])}
             told_answers = [

@@ -86,6 +86,7 @@ def _side_by_side(comparison: "Comparison", keyed: list[tuple[str, Row]]) -> lis
                 {
                     "job": run.name,
                     "segments": None if text is None else difference(first or "", text),
+                    "same": text == first and run is not comparison.baseline,
                     "why": str(error["message"]) if error else "" if there else "the job has no such row",
                     "numbers": [] if there is None else _numbers(comparison, run, there),
                 }

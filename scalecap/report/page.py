@@ -7,6 +7,7 @@ page's script unpacks when they are looked at. No text of a run is ever part of 
 import base64
 import gzip
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
@@ -14,7 +15,7 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 BLOCK = 50
 """Rows that are unpacked together."""
@@ -43,7 +44,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.globals["asset"] = asset
-    made.filters |= {"number": shown, "whole": lambda value: "" if value is None else f"{value:,}"}
+    made.filters |= {"number": shown, "whole": _whole, "brief": brief, "breakable": _breakable}
     return made
 
 
@@ -55,6 +56,23 @@ def asset(name: str) -> Markup:
 def shown(value: float) -> str:
     """A number for reading: whole from 1000 on, three digits after the point below 10."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{3 if abs(value) < 10 else 1}f}"
+
+
+def brief(value: str) -> str:
+    """A value without the digits that nobody reads."""
+    try:
+        return f"{float(value):.4g}" if "." in value and len(value) > 6 else value
+    except ValueError:
+        return value
+
+
+def _whole(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that a narrow column may break at its dots."""
+    return Markup(re.sub(r"([./_])", r"\1<wbr>", str(escape(name))))
 
 
 def block(name: str, value: Any) -> Block:

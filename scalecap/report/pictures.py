@@ -102,7 +102,7 @@ def _thumbnail(open_image: Callable[[], Image], side: int) -> bytes | str:
         pixels = pixels.copy()
         pixels.thumbnail((side, side), Pillow.Resampling.LANCZOS, reducing_gap=2.0)
     file = io.BytesIO()
-    pixels.save(file, "WEBP", quality=QUALITY)
+    pixels.save(file, "WEBP", quality=QUALITY, method=2)
     return file.getvalue()
 
 

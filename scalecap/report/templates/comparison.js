@@ -3,9 +3,13 @@ const marked = { 0: (text) => text, 1: (text) => el("ins", {}, text), "-1": (tex
 
 async function compared(number) {
   const row = await rowAt(number);
+  const caption = (job) => {
+    if (!job.segments) return el("p", { class: "warning" }, job.why || "no caption");
+    if (job.same) return el("p", { class: "about" }, "the baseline's caption, word for word");
+    return el("p", {}, ...job.segments.map(([sign, text]) => marked[sign](text)));
+  };
   const jobs = row.jobs.map((job) =>
-    el("section", {}, el("h3", {}, `job ${job.job}`),
-      job.segments ? el("p", {}, ...job.segments.map(([sign, text]) => marked[sign](text))) : el("p", { class: "warning" }, job.why || "no caption"),
+    el("section", {}, el("h3", {}, `job ${job.job}`), caption(job),
       job.numbers.length ? el("dl", { class: "measured" }, ...job.numbers.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))])) : null));
   return el("article", { tabindex: -1, "aria-label": `Row ${number + 1}${row.name ? `, ${row.name}` : ""}` },
     el("div", {}, await picture(number, row.name)), el("div", { class: "jobs" }, ...jobs));
@@ -25,10 +29,17 @@ function plot(data) {
   let drawn;
 
   function draw() {
-    const points = data.jobs
+    const all = data.jobs
       .map((job, at) => ({ job, x: data.costs[cost.value][at], y: data.numbers[quality.value][at] }))
       .filter((point) => point.x !== null && point.y !== null)
       .sort((a, b) => a.x - b.x);
+    // Jobs at one point share it.
+    const points = [];
+    for (const point of all) {
+      const there = points.find((each) => each.x === point.x && String(each.y) === String(point.y));
+      if (there) there.job += `, ${point.job}`;
+      else points.push(point);
+    }
     const style = getComputedStyle(document.documentElement);
     const [ink, line, mark] = ["--ink", "--line", "--link"].map((name) => style.getPropertyValue(name).trim());
     const spread = (values) => {
@@ -57,7 +68,7 @@ function plot(data) {
         }
         context.stroke();
         context.fillStyle = ink;
-        context.fillText(point.job, x + 7 * ratio, y - 5 * ratio);
+        context.fillText(point.job, x + 9 * ratio, y - 7 * ratio);
       }
       context.restore();
     }

@@ -33,7 +33,7 @@ function block(id) {
 }
 
 async function unpack(id) {
-  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+  const packed = Uint8Array.from(atob(document.getElementById(`data-${id}`).textContent), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(stream).text());
 }
