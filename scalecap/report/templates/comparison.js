@@ -54,6 +54,7 @@ function plot(data) {
       const context = chart.ctx;
       context.save();
       context.lineWidth = 1.5 * ratio;
+      context.textAlign = "left";
       context.font = `${12 * ratio}px system-ui`;
       for (const point of points) {
         const x = chart.valToPos(point.x, "x", true);
