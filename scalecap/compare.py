@@ -100,6 +100,10 @@ class Comparison:
         self.runs = list(runs)
         self.objective = objective
         values = {run.name: _values(run) for run in runs}
+        self._means = {
+            run: {name: found for name, pairs in each.items() if (found := mean(list(pairs.values())))}
+            for run, each in values.items()
+        }
         self.baseline = self._baseline(baseline, values)
         self.names = self._names(values)
         if objective and objective.lstrip("-") not in self.names and self.baseline:
@@ -129,23 +133,22 @@ class Comparison:
     def _numbers(self, run: Run, values: dict[str, dict[str, dict[str, Pair]]]) -> dict[str, Number]:
         found = {}
         for name in self.names:
-            own = values[run.name].get(name)
-            value = own and mean(list(own.values()))
-            if not own or not value:
+            own, value = values[run.name].get(name, {}), self._means[run.name].get(name)
+            if not value:
                 continue
             apart = None
             if self.baseline is not None and run is not self.baseline:
                 other = values[self.baseline.name].get(name, {})
                 both = [key for key in own if key in other]
                 apart = difference([own[key] for key in both], [other[key] for key in both])
-            found[name] = Number(value, apart, self._is_best(name, value.mean, values))
+            found[name] = Number(value, apart, self._is_best(name, value.mean))
         return found
 
-    def _is_best(self, name: str, value: float, values: dict[str, dict[str, dict[str, Pair]]]) -> bool:
+    def _is_best(self, name: str, value: float) -> bool:
         first = (self.objective or "").lstrip("-")
         if name != first if first else name not in self.metrics:
             return False
-        means = [found.mean for each in values.values() if (found := mean(list(each.get(name, {}).values())))]
+        means = [each[name].mean for each in self._means.values() if name in each]
         low = self.objective is not None and self.objective.startswith("-")
         return len(means) > 1 and value == (min if low else max)(means)
 

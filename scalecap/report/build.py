@@ -34,7 +34,7 @@ def write_report(folder: Path, data: DataSettings | None = None) -> Path:
     Raises:
         FolderError: the folder has no captions.
     """
-    run = Run(folder, folder.name)
+    run = Run(folder, folder.resolve().name)
     rows = list(islice(run.rows(), MOST))
     if not rows:
         raise FolderError(f"{folder} has no captions.jsonl with rows: give the folder of a run")

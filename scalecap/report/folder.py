@@ -158,8 +158,6 @@ class Run:
 
     def numbers(self, row: Row) -> Iterator[tuple[str, Pair]]:
         """What one row adds to each number: its metrics, the share that each check kept, words."""
-        if row.get("error"):
-            return
         metrics = self.summary.get("metrics", {})
         for column in row:
             if any(name == column or name.startswith(f"{column}.") for name in metrics):
@@ -198,7 +196,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     paths = list(dict.fromkeys(path for path, _ in found))
     tops = dict(found)
     names = {path: path.relative_to(tops[path]).as_posix() for path in paths}
-    short = {path: path.name if names[path] == "." else names[path] for path in paths}
+    short = {path: path.resolve().name if names[path] == "." else names[path] for path in paths}
     unique = Counter(short.values())
     return [Run(path, short[path] if unique[short[path]] == 1 else str(path)) for path in paths]
 
