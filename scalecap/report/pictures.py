@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 SIDES = ((200, 448), (1_000, 320), (10_000, 192))
 """Up to so many rows, the longer side of a thumbnail in pixels."""
 QUALITY = 70
+"""Of WebP, 0 to 100; lower for a picture that would be too large."""
+BITS = 6
+"""A thumbnail has at most one byte for so many pixels of the square of its longest side."""
 _AHEAD = 64
 """Pictures opened ahead of those that are done."""
 
@@ -46,8 +49,7 @@ def thumbnails(
         wanted: defaultdict[bytes, deque[int]] = defaultdict(deque)
         for number, row in enumerate(rows):
             wanted[_digest(row, names)].append(number)
-        side = next((side for most, side in SIDES if len(rows) <= most), SIDES[-1][1])
-        for number, picture in _opened(_matched(source, names, wanted), side):
+        for number, picture in _opened(_matched(source, names, wanted), side_of(len(rows))):
             found[number] = picture
     except Exception as error:  # a page without pictures is better than none
         known = isinstance(error, DataError | RowError)
@@ -55,6 +57,11 @@ def thumbnails(
         log.warning("the pages have no pictures: %s", reason)
         found = [each if isinstance(each, bytes) else reason for each in found]
     return found
+
+
+def side_of(rows: int) -> int:
+    """The longer side in pixels of each of so many thumbnails."""
+    return next((side for most, side in SIDES if rows <= most), SIDES[-1][1])
 
 
 def _data(run: Run) -> DataSettings:
@@ -101,9 +108,15 @@ def _thumbnail(open_image: Callable[[], Image], side: int) -> bytes | str:
     if max(pixels.size) > side:
         pixels = pixels.copy()
         pixels.thumbnail((side, side), Pillow.Resampling.LANCZOS, reducing_gap=2.0)
-    file = io.BytesIO()
-    pixels.save(file, "WEBP", quality=QUALITY, method=2)
-    return file.getvalue()
+    quality = QUALITY
+    while True:
+        file = io.BytesIO()
+        pixels.save(file, "WEBP", quality=quality, method=2)
+        if file.tell() <= side * side // BITS:
+            return file.getvalue()
+        quality -= 20
+        if quality <= 0:
+            quality, pixels = QUALITY, pixels.reduce(2)
 
 
 def _digest(row: Mapping[str, Any], names: Sequence[str]) -> bytes:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from scalecap.data.images import open_image
 from scalecap.engines.scripted import Scripted
 from scalecap.report import __main__ as command
 from scalecap.report import pictures
@@ -119,9 +121,19 @@ def test_a_folder_without_captions_is_one_message(tmp_path: Path, monkeypatch: A
     assert "give the folder of a run" in capsys.readouterr().err
 
 
-def test_thumbnails_shrink_as_rows_grow_so_that_the_page_stays_bounded():
-    sides = [side for _, side in pictures.SIDES]
-    assert sides == sorted(sides, reverse=True)
+@pytest.mark.parametrize("side", [side for _, side in pictures.SIDES])
+def test_a_thumbnail_is_bounded_in_pixels_and_bytes(tmp_path: Path, side: int):
+    noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
+    Pillow.fromarray(noise).save(tmp_path / "noise.png")
+    found = pictures._thumbnail(lambda: open_image(str(tmp_path / "noise.png")), side)
+    assert isinstance(found, bytes)
+    assert len(found) <= side * side / 6
+    with Pillow.open(io.BytesIO(found)) as picture:
+        assert side / 4 < picture.width <= side
+
+
+def test_thumbnails_shrink_as_rows_grow():
+    assert [pictures.side_of(rows) for rows in (1, 200, 201, 1_000_000)] == [448, 448, 320, 192]
 
 
 @pytest.mark.parametrize(
