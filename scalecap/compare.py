@@ -192,7 +192,7 @@ class Comparison:
         """Writes `comparison.md`, `.csv` and `.html` in `folder`; what to print on a terminal."""
         from scalecap.report.compared import page
 
-        parts = {"md": self.markdown(), "csv": self.csv(), "html": page(self)}
+        parts = {"md": self.markdown(), "csv": self.csv(), "html": page(self, folder)}
         lines = [self.screen()]
         for suffix, text in parts.items():
             path = folder / f"comparison.{suffix}"

@@ -176,6 +176,16 @@ def test_an_objective_that_no_step_writes_is_one_message(
     assert not opened
 
 
+def test_an_objective_that_no_row_has_ends_a_search(typed: Typed, tmp_path: Path, capsys: Any):
+    if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        pytest.skip('needs pip install "scalecap[sweeps]"')
+    words = ["pipeline.imports=[truthful]", NET, "objective=net.nothing", "data.limit=1", "seed=choice(1,2)"]
+    words += ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=sweep"]
+    assert typed("-m", *words) == 1
+    assert "no row has objective=net.nothing; metrics that rows have: net.facts" in capsys.readouterr().err
+    assert "net.nothing" in (tmp_path / "sweep" / "0" / ".hydra" / "error.txt").read_text()
+
+
 def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:

@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from scalecap.report.folder import Row, Run
 from scalecap.report.page import Block, batches, block, picture_blocks, templates
@@ -23,8 +25,8 @@ PIECE = re.compile(
 Segments = list[tuple[int, str]]
 
 
-def page(comparison: "Comparison") -> str:
-    """The whole page as HTML."""
+def page(comparison: "Comparison", folder: Path) -> str:
+    """The whole page as HTML, for a file in `folder`."""
     jobs = [line.run.name for line in comparison.lines]
     keyed = list(islice(comparison.baseline.keyed(), MOST)) if comparison.baseline else []
     template = templates().get_template("comparison.html.j2")
@@ -32,8 +34,17 @@ def page(comparison: "Comparison") -> str:
         comparison=comparison,
         shown=len(keyed),
         total=max((sum(line.rows) for line in comparison.lines), default=0),
+        reports={run.name: link for run in comparison.runs if (link := _report(run, folder))},
         blocks=_blocks(comparison, jobs, keyed),
     )
+
+
+def _report(run: Run, folder: Path) -> str | None:
+    """Where a run's own page is as seen from `folder`; None when there is none below it."""
+    path = run.folder.resolve() / "report.html"
+    if not path.is_file() or not path.is_relative_to(folder.resolve()):
+        return None
+    return quote(path.relative_to(folder.resolve()).as_posix())
 
 
 def _blocks(comparison: "Comparison", jobs: list[str], keyed: list[tuple[str, Row]]) -> Iterator[Block]:

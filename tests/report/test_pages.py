@@ -203,6 +203,11 @@ async def test_a_comparison_shows_table_plot_and_differences(hostile: Path, brow
         assert "the job has no such row" in await first.inner_text()
         await page.select_option("#tag", label="captions differ (58)")
         await counted(page, "58 of 60 rows")
-        await page.keyboard.press("Tab")
+        await page.locator("h1").click()
         await page.keyboard.press("j")
         await until(page, "document.activeElement.tagName", "ARTICLE")
+        link = page.locator("table.runs a")
+        assert await link.get_attribute("href") == "run/report.html"
+        await link.click()
+        await page.wait_for_selector("article")
+        assert page.url == (hostile / "report.html").as_uri()

@@ -41,7 +41,7 @@ const part = {
   text: (each) => [el("p", {}, each.text)],
   scored: (each) => [el("ul", { class: "texts" }, ...each.texts.map((text) => el("li", {}, ...scored(text))))],
   answers: (each) => [
-    el("details", { open: each.pairs.length <= 4 },
+    el("details", { open: each.pairs.length <= 8 },
       el("summary", {}, `${each.pairs.length} questions, ${each.pairs.filter(([, answer]) => answer.kept !== false).length} answers kept`),
       el("dl", { class: "answers" }, ...each.pairs.flatMap(([question, answer]) => [el("dt", {}, question), el("dd", {}, ...scored(answer))]))),
   ],
