@@ -40,8 +40,17 @@ class Count:
     generated_tokens: int = 0
     retried: int = 0
     """Asked a second time because the first reply was truncated or looping."""
+    reused_prompt_tokens: int = 0
+    """Of the requests that were reused: what they would have cost."""
+    reused_generated_tokens: int = 0
     marks: Counter[str] = field(default_factory=Counter)
     """How often each flag was set: truncated, looping, shortened, fallback …"""
+
+    def save(self, reply: Reply) -> Reply:
+        """Count the tokens of a reply that was not computed for the request that it answers."""
+        self.reused_prompt_tokens += reply.usage.prompt_tokens
+        self.reused_generated_tokens += reply.usage.generated_tokens
+        return reply
 
     def __add__(self, other: "Count") -> "Count":
         return Count(
@@ -51,6 +60,8 @@ class Count:
             self.cached_tokens + other.cached_tokens,
             self.generated_tokens + other.generated_tokens,
             self.retried + other.retried,
+            self.reused_prompt_tokens + other.reused_prompt_tokens,
+            self.reused_generated_tokens + other.reused_generated_tokens,
             self.marks + other.marks,
         )
 
@@ -117,14 +128,14 @@ class Asked:
         task = self._flying.get(name)
         if task is not None:
             count.reused += 1
-        elif self.cache and (kept := self.cache.get(name)):
+            # One that gives up must not take the reply from the others who wait for it.
+            return count.save(await asyncio.shield(task))
+        if self.cache and (kept := self.cache.get(name)):
             count.reused += 1
-            return kept
-        else:
-            task = asyncio.create_task(self._compute(engine, name, request, count))
-            self._flying[name] = task
-            task.add_done_callback(lambda _: self._flying.pop(name))
-        # One that gives up must not take the reply from the others who wait for it.
+            return count.save(kept)
+        task = asyncio.create_task(self._compute(engine, name, request, count))
+        self._flying[name] = task
+        task.add_done_callback(lambda _: self._flying.pop(name))
         return await asyncio.shield(task)
 
     async def _compute(self, engine: Engine, name: str, request: Request, count: Count) -> Reply:

@@ -20,8 +20,10 @@ from scalecap.data.sources import open_source
 from scalecap.engines import EMBEDDED, Engines
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.journal import Journal, JournalError
+from scalecap.nearest import nearest
 from scalecap.pipeline import Finished, Pipeline, PipelineError
 from scalecap.progress import Progress
+from scalecap.report.build import write_report
 from scalecap.settings import Settings
 from scalecap.stalls import Stalls
 from scalecap.summary import Summary
@@ -32,10 +34,15 @@ LOOK = 20
 """Rows that end before a share of failed ones says something."""
 TOLD = 10
 """Changed rows told one by one; of more, the number."""
+REPORTED = 200
+"""Rows of which a report is made unasked: it opens every picture once more."""
 CHANGES_NO_ROW = {
-    "": ("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
+    "": (
+        *("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
+        *("objective", "report"),
+    ),
     "data": ("limit", "allow_urls"),
-    "engine": ("concurrency", "batch_size", "timeout", "retries", "quiet"),
+    "engine": ("concurrency", "batch_size", "timeout", "retries", "keep", "quiet"),
 }
 """Settings that may change while a run goes on in the same folder."""
 
@@ -80,9 +87,22 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
                 _write(pipeline, rows, summary)
             with _writing(summary.output):
                 summary.write()
+            _report(settings, summary)
     except (DataError, PipelineError, JournalError, EngineError, CacheError) as error:
         raise RunError(str(error)) from error
     return summary
+
+
+def _report(settings: Settings, summary: Summary) -> None:
+    """`report.html`, if it is wanted; that it can't be written costs the run nothing."""
+    rows = summary.done + summary.failed
+    if settings.report is False or (settings.report is None and rows > REPORTED) or not rows:
+        return
+    with summary.phase("report"):
+        try:
+            summary.report = write_report(summary.output, settings.data)
+        except Exception as error:
+            log.warning("no report.html: %s: %s", type(error).__name__, error)
 
 
 @contextmanager
@@ -129,7 +149,16 @@ def check(settings: Settings) -> tuple[Source, Pipeline]:
     )
     if not pipeline.steps:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
+    wanted, metrics = (settings.objective or "").lstrip("-").partition(".")[0], _metrics(pipeline)
+    if wanted and wanted not in metrics:
+        close = nearest(wanted, metrics) if metrics else "no step does"
+        raise PipelineError([f"objective={settings.objective}: no step {wanted} writes numbers; {close}"])
     return source, pipeline
+
+
+def _metrics(pipeline: Pipeline) -> list[str]:
+    """The steps whose column is a number, or a record of numbers."""
+    return [step.name for step in pipeline.steps if step.stage.kinds[0] in ("number", "measures")]
 
 
 def plan(settings: Settings) -> str:
@@ -285,9 +314,8 @@ def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
     writer.write(summary.output, lambda: rows.journal.records(indices), columns)
     summary.reused = rows.reused
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
-    metrics = [step.name for step in pipeline.steps if step.stage.kinds[0] in ("number", "measures")]
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
-    summary.add_rows(rows.journal.records(indices), checks, metrics, overall)
+    summary.add_rows(rows.journal.records(indices), checks, _metrics(pipeline), overall)
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class EngineSettings:
     """Seconds that one request may take, and that a server may be away (engine=openai)."""
     retries: int = 6
     """Further tries after 429, 5xx and timeouts (engine=openai)."""
+    keep: bool = False
+    """Keeps the engines of other models open for later jobs of a sweep, where memory holds them all."""
     quiet: bool = True
     """Keeps the libraries' own logs off the screen."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -172,6 +174,11 @@ class Settings:
     """Only checks the config and prints the plan; loads no model."""
     progress: bool = True
     """Shows a live bar on a terminal; lines in the log are written either way."""
+    objective: str | None = None
+    """Metric whose mean a sweeper such as optuna makes as high as it can, and that a comparison marks the
+    best of; `-metric` where lower is better."""
+    report: bool | None = None
+    """Writes `report.html` at the end; None does for a single run of at most 200 rows."""
     max_failures: str | None = "100%"
     """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
     the 20th on); null never stops. What is done stays, and the same command goes on."""

@@ -1,6 +1,7 @@
 """What a run did, in numbers: `summary.json` and the last screen."""
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -56,6 +57,8 @@ class Summary:
     counts: Counts = field(default_factory=Counts)
     models: dict[str, str] = field(default_factory=dict)
     """By role: the identity of what answered."""
+    report: Path | None = None
+    """The page that shows the rows."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -109,6 +112,13 @@ class Summary:
         means = {name: mean(pairs) for name, pairs in self.measured.items()}
         return {name: each for name, each in means.items() if each is not None} | self.overall
 
+    def value(self, objective: str | None) -> float | None:
+        """The mean of the metric that `objective` names, negated after a `-`; NaN when no row has it."""
+        if objective is None:
+            return None
+        sign, found = (-1 if objective.startswith("-") else 1), self.metrics.get(objective.lstrip("-"))
+        return sign * found.mean if found else math.nan
+
     @property
     def exit_code(self) -> int:
         """0 every row done, 3 some rows failed, 1 none could be done, 130 interrupted."""
@@ -141,6 +151,8 @@ class Summary:
                 "prompt": total.prompt_tokens,
                 "prompt_cached": total.cached_tokens,
                 "generated": total.generated_tokens,
+                "prompt_reused": total.reused_prompt_tokens,
+                "generated_reused": total.reused_generated_tokens,
             },
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "checks": {
@@ -195,6 +207,10 @@ class Summary:
             f"  {self.output / 'dataset'}  the same for datasets.load_dataset",
             f"  {self.output / 'summary.json'}  these numbers and more",
         ]
+        if self.report:
+            lines.append(f"  {self.report}  every picture with its captions, for a browser")
+        else:
+            lines.append(f"  python -m scalecap.report {shlex.quote(str(self.output))}  makes a page of it")
         lines += self.notes
         if self.status != "finished" or self.failed:
             lines += ["Next: go on, with the rows that failed tried again:", f"  {self.resume}"]

@@ -31,4 +31,5 @@ def test_an_installed_wheel_captions_the_sample(tmp_path: Path) -> None:
     )
     assert shown.returncode == 0, shown.stderr
     assert "Done: 1 row captioned" in shown.stdout
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert len((tmp_path / "run" / "captions.jsonl").read_text().splitlines()) == 1

@@ -89,10 +89,14 @@ class Engines:
     async def by_role(
         self, models: Mapping[str, "ModelSettings"], engine: "EngineSettings"
     ) -> dict[str, Engine]:
-        """The engine of each role; equal settings share one. Others are closed first, for their memory."""
+        """The engine of each role; equal settings share one.
+
+        Others are closed first, for their memory, unless `engine.keep` says otherwise.
+        """
         keys = {role: repr((model, engine)) for role, model in models.items()}
-        for key in self._open.keys() - keys.values():
-            await self._open.pop(key).close()
+        if not engine.keep:
+            for key in self._open.keys() - keys.values():
+                await self._open.pop(key).close()
         for role, model in models.items():
             if keys[role] not in self._open:
                 self._open[keys[role]] = await open_engine(model, engine)

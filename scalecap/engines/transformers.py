@@ -5,6 +5,7 @@ each, and lets new replies join those being written at every token.
 """
 
 import asyncio
+import gc
 import logging
 import random
 import threading
@@ -195,7 +196,14 @@ class TransformersEngine:
     async def close(self) -> None:
         """Refuse what waits, stop, and free the memory."""
         self._queue.put(None)
-        self._thread.join()  # here, since at the interpreter's end no other thread can be started
+        self._thread.join()  # not in a thread: at the interpreter's end none can be begun
+        if hasattr(self, "_network"):
+            import torch
+
+            del self._network
+            self._rows, self._waiting, self._writing = None, [], []
+            gc.collect()
+            torch.cuda.empty_cache()
 
     async def _ask(self, request: Request, kind: type[R]) -> R:
         job = _Job(request)

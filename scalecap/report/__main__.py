@@ -1,0 +1,24 @@
+"""`python -m scalecap.report DIR`: the report of a run."""
+
+import argparse
+from pathlib import Path
+
+from scalecap.report.build import write_report
+from scalecap.report.folder import FolderError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scalecap.report", description="Writes report.html, a page to look through a run."
+    )
+    parser.add_argument("run", type=Path, help="folder of the run")
+    arguments = parser.parse_args()
+    try:
+        path = write_report(arguments.run)
+    except (FolderError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

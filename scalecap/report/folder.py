@@ -1,0 +1,234 @@
+"""A run as its folder tells it: `summary.json`, `captions.jsonl`, `.hydra`."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scalecap.intervals import Pair, measures
+
+ERROR = "error.txt"
+"""In `.hydra`: why the job failed, when its last try did."""
+SILENT = ("output", "resume", "check", "progress", "report", "objective", "rows_in_flight", "max_failures")
+"""Overrides that change nothing a comparison is about."""
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
+"""A word; in Chinese and Japanese, where nothing stands between them, a character."""
+
+Status = Literal["finished", "interrupted", "stopped", "failed", "unfinished"]
+Row = Mapping[str, Any]
+
+
+class FolderError(Exception):
+    """The folder holds no run that can be read; the message names it and the mend."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    folder: Path
+    name: str
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json`; empty when there is none, or when the last try failed before it."""
+        return {} if self.reason_failed else _json(self.folder / "summary.json")
+
+    @cached_property
+    def reason_failed(self) -> str:
+        """Why the last try failed as a whole; empty when it did not."""
+        try:
+            return (self.folder / ".hydra" / ERROR).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    @property
+    def status(self) -> Status:
+        if self.reason_failed:
+            return "failed"
+        told = self.summary.get("status", "unfinished")
+        return told if told in ("finished", "interrupted", "stopped") else "unfinished"
+
+    @property
+    def reason(self) -> str:
+        """Why it is not finished."""
+        if self.status == "unfinished":
+            return "it has no summary: it still runs, or was killed"
+        return self.reason_failed or str(self.summary.get("reason", ""))
+
+    @property
+    def exit_code(self) -> int:
+        """As the run itself ended: 0, 1, 3 or 130."""
+        rows = self.summary.get("rows", {})
+        if self.status == "interrupted":
+            return 130
+        if self.status != "finished" or not rows.get("done"):
+            return 1
+        return 3 if rows.get("failed") else 0
+
+    @property
+    def begun(self) -> float:
+        """When the folder's last job began, in seconds since 1970."""
+        try:
+            return (self.folder / ".hydra" / "overrides.yaml").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    @cached_property
+    def overrides(self) -> dict[str, str]:
+        """What was asked for on the command line and matters, key to value."""
+        found: dict[str, str] = {}
+        for word in _json_list(self.folder / ".hydra" / "overrides.yaml"):
+            key, _, value = str(word).lstrip("+").partition("=")
+            if key not in SILENT and not key.startswith("cache"):
+                found[key.lstrip("~")] = "removed" if key.startswith("~") else value
+        return found
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The groups `pipeline` and `data`, and `objective`, resolved; empty when nothing tells."""
+        try:
+            loaded = OmegaConf.load(self.folder / ".hydra" / "config.yaml")
+            assert isinstance(loaded, DictConfig)
+            found: dict[str, Any] = {
+                name: OmegaConf.to_container(loaded[name], resolve=True) for name in ("pipeline", "data")
+            }
+            return found | {"objective": loaded.get("objective")}
+        except (OSError, OmegaConfBaseException, AssertionError, ValueError):
+            return _journalled(self.folder / "journal.jsonl")
+
+    @property
+    def cwd(self) -> Path:
+        """The working folder that relative paths of the config start at."""
+        try:
+            loaded = OmegaConf.load(self.folder / ".hydra" / "hydra.yaml")
+            return Path(str(loaded.hydra.runtime.cwd))
+        except (OSError, OmegaConfBaseException, AttributeError):
+            return Path.cwd()
+
+    @property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """Steps as the config has them, by the column that each writes."""
+        steps = (self.config.get("pipeline") or {}).get("steps") or {}
+        return {name: step for name, step in steps.items() if isinstance(step, dict)}
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of `captions.jsonl`; none when there is no such file, or when the last try failed."""
+        if self.reason_failed or not (self.folder / "captions.jsonl").is_file():
+            return
+        with (self.folder / "captions.jsonl").open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    where = self.folder / "captions.jsonl"
+                    raise FolderError(
+                        f"line {number} of {where} is not JSON ({error}); the same command with the same"
+                        " output= writes it anew"
+                    ) from error
+                if isinstance(row, dict):
+                    yield row
+
+    def keyed(self) -> Iterator[tuple[str, Row]]:
+        """The rows with what tells whether rows of two runs are the same picture's.
+
+        It is the picture's cell, and which of the rows with that cell this is.
+        """
+        image = (self.config.get("data") or {}).get("image", "image")
+        seen: Counter[str] = Counter()
+        for row in self.rows():
+            cell = json.dumps(row.get(image), sort_keys=True, ensure_ascii=False)
+            seen[cell] += 1
+            yield f"{seen[cell]} {cell}", row
+
+    def caption_column(self, row: Row) -> str | None:
+        """The column of the final caption: `final_caption`, or the last text that a step wrote."""
+        if "final_caption" in row:
+            return "final_caption"
+        written = [name for name in row if name in self.steps] or list(row)
+        texts = [name for name in written if isinstance(row[name], str)]
+        return texts[-1] if texts else None
+
+    def numbers(self, row: Row) -> Iterator[tuple[str, Pair]]:
+        """What one row adds to each number: its metrics, the share that each check kept, words."""
+        metrics = self.summary.get("metrics", {})
+        for column in row:
+            if any(name == column or name.startswith(f"{column}.") for name in metrics):
+                yield from measures(column, row[column])
+        for column, scores in checks(row):
+            if scores:
+                yield f"{column} kept", (sum(bool(each["kept"]) for each in scores), len(scores))
+        caption = self.caption_column(row)
+        if caption is not None and isinstance(row[caption], str):
+            yield "words", (len(WORD.findall(row[caption])), 1)
+
+
+def checks(row: Row) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Each step with a side column of scores, and its records {text, kept, …}."""
+    for column, value in row.items():
+        if column.endswith("_scores") and isinstance(value, list):
+            yield column.removesuffix("_scores"), [each for each in value if _is_score(each)]
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("text"), str) and "kept" in value
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """The runs in these folders, each a run itself or one with runs below it, in order of their names."""
+    found: list[tuple[Path, Path]] = []
+    for top in folders:
+        if not top.is_dir():
+            raise FolderError(f"{str(top)!r} is no folder; give folders of runs, or of sweeps")
+        marks = ["summary.json", "journal.jsonl", ".hydra"]
+        if any((top / mark).exists() for mark in marks):
+            below = {top}
+        else:
+            below = {path.parent for mark in marks for path in top.rglob(mark)}
+        found += [(path, top) for path in sorted(below, key=lambda path: _natural(str(path)))]
+    paths = list(dict.fromkeys(path for path, _ in found))
+    tops = dict(found)
+    names = {path: path.relative_to(tops[path]).as_posix() for path in paths}
+    short = {path: path.resolve().name if names[path] == "." else names[path] for path in paths}
+    unique = Counter(short.values())
+    return [Run(path, short[path] if unique[short[path]] == 1 else str(path)) for path in paths]
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts job 10 after job 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _json_list(path: Path) -> list[Any]:
+    try:
+        return list(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+    except (OSError, ValueError, TypeError, OmegaConfBaseException):
+        return []
+
+
+def _journalled(path: Path) -> dict[str, Any]:
+    """The config that the journal holds (the last, when it was changed)."""
+    found: dict[str, Any] = {}
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if line.startswith(b'{"config":'):
+                    found = json.loads(line)["config"]
+    except (OSError, ValueError, KeyError):
+        pass
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,162 @@
+"use strict";
+// Rows come as text and are put on the page as text: `el` makes elements, nothing here parses HTML.
+
+const BLOCK = 50; // rows of a block, as scalecap/report/page.py packs them
+const BATCH = 8; // rows put on the page at once
+const KEPT = 12; // blocks that stay unpacked
+
+function el(name, attributes, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (key.startsWith("--")) made.style.setProperty(key, value);
+    else if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+const unpacked = new Map();
+
+// The value in a block; the blocks looked at last stay unpacked.
+function block(id) {
+  const known = unpacked.get(id);
+  if (known) {
+    unpacked.delete(id);
+    unpacked.set(id, known);
+    return known;
+  }
+  const promise = unpack(id);
+  unpacked.set(id, promise);
+  if (unpacked.size > KEPT) unpacked.delete(unpacked.keys().next().value);
+  return promise;
+}
+
+async function unpack(id) {
+  const packed = Uint8Array.from(atob(document.getElementById(`data-${id}`).textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+async function rowAt(number) {
+  return (await block(`rows-${Math.floor(number / BLOCK)}`))[number % BLOCK];
+}
+
+async function picture(number, name) {
+  const cell = (await block(`pictures-${Math.floor(number / BLOCK)}`))[number % BLOCK];
+  const shown = cell.webp
+    ? el("img", { src: `data:image/webp;base64,${cell.webp}`, alt: name || `picture ${number + 1}`, decoding: "async" })
+    : el("p", { class: "warning" }, `No picture: ${cell.none}`);
+  return el("figure", {}, shown, el("figcaption", {}, `${number + 1}${name ? ` · ${name}` : ""}`));
+}
+
+// Every text in a row, in small letters, for the search.
+function textOf(value, key = "") {
+  if (typeof value === "string") return key === "is" || key === "column" || key === "from" ? "" : `${value.toLowerCase()}\n`;
+  if (Array.isArray(value)) return value.map((each) => textOf(each)).join("");
+  if (value && typeof value === "object") return Object.entries(value).map(([name, each]) => textOf(each, name)).join("");
+  return "";
+}
+
+// A list of rows that grows as it is scrolled. `index` is {tags, numbers, rows: [[tag ids], [values]]}.
+function browse(index, render) {
+  const list = document.getElementById("rows");
+  const more = document.getElementById("more");
+  const [search, tag, sort] = ["search", "tag", "sort"].map((id) => document.getElementById(id));
+  const count = document.getElementById("count");
+  let order = [];
+  let shown = 0;
+  let turn = 0;
+  let growing = Promise.resolve();
+
+  index.tags.forEach((label, id) => {
+    const rows = index.rows.filter(([own]) => own.includes(id)).length;
+    tag.append(el("option", { value: id }, `${label} (${rows})`));
+  });
+  index.numbers.forEach((name, id) => {
+    sort.append(el("option", { value: `-${id}` }, `${name}, highest first`), el("option", { value: `+${id}` }, `${name}, lowest first`));
+  });
+
+  async function matching(now) {
+    const words = search.value.toLowerCase().trim();
+    let found = index.rows.map((_, number) => number);
+    if (tag.value) found = found.filter((number) => index.rows[number][0].includes(Number(tag.value)));
+    if (words) {
+      const hits = [];
+      for (const number of found) {
+        if (textOf(await rowAt(number)).includes(words)) hits.push(number);
+        if (now !== turn) return null;
+      }
+      found = hits;
+    }
+    if (sort.value) {
+      const place = Number(sort.value.slice(1));
+      const sign = sort.value[0] === "-" ? -1 : 1;
+      const of = (number) => index.rows[number][1][place];
+      const missing = (number) => of(number) === null || of(number) === undefined;
+      found.sort((a, b) => missing(a) - missing(b) || sign * (of(a) - of(b)) || a - b);
+    }
+    return found;
+  }
+
+  async function refresh() {
+    const now = ++turn;
+    count.textContent = search.value ? "searching…" : "";
+    const found = await matching(now);
+    if (found === null || now !== turn) return;
+    order = found;
+    shown = 0;
+    list.replaceChildren();
+    const all = index.rows.length;
+    count.textContent = order.length === all ? `${all} rows` : `${order.length} of ${all} rows`;
+    await grow();
+  }
+
+  // One batch after another, however often it is asked for.
+  function grow() {
+    growing = growing.then(async () => {
+      const now = turn;
+      const batch = order.slice(shown, shown + BATCH);
+      const made = await Promise.all(batch.map(render));
+      if (now !== turn) return;
+      list.append(...made);
+      shown += batch.length;
+      more.textContent = shown < order.length ? `${order.length - shown} more rows…` : order.length ? "" : "No row matches.";
+      watch.unobserve(more);
+      if (shown < order.length) watch.observe(more);
+    });
+    return growing;
+  }
+
+  const watch = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && grow(), { rootMargin: "800px" });
+
+  async function go(step) {
+    const all = [...list.children];
+    let at = all.findIndex((each) => each.contains(document.activeElement));
+    if (at < 0) at = all.findIndex((each) => each.getBoundingClientRect().bottom > 120) - (step > 0 ? 1 : 0);
+    const wanted = Math.max(0, at + step);
+    if (wanted >= list.children.length && shown < order.length) await grow();
+    const target = list.children[Math.min(wanted, list.children.length - 1)];
+    if (target) {
+      target.scrollIntoView({ block: "start" });
+      target.focus({ preventScroll: true });
+    }
+  }
+
+  let waiting;
+  search.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(refresh, 200); });
+  tag.addEventListener("change", refresh);
+  sort.addEventListener("change", refresh);
+  search.form.addEventListener("submit", (event) => event.preventDefault());
+  document.getElementById("previous").addEventListener("click", () => go(-1));
+  document.getElementById("next").addEventListener("click", () => go(1));
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    const keys = { j: () => go(1), k: () => go(-1), "/": () => search.focus() };
+    if (keys[event.key]) {
+      event.preventDefault();
+      keys[event.key]();
+    }
+  });
+  return { refresh };
+}

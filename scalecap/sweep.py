@@ -1,0 +1,143 @@
+"""One job of the command line, alone or in a sweep, and what a sweep ends with.
+
+Launchers that run jobs in other processes (joblib, submitit) import `job` from here; what jobs found
+out is read from their folders.
+"""
+
+import logging
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from scalecap import compare
+from scalecap.explain import explain
+from scalecap.report.folder import ERROR, read_runs
+from scalecap.run import RunError, plan, run
+from scalecap.settings import SettingsError, from_config
+
+log = logging.getLogger(__name__)
+
+MODELS_FIRST = ("model", "engine")
+"""Groups that say which engine is loaded."""
+
+_typed: list[str] = []
+"""The words after `python -m scalecap`; none in a process that a launcher began."""
+_codes: list[int] = []
+"""Exit codes of the jobs so far."""
+
+
+def begin(words: Sequence[str]) -> None:
+    """Before the first job: what was typed, for the record."""
+    _typed[:] = words
+    _codes.clear()
+
+
+def code() -> int:
+    """The exit code of all jobs together: the worst."""
+    return max(_codes, default=0, key=[0, 3, 1, 130].index)
+
+
+def job(config: DictConfig) -> float | None:
+    """One run; in a sweep the mean of its `objective`.
+
+    A job that fails leaves `.hydra/error.txt` in its folder. The grid goes on with the next; another sweeper
+    is told by the exception.
+    """
+    hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
+    record = hydra.output_subdir and Path(hydra.runtime.output_dir, hydra.output_subdir)
+    try:
+        if record:
+            (record / ERROR).unlink(missing_ok=True)
+        return _job(config, hydra, sweep)
+    except Exception as error:
+        known = isinstance(error, RunError | SettingsError | OmegaConfBaseException)
+        if not (known or sweep):
+            raise
+        _codes.append(1)
+        reason = explain(error) if known else f"{type(error).__name__}: {error}"
+        print(f"error: {reason}", file=sys.stderr)
+        if not known:
+            log.exception("the job failed")
+        if record:
+            with suppress(OSError):  # the disk may be what is full
+                (record / ERROR).write_text(reason + "\n", encoding="utf-8")
+        if sweep and not _is_grid(hydra):
+            raise
+        return None
+
+
+def _job(config: DictConfig, hydra: Any, sweep: bool) -> float | None:
+    if sweep and any(each.startswith("output=") for each in hydra.overrides.task):
+        raise SettingsError("output= names the folder of a single run; a sweep's is hydra.sweep.dir=DIR")
+    settings = from_config(config)
+    if sweep and not _is_grid(hydra) and not settings.objective:
+        raise SettingsError("this sweeper needs objective=…: the metric that it makes as high as it can")
+    settings.output = hydra.runtime.output_dir
+    if sweep and settings.report is None:
+        settings.report = False  # the comparison shows all jobs side by side
+    if settings.check:
+        print(plan(settings))
+        _codes.append(0)
+        return None
+    words = _typed or hydra.overrides.task  # a job that went to another process can be done alone, too
+    summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]))
+    print(summary.screen())
+    if summary.status == "interrupted":
+        raise KeyboardInterrupt
+    value = summary.value(settings.objective)
+    if value is not None and math.isnan(value) and sweep and not _is_grid(hydra):
+        known = ", ".join(summary.metrics) or "none"
+        raise RunError(f"no row has objective={settings.objective}; metrics that rows have: {known}")
+    _codes.append(summary.exit_code)
+    return value
+
+
+def _is_grid(hydra: Any) -> bool:
+    """Whether the sweeper only lists jobs, and so neither needs their values nor survives their errors."""
+    return str(hydra.sweeper["_target_"]).endswith(".BasicSweeper")
+
+
+def arranged(words: Sequence[str]) -> list[str]:
+    """A sweep's words with those about models first: all jobs of one model then come one after the other."""
+    if not {"-m", "--multirun"} & set(words):
+        return list(words)
+
+    def later(word: str) -> bool:
+        return word.lstrip("+").partition("=")[0].partition(".")[0] not in MODELS_FIRST
+
+    overrides = iter(sorted((word for word in words if _is_override(word)), key=later))
+    return [next(overrides) if _is_override(word) else word for word in words]
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
+class WriteComparison(Callback):
+    """Hydra's hook at a sweep's end: `comparison.md`, `.csv` and `.html` in its folder, and a table."""
+
+    def __init__(self) -> None:
+        self._begun = 0.0
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self._begun = time.time()
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        runs = read_runs([folder])
+        # A launcher may have run the jobs elsewhere: how they ended is in their folders.
+        _codes.extend(each.exit_code for each in runs if each.begun >= self._begun)
+        if runs:
+            print(compare.Comparison(runs, objective=config.objective).save(folder))

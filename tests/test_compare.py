@@ -1,0 +1,197 @@
+"""Tables of runs: paired differences, intervals, the best, what failed."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalecap import compare
+from scalecap.compare import Comparison
+from scalecap.intervals import difference, mean
+from scalecap.report.folder import FolderError, Run, read_runs
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a run's folder: a value of the metric `good` for each picture, None for a row that failed."""
+
+    def make(name: str, goods: Sequence[float | None], *overrides: str, images: str = "abcdefgh") -> Run:
+        folder = tmp_path / "sweep" / name
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+        rows = [
+            {
+                "image": f"{image}.png",
+                "first_scores": [{"text": "A.", "p_yes": 0.9, "kept": True}, {"text": "B.", "kept": False}],
+                "final_caption": None if good is None else "Two words." + " more" * number,
+                "good": good,
+                "flags": {},
+                "error": {"step": "good", "kind": "k", "message": "m"} if good is None else None,
+            }
+            for number, (image, good) in enumerate(zip(images, goods, strict=False))
+        ]
+        (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        have = [(good, 1.0) for good in goods if good is not None]
+        interval = mean(have)
+        assert interval is not None
+        summary = {
+            "status": "finished",
+            "rows": {"done": len(have), "failed": len(rows) - len(have), "reused": 0},
+            "metrics": {"good": interval._asdict()},
+            "requests": {"asked": 9, "reused": 4},
+            "tokens": {"prompt": 100, "generated": 10, "prompt_reused": 900, "generated_reused": 90},
+            "seconds": {"load": 1.0, "rows": 2.5},
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return Run(folder, name)
+
+    return make
+
+
+def test_numbers_are_the_summarys_and_differences_are_paired(make: Make):
+    first = make("0", [0.1, 0.2, 0.3, 0.4], "k=1")
+    second = make("1", [0.9, 0.2, None, 0.5], "k=2")
+    found = Comparison([first, second])
+    zero, one = found.lines
+    assert zero.numbers["good"].value._asdict() == first.summary["metrics"]["good"]
+    assert one.numbers["good"].value._asdict() == second.summary["metrics"]["good"]
+    assert zero.numbers["good"].difference is None
+    pairs = [(0.9, 1.0), (0.2, 1.0), (0.5, 1.0)], [(0.1, 1.0), (0.2, 1.0), (0.4, 1.0)]
+    assert one.numbers["good"].difference == difference(*pairs)
+    assert one.numbers["first kept"].value.mean == 0.5
+    assert one.numbers["words"].value.mean == pytest.approx((2 + 3 + 5) / 3)
+    assert (one.rows, one.cost("prompt tokens"), one.cost("generated tokens")) == ((3, 1), 1000, 100)
+    assert (one.requests, one.seconds) == ((5, 9), 3.5)
+
+
+def test_rows_are_paired_by_their_picture_not_by_their_place(make: Make):
+    first = make("0", [0.1, 0.2, 0.3], images="abc")
+    second = make("1", [0.7, 0.7, 0.7], images="xca")
+    found = Comparison([first, second]).lines[1].numbers["good"].difference
+    assert found == difference([(0.7, 1), (0.7, 1)], [(0.3, 1), (0.1, 1)])
+
+
+def test_pictures_that_stand_twice_are_paired_in_their_order(make: Make):
+    first, second = make("0", [0.1, 0.2, 0.3], images="aab"), make("1", [0.4, 0.6, 0.3], images="baa")
+    found = Comparison([first, second]).lines[1].numbers["good"].difference
+    assert found is not None
+    assert (found.rows, found.mean) == (3, pytest.approx((0.5 + 0.1 + 0.1) / 3))
+
+
+def test_the_best_is_the_highest_or_the_lowest(make: Make):
+    runs = [make("0", [0.1, 0.2]), make("1", [0.5, 0.6]), make("2", [0.3, 0.3])]
+
+    def best(objective: str | None) -> list[bool]:
+        return [line.numbers["good"].best for line in Comparison(runs, objective=objective).lines]
+
+    assert best(None) == best("good") == [False, True, False]
+    assert best("-good") == [True, False, False]
+    assert not any(line.numbers["words"].best for line in Comparison(runs).lines)
+
+
+def test_a_sign_stands_where_the_interval_leaves_zero_out(make: Make):
+    runs = [make("0", [0.1, 0.2, 0.1]), make("1", [0.8, 0.9, 0.9]), make("2", [0.1, 0.3, 0.0])]
+    assert [line.numbers["good"].sign for line in Comparison(runs).lines] == ["", "▲", ""]
+    assert Comparison(runs, baseline="1").lines[0].numbers["good"].sign == "▼"
+
+
+def test_a_job_that_failed_is_shown_as_failed_even_over_older_results(make: Make, tmp_path: Path):
+    runs = [make("0", [0.1]), make("1", [0.2]), make("2", [0.3])]
+    (runs[1].folder / ".hydra" / "error.txt").write_text("threshold: 2 is no probability | <b>\n")
+    (runs[2].folder / "summary.json").unlink()
+    found = Comparison(read_runs([tmp_path]))
+    assert [run.status for run in found.runs] == ["finished", "failed", "unfinished"]
+    assert [run.exit_code for run in found.runs] == [0, 1, 1]
+    assert not found.lines[1].numbers
+    assert "failed: threshold: 2 is no probability" in " ".join(found.screen().replace("\n", " ").split())
+    assert r"threshold: 2 is no probability \| \<b\>" in found.markdown()
+
+
+def test_only_what_differs_has_a_column(make: Make):
+    runs = [
+        make("0", [0.1], "prompts/verify=seed", "data.limit=4", "cache.dir=x", "+new=1"),
+        make("1", [0.1], "prompts/verify=strict", "data.limit=4", "~pipeline.steps.x"),
+    ]
+    found = Comparison(runs)
+    assert found.overrides == ["prompts/verify", "new", "pipeline.steps.x"]
+    assert found.shared == ["data.limit=4"]
+    assert runs[1].overrides["pipeline.steps.x"] == "removed"
+
+
+def test_the_csv_has_every_number_unrounded_and_no_formula(make: Make):
+    runs = [make("0", [0.1, 0.25], "k==1+1"), make("1", [0.123456789, 0.5], "k=2")]
+    lines = list(csv.DictReader(Comparison(runs).csv().splitlines()))
+    assert float(lines[1]["good"]) == (0.123456789 + 0.5) / 2
+    assert lines[0]["k"] == "'=1+1"
+    assert lines[1]["good difference"]
+    assert lines[0]["good difference"] == ""
+    assert (lines[0]["requests computed"], lines[0]["prompt tokens"]) == ("5", "1000")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_the_terminal_gets_as_many_numbers_as_it_has_room_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch, columns: int
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    runs = [make(str(number), [0.1, 0.2], f"pipeline.steps.x.threshold={number}") for number in range(3)]
+    shown = Comparison(runs).screen()
+    table = shown.partition("Intervals")[0]
+    assert max(map(len, table.splitlines())) <= max(80, columns)
+    assert "good" in table
+    assert "threshold" in table
+    assert ("words" in table) == (columns == 140)
+
+
+def test_words_are_counted_in_texts_without_spaces(make: Make):
+    run = make("0", [0.1])
+    row: dict[str, Any] = {"final_caption": "一只狗。 A dog's well-known 2.5 m."}
+    assert dict(run.numbers(row))["words"] == (8, 1)
+
+
+def test_the_command_reads_runs_made_apart(make: Make, tmp_path: Path, monkeypatch: Any, capsys: Any):
+    make("a", [0.1, 0.2]), make("b", [0.3, 0.4])
+    words = [str(tmp_path / "sweep" / "b"), str(tmp_path / "sweep" / "a"), "--to", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["compare", *words, "--baseline", "a"])
+    compare.main()
+    assert "difference to job a" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("comparison.md", "comparison.csv", "comparison.html")
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "'nowhere' is no folder"),
+        (["."], "no run in ."),
+        (["sweep", "--baseline", "7"], "there is no run '7'"),
+        (["sweep", "--objective", "god"], "no run has objective=god; nearest: good"),
+        (["damaged"], "line 1 of damaged/captions.jsonl is not JSON"),
+    ],
+)
+def test_a_mistake_gives_one_clear_message(
+    make: Make, tmp_path: Path, monkeypatch: Any, capsys: Any, words: list[str], message: str
+):
+    if words[0] == "sweep":
+        make("0", [0.1])
+    if words[0] == "damaged":
+        (tmp_path / "damaged").mkdir()
+        (tmp_path / "damaged" / "summary.json").write_text("{}")
+        (tmp_path / "damaged" / "captions.jsonl").write_text("{")
+    monkeypatch.setattr("sys.argv", ["compare", *words])
+    with pytest.raises(SystemExit, match="1"):
+        compare.main()
+    assert message in capsys.readouterr().err
+
+
+def test_jobs_are_in_the_order_of_their_numbers(make: Make, tmp_path: Path):
+    for number in (10, 9, 1):
+        make(str(number), [0.1])
+    assert [run.name for run in read_runs([tmp_path / "sweep"])] == ["1", "9", "10"]
+    with pytest.raises(FolderError):
+        read_runs([tmp_path / "no"])
