@@ -22,7 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from scalecap.intervals import Interval, Pair, difference, mean
+from scalecap.intervals import Interval, Pair, difference, is_part, mean
 from scalecap.nearest import nearest
 from scalecap.report.folder import FolderError, Run, read_runs
 from scalecap.report.page import brief, shown
@@ -32,6 +32,10 @@ COSTS = {
     "generated tokens": "generated",
 }
 """Columns of tokens, as if no reply had been reused, by their names in `summary.json`."""
+
+LOWER = frozenset(["wrong", "chair_i", "chair_s", "repetition", "unread", "calibration_error"])
+"""Measures of which the lowest is best."""
+NEITHER = frozenset(["words", "sentences", "best_threshold"])
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Comparison:
     Args:
         baseline: name of the run that others are held against; None is the first with rows.
         objective: the metric whose best run is marked, `-metric` where lower is better; None marks
-            the highest of every metric.
+            the best of every metric.
 
     Raises FolderError for a baseline or objective that none of the runs has.
     """
@@ -104,6 +108,9 @@ class Comparison:
             run: {name: found for name, pairs in each.items() if (found := mean(list(pairs.values())))}
             for run, each in values.items()
         }
+        for run in runs:  # what only all rows together have
+            for name, told in run.summary.get("metrics", {}).items():
+                self._means[run.name].setdefault(name, Interval(**told))
         self.baseline = self._baseline(baseline, values)
         self.names = self._names(values)
         if objective and objective.lstrip("-") not in self.names and self.baseline:
@@ -119,16 +126,34 @@ class Comparison:
 
     def _names(self, values: dict[str, dict[str, dict[str, Pair]]]) -> list[str]:
         """The numbers, the objective first, then metrics, then what every run has."""
-        found = dict.fromkeys(name for each in values.values() for name in each)
+        found = dict.fromkeys(name for each in (*values.values(), *self._means.values()) for name in each)
         metrics = {name for run in self.runs for name in run.summary.get("metrics", {})}
         first = (self.objective or "").lstrip("-")
         return sorted(found, key=lambda name: (name != first, name not in metrics, name == "words"))
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The numbers that metrics of the runs are."""
+        """Those of the told numbers that are metrics of the runs."""
         known = {name for run in self.runs for name in run.summary.get("metrics", {})}
-        return [name for name in self.names if name in known]
+        return [name for name in self.told if name in known]
+
+    @cached_property
+    def told(self) -> list[str]:
+        """The numbers that tables have room for.
+
+        Left to the CSV file and the plot are parts of metrics (a sort of fact) and captions before the one
+        that is judged.
+        """
+        before: set[str] = set()
+        for run in self.runs:
+            before.update((run.config.get("evaluate") or {}).get("before") or [])
+
+        first = (self.objective or "").lstrip("-")
+        return [
+            name
+            for name in self.names
+            if name == first or not (is_part(name) or before.intersection(name.split(".")[1:2]))
+        ]
 
     def _numbers(self, run: Run, values: dict[str, dict[str, dict[str, Pair]]]) -> dict[str, Number]:
         found = {}
@@ -149,7 +174,10 @@ class Comparison:
         if name != first if first else name not in self.metrics:
             return False
         means = [each[name].mean for each in self._means.values() if name in each]
-        low = self.objective is not None and self.objective.startswith("-")
+        measure = name.rpartition(".")[2]
+        low = self.objective.startswith("-") if self.objective else measure in LOWER
+        if not self.objective and measure in NEITHER:
+            return False
         return len(means) > 1 and value == (min if low else max)(means)
 
     @cached_property
@@ -174,7 +202,7 @@ class Comparison:
             f"★ marks the {'lowest' if self.objective.startswith('-') else 'highest'}"
             f" {self.objective.lstrip('-')}."
             if self.objective
-            else "★ marks the highest of each metric (objective=-NAME where lower is better)."
+            else f"★ marks the highest of each metric, the lowest of {', '.join(sorted(LOWER))}."
         )
         lines = ["Intervals hold 95 % of bootstrap draws over rows."]
         if self.baseline and len(self.runs) > 1:
@@ -184,6 +212,8 @@ class Comparison:
             )
         lines += [best] if self.metrics or self.objective else []
         lines.append("Tokens are those of all requests, reused ones too; seconds are as measured.")
+        if left := len(self.names) - len(self.told):
+            lines.append(f"{left:,} more numbers (of parts, and of captions before) are in comparison.csv.")
         if self.shared:
             lines.append(f"All: {' '.join(self.shared)}")
         return lines
@@ -221,11 +251,11 @@ class Comparison:
         """The table in brief, for a terminal: as many numbers as its width takes, at least one."""
         console = Console(file=io.StringIO(), color_system=None)
         console.width = max(80, Console().width)
-        wide, shown = console.options.update(width=10_000), len(self.names)
+        wide, shown = console.options.update(width=10_000), len(self.told)
         while shown > 1 and Measurement.get(console, wide, self._table(shown)).maximum > console.width:
             shown -= 1
         console.print(self._table(shown))
-        hidden = self.names[shown:]
+        hidden = self.told[shown:]
         more = [f"In the files, too: {', '.join(hidden)}."] if hidden else []
         assert isinstance(console.file, io.StringIO)
         text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -237,10 +267,10 @@ class Comparison:
         heads = last if len(set(last)) == len(last) else self.overrides
         for head in ["job", *heads, "rows"]:
             table.add_column(Text(head), overflow="fold")
-        for head in [*self.names[:numbers], "tokens", "seconds"]:
+        for head in [*self.told[:numbers], "tokens", "seconds"]:
             table.add_column(Text(head), justify="right", overflow="fold")
         for line in self.lines:
-            name, *cells = self._cells(line, self.names[:numbers])
+            name, *cells = self._cells(line, self.told[:numbers])
             middle = cells[len(self.overrides) + 1 : -4]
             costs = [cost for each in COSTS if (cost := line.cost(each)) is not None]
             tokens = f"{sum(costs):,}" if costs else ""
@@ -249,10 +279,10 @@ class Comparison:
         return table
 
     def markdown(self) -> str:
-        """All numbers as a table in Markdown."""
-        heads = self._heads(self.names)
+        """The told numbers as a table in Markdown."""
+        heads = self._heads(self.told)
         lines = ["# Comparison", "", _row(heads), "| --- " * len(heads) + "|"]
-        lines += [_row(self._cells(line, self.names)) for line in self.lines]
+        lines += [_row(self._cells(line, self.told)) for line in self.lines]
         return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in self.notes), ""])
 
     def csv(self) -> str:

@@ -6,8 +6,6 @@ inside its wheel. A word that it does not know counts, so text in another langua
 be, have and do and modal verbs never count: they are auxiliaries nearly everywhere.
 """
 
-from importlib.util import find_spec
-
 from scalecap.clauses import Span, words
 
 _TAGS = ("JJ", "RB", "NN", "CD", "VB", "UH", "FW")
@@ -18,25 +16,34 @@ _AUXILIARIES = frozenset([
 ])  # fmt: skip
 
 
-def problem() -> str | None:
-    """What keeps `content` from working here, with the mend; None when nothing does."""
-    if find_spec("textblob") is None:
-        return 'words: content needs TextBlob: pip install "scalecap[cpu]", or write `words: all`'
-    return None
-
-
 def content(text: str) -> list[Span]:
     """The content words of a text, in order."""
+    return [
+        span
+        for span, stem, tag in _tagged(text)
+        if tag.startswith(_TAGS) and stem.lower() not in _AUXILIARIES
+    ]
+
+
+def nouns(text: str) -> set[str]:
+    """The distinct nouns of a text in lower case, plurals as singulars."""
+    from textblob.en.inflect import singularize
+
+    return {
+        singularize(stem.lower()) if tag.startswith("NNS") else stem.lower()
+        for _, stem, tag in _tagged(text)
+        if tag.startswith("NN")
+    }
+
+
+def _tagged(text: str) -> list[tuple[Span, str, str]]:
+    """Each word, its stem, and its tag."""
     from textblob.taggers import PatternTagger
 
     found = words(text)
     stems = [_stem(text[start:end]) for start, end in found]
     tagged = PatternTagger().tag(" ".join(stems), tokenize=False) if stems else []
-    return [
-        span
-        for span, stem, (_, tag) in zip(found, stems, tagged, strict=True)
-        if tag.startswith(_TAGS) and stem.lower() not in _AUXILIARIES
-    ]
+    return [(span, stem, tag) for span, stem, (_, tag) in zip(found, stems, tagged, strict=True)]
 
 
 def _stem(word: str) -> str:

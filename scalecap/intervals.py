@@ -5,7 +5,7 @@ rows, as CHAIR's are, its numerator and denominator. The mean of pairs is Σ cou
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ MANY = 10_000
 """From so many rows on the interval is the normal one, which the bootstrap's nears at no such cost."""
 
 Pair = tuple[float, float]
+T = TypeVar("T")
 
 
 class Interval(NamedTuple):
@@ -38,6 +39,22 @@ def measures(column: str, value: Any) -> Iterator[tuple[str, Pair]]:
                 yield from measures(f"{column}.{name}", each)
     elif isinstance(value, int | float):
         yield column, (float(value), 1.0)
+
+
+def is_part(name: str) -> bool:
+    """Whether a metric is a part of another (a category, a sort of fact): told in files alone."""
+    return name.count(".") > 2
+
+
+def by_step(metrics: Mapping[str, T]) -> dict[str, dict[str, dict[str, T]]]:
+    """Metrics without their parts as tables: by step, by measure, by caption (empty names for none)."""
+    tables: dict[str, dict[str, dict[str, T]]] = {}
+    for name, value in metrics.items():
+        if not is_part(name):
+            step, *parts = name.split(".")
+            caption, measure = parts if len(parts) == 2 else ("", *parts) if parts else ("", "")
+            tables.setdefault(step, {}).setdefault(measure, {})[caption] = value
+    return tables
 
 
 def mean(pairs: Sequence[Pair]) -> Interval | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalecap.asking import Counts
-from scalecap.intervals import Interval, Pair, mean, measures
+from scalecap.intervals import Interval, Pair, by_step, mean, measures
 from scalecap.stages import Overall
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
@@ -226,14 +226,8 @@ class Summary:
 
         A metric's parts (a category, a sort of fact) are in summary.json alone.
         """
-        tables: dict[str, dict[str, dict[str, Interval]]] = {}
-        for name, interval in self.metrics.items():
-            step, *parts = name.split(".")
-            if len(parts) <= 2:
-                caption, measure = parts if len(parts) == 2 else ("", *parts) if parts else ("", "")
-                tables.setdefault(step, {}).setdefault(measure, {})[caption] = interval
         lines = []
-        for step, measures_ in tables.items():
+        for step, measures_ in by_step(self.metrics).items():
             captions = list(dict.fromkeys(caption for cells in measures_.values() for caption in cells))
             table = {f"  {measure}" if measure else step: cells for measure, cells in measures_.items()}
             rows = [[label, *(_cell(cells.get(each)) for each in captions)] for label, cells in table.items()]

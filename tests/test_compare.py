@@ -94,6 +94,37 @@ def test_the_best_is_the_highest_or_the_lowest(make: Make):
     assert not any(line.numbers["words"].best for line in Comparison(runs).lines)
 
 
+def test_the_best_hallucinates_least_and_no_length_is_best(make: Make):
+    runs = [make("0", [0.1, 0.2]), make("1", [0.5, 0.6])]
+    for run, wrong in zip(runs, (0.3, 0.2), strict=True):
+        each = {"mean": wrong, "low": 0.0, "high": 1.0, "rows": 2}
+        run.summary["metrics"] |= {
+            "scenes.final.chair_i": each,
+            "scenes.final.words": each,
+            "check.auc": each,
+        }
+    lines = Comparison(runs).lines
+    assert [line.numbers["scenes.final.chair_i"].best for line in lines] == [False, True]
+    assert not any(line.numbers["scenes.final.words"].best for line in lines)
+    # What only all rows together have is told without a difference.
+    assert [line.numbers["check.auc"].value.mean for line in lines] == [0.3, 0.2]
+    assert lines[1].numbers["check.auc"].difference is None
+
+
+def test_parts_and_captions_before_are_left_to_the_csv(make: Make):
+    run = make("0", [0.1, 0.2])
+    (run.folder / ".hydra" / "config.yaml").write_text(json.dumps({"evaluate": {"before": ["first"]}}))
+    each = {"mean": 0.5, "low": 0.0, "high": 1.0, "rows": 2}
+    names = ("scenes.first.f1", "scenes.final.f1", "scenes.final.sort.count.f1")
+    run.summary["metrics"] |= dict.fromkeys(names, each)
+    found = Comparison([run])
+    assert set(found.names) - set(found.told) == {"scenes.first.f1", "scenes.final.sort.count.f1"}
+    assert "scenes.final.sort.count.f1" in found.csv()
+    assert "sort.count" not in found.markdown()
+    assert "2 more numbers" in found.screen()
+    assert "scenes.first.f1" in Comparison([run], objective="scenes.first.f1").told
+
+
 def test_a_sign_stands_where_the_interval_leaves_zero_out(make: Make):
     runs = [make("0", [0.1, 0.2, 0.1]), make("1", [0.8, 0.9, 0.9]), make("2", [0.1, 0.3, 0.0])]
     assert [line.numbers["good"].sign for line in Comparison(runs).lines] == ["", "▲", ""]

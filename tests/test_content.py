@@ -4,11 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalecap import content as module
 from scalecap.clauses import words
-from scalecap.content import content, problem
-
-pytest.importorskip("textblob", reason='needs pip install "scalecap[cpu]"')
+from scalecap.content import content, nouns
 
 
 @pytest.mark.parametrize(
@@ -33,7 +30,7 @@ def test_any_text_can_be_tagged(text: str) -> None:
     assert set(content(text)) <= set(words(text))
 
 
-def test_a_missing_tagger_is_told_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problem() is None
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert "pip install" in (problem() or "")
+def test_nouns_are_told_once():
+    assert nouns("Two dogs, a dog and the people near a glass of berries on red grass; Berlin's gas.") == {
+        *("dog", "person", "glass", "berry", "grass", "berlin", "gas"),
+    }

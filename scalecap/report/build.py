@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scalecap.intervals import measures
+from scalecap.intervals import by_step, is_part, mean, measures
 from scalecap.report.folder import WORD, FolderError, Row, Run, checks
 from scalecap.report.page import MOST, Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
@@ -42,13 +42,19 @@ def write_report(folder: Path, data: DataSettings | None = None) -> Path:
     part = path.with_name("report.html.part")
     template = templates().get_template("report.html.j2")
     told = run.summary.get("rows", {})
+    calibrated = calibration(rows)
     stream = template.stream(
         run=run,
         summary=dict.fromkeys(TOLD) | run.summary,
         steps=run.steps,
         shown=len(rows),
         total=max(len(rows), told.get("done", 0) + told.get("failed", 0)),
-        blocks=_blocks(run, rows, thumbnails(run, rows, data)),
+        metrics=by_step(run.summary.get("metrics", {})),
+        calibrated=calibrated,
+        blocks=[
+            *_blocks(run, rows, thumbnails(run, rows, data)),
+            block("calibration", list(calibrated.values())),
+        ],
     )
     with part.open("wb") as file:
         stream.dump(file, encoding="utf-8")
@@ -61,6 +67,31 @@ def _blocks(run: Run, rows: Sequence[Row], pictures: Sequence[bytes | str]) -> I
         yield block(f"rows-{number}", [told(run, row) for row in batch])
     yield from picture_blocks(pictures)
     yield block("index", index(run, rows))
+
+
+def calibration(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """By step that asked about labelled statements: for each tenth of P(yes) a point of the plot.
+
+    `x` is their mean P(yes), `y` the share that is true with its 95 % interval over rows,
+    `label` their number.
+    """
+    found: dict[str, list[list[list[tuple[float, bool]]]]] = {}
+    for row in rows:
+        for column, value in row.items():
+            answers = value if column.endswith("_answers") and isinstance(value, list) else []
+            asked = [each for each in answers if isinstance(each, dict) and {"p_yes", "label"} <= each.keys()]
+            bins = found.setdefault(column.removesuffix("_answers"), [[] for _ in range(10)]) if asked else []
+            for at, every in enumerate(bins):
+                inside = [each for each in asked if min(9, int(each["p_yes"] * 10)) == at]
+                every += [[(float(each["p_yes"]), bool(each["label"])) for each in inside]] if inside else []
+    return {step: [_bin(every) for every in bins if every] for step, bins in found.items()}
+
+
+def _bin(rows: Sequence[Sequence[tuple[float, bool]]]) -> dict[str, Any]:
+    share = mean([(sum(true for _, true in row), len(row)) for row in rows])
+    assert share is not None
+    said = [p for row in rows for p, _ in row]
+    return {"x": sum(said) / len(said), "y": list(share[:3]), "label": f"{len(said):,}"}
 
 
 def index(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
@@ -112,7 +143,7 @@ def _numbers(run: Run, row: Row) -> Iterator[tuple[str, float]]:
     for column in row:
         if any(name == column or name.startswith(f"{column}.") for name in metrics):
             for name, (count, of) in measures(column, row[column]):
-                if of:
+                if of and not is_part(name):
                     yield name, round(count / of, 4)
 
 

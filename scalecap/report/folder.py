@@ -93,12 +93,14 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The groups `pipeline` and `data`, and `objective`, resolved; empty when nothing tells."""
+        """`pipeline`, `data`, `evaluate` and `objective`, resolved; empty when nothing tells."""
         try:
             loaded = OmegaConf.load(self.folder / ".hydra" / "config.yaml")
             assert isinstance(loaded, DictConfig)
             found: dict[str, Any] = {
-                name: OmegaConf.to_container(loaded[name], resolve=True) for name in ("pipeline", "data")
+                name: OmegaConf.to_container(loaded[name], resolve=True)
+                for name in ("pipeline", "data", "evaluate")
+                if name in loaded
             }
             return found | {"objective": loaded.get("objective")}
         except (OSError, OmegaConfBaseException, AssertionError, ValueError):

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from scalecap.clauses import Span, clauses, left, overlap, sentences
-from scalecap.content import content, problem
+from scalecap.content import content
 from scalecap.prompts import Template
 from scalecap.stages import Ask, Image, Role, Scored, stage, together
 
@@ -33,12 +33,11 @@ class Contrast:
     `texts` is a caption, rated whole and told sentence by sentence, or a list of texts, each rated and
     told by itself. The prompt is `prompt`, or for answers the column `questions`, one a text.
 
-    `words: content` needs TextBlob; `words: all` rates every token, marks too, as the authors' release
-    does. `values: logits` compares raw logits, as that release does, where the engine tells them
-    (transformers, and vLLM with `logprobs_mode=raw_logits`); `values: logprobs` compares
-    log-probabilities, a ratio of probabilities. They differ at each token by how much the picture
-    moves the log-sum of all logits there, which log-probabilities have taken off. `auto` takes logits
-    where there are any.
+    `words: all` rates every token, marks too, as the authors' release does. `values: logits` compares
+    raw logits, as that release does, where the engine tells them (transformers, and vLLM with
+    `logprobs_mode=raw_logits`); `values: logprobs` compares log-probabilities, a ratio of probabilities.
+    They differ at each token by how much the picture moves the log-sum of all logits there, which
+    log-probabilities have taken off. `auto` takes logits where there are any.
 
     The side column `scores` has {text, kept, remains, clauses: [{text, gap, kept}], tokens: [{text,
     gap}]}; clauses and tokens cover the text once (a token stands where it begins), and a gap is null
@@ -57,8 +56,6 @@ class Contrast:
         model: Role = "vlm",
     ) -> None:
         if words == "content":
-            if missing := problem():
-                raise ValueError(missing)
             content("loads the lexicon now, while no row waits")
         self.prompt, self.threshold, self.words, self.values = prompt, threshold, words, values
         self.model = model

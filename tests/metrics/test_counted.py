@@ -50,6 +50,7 @@ def test_density_by_hand():
         "words": 17,
         "sentences": 2,
         "content": 4,
+        "objects": 2,
         "variety": {"count": 8, "of": 17},
         "repetition": {"count": 1, "of": 14},
         "new": 3,

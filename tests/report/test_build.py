@@ -17,7 +17,7 @@ from scalecap.data.images import open_image
 from scalecap.engines.scripted import Scripted
 from scalecap.report import __main__ as command
 from scalecap.report import pictures
-from scalecap.report.build import origins, write_report
+from scalecap.report.build import calibration, origins, write_report
 from scalecap.report.compared import difference
 from scalecap.report.folder import FolderError, Run
 from scalecap.report.pictures import thumbnails
@@ -183,3 +183,15 @@ def test_odd_columns_are_shown_as_they_are(compose: Compose, engines: dict[str, 
     rest = dict(told["rest"])
     assert json.loads(rest["raw_answers"]) == {"a": [1]}
     assert "</script>" in rest["more"]
+
+
+def test_calibration_counts_statements_by_tenths():
+    answers = [(0.05, 0), (0.01, 0), (0.04, 1), (1.0, 1), (0.95, 1), (0.5, 0)]
+    rows = [{"check_answers": [{"p_yes": p, "label": bool(label)} for p, label in answers]}] * 2
+    low, middle, high = calibration([*rows, {"check_answers": None}, {"qa_answers": [{"right": True}]}])[
+        "check"
+    ]
+    assert (low["x"], low["y"][0], low["label"]) == (pytest.approx(0.1 / 3), pytest.approx(1 / 3), "6")
+    assert (middle["x"], middle["y"], middle["label"]) == (0.5, [0, 0, 0], "2")
+    assert (high["x"], high["y"], high["label"]) == (pytest.approx(0.975), [1, 1, 1], "4")
+    assert calibration([{"image": "a"}]) == {}

@@ -167,10 +167,23 @@ async def test_contrast_scores_and_metrics_are_shown(browser: Browser, tmp_path:
         assert "dropped: largest gap -0.50 does not exceed 0" in text
         assert "chair.s\n0.25" in text
         assert "No picture: " in text
-        assert "chair.s\t0.25\t0.1\t0.4\t2" in await page.locator("header").inner_text()
+        assert "s\t0.250 (0.100 to 0.400)" in await page.locator("header").inner_text()
         assert "was dropped before" in await page.locator("article").nth(1).inner_text()
         await page.select_option("#sort", label="chair.s, lowest first")
         await counted(page, "2 rows")
+
+
+async def test_the_calibration_of_a_check_is_drawn(browser: Browser, tmp_path: Path):
+    contrast(tmp_path / "made")
+    answers = [{"text": HOSTILE, "p_yes": each / 20, "label": each > 8, "right": True} for each in range(20)]
+    path = tmp_path / "made" / "captions.jsonl"
+    rows = [json.loads(line) | {"check_answers": answers} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    async with browser(write_report(tmp_path / "made")) as page:
+        region = page.get_by_role("region", name="Calibration of check")
+        assert await region.locator("canvas").evaluate("each => each.width") > 600
+        assert await region.locator("tr").count() == 10
+        assert "0.425\t0.500 (0.500 to 0.500)\t4 statements" in await region.locator("table").inner_text()
 
 
 async def test_a_comparison_shows_table_plot_and_differences(hostile: Path, browser: Browser, tmp_path: Path):

@@ -9,8 +9,6 @@ from scalecap.engines.base import Score, Scored, Token
 from scalecap.prompts import Template
 from scalecap.stages.contrast import Contrast, find_gaps
 
-pytest.importorskip("textblob", reason='needs pip install "scalecap[cpu]"')
-
 PROMPT = Template("Describe the picture.")
 
 

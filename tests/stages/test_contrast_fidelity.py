@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-pytest.importorskip("textblob", reason='needs pip install "scalecap[cpu]"')
 
 from scalecap.asking import Asked, Counts
 from scalecap.data.images import open_image

@@ -25,81 +25,23 @@ function plot(data) {
   }
   names.forEach((name) => quality.append(el("option", {}, name)));
   Object.keys(data.costs).forEach((name) => cost.append(el("option", {}, name)));
-  const place = document.getElementById("chart");
-  let drawn;
 
-  function draw() {
-    const all = data.jobs
-      .map((job, at) => ({ job, x: data.costs[cost.value][at], y: data.numbers[quality.value][at] }))
-      .filter((point) => point.x !== null && point.y !== null)
-      .sort((a, b) => a.x - b.x);
-    // Jobs at one point share it.
+  // Jobs at one point share it.
+  function content() {
     const points = [];
-    for (const point of all) {
-      const there = points.find((each) => each.x === point.x && String(each.y) === String(point.y));
-      if (there) there.job += `, ${point.job}`;
-      else points.push(point);
-    }
-    const style = getComputedStyle(document.documentElement);
-    const [ink, line, mark] = ["--ink", "--line", "--link"].map((name) => style.getPropertyValue(name).trim());
-    const spread = (values) => {
-      const [low, high] = [Math.min(...values), Math.max(...values)];
-      const room = (high - low) * 0.12 || Math.abs(high) * 0.1 || 1;
-      return [low - room, high + room];
-    };
-    const axis = (label, size) => ({ label, stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, size, font: "12px system-ui", labelFont: "bold 12px system-ui" });
-    const ratio = window.devicePixelRatio || 1;
-
-    function intervals(chart) {
-      const context = chart.ctx;
-      context.save();
-      context.lineWidth = 1.5 * ratio;
-      context.textAlign = "left";
-      context.font = `${12 * ratio}px system-ui`;
-      for (const point of points) {
-        const x = chart.valToPos(point.x, "x", true);
-        const [y, low, high] = point.y.map((value) => chart.valToPos(value, "y", true));
-        context.strokeStyle = mark;
-        context.beginPath();
-        context.moveTo(x, low);
-        context.lineTo(x, high);
-        for (const end of [low, high]) {
-          context.moveTo(x - 4 * ratio, end);
-          context.lineTo(x + 4 * ratio, end);
-        }
-        context.stroke();
-        context.fillStyle = ink;
-        context.fillText(point.job, x + 9 * ratio, y - 7 * ratio);
-      }
-      context.restore();
-    }
-
-    if (drawn) drawn.destroy();
-    drawn = new uPlot({
-      width: place.clientWidth,
-      height: Math.min(380, Math.max(260, place.clientWidth * 0.5)),
-      legend: { show: false },
-      cursor: { show: false },
-      scales: {
-        x: { time: false, range: () => spread(points.map((point) => point.x)) },
-        y: { range: () => spread(points.flatMap((point) => point.y)) },
-      },
-      axes: [axis(cost.value, 44), axis(quality.value, 64)],
-      series: [{}, { paths: () => null, points: { show: true, size: 9, fill: mark, stroke: mark } }],
-      hooks: { draw: [intervals] },
-    }, [points.map((point) => point.x), points.map((point) => point.y[0])], place);
+    data.jobs.forEach((label, at) => {
+      const [x, y] = [data.costs[cost.value][at], data.numbers[quality.value][at]];
+      if (x === null || y === null) return;
+      const there = points.find((each) => each.x === x && String(each.y) === String(y));
+      if (there) there.label += `, ${label}`;
+      else points.push({ x, y, label });
+    });
+    return { points: points.sort((a, b) => a.x - b.x), across: cost.value, up: quality.value };
   }
 
+  const draw = chart(document.getElementById("chart"), content);
   quality.addEventListener("change", draw);
   cost.addEventListener("change", draw);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  let width = 0;
-  new ResizeObserver(() => {
-    if (place.clientWidth !== width) {
-      width = place.clientWidth;
-      draw();
-    }
-  }).observe(place);
 }
 
 block("chart").then(plot);

@@ -78,4 +78,6 @@ async function card(number) {
     el("div", {}, error, ...parts, rest));
 }
 
+block("calibration").then((steps) => steps.forEach((points, at) =>
+  chart(document.getElementById(`calibration-${at}`), () => ({ points, across: "P(yes)", up: "share true", square: true }))));
 block("index").then((index) => browse(index, card).refresh());
