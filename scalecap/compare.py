@@ -126,7 +126,8 @@ class Comparison:
 
     def _names(self, values: dict[str, dict[str, dict[str, Pair]]]) -> list[str]:
         """The numbers, the objective first, then metrics, then what every run has."""
-        found = dict.fromkeys(name for each in (*values.values(), *self._means.values()) for name in each)
+        found = dict.fromkeys(name for each in values.values() for name in each)
+        found |= dict.fromkeys(name for each in self._means.values() for name in each)
         metrics = {name for run in self.runs for name in run.summary.get("metrics", {})}
         first = (self.objective or "").lstrip("-")
         return sorted(found, key=lambda name: (name != first, name not in metrics, name == "words"))
@@ -147,7 +148,6 @@ class Comparison:
         before: set[str] = set()
         for run in self.runs:
             before.update((run.config.get("evaluate") or {}).get("before") or [])
-
         first = (self.objective or "").lstrip("-")
         return [
             name
