@@ -76,7 +76,8 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
                 summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")
                 log.warning(summary.notes[-1])
             rows = _Rows(source, journal)
-            if rows.any():
+            # One that was stopped has rows left: the model loads while they are found.
+            if (len(journal.entries) and journal.complete is None) or rows.any():
                 process_engines.run(_caption(settings, pipeline, rows, engines, cache, summary))
             elif not rows.seen:
                 raise RunError(
@@ -197,10 +198,12 @@ async def _caption(
             " model.judge.name=…, the same in every run that is compared."
         )
     with summary.phase("load"):
+        found = asyncio.create_task(asyncio.to_thread(rows.any))
         engines = engines or await process_engines.by_role(models, settings.engine)
+        await found
     summary.models = {role: engines[role].identity for role in models}
     asked = Asked(engines, cache, settings.sampling, settings.seed, summary.counts)
-    progress = Progress(rows.source.total, summary.counts, live=settings.progress)
+    progress = Progress(rows.source.total, summary.counts, live=settings.progress, reused=rows.reused)
     rows.on_reuse = progress.reuse
     stop = asyncio.Event()
 

@@ -43,6 +43,29 @@ def test_output_names_the_folder_and_going_on_is_the_same_command(
     assert (tmp_path / "my run" / ".hydra").is_dir()
 
 
+HEAVY = """
+import sys
+from scalecap.__main__ import main
+try:
+    main()
+finally:
+    print(*sorted({"torch", "transformers", "vllm", "openai"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_what_asks_no_model_imports_no_engine(typed: Typed, tmp_path: Path):
+    assert typed("output=run", "data.limit=1") == 0
+    for words in (["--help"], ["--cfg", "job"], ["check=true"], ["output=run", "data.limit=1"]):
+        done = subprocess.run(
+            [sys.executable, "-c", HEAVY, *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(CONF.parent)},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (0, ""), (words, done.stderr)
+
+
 def test_a_sweep_shares_the_engine(typed: Typed, opened: list[Any], tmp_path: Path):
     assert typed("-m", "prompts/verify=seed,strict", "data.limit=1", "hydra.sweep.dir=sweep") == 0
     assert len(opened) == 1

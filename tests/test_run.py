@@ -320,6 +320,10 @@ def test_lines_tell_how_far_it_is(compose: Compose, answer: Answer, monkeypatch,
     caplog.set_level("INFO", "scalecap")
     run(compose("data.limit=3"), engines=both(Scripted(answer)))
     assert "0 of 3 rows" in caplog.text
+    caplog.clear()
+    run(compose("data.limit=4"), engines=both(Scripted(answer)))
+    assert "3 of 4 rows" in caplog.messages[1]  # after what it resumed
+    assert "0 of 4 rows" not in caplog.text
 
 
 async def test_nothing_is_told_after_the_end(monkeypatch, caplog):
