@@ -90,7 +90,9 @@ def mend() -> None:
 def begin() -> None:
     """Prepare a child; torch calls this at the end of its import."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        # Linux sends it once for each thread of a dying parent, and vLLM's handler of SIGTERM takes a lock
+        # that a second one, in the middle of it, waits for without end.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # A terminal's Ctrl-C goes to its whole process group; rows in flight still need the engine.
     os.setpgid(0, 0)
     mend()

