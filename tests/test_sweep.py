@@ -18,14 +18,10 @@ import scalecap.engines
 from scalecap.engines import Engines
 from scalecap.engines.base import Request
 from scalecap.engines.scripted import Scripted
-from scalecap.scenes.measure import judge
 from scalecap.settings import CONF, EngineSettings, ModelSettings
 from scalecap.sweep import arranged
 
 Typed = Callable[..., int]
-AFTER_CHECK = ("raw_questions", "q_list", "raw_answers", "final_details", "final_caption")
-CHECK_ONLY = [f"~pipeline.steps.{step}" for step in AFTER_CHECK]
-NET = "+pipeline.steps.net={stage: truthful/net, texts: golden_sentences, truth: truth}"
 THRESHOLD = "pipeline.steps.golden_sentences.threshold"
 
 
@@ -162,7 +158,7 @@ def test_a_closed_engine_leaves_no_model_in_memory():
     ("words", "message"),
     [
         ("objective=final_caption", "objective=final_caption: no step final_caption writes numbers"),
-        (f"pipeline.imports=[truthful]|{NET}|objective=nett", "nearest: net"),
+        ("evaluate=scenes|objective=scene.f1", "nearest: scenes"),
         ("-m|hydra/sweeper=optuna|seed=1,2", "this sweeper needs objective="),
     ],
 )
@@ -179,53 +175,42 @@ def test_an_objective_that_no_step_writes_is_one_message(
 def test_an_objective_that_no_row_has_ends_a_search(typed: Typed, tmp_path: Path, capsys: Any):
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         pytest.skip('needs pip install "scalecap[sweeps]"')
-    words = ["pipeline.imports=[truthful]", NET, "objective=net.nothing", "data.limit=1", "seed=choice(1,2)"]
+    words = ["evaluate=scenes", "objective=scenes.nothing", "data.limit=1", "seed=choice(1,2)"]
     words += ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=sweep"]
     assert typed("-m", *words) == 1
-    assert "no row has objective=net.nothing; metrics that rows have: net.facts" in capsys.readouterr().err
-    assert "net.nothing" in (tmp_path / "sweep" / "0" / ".hydra" / "error.txt").read_text()
+    assert "no row has objective=scenes.nothing; metrics that rows have: scenes." in capsys.readouterr().err
+    assert "scenes.nothing" in (tmp_path / "sweep" / "0" / ".hydra" / "error.txt").read_text()
 
 
 def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         pytest.skip('needs pip install "scalecap[sweeps]"')
-    base = [
-        "pipeline.imports=[truthful]",
-        NET,
-        *CHECK_ONLY,
-        "progress=false",
-        "report=false",
-        "data.limit=12",
-    ]
-    words = [*base, "objective=net.facts", f"{THRESHOLD}=interval(0,1)", "hydra.sweep.dir=sweep"]
-    optuna = ["direction=maximize", "n_trials=12", "sampler.seed=3"]
+    best, threshold = "verifier.balanced_accuracy", "pipeline.steps.verifier.threshold"
+    base = ["pipeline=none", "evaluate=scenes_verifier", "pipeline.steps.statements.pairs=2", "data.limit=12"]
+    words = [*base, f"objective={best}", f"{threshold}=interval(0,1)", "hydra.sweep.dir=sweep"]
+    optuna = ["direction=maximize", "n_trials=20", "sampler.seed=1"]
     assert command("-m", *words, "hydra/sweeper=optuna", *(f"hydra.sweeper.{word}" for word in optuna)) == 0
     found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
 
     # Every threshold there is lies between two of the probabilities: the best of them all is known.
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "sweep" / "0" / "captions.jsonl").read_text().split("\n")[:-1]
-    ]
-    scores = [row["golden_sentences_scores"] for row in rows]
+    lines = (tmp_path / "sweep" / "0" / "captions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    answers = [each for line in lines for each in json.loads(line)["verifier_answers"]]
 
-    def worth(threshold: float) -> float:
-        net = 0
-        for row, texts in zip(rows, scores, strict=True):
-            told = judge(" ".join(each["text"] for each in texts if each["p_yes"] >= threshold), row["truth"])
-            net += told.true - told.wrong
-        return net / len(rows)
+    def worth(at: float) -> float:
+        right = {True: [], False: []}
+        for each in answers:
+            right[each["label"]].append((each["p_yes"] >= at) == each["label"])
+        return sum(sum(each) / len(each) for each in right.values()) / 2
 
-    candidates = {0.0, 1.0, *(each["p_yes"] for texts in scores for each in texts)}
-    values = {threshold: worth(threshold) for threshold in candidates}
-    assert min(values.values()) < max(values.values()) - 0.5
-    assert found["best_value"] == pytest.approx(max(values.values()))
-    assert worth(found["best_params"][THRESHOLD]) == pytest.approx(max(values.values()))
+    values = [worth(at) for at in {0.0, 1.0, *(each["p_yes"] for each in answers)}]
+    assert max(values) > min(values) + 0.2
+    assert found["best_value"] == pytest.approx(max(values))
+    assert worth(found["best_params"][threshold]) == pytest.approx(max(values))
     asked = [each["requests"] for each in summaries(tmp_path / "sweep")]
     assert sum(each["asked"] > each["reused"] for each in asked) == 1  # all trials but the first were free
-    best = [line for line in table(tmp_path / "sweep") if line["net.facts best"] == "True"]
-    assert str(found["best_params"][THRESHOLD]) in {line[THRESHOLD] for line in best}
+    marked = [line for line in table(tmp_path / "sweep") if line[f"{best} best"] == "True"]
+    assert str(found["best_params"][threshold]) in {line[threshold] for line in marked}
 
 
 @pytest.mark.slow

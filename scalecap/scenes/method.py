@@ -13,16 +13,16 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from statistics import mean
+from typing import Any, NamedTuple
 
 import hydra
 import numpy as np
 
-from scalecap.cache import Cache, key
 from scalecap.engines import open_engine
-from scalecap.engines.base import Choose, Chosen, Engine, Generate, Generated, Reply, Request, Score, Scored
+from scalecap.engines.base import Engine
+from scalecap.metrics.scenes import scenes
 from scalecap.run import process_engines, run
-from scalecap.scenes.measure import judge, table
 from scalecap.settings import CONF, EngineSettings, ModelSettings, from_config
 from scalecap.summary import Summary
 
@@ -72,47 +72,6 @@ def _values(values: str) -> list[str]:
     return [f"+pipeline.steps.{step}.values={values}" for step in ("golden_sentences", "final_details")]
 
 
-class Remembering:
-    """An engine whose replies are kept on disk, and told with the tokens that they cost the first time.
-
-    A run's own cache would hide what a pipeline costs by itself from pipelines that share its requests.
-    """
-
-    def __init__(self, engine: Engine, cache: Cache) -> None:
-        self._engine, self._cache = engine, cache
-        self.identity, self.concurrency = engine.identity, engine.concurrency
-        self.context_length = engine.context_length
-        self.kv_tokens: int | None = getattr(engine, "kv_tokens", None)
-
-    async def generate(self, request: Generate) -> Generated:
-        return cast(Generated, await self._ask(request))
-
-    async def choose(self, request: Choose) -> Chosen:
-        return cast(Chosen, await self._ask(request))
-
-    async def score(self, request: Score) -> Scored:
-        return cast(Scored, await self._ask(request))
-
-    async def close(self) -> None:
-        self._cache.close()
-        await self._engine.close()
-
-    async def _ask(self, request: Request) -> Reply:
-        name = key(self.identity, request)
-        if kept := self._cache.get(name):
-            return kept
-        reply: Reply
-        match request:
-            case Generate():
-                reply = await self._engine.generate(request)
-            case Choose():
-                reply = await self._engine.choose(request)
-            case Score():
-                reply = await self._engine.score(request)
-        await self._cache.put(name, reply)
-        return reply
-
-
 class Line(NamedTuple):
     """One caption column of one pipeline, means over scenes."""
 
@@ -130,17 +89,17 @@ def compare(folder: Path, count: int, seed: int) -> tuple[list[Line], dict[str, 
     """Run all pipelines: the table's lines, and how well each rating tells true sentences from others."""
     model = ModelSettings(name="scenes", dtype="float32")
     engine = process_engines.run(open_engine(model, EngineSettings(name="transformers")))
-    remembering = Remembering(engine, Cache(folder / "replies"))
     found: list[Line] = []
     told: dict[str, float] = {}
     try:
         for name, overrides in variants():
-            rows, summary = _run(remembering, [*overrides, f"data.count={count}", f"data.seed={seed}"])
+            words = [f"data.count={count}", f"data.seed={seed}", f"cache.dir={folder / 'replies'}"]
+            rows, summary = _run(engine, [*overrides, *words])
             found += _lines(name, rows, summary)
             told |= _told_apart(name, rows)
             log.info("%s: %s", name, ", ".join(f"{line.caption} {line.true:.2f}" for line in found[-3:]))
     finally:
-        process_engines.run(remembering.close())
+        process_engines.run(engine.close())
     return found, told
 
 
@@ -149,7 +108,7 @@ def _run(engine: Engine, overrides: Sequence[str]) -> tuple[list[dict[str, Any]]
         hydra.initialize_config_dir(str(CONF), version_base="1.3"),
         tempfile.TemporaryDirectory() as output,
     ):
-        given = [*overrides, f"output={output}", "model.vlm.dtype=float32", "cache=off", "progress=false"]
+        given = [*overrides, f"output={output}", "model.vlm.dtype=float32", "progress=false", "report=false"]
         summary = run(from_config(hydra.compose("config", given)), engines={"vlm": engine, "llm": engine})
         lines = (Path(output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines], summary
@@ -160,18 +119,23 @@ def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> li
     spared = {"init_caption": [step for step in summary.counts.steps if step != "init_caption"]}
     spared |= {"assembled_caption": [*FUSING, *CLOSING], "final_caption": [*CLOSING], "checked_caption": []}
     lines = []
-    for column, numbers in table(rows, spared if name == "seed" else CAPTIONS).items():
+    for column in spared if name == "seed" else CAPTIONS:
+        told = [scenes({"it": row[column]}, row["truth"])["it"] for row in rows if row.get(column)]
+        if not told:
+            continue
         counts = [count for step, count in summary.counts.steps.items() if step not in spared[column]]
+        # Replies that an earlier pipeline computed are in the cache, and cost this one as much.
         tokens = sum(count.prompt_tokens + count.generated_tokens for count in counts)
+        tokens += sum(count.reused_prompt_tokens + count.reused_generated_tokens for count in counts)
         requests = sum(count.requests for count in counts)
         first = column == "init_caption"
         lines.append(
             Line(
                 pipeline="none" if first else name,
                 caption="first" if first else CAPTIONS[column],
-                wrong=numbers["wrong"],
-                true=numbers["true"],
-                words=numbers["words"],
+                wrong=mean(each["wrong"] for each in told),
+                true=mean(each["true"] for each in told),
+                words=mean(each["words"] for each in told),
                 requests=requests / len(rows),
                 tokens=tokens / len(rows),
             )
@@ -189,9 +153,13 @@ def _told_apart(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, float
     if name not in columns:
         return {}
     column, label = columns[name]
-    rated = [(_value(score), judge(score["text"], row["truth"])) for row in rows for score in row[column]]
-    true = [value for value, said in rated if said.facts and not said.wrong]
-    wrong = [value for value, said in rated if said.wrong]
+    rated = [
+        (_value(score), scenes({"it": score["text"]}, row["truth"])["it"])
+        for row in rows
+        for score in row[column]
+    ]
+    true = [value for value, said in rated if said["true"] and not said["wrong"]]
+    wrong = [value for value, said in rated if said["wrong"]]
     return {label: area(true, wrong)}
 
 

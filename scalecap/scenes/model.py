@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scalecap.engines.children import mend
+
 SIDE = 168
 PATCH = 14
 MERGE = 2
@@ -40,6 +42,7 @@ _CHAT = (
 
 def make_tokenizer(corpus: Iterable[str], size: int = 1536) -> Any:
     """Train a byte-level BPE with Qwen's special tokens; any text can be written with it."""
+    mend()
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
@@ -78,6 +81,7 @@ def make_tokenizer(corpus: Iterable[str], size: int = 1536) -> Any:
 
 def make_model(tokenizer: Any, seed: int = 0) -> Any:
     """A fresh model of about 6 million parameters for this tokenizer."""
+    mend()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL}

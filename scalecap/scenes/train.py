@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
+from scalecap.engines.children import mend
 from scalecap.scenes import lessons, tower
 from scalecap.scenes.lessons import CAPTIONED, CHECKED, PLACED, Curriculum, Lesson, Render
 from scalecap.scenes.model import (
@@ -195,6 +195,9 @@ def schoolbook(seed: int, count: int, prompts: Mapping[str, Sequence[Render]]) -
 def _tokenizer(folder: Path, seed: int, prompts: Mapping[str, Sequence[Render]]) -> Any:
     """A new one, or that of the training to go on with."""
     if (folder / "tokenizer.json").exists():
+        mend()
+        from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
+
         return Qwen2TokenizerFast.from_pretrained(folder)
     tokenizer = make_tokenizer(schoolbook(seed, 4000, prompts))
     tokenizer.save_pretrained(folder)

@@ -41,7 +41,6 @@ from scalecap.asking import Asked, Counts
 from scalecap.data import Row
 from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Request, Score, Scored, Usage
-from scalecap.engines.children import mend
 from scalecap.engines.vllm import VllmEngine, open_vllm
 from scalecap.pipeline import Finished, Pipeline
 from scalecap.settings import CONF, EngineSettings, ModelSettings, Settings, from_config
@@ -274,7 +273,6 @@ class Afresh(Acting):
 
 def checkpoint(folder: Path, settings: Settings, side: int) -> Path:
     """A random Qwen2.5-VL of a few million parameters that takes pictures of any size."""
-    mend()
     import torch
 
     from scalecap.scenes.model import make_model, make_tokenizer, save

@@ -98,6 +98,26 @@ def test_chair_knows_cocos_objects_and_ones_own(tmp_path):
         chair({"a": ""}, [], vocabulary=str(own))
 
 
+@pytest.mark.parametrize(
+    ("caption", "true", "wrong", "unread"),
+    [
+        ("", 0, 0, 0),
+        ("There is a dog.", 1, 0, 0),
+        ("There is a dog. There is a dog.", 1, 0, 0),
+        ("There are three trees in the center.", 2, 1, 0),
+        ("There is a large dog on the right.", 1, 2, 0),
+        ("The scene is on grass. The scene is on snow.", 1, 1, 0),
+        ("The dog is next to the tree.", 2, 0, 0),
+        ("There is a small cat.", 0, 2, 0),
+        ("There is a tree.", 1, 1, 0),
+        ("Lorem ipsum.", 0, 0, 1),
+    ],
+)
+def test_facts_are_counted_once_each(caption: str, true: int, wrong: int, unread: int):
+    measured = scenes({"it": caption}, TRUTH)["it"]
+    assert (measured["true"], measured["wrong"], measured["unread"]["count"]) == (true, wrong, unread)
+
+
 def test_scenes_by_hand():
     told = "There is a small dog. There is a cat on the right. It is on snow. Lorem ipsum."
     measured = scenes({"a": told}, TRUTH, {"b": ["The scene is on grass."]})

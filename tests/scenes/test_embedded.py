@@ -3,7 +3,6 @@
 `python tests/scenes/test_embedded.py` writes what it says anew, after another training.
 """
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +14,18 @@ pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
 from scalecap.engines import embedded_model
 from scalecap.run import process_engines, run
-from scalecap.scenes.lessons import shipped
-from scalecap.scenes.measure import check_verifier, table
 from scalecap.settings import CONF, Settings, from_config
 
 pytestmark = pytest.mark.slow
 SAID = Path(__file__).with_name("embedded.json")
 """Rows of the first two sample pictures, decoded greedily on the transformers engine."""
 ROWS = ["data.limit=2", "sampling=greedy", "engine=transformers", "cache=off", "progress=false"]
+
+
+def measured(settings: Settings) -> dict[str, float]:
+    found = {name: each.mean for name, each in run(settings).metrics.items()}
+    process_engines.close()
+    return found
 
 
 def captions(settings: Settings) -> list[dict[str, Any]]:
@@ -45,18 +48,24 @@ def test_it_says_what_it_said(compose: Callable[..., Settings]) -> None:
 
 
 def test_checking_halves_what_is_wrong_and_asking_tells_more(compose: Callable[..., Settings]) -> None:
-    rows = captions(compose("data.count=48", "data.seed=3", "engine=transformers", "progress=false"))
-    found = table(rows, ["init_caption", "final_caption"])
-    first, final = found["init_caption"], found["final_caption"]
-    assert first["captions"] == final["captions"] == 48
-    assert first["wrong share"] > 0.15  # it was taught to be careless
-    assert final["wrong share"] <= first["wrong share"] / 2
-    assert final["true"] >= 1.3 * first["true"]
+    words = ("data.count=48", "data.seed=3", "engine=transformers", "progress=false", "evaluate=scenes")
+    found = measured(compose(*words))
+    first, final = (1 - found[f"scenes.{name}.precision"] for name in ("init_caption", "final_caption"))
+    assert first > 0.15  # it was taught to be careless
+    assert final <= first / 2
+    assert found["scenes.final_caption.true"] >= 1.3 * found["scenes.init_caption.true"]
 
 
-def test_its_checks_are_right_nine_times_of_ten() -> None:
-    found = asyncio.run(check_verifier(320, shipped("verify", "compact")))
-    assert found["balanced accuracy"] >= 0.88  # 0.9 and more over many; see the model card
+def test_its_checks_are_right_nine_times_of_ten(compose: Callable[..., Settings]) -> None:
+    words = (
+        "pipeline=none",
+        "evaluate=scenes_verifier",
+        "data.count=40",
+        "data.seed=99",
+        "engine=transformers",
+    )
+    found = measured(compose(*words, "engine=transformers", "progress=false"))
+    assert found["verifier.balanced_accuracy"] >= 0.88  # 0.9 and more over many; see the model card
 
 
 def test_its_size_and_card() -> None:

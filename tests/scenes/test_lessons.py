@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
+from scalecap.metrics.scenes import scenes
 from scalecap.scenes import lessons
-from scalecap.scenes.measure import judge
 from scalecap.scenes.train import taught_prompts
 from scalecap.scenes.world import sample
 
@@ -19,10 +19,10 @@ def test_careless_captions_are_wrong_now_and_then():
     rng, told = random.Random(0), []
     for seed in range(500):
         truth = sample(seed).truth()
-        told.append(judge(lessons.careless_caption(truth, rng), truth))
-    wrong = sum(each.wrong for each in told) / sum(len(each.facts) for each in told)
+        told.append(scenes({"it": lessons.careless_caption(truth, rng)}, truth)["it"])
+    wrong = sum(each["wrong"] for each in told) / sum(each["precision"]["of"] for each in told)
     assert 0.15 < wrong < 0.3
-    assert all(each.unread == 0 for each in told)
+    assert all(each["unread"]["count"] == 0 for each in told)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -34,9 +34,9 @@ def test_answers_are_true_and_checks_right(seed, prompts):
     answers = [lesson for lesson in answers if lesson.weight != lessons.CAPTIONED]
     assert [answer.weight for answer in answers].count(lessons.PLACED) == 2
     for answer in answers:
-        told = judge(answer.reply, truth)
-        assert told.true > 0
-        assert told.wrong == told.unread == 0
+        told = scenes({"it": answer.reply}, truth)["it"]
+        assert told["true"] > 0
+        assert told["wrong"] == told["unread"]["count"] == 0
 
 
 @pytest.mark.parametrize("seed", range(40))
