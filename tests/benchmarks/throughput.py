@@ -66,8 +66,6 @@ class Result:
     """Files opened and decoded."""
     sent: int = 0
     """Pictures sent with pixels, and so preprocessed unless vLLM still has them."""
-    prefilled: int = 0
-    """Requests whose picture the prefix cache did not have: its tokens were computed."""
 
 
 @dataclass
@@ -86,8 +84,6 @@ class Acting:
 
     def _count(self, request: Request, usage: Usage) -> None:
         self.recorded.append((request, usage))
-        # Nearly all of a prompt with a picture is the picture.
-        self.result.prefilled += bool(request.prompt.image and usage.cached_tokens < usage.prompt_tokens / 2)
         self.result.requests += 1
         self.result.prompt += usage.prompt_tokens
         self.result.cached += usage.cached_tokens
@@ -327,8 +323,8 @@ def table(found: list[dict[str, Result]], images: int) -> str:
     """Markdown: counts of the last round, seconds as ratios to ours within a round."""
     lines = [
         "| | images/s | time / ours | requests | prompt tokens | computed | generated | opened | sent"
-        " | prefilled | CPU s outside the engine |",
-        "| --- " * 11 + "|",
+        " | CPU s outside the engine |",
+        "| --- " * 10 + "|",
     ]
     for way in WAYS:
         ratios = [each[way].seconds / each["ours"].seconds for each in found]
@@ -339,7 +335,7 @@ def table(found: list[dict[str, Result]], images: int) -> str:
             f" | {last.requests / images:.1f} | {last.prompt / images:.0f}"
             f" | {(last.prompt - last.cached) / images:.0f} | {last.generated / images:.0f}"
             f" | {last.opened / images:.1f} | {last.sent / images:.1f}"
-            f" | {last.prefilled / images:.1f} | {last.cpu:.1f} |"
+            f" | {last.cpu:.1f} |"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return "\n".join([*lines, "", f"Counts are per image. Peak memory of this process {peak:.0f} MB."])
