@@ -102,15 +102,16 @@ class Asked:
     def rows(self) -> int:
         """Rows in flight that keep the engines busy while their pictures stay in the KV caches.
 
-        A row has about two requests in flight, over its whole time. A quarter of a cache is for the prompts that a row's requests share, no longer than the longest
-        with a picture so far; the rest is for what follows them in requests side by side, and the blocks
-        that these begin. Two rows find out how long the prompts are.
+        Over its whole time a row has about two requests in flight. A quarter of a cache is for the
+        prompts that a row's requests share, no longer than the longest with a picture so far; the rest
+        is for what follows them in requests side by side, and the blocks that these begin. Four rows
+        find out how long the prompts are.
         """
         engines = self.engines.values()
         busy = max(4, max((engine.concurrency for engine in engines), default=0) // 2)
         sized = {engine.identity: engine.kv_tokens for engine in engines if engine.kv_tokens}
         if sized and not self._longest:
-            return 2
+            return 4
         longest = {name: tokens for name, tokens in self._longest.items() if tokens and name in sized}
         fit = [sized[name] // 4 // tokens for name, tokens in longest.items()]
         return max(1, min([busy, *fit]))
