@@ -96,8 +96,8 @@ class Asked:
         self._flying: dict[str, asyncio.Task[Reply]] = {}
         self._longest: dict[str, int] = {}
         """By engine: tokens of the longest prompt with a picture, 0 as long as there was none."""
-        self.on_longer: Callable[[], None] = lambda: None
-        """Called when `rows()` may have changed."""
+        self.longer = asyncio.Event()
+        """Set when `rows()` may have changed."""
 
     def rows(self) -> int:
         """Rows in flight that keep the engines busy while their pictures stay in the KV caches.
@@ -151,7 +151,7 @@ class Asked:
         tokens = reply.usage.prompt_tokens if request.prompt.image else 0
         if tokens > self._longest.get(engine.identity, -1):
             self._longest[engine.identity] = tokens
-            self.on_longer()
+            self.longer.set()
         count.prompt_tokens += reply.usage.prompt_tokens
         count.cached_tokens += reply.usage.cached_tokens
         count.generated_tokens += reply.usage.generated_tokens

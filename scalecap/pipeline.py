@@ -7,7 +7,7 @@ and each of its steps starts as soon as the columns that it reads exist.
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -76,51 +76,22 @@ class Pipeline:
         on_row: Callable[[Finished], None],
         stop: asyncio.Event | None = None,
     ) -> None:
-        """Take every row through the steps, at most `in_flight()` at once, asked before each row.
-
-        `on_row` gets each row as it ends, in no order. A row's failure stays its own; EngineDead, and
-        what `rows` or `on_row` raise, end the run. After `stop` is set, and after `rows` raised, rows in
-        flight are finished and no more are started.
-        """
-        iterator, open_rows, ended = iter(rows), 0, asyncio.Event()
-        asked.on_longer = ended.set
-        loop = asyncio.get_running_loop()
-        broken: Exception | None = None
-
-        async def one(row: Row) -> None:
-            nonlocal open_rows
+        """Take every row through the steps; see `stream`."""
+        with picture_pool() as pictures:
             try:
-                on_row(await self._finish(row, asked, pictures))
-            finally:
-                open_rows -= 1
-                ended.set()
-
-        # Reading may wait for a disk or a network, so it has a thread of its own.
-        with ThreadPoolExecutor(1, "rows") as reader, _picture_pool() as pictures:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    while True:
-                        while open_rows >= in_flight():
-                            ended.clear()
-                            await ended.wait()
-                        try:
-                            row = await loop.run_in_executor(reader, next, iterator, None)
-                        except Exception as error:
-                            broken = error
-                            break
-                        if row is None or (stop and stop.is_set()):
-                            break
-                        open_rows += 1
-                        group.create_task(one(row))
-            except BaseExceptionGroup as group_error:
-                raise _cause(group_error) from None
+                await stream(
+                    rows,
+                    lambda row: self.take(row, asked, pictures),
+                    in_flight=in_flight,
+                    on_row=on_row,
+                    stop=stop,
+                    changed=asked.longer,
+                )
             finally:
                 await asked.abandon()
-        if broken:
-            raise broken
 
-    async def _finish(self, row: Row, asked: Asked, pictures: Executor) -> Finished:
-        """Take one row through all steps that it can go through."""
+    async def take(self, row: Row, asked: Asked, pictures: Executor) -> Finished:
+        """Take one row through all steps that it can go through; only EngineDead is raised."""
         if row.error:
             return Finished(row, dict(row.columns), _record(None, row.error), {})
         image = None
@@ -161,7 +132,58 @@ class Pipeline:
         )
 
 
-def _picture_pool() -> ThreadPoolExecutor:
+async def stream(
+    rows: Iterable[Row],
+    take: Callable[[Row], Awaitable[Finished]],
+    *,
+    in_flight: Callable[[], int],
+    on_row: Callable[[Finished], None],
+    stop: asyncio.Event | None = None,
+    changed: asyncio.Event | None = None,
+) -> None:
+    """Every row through `take`, at most `in_flight()` at once, asked before each row.
+
+    `on_row` gets each row as it ends, in no order. A row's failure stays its own; EngineDead, and
+    what `rows` or `on_row` raise, end the run. After `stop` is set, and after `rows` raised, rows in
+    flight are finished and no more are started. `changed` is set when `in_flight()` may be another.
+    """
+    iterator, open_rows, changed = iter(rows), 0, changed or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    broken: Exception | None = None
+
+    async def one(row: Row) -> None:
+        nonlocal open_rows
+        try:
+            on_row(await take(row))
+        finally:
+            open_rows -= 1
+            changed.set()
+
+    # Reading may wait for a disk or a network, so it has a thread of its own.
+    with ThreadPoolExecutor(1, "rows") as reader:
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    while open_rows >= in_flight():
+                        changed.clear()
+                        await changed.wait()
+                    try:
+                        row = await loop.run_in_executor(reader, next, iterator, None)
+                    except Exception as error:
+                        broken = error
+                        break
+                    if row is None or (stop and stop.is_set()):
+                        break
+                    open_rows += 1
+                    group.create_task(one(row))
+        except BaseExceptionGroup as group_error:
+            raise _cause(group_error) from None
+    if broken:
+        raise broken
+
+
+def picture_pool() -> ThreadPoolExecutor:
+    """Threads that open pictures."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "pictures")
 
 

@@ -29,12 +29,11 @@ def screen_handler() -> logging.Handler:
 
 
 class Progress:
-    """Counts rows while they finish, beside the `reused` ones; a context manager."""
+    """Counts rows while they finish; a context manager."""
 
-    def __init__(self, total: int | None, counts: Counts, *, live: bool, reused: int = 0) -> None:
+    def __init__(self, total: int | None, counts: Counts, *, live: bool) -> None:
         self.total, self.counts = total, counts
-        self.done = self.failed = 0
-        self.reused = reused
+        self.done = self.failed = self.reused = 0
         self._begun = self._said = time.monotonic()
         self._bar = Bar(
             TextColumn("rows"),

@@ -8,20 +8,22 @@ import signal
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scalecap.asking import Asked
 from scalecap.cache import Cache, CacheError
+from scalecap.cluster import opened as cluster_of
 from scalecap.data import DataError, Row, Source, writer
 from scalecap.data.sources import open_source
 from scalecap.engines import EMBEDDED, Engines
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.journal import Journal, JournalError
 from scalecap.nearest import nearest
-from scalecap.pipeline import Finished, Pipeline, PipelineError
+from scalecap.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.progress import Progress
 from scalecap.report.build import write_report
 from scalecap.settings import Settings
@@ -39,7 +41,7 @@ REPORTED = 200
 CHANGES_NO_ROW = {
     "": (
         *("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
-        *("objective", "report"),
+        *("objective", "report", "runner"),
     ),
     "data": ("limit", "allow_urls"),
     "engine": ("concurrency", "batch_size", "timeout", "retries", "keep", "quiet"),
@@ -197,14 +199,7 @@ async def _caption(
             "The judge is the model that it judges, which is kind to itself: name another in"
             " model.judge.name=…, the same in every run that is compared."
         )
-    with summary.phase("load"):
-        found = asyncio.create_task(asyncio.to_thread(rows.any))
-        engines = engines or await process_engines.by_role(models, settings.engine)
-        await found
-    summary.models = {role: engines[role].identity for role in models}
-    asked = Asked(engines, cache, settings.sampling, settings.seed, summary.counts)
-    progress = Progress(rows.source.total, summary.counts, live=settings.progress, reused=rows.reused)
-    rows.on_reuse = progress.reuse
+    progress = Progress(rows.source.total, summary.counts, live=settings.progress)
     stop = asyncio.Event()
 
     def on_row(finished: Finished) -> None:
@@ -222,19 +217,30 @@ async def _caption(
         summary.status = "interrupted"
         log.warning("finishing the rows in flight; once more stops at once")
 
-    try:
-        with summary.phase("rows"), progress, Stalls(pipeline.steps), _signals(stop, on_signal):
-            await pipeline.run(
-                rows,
-                asked,
-                in_flight=lambda: settings.rows_in_flight or asked.rows(),
-                on_row=on_row,
-                stop=stop,
-            )
-    except (EngineDead, DataError) as error:
-        summary.reason = str(error)
-        if summary.status == "finished":
-            summary.status = "stopped"
+    async with AsyncExitStack() as stack:
+        with summary.phase("load"):
+            found = asyncio.create_task(asyncio.to_thread(rows.any))
+            if settings.runner.name == "ray":
+                cluster, summary.models = await stack.enter_async_context(
+                    cluster_of(settings, rows.source.columns, summary.counts)
+                )
+                take = partial(stream, rows, cluster.take, in_flight=cluster.rows, changed=cluster.changed)
+            else:
+                engines = engines or await process_engines.by_role(models, settings.engine)
+                summary.models = {role: engines[role].identity for role in models}
+                asked = Asked(engines, cache, settings.sampling, settings.seed, summary.counts)
+                take = partial(
+                    pipeline.run, rows, asked, in_flight=lambda: settings.rows_in_flight or asked.rows()
+                )
+            await found
+        progress.reused, rows.on_reuse = rows.reused, progress.reuse
+        try:
+            with summary.phase("rows"), progress, Stalls(pipeline.steps), _signals(stop, on_signal):
+                await take(on_row=on_row, stop=stop)
+        except (EngineDead, DataError) as error:
+            summary.reason = str(error)
+            if summary.status == "finished":
+                summary.status = "stopped"
     rows.complete = summary.status == "finished"
 
 

@@ -16,6 +16,7 @@ from scalecap.engines.base import Sampling
 from scalecap.nearest import nearest
 
 ENGINES = ("auto", "transformers", "vllm", "openai")
+RUNNERS = ("local", "ray")
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: as the wheel carries them, or the checkout's."""
@@ -151,6 +152,21 @@ class CacheSettings:
 
 
 @dataclass
+class RunnerSettings:
+    """Where rows are taken through the pipeline."""
+
+    name: str = "local"
+    """`local` or `ray`."""
+    actors: int = 1
+    """Processes on the cluster, each with an engine of its own (runner=ray)."""
+    gpus_per_actor: float | None = None
+    """GPUs of each; None is one where the cluster has any. Two with `engine.args.tensor_parallel_size=2`."""
+    address: str | None = None
+    """Of the cluster's head: `auto` on one of its machines, `ray://HOST:10001` from outside; None starts Ray
+    on this machine alone."""
+
+
+@dataclass
 class Settings:
     """One run."""
 
@@ -164,6 +180,7 @@ class Settings:
     """How free text is drawn where a step does not say otherwise."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
     seed: int = 0
     """Seed of every draw, together with the request's content."""
     output: str = MISSING
@@ -183,7 +200,8 @@ class Settings:
     """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
     the 20th on); null never stops. What is done stays, and the same command goes on."""
     rows_in_flight: int | None = None
-    """Rows worked on at once; None keeps the engine busy and the rows' pictures in its KV cache."""
+    """Rows worked on at once (by each actor, with runner=ray); None keeps the engine busy and the rows'
+    pictures in its KV cache."""
 
     def problems(self) -> list[str]:
         """Values that have the right type and make no sense, one line each."""
@@ -194,6 +212,8 @@ class Settings:
             "rows_in_flight": (self.rows_in_flight, 1),
             "engine.concurrency": (self.engine.concurrency, 1),
             "engine.batch_size": (self.engine.batch_size, 1),
+            "runner.actors": (self.runner.actors, 1),
+            "runner.gpus_per_actor": (self.runner.gpus_per_actor, 0),
             "engine.retries": (self.engine.retries, 0),
             "sampling.max_tokens": (self.sampling.max_tokens, 1),
             "sampling.temperature": (self.sampling.temperature, 0),
@@ -217,6 +237,10 @@ class Settings:
         if self.engine.name not in ENGINES:
             found.append(
                 f"engine.name={self.engine.name}: no such engine; {nearest(self.engine.name, ENGINES)}"
+            )
+        if self.runner.name not in RUNNERS:
+            found.append(
+                f"runner.name={self.runner.name}: no such runner; {nearest(self.runner.name, RUNNERS)}"
             )
         if self.engine.name == "openai" and not self.engine.base_url:
             found.append("engine=openai needs engine.base_url=http://HOST:PORT/v1")

@@ -1,0 +1,183 @@
+"""`runner=ray`: rows go to the freest actor, actors and nodes die, and the run is the same."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from scalecap import cluster
+from scalecap.asking import Count, Counts
+from scalecap.cluster import Cluster
+from scalecap.data import Row
+from scalecap.engines.base import EngineDead, EngineError
+from scalecap.pipeline import Finished
+from scalecap.run import RunError, run
+from scalecap.settings import CONF, EngineSettings, Settings
+
+Compose = Callable[..., Settings]
+
+
+class Handle:
+    """An actor as Ray hands it out: `actor.take.remote(row)` can be awaited."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.take = SimpleNamespace(remote=self._take)
+        self.open = SimpleNamespace(remote=self._open)
+        self.error, self.back = error, True
+        self.had: list[int] = []
+
+    async def _open(self) -> None:
+        if self.error and not self.back:
+            raise self.error
+
+    async def _take(self, row: Row) -> tuple[Finished, Counts, int]:
+        self.had.append(row.index)
+        if self.error:
+            raise self.error
+        counts = Counts()
+        counts.steps["first"] = Count(requests=2)
+        away = Row(row.index, row.columns, lambda: None)
+        return Finished(away, {"a": row.index}, None, {}), counts, 4
+
+
+def row(index: int) -> Row:
+    return Row(index, {"image": "a.png"}, lambda: None)
+
+
+async def test_rows_go_to_the_freest_actor_and_their_counts_are_added(compose: Compose):
+    actors, counts = [Handle(), Handle()], Counts()
+    made = Cluster(actors, [4, 2], compose(), counts)
+    assert made.rows() == 6
+    given = row(0)
+    finished = await made.take(given)
+    assert finished.row is given  # its picture can still be opened here
+    made._open = [2, 0]
+    await made.take(row(1))
+    assert [each.had for each in actors] == [[0], [1]]
+    assert made.rows() == 8  # the second has told that it takes four
+    assert counts.total.requests == 4
+    assert Cluster(actors, [4, 2], replace(compose(), rows_in_flight=3), counts).rows() == 6
+
+
+async def test_a_dead_engine_ends_the_run_and_a_row_that_kills_its_actors_fails(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+):
+    errors = pytest.importorskip("ray.exceptions", reason='needs pip install "scalecap[ray]"')
+    with pytest.raises(EngineDead, match="no memory"):
+        await Cluster([Handle(EngineError("no memory"))], [1], compose(), Counts()).take(row(0))
+    monkeypatch.setattr(cluster, "PAUSE", 0.0)
+    dying = Cluster([Handle(errors.RayActorError())], [1], compose(), Counts())
+    finished = await dying.take(row(0))
+    assert finished.error
+    assert finished.error["kind"] == "actor_died"
+    assert dying._actors[0].had == [0] * cluster.TRIES
+
+
+async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+):
+    errors = pytest.importorskip("ray.exceptions", reason='needs pip install "scalecap[ray]"')
+    monkeypatch.setattr(cluster, "PAUSE", 0.0)
+    dead, alive = Handle(errors.RayActorError()), Handle()
+    dead.back = False
+    made = Cluster([dead, alive], [4, 4], compose(), Counts())
+    for index in range(3):
+        assert (await made.take(row(index))).error is None
+    assert (dead.had, alive.had, made.rows()) == ([0], [0, 1, 2], 4)
+    dead.back, dead.error = True, None
+    await asyncio.wait_for(made.changed.wait(), 5)
+    assert made.rows() == 8
+
+    alone = Cluster([dead], [4], replace(compose(), engine=EngineSettings(timeout=0.05)), Counts())
+    dead.back, dead.error = False, errors.RayActorError()
+    with pytest.raises(EngineDead, match="all actors have been away"):
+        await alone.take(row(0))
+    await alone.close()
+
+
+def test_without_ray_the_message_says_what_to_install(compose: Compose, monkeypatch: pytest.MonkeyPatch):
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(cluster, "import_module", missing)
+    with pytest.raises(RunError, match=r"pip install .scalecap\[ray\]"):
+        run(compose("runner=ray", "data.limit=1"))
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes, each in processes of its own, on this machine."""
+    utils = pytest.importorskip("ray.cluster_utils", reason='needs pip install "scalecap[ray]"')
+    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    made = utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    made.other = lambda: made.add_node(**node)
+    yield made
+    made.shutdown()
+
+
+def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
+    common = ["data.count=60", "data.seed=3", "engine=transformers", "cache=off", "report=false"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "scalecap", f"output={folder}", *common, *words],
+        env=os.environ | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def done(folder: Path) -> int:
+    journal = folder / "journal.jsonl"
+    return journal.read_bytes().count(b'{"index":') if journal.exists() else 0
+
+
+def wait(process: subprocess.Popen[str], folder: Path, rows: int) -> None:
+    while done(folder) < rows:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def actors() -> list[int]:
+    listed = subprocess.run(["pgrep", "-f", "ray::Actor"], capture_output=True, text=True).stdout
+    return [int(word) for word in listed.split()]
+
+
+@pytest.mark.slow
+def test_actors_and_nodes_die_and_come_back_and_the_run_is_the_same(nodes: Any, tmp_path: Path):
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    alone = begin(tmp_path / "alone")
+    assert alone.wait() == 0, alone.communicate()[0]
+
+    away = nodes.other()
+    # Begun in one process, it goes on with two on the cluster.
+    first = begin(tmp_path / "run", "data.limit=3")
+    assert first.wait() == 0, first.communicate()[0]
+    process = begin(tmp_path / "run", "runner=ray", "runner.actors=2", f"runner.address={nodes.address}")
+    wait(process, tmp_path / "run", 8)
+    assert len(actors()) == 2
+    os.kill(actors()[0], signal.SIGKILL)
+    wait(process, tmp_path / "run", 20)
+    nodes.remove_node(away, allow_graceful=False)
+    wait(process, tmp_path / "run", 30)
+    nodes.other()
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    assert "(3 from before)" in out
+    told, said = (tmp_path / name / "captions.jsonl" for name in ("alone", "run"))
+    assert told.read_bytes() == said.read_bytes()
+    indices = [
+        json.loads(line)["index"]
+        for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
+        if line.startswith('{"index":')
+    ]
+    assert sorted(indices) == list(range(60))
