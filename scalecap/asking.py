@@ -102,10 +102,10 @@ class Asked:
     def rows(self) -> int:
         """Rows in flight that keep the engines busy while their pictures stay in the KV caches.
 
-        Over its whole time a row has about two requests in flight. A quarter of a cache is for the
-        prompts that a row's requests share, no longer than the longest with a picture so far; the rest
-        is for what follows them in requests side by side, and the blocks that these begin. Four rows
-        find out how long the prompts are.
+        Over its whole time a row has about two requests in flight. A third of a cache is for the prompts
+        that a row's requests share, no longer than the longest with a picture so far; the rest is for
+        what follows them in requests side by side, and the blocks that these begin. Four rows find out
+        how long the prompts are.
         """
         engines = self.engines.values()
         busy = max(4, max((engine.concurrency for engine in engines), default=0) // 2)
@@ -113,7 +113,7 @@ class Asked:
         if sized and not self._longest:
             return 4
         longest = {name: tokens for name, tokens in self._longest.items() if tokens and name in sized}
-        fit = [sized[name] // 4 // tokens for name, tokens in longest.items()]
+        fit = [sized[name] // 3 // tokens for name, tokens in longest.items()]
         return max(1, min([busy, *fit]))
 
     def ask(self, step: str, flag: Flag) -> "StepAsk":
