@@ -11,6 +11,7 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -33,10 +34,11 @@ class Journal:
     A record is {index, stamp, input, columns, flags, error}.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *, force: bool = False) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any] | None, *, force: bool = False) -> None:
         """Opens the journal, or begins it. JournalError when it is of another config, or in use.
 
         With `force` another config goes on in it: finished rows stay, and `changes` says what differs.
+        Without a config it is only read, and JournalError when it is not there.
         """
         self.path = folder / "journal.jsonl"
         self.changes = ""
@@ -45,16 +47,20 @@ class Journal:
         """Rows that the data had when a run last came to its end."""
         self.entries = Entries()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab", buffering=0)
+            if config is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            self._file: FileIO = self.path.open("ab" if config is not None else "rb", buffering=0)
+        except FileNotFoundError as error:
+            raise JournalError(f"{folder} holds no run: there is no {self.path.name}") from error
         except OSError as error:
             raise JournalError(
                 f"can't write in {folder}: {error.strerror}; give another output=DIR"
             ) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, (fcntl.LOCK_SH if config is None else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             self._end = self._read()
-            self._begin(plain(config), force)
+            if config is not None:
+                self._begin(plain(config), force)
         except BlockingIOError as error:
             self._file.close()
             raise JournalError(
@@ -105,19 +111,31 @@ class Journal:
             # Begun and nothing done: whatever comes now begins it.
             self._configs, self._end = [], 0
         if self._configs:
-            changes = self._differences(self._configs[-1], config)
+            changes = self.differences(self._configs[-1], config)
             if changes and not force:
                 raise JournalError(
                     f"{self.path.parent} holds a run with another config ({changes}). Give another"
                     " output=DIR (equal requests come from the cache), or keep its rows with resume=force"
                 )
-            self.changes = self._differences(self._configs[0], config)
+            self.changes = self.differences(self._configs[0], config)
         self._file.truncate(self._end)
         if not self._configs or self._configs[-1] != config:
             self._write({"config": config})
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """That of the last run in it."""
+        found: dict[str, Any] = self._configs[-1]
+        return found
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its rows were made with several configs."""
+        return len(self._configs) > 1
+
     @staticmethod
-    def _differences(before: Any, now: Any) -> str:
+    def differences(before: Any, now: Any) -> str:
+        """What differs in two configs, the first of it, for reading; empty when nothing does."""
         old, new = dict(_leaves(before)), dict(_leaves(now))
         differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:5])
@@ -187,7 +205,7 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets another run have it."""
         try:
-            if kind is None:
+            if kind is None and self._file.writable():
                 self._sync()
         finally:
             self._file.close()

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -86,9 +86,10 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
                     f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": ")
                 )
             summary.notes += rows.notes()
-            with summary.phase("write"), _writing(summary.output):
-                _write(pipeline, rows, summary)
+            summary.reused = rows.reused
             with _writing(summary.output):
+                with summary.phase("write"):
+                    write(pipeline, journal, rows.finished(), summary)
                 summary.write()
             _report(settings, summary)
     except (DataError, PipelineError, JournalError, EngineError, CacheError) as error:
@@ -295,6 +296,12 @@ class _Rows:
     def __iter__(self) -> Iterator[Row]:
         return self._left
 
+    def finished(self) -> Iterable[int]:
+        """Indices of the rows to write, in the order of the data: those that an earlier run finished, too."""
+        if self.complete:
+            self.journal.finish(len(self.seen))
+        return self.seen if self.complete else self.journal.entries
+
     def notes(self) -> list[str]:
         """How the data differs from what an earlier run in the folder saw."""
         found = []
@@ -314,17 +321,13 @@ def _short(columns: Mapping[str, Any]) -> str:
     return f"{name}={str(value)[:80]}"
 
 
-def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
-    """The finished rows in input order, counted."""
-    if rows.complete:
-        rows.journal.finish(len(rows.seen))
-    indices = rows.seen if rows.complete else rows.journal.entries
+def write(pipeline: Pipeline, journal: Journal, indices: Iterable[int], summary: Summary) -> None:
+    """The journal's rows with these indices as the run's files, counted in the summary."""
     columns = [column for step in pipeline.steps for column in step.writes]
-    writer.write(summary.output, lambda: rows.journal.records(indices), columns)
-    summary.reused = rows.reused
+    writer.write(summary.output, lambda: journal.records(indices), columns)
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
-    summary.add_rows(rows.journal.records(indices), checks, _metrics(pipeline), overall)
+    summary.add_rows(journal.records(indices), checks, _metrics(pipeline), overall)
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from scalecap.data.shard import parse_shard
 from scalecap.engines.base import Sampling
 from scalecap.nearest import nearest
 
@@ -100,6 +101,8 @@ class DataSettings:
     """Column that holds the picture."""
     limit: int | None = None
     """Takes the first so many rows; None takes all."""
+    shard: str | None = None
+    """`3/16` takes every sixteenth row from the fourth on; `0/16` to `15/16` together are all."""
     split: str = "train"
     """Split of a hub data set."""
     name: str | None = None
@@ -232,6 +235,11 @@ class Settings:
             found.append(
                 f"max_failures={self.max_failures}: must be a count of rows, a share such as 5%, or null"
             )
+        if self.data.shard is not None:
+            try:
+                parse_shard(self.data.shard)
+            except ValueError as error:
+                found.append(str(error))
         if self.resume not in ("same", "force"):
             found.append(f"resume={self.resume}: must be same or force")
         if self.engine.name not in ENGINES:

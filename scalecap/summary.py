@@ -162,16 +162,7 @@ class Summary:
             "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
             "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
             "errors": dict(self.errors.most_common(100)),
-            "steps": {
-                name: {
-                    "requests": count.requests,
-                    "reused": count.reused,
-                    "prompt_tokens": count.prompt_tokens,
-                    "cached_tokens": count.cached_tokens,
-                    "generated_tokens": count.generated_tokens,
-                }
-                for name, count in self.counts.steps.items()
-            },
+            "steps": {name: vars(count) for name, count in self.counts.steps.items()},
             "models": self.models,
             "versions": versions(),
             "command": self.command,
@@ -216,7 +207,7 @@ class Summary:
             lines += ["Next: go on, with the rows that failed tried again:", f"  {self.resume}"]
         else:
             lines += ["Next: read a row, with every step's column:", f"  {self._look()}"]
-            if "data=" not in self.command:
+            if "data=" not in self.command and "scalecap.merge" not in self.command:
                 own = "python -m scalecap model=qwen2.5-vl-3b data=folder data.path=DIR"
                 lines += ["or your own pictures, with a real model:", f"  {own}"]
         return "\n".join(lines)

@@ -4,10 +4,12 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from scalecap.data import DataError, Row, Source
+from scalecap.data.shard import parse_shard
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
 
@@ -29,7 +31,10 @@ class Rows:
 
 
 def open_source(data: DataSettings) -> Source:
-    """The rows of `data.source`, the first `data.limit` of them. Raises DataError with the mend."""
+    """The rows of `data.source`: the first `data.limit`, and of those the ones of `data.shard`.
+
+    Raises DataError with the mend.
+    """
     match data.source:
         case "jsonl":
             from scalecap.data.jsonl import open_jsonl as open_rows
@@ -42,11 +47,13 @@ def open_source(data: DataSettings) -> Source:
         case _:
             raise DataError(f"no data source is named {data.source!r}; {nearest(data.source, SOURCES)}")
     rows = open_rows(data)
-    limit = data.limit
-    if limit is None:
-        return rows
-    total = None if rows.total is None else min(rows.total, limit)
-    return Rows(rows.columns, total, lambda: islice(rows, limit))
+    if limit := data.limit:
+        total = None if rows.total is None else min(rows.total, limit)
+        rows = Rows(rows.columns, total, partial(islice, rows, limit))
+    if data.shard:
+        shard = parse_shard(data.shard)
+        rows = Rows(rows.columns, shard.total(rows.total), partial(shard.take, rows))
+    return rows
 
 
 def needed_path(data: DataSettings) -> str:

@@ -1,0 +1,124 @@
+"""Shards: each row in one of them, and joined again as if they had been one run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalecap import merge as command
+from scalecap.data.shard import Shard, parse_shard
+from scalecap.data.sources import open_source
+from scalecap.engines.scripted import Scripted
+from scalecap.merge import MergeError, merge
+from scalecap.report.build import write_report
+from scalecap.run import run
+from scalecap.settings import DataSettings, Settings
+
+Compose = Callable[..., Settings]
+Rows = Callable[..., str]
+
+
+@pytest.mark.parametrize("text", ["3/3", "0/0", "1", "a/b", "-1/2", "1/2/3", "٣/٤x"])
+def test_a_shard_that_makes_no_sense_is_one_message(text: str):
+    with pytest.raises(ValueError, match="counted from 0"):
+        parse_shard(text)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 10, 17])
+@pytest.mark.parametrize("of", [1, 3, 20])
+def test_shards_hold_each_row_once_and_are_of_one_size(limit: int | None, of: int):
+    whole = open_source(DataSettings(source="scenes", limit=limit))
+    shards = [
+        open_source(DataSettings(source="scenes", limit=limit, shard=str(Shard(number, of))))
+        for number in range(of)
+    ]
+    indices = [[row.index for row in each] for each in shards]
+    assert [each.total for each in shards] == list(map(len, indices))
+    assert max(map(len, indices)) - min(map(len, indices)) <= 1
+    assert sorted(index for each in indices for index in each) == [row.index for row in whole]
+
+
+@pytest.fixture
+def shards(compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path) -> Callable[..., Path]:
+    """Runs these shards of 7 rows, of which the fifth fails; the folder that holds them."""
+
+    def made(*names: str, more: tuple[str, ...] = ()) -> Path:
+        data = rows(7, broken=(4,))
+        for name in names:
+            words = ("data=jsonl", data, f"data.shard={name}", "report=false", *more)
+            folder = tmp_path / "shards" / name.replace("/", "-of-")
+            run(compose(*words, f"output={folder}"), engines=engines)
+        return tmp_path / "shards"
+
+    return made
+
+
+def test_joined_shards_are_the_run_that_one_process_makes(
+    shards: Callable[..., Path], compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    summary = merge([shards("0/3", "1/3", "2/3")], tmp_path / "whole", command="python -m scalecap.merge x")
+    path = f"data.path={tmp_path / 'rows.jsonl'}"
+    words = ("data=jsonl", path, "report=false", f"output={tmp_path / 'one'}")
+    one = run(compose(*words), engines=engines)
+    assert (summary.done, summary.failed, summary.exit_code) == (one.done, one.failed, 3) == (6, 1, 3)
+    assert (summary.kept, summary.dropped, summary.flags) == (one.kept, one.dropped, one.flags)
+    assert summary.counts.total.requests == one.counts.total.requests
+    told, joined = (tmp_path / name / "captions.jsonl" for name in ("one", "whole"))
+    assert joined.read_bytes() == told.read_bytes()
+    assert "Joined of 3 shards" in summary.screen()
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["rows"]["done"] == 6
+    assert write_report(tmp_path / "whole").stat().st_size > 1000
+
+    # It is a run like any other: the command without a shard goes on with it.
+    words = (*words[:-1], f"output={tmp_path / 'whole'}")
+    assert run(compose(*words), engines=engines).reused == 6
+
+
+def test_what_is_missing_twice_or_of_another_config_is_refused(shards: Callable[..., Path], tmp_path: Path):
+    folder = shards("0/3", "2/3")
+    to = tmp_path / "whole"
+    with pytest.raises(MergeError, match=r"1 of 3 shards are missing: 1/3$"):
+        merge([folder], to)
+    assert not to.exists()
+    with pytest.raises(MergeError, match="no-run holds no run"):
+        merge([tmp_path / "no-run"], to)
+    shards("1/3", more=("pipeline.steps.golden_sentences.threshold=0.7",))
+    with pytest.raises(MergeError, match=r"different configs \(pipeline\.steps\.golden_sentences\.threshold"):
+        merge([folder], to)
+    for path in (folder / "1-of-3").iterdir():
+        if path.is_file():
+            path.unlink()
+    shards("1/3")
+    again = tmp_path / "again"
+    again.mkdir()
+    (folder / "1-of-3" / "journal.jsonl").rename(again / "journal.jsonl")
+    (again / "journal.jsonl").write_text((folder / "2-of-3" / "journal.jsonl").read_text())
+    with pytest.raises(MergeError, match="shard 2/3 is there twice"):
+        merge([folder, again], to)
+
+
+def test_a_shard_that_did_not_end_is_named(shards: Callable[..., Path], tmp_path: Path):
+    folder = shards("0/2", "1/2")
+    journal = folder / "1-of-2" / "journal.jsonl"
+    journal.write_text("".join(line for line in journal.open() if not line.startswith('{"complete"')))
+    with pytest.raises(MergeError, match="not finished, so go on with it first: 1/2"):
+        merge([folder], tmp_path / "whole")
+
+
+def test_the_command_says_what_is_wrong_in_a_line(
+    shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    folder = shards("0/2", "1/2")
+    for name, code in (("whole", 0), ("whole", 1)):
+        monkeypatch.setattr("sys.argv", ["merge", str(folder), "--to", str(tmp_path / name)])
+        if code:
+            with pytest.raises(SystemExit) as ended:
+                command.main()
+            assert ended.value.code == code
+        else:
+            command.main()
+    told = capsys.readouterr()
+    assert "6 rows captioned, 1 failed" in told.out
+    assert "already holds a run; give another --to=DIR" in told.err
