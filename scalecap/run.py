@@ -257,18 +257,23 @@ class _Rows:
         """Indices, in the order of the data."""
         self.reused = 0
         self.complete = True
-        self.on_reuse: Callable[[], None] = lambda: None
+        self.on_reuse: Callable[[int], None] = lambda rows: None
         self._changed = self._added = 0
         self._left = self._unfinished()
 
     def _unfinished(self) -> Iterator[Row]:
         before = self.journal.complete
-        for row in self.source:
+        for row in self.source.unfinished(self.journal.finished):
+            if isinstance(row, range):  # a part that is done, unread
+                self.seen.extend(row)
+                self.reused += len(row)
+                self.on_reuse(len(row))
+                continue
             self.seen.append(row.index)
             state = self.journal.state(row)
             if state == "done":
                 self.reused += 1
-                self.on_reuse()
+                self.on_reuse(1)
                 continue
             if state == "changed":
                 self._changed += 1
@@ -331,6 +336,7 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "columns": {name: value for name, value in finished.columns.items() if name in written},
         "flags": finished.flags,
         "error": finished.error,
+        **({"part": finished.row.part} if finished.row.part else {}),
     }
 
 

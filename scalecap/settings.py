@@ -92,11 +92,12 @@ class DataSettings:
     """Where rows come from."""
 
     source: str = MISSING
-    """`jsonl`, `folder`, `hub` or `scenes`."""
+    """`jsonl`, `folder`, `hub`, `webdataset`, `parquet` or `scenes`."""
     path: str | None = None
-    """File, folder or hub name, as the source needs it."""
+    """File, folder, pattern, URL or hub name, as the source needs it."""
     image: str = "image"
-    """Column that holds the picture."""
+    """Column that holds the picture. With data=webdataset any name, or the extension that chooses among
+    several pictures of a sample."""
     limit: int | None = None
     """Takes the first so many rows; None takes all."""
     split: str = "train"

@@ -7,25 +7,32 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from scalecap.data import DataError, Row, Source
+from scalecap.data import DataError, Finished, Row, Source
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
 
-SOURCES = ("jsonl", "folder", "hub", "scenes")
+SOURCES = ("jsonl", "folder", "hub", "webdataset", "parquet", "scenes")
 LOOK = 64
 """Rows looked at to know the columns of a source that does not declare them."""
 
 
 @dataclass
 class Rows:
-    """A source: what its rows hold, how many will come (None: not known), and how to begin."""
+    """A source: what its rows hold, how many will come (None: not known), and how to begin.
+
+    One whose rows stand in parts also says how to pass over those that are finished.
+    """
 
     columns: Mapping[str, str]
     total: int | None
     begin: Callable[[], Iterator[Row]]
+    passing: Callable[[Finished], Iterator[Row | range]] | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return self.begin()
+
+    def unfinished(self, finished: Finished) -> Iterator[Row | range]:
+        return self.passing(finished) if self.passing else self.begin()
 
 
 def open_source(data: DataSettings) -> Source:
@@ -37,6 +44,10 @@ def open_source(data: DataSettings) -> Source:
             from scalecap.data.folder import open_folder as open_rows
         case "hub":
             from scalecap.data.hub import open_hub as open_rows
+        case "webdataset":
+            from scalecap.data.webdataset import open_webdataset as open_rows
+        case "parquet":
+            from scalecap.data.parquet import open_parquet as open_rows
         case "scenes":
             from scalecap.data.scenes import open_scenes as open_rows
         case _:
@@ -46,7 +57,23 @@ def open_source(data: DataSettings) -> Source:
     if limit is None:
         return rows
     total = None if rows.total is None else min(rows.total, limit)
-    return Rows(rows.columns, total, lambda: islice(rows, limit))
+    return Rows(
+        rows.columns,
+        total,
+        lambda: islice(rows, limit),
+        lambda finished: _first(rows.unfinished(finished), limit),
+    )
+
+
+def _first(rows: Iterator[Row | range], limit: int) -> Iterator[Row | range]:
+    """So many rows, those of a part that is passed over counted one by one."""
+    left = limit
+    for each in rows:
+        taken = each[:left] if isinstance(each, range) else each
+        yield taken
+        left -= len(taken) if isinstance(taken, range) else 1
+        if not left:
+            return
 
 
 def needed_path(data: DataSettings) -> str:
