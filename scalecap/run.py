@@ -16,7 +16,7 @@ from typing import Any
 from scalecap.asking import Asked
 from scalecap.cache import Cache, CacheError
 from scalecap.data import DataError, Row, Source, writer
-from scalecap.data.sources import open_source
+from scalecap.data.sources import open_source, pictures
 from scalecap.engines import EMBEDDED, Engines
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.journal import Journal, JournalError
@@ -39,7 +39,7 @@ REPORTED = 200
 CHANGES_NO_ROW = {
     "": (
         *("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
-        *("objective", "report"),
+        *("objective", "report", "write"),
     ),
     "data": ("limit", "allow_urls"),
     "engine": ("concurrency", "batch_size", "timeout", "retries", "keep", "quiet"),
@@ -85,7 +85,7 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
                 )
             summary.notes += rows.notes()
             with summary.phase("write"), _writing(summary.output):
-                _write(pipeline, rows, summary)
+                _write(settings, pipeline, rows, summary)
             with _writing(summary.output):
                 summary.write()
             _report(settings, summary)
@@ -313,13 +313,22 @@ def _short(columns: Mapping[str, Any]) -> str:
     return f"{name}={str(value)[:80]}"
 
 
-def _write(pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
+def _write(settings: Settings, pipeline: Pipeline, rows: _Rows, summary: Summary) -> None:
     """The finished rows in input order, counted."""
     if rows.complete:
         rows.journal.finish(len(rows.seen))
     indices = rows.seen if rows.complete else rows.journal.entries
     columns = [column for step in pipeline.steps for column in step.writes]
-    writer.write(summary.output, lambda: rows.journal.records(indices), columns)
+    image, form = settings.data.image, settings.write.image
+    if form == "bytes" and not rows.complete:
+        summary.notes.append("dataset/ names the pictures; a finished run's holds their files.")
+    writer.write(
+        summary.output,
+        lambda: rows.journal.records(indices),
+        columns,
+        leave_out=image if form == "none" else None,
+        pictures=(image, lambda: pictures(rows.source)) if form == "bytes" and rows.complete else None,
+    )
     summary.reused = rows.reused
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}

@@ -16,6 +16,7 @@ from scalecap.engines.base import Sampling
 from scalecap.nearest import nearest
 
 ENGINES = ("auto", "transformers", "vllm", "openai")
+WRITTEN = ("path", "bytes", "none")
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: as the wheel carries them, or the checkout's."""
@@ -152,6 +153,15 @@ class CacheSettings:
 
 
 @dataclass
+class WriteSettings:
+    """What stands in the data set that a run writes."""
+
+    image: str = "path"
+    """The picture's column in `dataset/`: `path` is its name as in the data; `bytes`, once the run is
+    finished, its file, so that the data set can be passed on alone; `none` leaves the column out."""
+
+
+@dataclass
 class Settings:
     """One run."""
 
@@ -165,6 +175,7 @@ class Settings:
     """How free text is drawn where a step does not say otherwise."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    write: WriteSettings = field(default_factory=WriteSettings)
     seed: int = 0
     """Seed of every draw, together with the request's content."""
     output: str = MISSING
@@ -215,6 +226,10 @@ class Settings:
             )
         if self.resume not in ("same", "force"):
             found.append(f"resume={self.resume}: must be same or force")
+        if self.write.image not in WRITTEN:
+            found.append(
+                f"write.image={self.write.image}: no such form; {nearest(self.write.image, WRITTEN)}"
+            )
         if self.engine.name not in ENGINES:
             found.append(
                 f"engine.name={self.engine.name}: no such engine; {nearest(self.engine.name, ENGINES)}"

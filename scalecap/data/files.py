@@ -67,7 +67,8 @@ def why(error: Exception) -> str:
 def find(pattern: str, suffix: str) -> list[File]:
     """The files of a name or pattern (`{000..099}`, `{a,b}`, `*`, `?`, `[…]`), in order.
 
-    A folder stands for the files below it with that suffix. Raises DataError when there are none, and
+    Web servers and chained URLs (`…::…`) are not searched: for them, braces alone are a pattern. A folder
+    stands for the files below it with that suffix. Raises DataError when there are none, and
     when nothing installed reads the URL.
     """
     try:
@@ -86,7 +87,7 @@ def _matching(name: str, suffix: str) -> Iterator[File]:
         yield from _local(name, suffix)
         return
     system, path = url_to_fs(name)
-    if "::" in name or not glob.has_magic(name):
+    if "::" in name or name.startswith("http") or not glob.has_magic(name):
         yield File(name, _public(name))
         return
     for each in sorted(system.glob(path)):

@@ -33,8 +33,9 @@ PICTURES = 8
 """Pictures read at once."""
 HELD = 4
 """Batches of pictures held of a row group: rows ask for theirs nearly in order."""
-STREAMS = 4
-"""Row groups whose pictures are read at the same time."""
+STREAMS = 2
+"""Row groups whose pictures are read at the same time. Of each a page is held, the least that parquet
+reads; many writers make a page of up to 1,024 pictures."""
 BUFFER = 2**20
 """Bytes read at once; without a buffer a whole column of a row group is."""
 FOOTERS = 16

@@ -1,5 +1,6 @@
 """Opens the data set that the settings name, and what all sources share."""
 
+import logging
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +11,8 @@ from typing import Any
 from scalecap.data import DataError, Finished, Row, Source
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
+
+log = logging.getLogger(__name__)
 
 SOURCES = ("jsonl", "folder", "hub", "webdataset", "parquet", "scenes")
 LOOK = 64
@@ -74,6 +77,15 @@ def _first(rows: Iterator[Row | range], limit: int) -> Iterator[Row | range]:
         left -= len(taken) if isinstance(taken, range) else 1
         if not left:
             return
+
+
+def pictures(source: Source) -> Iterator[tuple[int, Callable[[], bytes] | None]]:
+    """Indices of rows with what reads their pictures' files, as far as the data can be read."""
+    try:
+        for row in source:
+            yield row.index, row.read_image
+    except DataError as error:
+        log.warning("the pictures from here on are not in the data set: %s", error)
 
 
 def needed_path(data: DataSettings) -> str:
