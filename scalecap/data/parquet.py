@@ -33,9 +33,9 @@ PICTURES = 8
 """Pictures read at once."""
 HELD = 4
 """Batches of pictures held of a row group: rows ask for theirs nearly in order."""
-STREAMS = 2
-"""Row groups whose pictures are read at the same time. Of each a page is held, the least that parquet
-reads; many writers make a page of up to 1,024 pictures."""
+STREAMS = 8
+"""Row groups whose pictures are read at the same time. Of each that is not yet at its end a page is held,
+the least that parquet reads; many writers make a page of up to 1,024 pictures."""
 BUFFER = 2**20
 """Bytes read at once; without a buffer a whole column of a row group is."""
 FOOTERS = 16
@@ -106,18 +106,21 @@ class _Stream:
             PICTURES, row_groups=[self._group], columns=[self._pixels], use_threads=False
         )
         self._held: deque[list[Any]] = deque(maxlen=HELD)
-        self._next = 0
+        self._next, self._rows = 0, self._opened.metadata.row_group(self._group).num_rows
 
     def picture(self, row: int) -> bytes | None:
         """The bytes of a row, counted from 0 in its row group; None where it has none."""
         with self._lock:
             if row < self._next - sum(map(len, self._held)):
-                self._opened.close()
+                self._opened.close(force=True)
                 self._begin()
             while row >= self._next:
                 batch = next(self._batches).column(0).to_pylist()
                 self._held.append(batch)
                 self._next += len(batch)
+                if self._next == self._rows:
+                    self._batches = iter(())
+                    self._opened.close(force=True)
             cell = [each for batch in self._held for each in batch][row - self._next]
         found: bytes | None = cell["bytes"] if isinstance(cell, dict) else cell
         return found
