@@ -31,7 +31,7 @@ class JournalError(Exception):
 class Journal:
     """Finished rows in `folder/journal.jsonl`, by index; a later record of a row replaces an earlier one.
 
-    A record is {index, stamp, input, columns, flags, error}.
+    A record is {index, stamp, input, columns, flags, error}, and of a part's last row `part`: its rows.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any] | None, *, force: bool = False) -> None:
@@ -46,6 +46,8 @@ class Journal:
         self.complete: int | None = None
         """Rows that the data had when a run last came to its end."""
         self.entries = Entries()
+        self._parts: dict[int, int] = {}
+        """Rows of each part whose last row ended, by the index of its first."""
         try:
             if config is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +106,9 @@ class Journal:
             offset, record["error"] is None, _digest(record["input"]), _digest(stamp) if stamp else _NONE
         )
         self.entries.put(record["index"], entry)
+        rows = record.get("part")
+        if isinstance(rows, int) and 0 < rows <= record["index"] + 1:
+            self._parts[record["index"] + 1 - rows] = rows
 
     def _begin(self, config: Any, force: bool) -> None:
         """Cuts off what is torn, and holds the config against the one that is there."""
@@ -190,6 +195,19 @@ class Journal:
         stamp = _digest(row.stamp) if row.stamp else _NONE
         same_picture = _NONE in (stamp, entry.stamp) or stamp == entry.stamp
         return "done" if same_picture and entry.digest == _digest(plain(row.columns)) else "changed"
+
+    def finished(self, stamp: str, first: int, rows: int | None = None) -> int:
+        """How many rows the part with that stamp has, if all of them are done; else 0.
+
+        `first` is the index of its first row; `rows`, when None, is what the part's last row told.
+        """
+        rows = rows if rows is not None else self._parts.get(first, 0)
+        digest = _digest(stamp)
+        for index in range(first, first + rows):
+            entry = self.entries.get(index)
+            if entry is None or not entry.done or entry.stamp != digest:
+                return 0
+        return rows
 
     def records(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
         """The records of these rows that are there, in the order given."""

@@ -60,9 +60,9 @@ class Progress:
         self._show()
         self._bar.stop()
 
-    def reuse(self) -> None:
-        """A row that an earlier run finished."""
-        self.reused += 1
+    def reuse(self, rows: int) -> None:
+        """Rows that an earlier run finished."""
+        self.reused += rows
 
     def row(self, *, failed: bool) -> None:
         """A row that ended now."""

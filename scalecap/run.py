@@ -18,7 +18,7 @@ from scalecap.asking import Asked
 from scalecap.cache import Cache, CacheError
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import DataError, Row, Source, writer
-from scalecap.data.sources import open_source
+from scalecap.data.sources import open_source, read_pictures
 from scalecap.engines import EMBEDDED, Engines
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.journal import Journal, JournalError
@@ -41,7 +41,7 @@ REPORTED = 200
 CHANGES_NO_ROW = {
     "": (
         *("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
-        *("objective", "report", "runner"),
+        *("objective", "report", "runner", "write"),
     ),
     "data": ("limit", "allow_urls"),
     "engine": ("concurrency", "batch_size", "timeout", "retries", "keep", "quiet"),
@@ -87,9 +87,21 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
                 )
             summary.notes += rows.notes()
             summary.reused = rows.reused
+            image, form = settings.data.image, settings.write.image
+            if form == "bytes" and not rows.complete:
+                summary.notes.append("dataset/ names the pictures; a finished run's holds their files.")
             with _writing(summary.output):
                 with summary.phase("write"):
-                    write(pipeline, journal, rows.finished(), summary)
+                    write(
+                        pipeline,
+                        journal,
+                        rows.finished(),
+                        summary,
+                        leave_out=image if form == "none" else None,
+                        pictures=(image, partial(read_pictures, source))
+                        if form == "bytes" and rows.complete
+                        else None,
+                    )
                 summary.write()
             _report(settings, summary)
     except (DataError, PipelineError, JournalError, EngineError, CacheError) as error:
@@ -264,18 +276,23 @@ class _Rows:
         """Indices, in the order of the data."""
         self.reused = 0
         self.complete = True
-        self.on_reuse: Callable[[], None] = lambda: None
+        self.on_reuse: Callable[[int], None] = lambda rows: None
         self._changed = self._added = 0
         self._left = self._unfinished()
 
     def _unfinished(self) -> Iterator[Row]:
         before = self.journal.complete
-        for row in self.source:
+        for row in self.source.unfinished(self.journal.finished):
+            if isinstance(row, range):  # a part that is done, unread
+                self.seen.extend(row)
+                self.reused += len(row)
+                self.on_reuse(len(row))
+                continue
             self.seen.append(row.index)
             state = self.journal.state(row)
             if state == "done":
                 self.reused += 1
-                self.on_reuse()
+                self.on_reuse(1)
                 continue
             if state == "changed":
                 self._changed += 1
@@ -321,10 +338,22 @@ def _short(columns: Mapping[str, Any]) -> str:
     return f"{name}={str(value)[:80]}"
 
 
-def write(pipeline: Pipeline, journal: Journal, indices: Iterable[int], summary: Summary) -> None:
-    """The journal's rows with these indices as the run's files, counted in the summary."""
+def write(
+    pipeline: Pipeline,
+    journal: Journal,
+    indices: Iterable[int],
+    summary: Summary,
+    *,
+    leave_out: str | None = None,
+    pictures: tuple[str, writer.Pictures] | None = None,
+) -> None:
+    """The journal's rows with these indices as the run's files, counted in the summary.
+
+    `leave_out` and `pictures` are those of `scalecap.data.writer.write`.
+    """
     columns = [column for step in pipeline.steps for column in step.writes]
-    writer.write(summary.output, lambda: journal.records(indices), columns)
+    rows = partial(journal.records, indices)
+    writer.write(summary.output, rows, columns, leave_out=leave_out, pictures=pictures)
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
     summary.add_rows(journal.records(indices), checks, _metrics(pipeline), overall)
@@ -340,6 +369,7 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "columns": {name: value for name, value in finished.columns.items() if name in written},
         "flags": finished.flags,
         "error": finished.error,
+        **({"part": finished.row.part} if finished.row.part else {}),
     }
 
 

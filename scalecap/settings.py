@@ -12,12 +12,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from scalecap.data.shard import parse_shard
 from scalecap.engines.base import Sampling
 from scalecap.nearest import nearest
 
 ENGINES = ("auto", "transformers", "vllm", "openai")
 RUNNERS = ("local", "ray")
+WRITTEN = ("path", "bytes", "none")
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: as the wheel carries them, or the checkout's."""
@@ -94,11 +94,12 @@ class DataSettings:
     """Where rows come from."""
 
     source: str = MISSING
-    """`jsonl`, `folder`, `hub` or `scenes`."""
+    """`jsonl`, `folder`, `hub`, `webdataset`, `parquet` or `scenes`."""
     path: str | None = None
-    """File, folder or hub name, as the source needs it."""
+    """File, folder, pattern, URL or hub name, as the source needs it."""
     image: str = "image"
-    """Column that holds the picture."""
+    """Column that holds the picture. With data=webdataset any name, or the extension that chooses among
+    several pictures of a sample."""
     limit: int | None = None
     """Takes the first so many rows; None takes all."""
     shard: str | None = None
@@ -170,6 +171,15 @@ class RunnerSettings:
 
 
 @dataclass
+class WriteSettings:
+    """What stands in the data set that a run writes."""
+
+    image: str = "path"
+    """The picture's column in `dataset/`: `path` is its name as in the data; `bytes`, once the run is
+    finished, its file, so that the data set can be passed on alone; `none` leaves the column out."""
+
+
+@dataclass
 class Settings:
     """One run."""
 
@@ -184,6 +194,7 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
+    write: WriteSettings = field(default_factory=WriteSettings)
     seed: int = 0
     """Seed of every draw, together with the request's content."""
     output: str = MISSING
@@ -235,13 +246,12 @@ class Settings:
             found.append(
                 f"max_failures={self.max_failures}: must be a count of rows, a share such as 5%, or null"
             )
-        if self.data.shard is not None:
-            try:
-                parse_shard(self.data.shard)
-            except ValueError as error:
-                found.append(str(error))
         if self.resume not in ("same", "force"):
             found.append(f"resume={self.resume}: must be same or force")
+        if self.write.image not in WRITTEN:
+            found.append(
+                f"write.image={self.write.image}: no such form; {nearest(self.write.image, WRITTEN)}"
+            )
         if self.engine.name not in ENGINES:
             found.append(
                 f"engine.name={self.engine.name}: no such engine; {nearest(self.engine.name, ENGINES)}"

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ def _data(source: str, folder: Path, columns: dict[str, Any] | None = None) -> l
             )
             rows.to_parquet(folder / "parquet" / "train.parquet")
             return [f"data.path={folder}/parquet"]
+        case "parquet":
+            rows = datasets.Dataset.from_dict({"image": [str(picture)]})
+            rows.cast_column("image", datasets.Image()).to_parquet(folder / "rows.parquet")
+            return [f"data.path={folder}/rows.parquet"]
+        case "webdataset":
+            with tarfile.open(folder / "0.tar", "w") as tar:
+                tar.add(picture, "0001.png")
+            return [f"data.path={folder}/*.tar"]
     return []
 
 

@@ -155,3 +155,25 @@ def test_what_json_lacks_is_written_anyway(tmp_path: Path):
         journal.append(record(0, nan=float("nan"), half="\ud800", keys={1: (1, 2)}))
     line = (tmp_path / "journal.jsonl").read_text().splitlines()[1]
     assert json.loads(line)["columns"] == {"nan": None, "half": "?", "keys": {"1": [1, 2]}}
+
+
+def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
+    def done(journal: Journal, index: int, stamp: str = "a", part: int = 0, error: Any = None) -> None:
+        record = {"index": index, "stamp": stamp, "input": {}, "columns": {}, "flags": {}, "error": error}
+        journal.append({**record, **({"part": part} if part else {})})
+
+    with Journal(tmp_path, {}) as journal:
+        done(journal, 2, part=2)
+        assert journal.finished("a", 1) == 0, "a row is not done"
+        done(journal, 1, error={"step": "x", "kind": "y", "message": "z"})
+        assert journal.finished("a", 1) == 0, "it failed"
+        done(journal, 1)
+        assert journal.finished("a", 1) == 2
+        assert journal.finished("b", 1) == 0, "the part is another now"
+        assert journal.finished("a", 1, 3) == 0, "the data knows of one more"
+        assert journal.finished("a", 2, 1) == 1
+        assert journal.finished("a", 0) == 0, "no part begins there"
+    with Journal(tmp_path, {}) as journal:
+        assert journal.finished("a", 1) == 2, "as the file tells"
+        done(journal, 1, stamp="b")
+        assert journal.finished("a", 1) == journal.finished("b", 1) == 0, "half of it is of another time"

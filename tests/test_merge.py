@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scalecap import merge as command
+from scalecap.data import DataError
 from scalecap.data.shard import Shard, parse_shard
 from scalecap.data.sources import open_source
 from scalecap.engines.scripted import Scripted
@@ -22,7 +23,7 @@ Rows = Callable[..., str]
 
 @pytest.mark.parametrize("text", ["3/3", "0/0", "1", "a/b", "-1/2", "1/2/3", "٣/٤x"])
 def test_a_shard_that_makes_no_sense_is_one_message(text: str):
-    with pytest.raises(ValueError, match="counted from 0"):
+    with pytest.raises(DataError, match="counted from 0"):
         parse_shard(text)
 
 

@@ -1,9 +1,13 @@
+import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image as Pillow
 
 from scalecap.data import writer
 
@@ -81,3 +85,75 @@ def test_writing_again_replaces_what_was_there(tmp_path: Path):
     written(tmp_path, ["a", "b"])
     lines, loaded = written(tmp_path, ["c"])
     assert len(lines) == len(loaded) == 1
+
+
+def records(count: int) -> list[dict[str, Any]]:
+    return [
+        {"index": n, "input": {"image": f"{n}.png"}, "columns": {"x": n}, "flags": {}, "error": None}
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("limit", [{"SHARD_ROWS": 4}, {"SHARD_BYTES": 500}])
+def test_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]):
+    monkeypatch.setattr(writer, "BATCH", 2)
+    for name, value in limit.items():
+        monkeypatch.setattr(writer, name, value)
+    rows = records(11)
+    writer.write(tmp_path, lambda: rows, ["x"])
+    names = sorted(path.name for path in (tmp_path / "dataset").iterdir())
+    assert len(names) >= 3
+    assert names == [f"train-{n:05d}-of-{len(names):05d}.parquet" for n in range(len(names))]
+    for path in (str(tmp_path / "dataset"), str(tmp_path / "dataset" / "train-*.parquet")):
+        source = {"path": path} if path.endswith("dataset") else {"path": "parquet", "data_files": path}
+        loaded = datasets.load_dataset(**source, split="train", cache_dir=str(tmp_path / "hf"))
+        assert list(loaded["x"]) == list(range(11))
+    assert not (tmp_path / "dataset.part").exists()
+
+
+def test_features_are_told(tmp_path: Path):
+    rows = records(2)
+    writer.write(tmp_path, lambda: rows, ["x"])
+    (path,) = (tmp_path / "dataset").iterdir()
+    features = datasets.Features.from_arrow_schema(pq.read_schema(path))
+    assert b"huggingface" in pq.read_schema(path).metadata
+    text = datasets.Value("string")
+    assert features == {
+        **{"image": text, "x": datasets.Value("int64"), "flags": text},
+        "error": {"step": text, "kind": text, "message": text},
+    }
+
+
+def test_a_column_is_left_out(tmp_path: Path):
+    rows = records(2)
+    writer.write(tmp_path, lambda: rows, ["x"], leave_out="image")
+    assert pq.read_schema(next((tmp_path / "dataset").iterdir())).names == ["x", "flags", "error"]
+    assert '"image"' in (tmp_path / "captions.jsonl").read_text()
+
+
+def test_pictures_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def png(number: int) -> bytes:
+        file = io.BytesIO()
+        Pillow.new("RGB", (8, 8), (number, 0, 0)).save(file, "PNG")
+        return file.getvalue()
+
+    def gone() -> bytes:
+        raise OSError("gone")
+
+    monkeypatch.setattr(writer, "READERS", 3)
+    monkeypatch.setattr(writer, "GROUP_BYTES", 2 * len(png(0)))
+    rows = records(9)
+    rows[2]["error"] = {"step": "image", "kind": "unreadable_image", "message": "broken"}
+    rows[3]["error"] = {"step": "x", "kind": "Timeout", "message": "late"}
+    del rows[5]  # it was in no journal
+    reads = [(n, functools.partial(png, n)) for n in range(8) if n != 6]
+    reads.insert(6, (6, gone))
+    writer.write(tmp_path, lambda: rows, ["x"], pictures=("image", lambda: reads))
+    (path,) = (tmp_path / "dataset").iterdir()
+    assert pq.read_metadata(path).num_row_groups >= 3
+    loaded = datasets.load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "hf"))
+    assert loaded.features["image"] == datasets.Image()
+    reds = [each and each.getpixel((0, 0))[0] for each in loaded["image"]]
+    assert reds == [0, 1, None, 3, 4, None, 7, None], "the 6th is gone, and the data ends"
+    whole = loaded.cast_column("image", datasets.Image(decode=False))[1]["image"]
+    assert whole == {"bytes": png(1), "path": "1.png"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from scalecap.engines.base import Image
 
@@ -18,6 +18,10 @@ class RowError(Exception):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Rows go to other processes, their errors with them."""
+        return type(self), (self.kind, str(self))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -26,7 +30,11 @@ class Row:
     `open_image` opens, orients, decodes and hashes the picture; it raises RowError, is called
     once a row and off the event loop. `error` is set when the row itself could not be read
     (invalid JSON on a line): such a row is written with its error and nothing is asked about it.
-    `stamp` is another one when the picture is replaced; empty where nothing tells.
+    `stamp` is another one when the picture is replaced; empty where nothing tells. Rows that stand
+    together in a part (a tar, a row group of parquet) share its stamp, and the last of them tells in
+    `part` how many they are, so that a run that goes on can pass over all of them unread.
+    `read_image` gives the picture's file as it is; it raises RowError as `open_image` does.
+    Both can be pickled.
     """
 
     index: int
@@ -34,6 +42,15 @@ class Row:
     open_image: Callable[[], Image]
     error: RowError | None = None
     stamp: str = ""
+    read_image: Callable[[], bytes] | None = None
+    part: int = 0
+
+
+class Finished(Protocol):
+    """What is known of a part: how many rows it has, if all of them are finished, else 0."""
+
+    def __call__(self, stamp: str, first: int, rows: int | None = None) -> int:
+        """Of the part with that stamp whose first row has the index `first`; `rows` if the data tells."""
 
 
 class Source(Protocol):
@@ -45,3 +62,6 @@ class Source(Protocol):
     """Rows to come; None when a stream does not tell."""
 
     def __iter__(self) -> Iterator[Row]: ...
+
+    def unfinished(self, finished: Finished) -> Iterator[Row | range]:
+        """The rows; in place of a part that is finished its indices, where the source has parts."""

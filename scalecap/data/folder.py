@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from scalecap.data import DataError, Row, RowError
-from scalecap.data.images import open_image, stamp
+from scalecap.data.images import open_image, read_image, stamp
 from scalecap.data.sources import Rows, needed_path, plain
 from scalecap.engines.base import Image
 from scalecap.settings import DataSettings
@@ -47,7 +47,8 @@ def open_folder(data: DataSettings) -> Rows:
 def _rows(folder: Path, column: str) -> Iterator[Row]:
     for index, (path, error) in enumerate(_walk(folder)):
         columns = {column: plain(path.relative_to(folder).as_posix())}
-        yield Row(index, columns, partial(_open, path, error), error, stamp(path))
+        read = partial(read_image, path)
+        yield Row(index, columns, partial(_open, path, error), error, stamp(path), read)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:

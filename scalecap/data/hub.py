@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalecap.data import DataError, Row, RowError
-from scalecap.data.images import open_image, stamp
+from scalecap.data.images import open_image, read_image, stamp
 from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
 from scalecap.engines.base import Image
 from scalecap.nearest import nearest
@@ -149,13 +149,22 @@ def _rows(stream: "IterableDataset", path: str, data: DataSettings) -> Iterator[
         cell = row.get(data.image)
         columns = {name: plain(value) for name, value in row.items()}
         opened = partial(_open, cell, folders, data.allow_urls)
-        yield Row(index, columns, opened, stamp=stamp(cell, folders=folders))
+        read = partial(_read, cell, folders, data.allow_urls)
+        yield Row(index, columns, opened, stamp=stamp(cell, folders=folders), read_image=read)
     if index < 0:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")
 
 
 def _open(cell: Any, folders: list[Path], allow_urls: bool) -> Image:
-    """The cell's picture; one that a streamed set names only by its place inside the set is read now."""
+    return open_image(_held(cell), folders=folders, allow_urls=allow_urls)
+
+
+def _read(cell: Any, folders: list[Path], allow_urls: bool) -> bytes:
+    return read_image(_held(cell), folders=folders, allow_urls=allow_urls)
+
+
+def _held(cell: Any) -> Any:
+    """The cell; a picture that a streamed set names only by its place inside the set is read now."""
     if isinstance(cell, Mapping) and cell.get("bytes") is None:
         place = str(cell.get("path") or "")
         schemes = re.findall(r"(\w+)://", place)
@@ -167,4 +176,4 @@ def _open(cell: Any, folders: list[Path], allow_urls: bool) -> Image:
                     cell = {"bytes": file.read(), "path": place}
             except Exception as error:  # file systems raise their own kinds
                 raise RowError("missing_file", f"{place!r} could not be read: {error}") from error
-    return open_image(cell, folders=folders, allow_urls=allow_urls)
+    return cell

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.data import DataError, Row, RowError
-from scalecap.data.images import open_image, stamp
+from scalecap.data.images import open_image, read_image, stamp
 from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
 from scalecap.engines.base import Image
 from scalecap.nearest import nearest
@@ -65,7 +65,8 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
         if isinstance(cell, str) and cell.startswith("data:"):
             columns[data.image] = None  # it is the pixels
         opened = partial(open_image, cell, folders=folders, allow_urls=data.allow_urls)
-        yield Row(index, plain(columns), opened, stamp=stamp(cell, folders=folders))
+        read = partial(read_image, cell, folders=folders, allow_urls=data.allow_urls)
+        yield Row(index, plain(columns), opened, stamp=stamp(cell, folders=folders), read_image=read)
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from scalecap.data import Row
-from scalecap.data.images import open_image
+from scalecap.data.images import open_image, read_image
 from scalecap.data.sources import Rows
 from scalecap.engines.base import Image
 from scalecap.settings import DataSettings
@@ -37,10 +37,16 @@ def _rows(seed: int, count: int) -> Iterator[Row]:
     for index in range(count):
         scene = sample(unseen(seed, index))
         columns = {"image": f"scene-{scene.seed}.png", "truth": scene.truth()}
-        yield Row(index, columns, partial(_drawn, scene))
+        yield Row(index, columns, partial(_drawn, scene), read_image=partial(_png, scene))
 
 
 def _drawn(scene: "Scene") -> Image:
     from scalecap.scenes.world import render
 
     return open_image(render(scene))
+
+
+def _png(scene: "Scene") -> bytes:
+    from scalecap.scenes.world import render
+
+    return read_image(render(scene))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from scalecap.data import Row
+from scalecap.data import DataError, Row
 
 
 class Shard(NamedTuple):
@@ -29,8 +29,8 @@ class Shard(NamedTuple):
 
 
 def parse_shard(text: str) -> Shard:
-    """The shard that "3/16" names. ValueError with the mend."""
+    """The shard that "3/16" names. DataError with the mend."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found and int(found[1]) < int(found[2]):
         return Shard(int(found[1]), int(found[2]))
-    raise ValueError(f"data.shard={text}: shards are counted from 0, as 0/16, 1/16 and so on to 15/16")
+    raise DataError(f"data.shard={text}: shards are counted from 0, as 0/16, 1/16 and so on to 15/16")

@@ -1,5 +1,6 @@
 """Opens the data set that the settings name, and what all sources share."""
 
+import logging
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,26 +9,35 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from scalecap.data import DataError, Row, Source
+from scalecap.data import DataError, Finished, Row, Source
 from scalecap.data.shard import parse_shard
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
 
-SOURCES = ("jsonl", "folder", "hub", "scenes")
+log = logging.getLogger(__name__)
+
+SOURCES = ("jsonl", "folder", "hub", "webdataset", "parquet", "scenes")
 LOOK = 64
 """Rows looked at to know the columns of a source that does not declare them."""
 
 
 @dataclass
 class Rows:
-    """A source: what its rows hold, how many will come (None: not known), and how to begin."""
+    """A source: what its rows hold, how many will come (None: not known), and how to begin.
+
+    One whose rows stand in parts also says how to pass over those that are finished.
+    """
 
     columns: Mapping[str, str]
     total: int | None
     begin: Callable[[], Iterator[Row]]
+    passing: Callable[[Finished], Iterator[Row | range]] | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return self.begin()
+
+    def unfinished(self, finished: Finished) -> Iterator[Row | range]:
+        return self.passing(finished) if self.passing else self.begin()
 
 
 def open_source(data: DataSettings) -> Source:
@@ -42,6 +52,10 @@ def open_source(data: DataSettings) -> Source:
             from scalecap.data.folder import open_folder as open_rows
         case "hub":
             from scalecap.data.hub import open_hub as open_rows
+        case "webdataset":
+            from scalecap.data.webdataset import open_webdataset as open_rows
+        case "parquet":
+            from scalecap.data.parquet import open_parquet as open_rows
         case "scenes":
             from scalecap.data.scenes import open_scenes as open_rows
         case _:
@@ -49,11 +63,31 @@ def open_source(data: DataSettings) -> Source:
     rows = open_rows(data)
     if limit := data.limit:
         total = None if rows.total is None else min(rows.total, limit)
-        rows = Rows(rows.columns, total, partial(islice, rows, limit))
+        rows = Rows(rows.columns, total, partial(islice, rows, limit), partial(_first, rows, limit))
     if data.shard:
         shard = parse_shard(data.shard)
         rows = Rows(rows.columns, shard.total(rows.total), partial(shard.take, rows))
     return rows
+
+
+def _first(rows: Source, limit: int, finished: Finished) -> Iterator[Row | range]:
+    """So many rows, those of a part that is passed over counted one by one."""
+    left = limit
+    for each in rows.unfinished(finished):
+        taken = each[:left] if isinstance(each, range) else each
+        yield taken
+        left -= len(taken) if isinstance(taken, range) else 1
+        if not left:
+            return
+
+
+def read_pictures(source: Source) -> Iterator[tuple[int, Callable[[], bytes] | None]]:
+    """Indices of rows with what reads their pictures' files, as far as the data can be read."""
+    try:
+        for row in source:
+            yield row.index, row.read_image
+    except DataError as error:
+        log.warning("the pictures from here on are not in the data set: %s", error)
 
 
 def needed_path(data: DataSettings) -> str:

@@ -1,30 +1,56 @@
-"""The finished rows as files: `captions.jsonl`, and a parquet data set that `datasets` loads."""
+"""The finished rows as files: `captions.jsonl`, and parquet shards that `datasets` loads."""
 
 import functools
 import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 BATCH = 1000
-"""Rows held in memory at once."""
+"""Rows held in memory at once, which are a row group."""
+GROUP_BYTES = 64 * 10**6
+"""Pictures held in memory at once: a row group with so many bytes is full."""
+SHARD_ROWS = 100_000
+"""A shard with so many rows is full."""
+SHARD_BYTES = 500 * 10**6
+"""A shard of so many bytes is full; it is longer by less than its last row group."""
+READERS = 16
+"""Pictures read at the same time."""
 ERROR = pa.struct([("step", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 
+T = TypeVar("T")
 Rows = Callable[[], Iterable[Mapping[str, Any]]]
+Read = Callable[[], bytes]
+Pictures = Callable[[], Iterable[tuple[int, Read | None]]]
+"""Begins anew on each call: rows' indices, rising, with what reads their pictures' files."""
 
 
-def write(folder: Path, records: Rows, columns: Sequence[str]) -> None:
+def write(
+    folder: Path,
+    records: Rows,
+    columns: Sequence[str],
+    *,
+    leave_out: str | None = None,
+    pictures: tuple[str, Pictures] | None = None,
+) -> None:
     """Writes `captions.jsonl` and `dataset/` in `folder`, in the order of the records.
 
-    A record is {input, columns, flags, error}, as the journal holds it; `records` gives them anew on
+    A record is {index, input, columns, flags, error}, as the journal holds it; `records` gives them anew on
     each call. `columns` are the steps' columns in the order wanted; a row that failed has null in
     those it lacks. In parquet, `flags` and a column whose rows do not share a type are JSON text.
+
+    Args:
+        leave_out: a column that `dataset/` lacks.
+        pictures: a column that is the pictures' files in `dataset/`, and what reads them; null in a row
+            whose picture can't be read.
     """
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -41,24 +67,115 @@ def write(folder: Path, records: Rows, columns: Sequence[str]) -> None:
     with part.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows())
     os.replace(part, folder / "captions.jsonl")
-    _write_parquet(folder, rows)
-
-
-def _write_parquet(folder: Path, rows: Rows) -> None:
-    part = folder / "dataset.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     types = _types(rows)
-    schema = pa.schema([(name, type_ or pa.string()) for name, type_ in types.items()])
-    with pq.ParquetWriter(part / "train-00000-of-00001.parquet", schema) as writer:
-        for batch in _batches(rows()):
-            arrays = [
-                pa.array([_cell(row.get(name), types[name]) for row in batch], type=schema.field(name).type)
-                for name in types
-            ]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-    shutil.rmtree(folder / "dataset", ignore_errors=True)
-    part.rename(folder / "dataset")
+    if leave_out in types:
+        del types[leave_out]
+    groups = _batches(rows(), BATCH)
+    if pictures:
+        image, begin = pictures
+        groups = _filled(rows(), image, _reads(records(), begin()))
+    with _Shards(folder / "dataset", types, image=pictures and pictures[0]) as shards:
+        for group in groups:
+            shards.add(group)
+
+
+class _Shards:
+    """`train-00000-of-00003.parquet` …, in place of what was in the folder, once all are written."""
+
+    def __init__(self, folder: Path, types: Mapping[str, pa.DataType | None], image: str | None) -> None:
+        """`types` as `_types` finds them; `image` is the column of pictures' files."""
+        from datasets import Features, Image
+
+        self._folder, self._part = folder, folder.with_name(folder.name + ".part")
+        self._types = {**types, **({image: Image().pa_type} if image else {})}
+        schema = pa.schema([(name, type_ or pa.string()) for name, type_ in self._types.items()])
+        features = Features.from_arrow_schema(schema)
+        if image:
+            features[image] = Image()
+        self._schema = schema.with_metadata(features.arrow_schema.metadata)
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._part, ignore_errors=True)
+        self._part.mkdir()
+        self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end()
+        if kind is None:
+            for number in range(self._count):
+                name = f"train-{number:05d}-of-{self._count:05d}.parquet"
+                self._path(number).rename(self._part / name)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._part.rename(self._folder)
+
+    def _path(self, number: int) -> Path:
+        return self._part / f"{number}.parquet"
+
+    def _begin(self) -> None:
+        self._file: BinaryIO = self._path(self._count).open("wb")
+        # Pages end at such a batch, and a page is the least that a reader holds.
+        self._writer = pq.ParquetWriter(self._file, self._schema, write_batch_size=16)
+        self._count += 1
+        self._rows = 0
+
+    def _end(self) -> None:
+        with self._file:
+            self._writer.close()
+
+    def add(self, group: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a row group, in a new shard if the one before is full."""
+        if self._rows >= SHARD_ROWS or self._file.tell() >= SHARD_BYTES:
+            self._end()
+            self._begin()
+        arrays = [
+            pa.array([_cell(row.get(name), type_) for row in group], type=self._schema.field(name).type)
+            for name, type_ in self._types.items()
+        ]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._rows += len(group)
+
+
+def _reads(
+    records: Iterable[Mapping[str, Any]], pictures: Iterable[tuple[int, Read | None]]
+) -> Iterator[Read | None]:
+    """What reads each record's picture; None for one that could not be opened."""
+    found = iter(pictures)
+    index, read = -1, None
+    for record in records:
+        while index < record["index"]:
+            index, read = next(found, (sys.maxsize, None))
+        opened = record["error"] is None or record["error"]["step"] not in (None, "image")
+        yield read if opened and index == record["index"] else None
+
+
+def _filled(
+    rows: Iterable[dict[str, Any]], image: str, reads: Iterable[Read | None]
+) -> Iterator[list[dict[str, Any]]]:
+    """Row groups with the files of their pictures in place of their names."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    with ThreadPoolExecutor(READERS, "pictures") as pool:
+        for batch in _batches(zip(rows, reads, strict=True), READERS):
+            contents = pool.map(_content, (read for _, read in batch))
+            for (row, _), content in zip(batch, contents, strict=True):
+                cell = row.get(image)
+                name = cell.get("path") if isinstance(cell, Mapping) else cell
+                group.append({**row, image: content and {"bytes": content, "path": name}})
+                size += len(content or b"")
+                if size >= GROUP_BYTES or len(group) >= BATCH:
+                    yield group
+                    group, size = [], 0
+    if group:
+        yield group
+
+
+def _content(read: Read | None) -> bytes | None:
+    try:
+        return read() if read else None
+    except Exception:  # whatever became of it since its row was done
+        return None
 
 
 def _cell(value: Any, type_: pa.DataType | None) -> Any:
@@ -67,9 +184,9 @@ def _cell(value: Any, type_: pa.DataType | None) -> Any:
     return value
 
 
-def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    iterator = iter(rows)
-    while batch := list(itertools.islice(iterator, BATCH)):
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 

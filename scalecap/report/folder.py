@@ -16,7 +16,10 @@ from scalecap.intervals import Pair, measures
 
 ERROR = "error.txt"
 """In `.hydra`: why the job failed, when its last try did."""
-SILENT = ("output", "resume", "check", "progress", "report", "objective", "rows_in_flight", "max_failures")
+SILENT = (
+    *("output", "resume", "check", "progress", "report", "objective", "rows_in_flight", "max_failures"),
+    "write.image",
+)
 """Overrides that change nothing a comparison is about."""
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
 """A word; in Chinese and Japanese, where nothing stands between them, a character."""

@@ -1,6 +1,7 @@
 """Encoded pictures for the tests of this folder."""
 
 import io
+import tarfile
 from typing import Any
 
 from PIL import Image
@@ -15,4 +16,15 @@ def encoded(image: Image.Image, **save: Any) -> bytes:
     """The picture as a file's bytes; PNG unless `format` says otherwise."""
     buffer = io.BytesIO()
     image.save(buffer, **{"format": "PNG", **save})
+    return buffer.getvalue()
+
+
+def tar(*members: tuple[str, bytes]) -> bytes:
+    """A tar of these files, in this order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()

@@ -15,7 +15,7 @@ def test_an_unknown_source_names_the_nearest() -> None:
         open_source(DataSettings(source="json"))
 
 
-@pytest.mark.parametrize("source", ["jsonl", "folder", "hub"])
+@pytest.mark.parametrize("source", ["jsonl", "folder", "hub", "webdataset", "parquet"])
 def test_a_path_is_needed(source: str) -> None:
     with pytest.raises(DataError, match=rf"data={source} needs data\.path"):
         open_source(DataSettings(source=source))

@@ -1,0 +1,88 @@
+import pickle  # noqa: TID251 - rows are sent to other processes so
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from scalecap.data import DataError, RowError
+from scalecap.data.files import File, find
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    for name in ("08.tar", "09.tar", "10.tar", "deep/11.tar", "note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"0123456789")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{08..10}.tar", ["08.tar", "09.tar", "10.tar"]),
+        ("{8..10}.tar", ["8.tar", "9.tar", "10.tar"]),
+        ("{10,08}.tar", ["10.tar", "08.tar"]),
+        ("{0,1}{8..9}.tar", ["08.tar", "09.tar", "18.tar", "19.tar"]),
+        ("*.tar", ["08.tar", "09.tar", "10.tar"]),
+        ("0?.tar", ["08.tar", "09.tar"]),
+        ("**/*.tar", ["08.tar", "09.tar", "10.tar", "deep/11.tar"]),
+        (".", ["08.tar", "09.tar", "10.tar", "deep/11.tar"]),
+        ("{x}.tar", ["{x}.tar"]),
+        ("one.tar", ["one.tar"]),
+    ],
+)
+def test_patterns(shards: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]) -> None:
+    monkeypatch.chdir(shards)
+    found = find(pattern, ".tar")
+    assert [file.name for file in found] == names, "as they were typed"
+    assert [file.url for file in found] == [str(shards / name) for name in names], "wherever it is read"
+
+
+def test_a_remote_pattern() -> None:
+    for number in range(3):
+        with fsspec.open(f"memory://remote/{number}.tar", "wb") as file:
+            file.write(b"0123456789")
+    found = find("memory://remote/*.tar", ".tar")
+    assert [file.name.rpartition("/")[2] for file in found] == ["0.tar", "1.tar", "2.tar"]
+    assert found[1].read(2, 3) == b"234"
+    assert find("memory://remote/{0..1}.tar", ".tar")[1].read(8, 9) == b"89"
+    size, stamp = found[0].stat()
+    assert size == 10
+    with fsspec.open("memory://remote/0.tar", "wb") as file:
+        file.write(b"9876543210")
+    assert found[0].stat()[1] != stamp
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("nothing-*.tar", "no file is named 'nothing"),
+        ("nowhere://x/y.tar", "'nowhere://x/y.tar' can't be read from"),
+        ("{0..99999999}.tar", "more than 1,000,000 files"),
+    ],
+)
+def test_what_is_no_file(pattern: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        find(pattern, ".tar")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://me:secret@host/a.tar?X-Signature=1", "https://host/a.tar"),
+        ("https://host/a@b:c.tar", "https://host/a@b:c.tar"),
+    ],
+)
+def test_names_hold_no_secrets(url: str, name: str) -> None:
+    pytest.importorskip("aiohttp", reason="needs what fsspec reads http with")
+    assert find(url, ".tar")[0] == File(url, name)
+
+
+@pytest.mark.parametrize("do", [lambda file: file.stat(), lambda file: file.read(0, 1)])
+@pytest.mark.parametrize("url", ["/nowhere/a.tar", "memory://nowhere/a.tar"])
+def test_a_missing_file_is_an_error_of_its_rows(url: str, do: Any) -> None:
+    with pytest.raises(RowError, match=r"no such file: 'a\.tar'") as caught:
+        do(File(url, "a.tar"))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.kind, str(again)) == (caught.value.kind, str(caught.value)) == ("missing_file", str(again))

@@ -1,0 +1,173 @@
+import pickle  # noqa: TID251 - rows are sent to other processes so
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scalecap.data import DataError, Row, RowError
+from scalecap.data.files import File
+from scalecap.data.sources import Rows, open_source
+from scalecap.settings import DataSettings
+
+from .pictures import picture
+
+Write = Callable[..., str]
+COLORS = [(number, 0, 255 - number) for number in range(100)]
+
+
+@pytest.fixture(params=["disk", "memory"])
+def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
+    """Writes columns as a file where the parameter says; the pattern of all of them."""
+    folder = str(tmp_path) if request.param == "disk" else f"memory:/{tmp_path}"
+
+    def written(columns: dict[str, Any], name: str = "0.parquet", group: int = 10) -> str:
+        with fsspec.open(f"{folder}/{name}", "wb") as file:
+            pq.write_table(pa.table(columns), file, row_group_size=group)
+        return f"{folder}/*.parquet"
+
+    return written
+
+
+def opened(path: str, **more: Any) -> Rows:
+    source = open_source(DataSettings(source="parquet", path=path, **more))
+    assert isinstance(source, Rows)
+    return source
+
+
+def cells(count: int, path: str | None = None) -> list[dict[str, Any]]:
+    return [{"bytes": picture(color), "path": path} for color in COLORS[:count]]
+
+
+def color(row: Row) -> Any:
+    return row.open_image().pixels.getpixel((0, 0))
+
+
+def test_rows_with_their_columns_and_pictures(write: Write) -> None:
+    columns = {
+        "image": [*cells(24), {"bytes": b"junk", "path": "bad.png"}],
+        "n": range(25),
+        "caption": ["a dog"] * 25,
+        "tags": [["a"]] * 25,
+        "mask": [picture()] * 25,
+        "other": cells(25, "x.png"),
+    }
+    path = write(columns)
+    write({"image": cells(1)}, "1.parquet")
+    source = opened(path)
+    kinds = {"n": "number", "caption": "text", "tags": "texts", "mask": "any", "other": "any"}
+    assert source.columns == {"image": "text", **kinds}
+    assert source.total == 26
+    rows = list(source)
+    assert [row.index for row in rows] == list(range(26))
+    assert rows[17].columns["image"].endswith("/0.parquet#17")
+    assert {**rows[17].columns, "image": ""} == {
+        **{"image": "", "n": 17, "caption": "a dog", "tags": ["a"]},
+        **{"mask": None, "other": {"path": "x.png"}},
+    }
+    assert rows[24].columns["image"] == "bad.png"
+    assert rows[25].columns["image"].endswith("/1.parquet#0")
+    with pytest.raises(RowError, match=r"bad\.png"):
+        rows[24].open_image()
+    again = [pickle.loads(pickle.dumps(row)) for row in rows]
+    for number in (0, 23, 5, 22, 11, 10, 0):
+        assert color(again[number]) == COLORS[number], "in any order"
+        assert rows[number].read_image is not None
+        assert rows[number].read_image() == columns["image"][number]["bytes"]
+
+
+def test_bytes_alone(write: Write) -> None:
+    rows = list(opened(write({"photo": [picture(each) for each in COLORS[:3]]}), image="photo"))
+    assert [color(row) for row in rows] == COLORS[:3]
+    assert [list(row.columns) for row in rows] == [["photo"]] * 3
+
+
+def test_paths(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(picture())
+    path = write({"image": ["red.png", "none.png", None, "https://host/a.png"]})
+    red, missing, null, url = opened(path)
+    assert color(red) == (255, 0, 0)
+    assert red.columns == {"image": "red.png"}
+    assert "bytes of" in red.stamp
+    for row, kind in ((missing, "missing_file"), (null, "bad_cell"), (url, "url_refused")):
+        with pytest.raises(RowError) as caught:
+            row.open_image()
+        assert caught.value.kind == kind
+
+
+def test_files_that_are_none_are_one_row_each(write: Write) -> None:
+    path = write({"image": cells(2)})
+    write({"picture": cells(2)}, "1.parquet")
+    with fsspec.open(path.replace("*", "2"), "wb") as file:
+        file.write(b"junk")
+    write({"image": [1, 2]}, "3.parquet")
+    rows = list(opened(path))
+    assert opened(path).total == len(rows) == 5
+    told = [(row.error.kind, str(row.error)) for row in rows if row.error]
+    assert [kind for kind, _ in told] == ["missing_key", "unreadable_file", "bad_cell"]
+    for number, (_, message) in enumerate(told, 1):
+        assert f"{number}.parquet" in message
+    assert "nearest: picture" in told[0][1] or "there are: picture" in told[0][1]
+
+
+def test_no_file_is_readable(write: Write) -> None:
+    path = write({"picture": cells(2)})
+    with pytest.raises(DataError, match=r"0\.parquet' has no column 'image'"):
+        opened(path)
+    with pytest.raises(DataError, match="holds no rows"):
+        opened(write({"image": pa.array([], pa.binary())}))
+
+
+def test_a_broken_row_group_fails_its_own_rows(write: Write) -> None:
+    columns = {"image": cells(30), "n": [f"text {number}" * 50 for number in range(30)]}
+    path = write(columns)
+    with fsspec.open(path.replace("*", "0"), "rb") as file:
+        content = bytearray(file.read())
+    group = pq.read_metadata(pa.BufferReader(bytes(content))).row_group(1)
+    start = group.column(group.num_columns - 1).dictionary_page_offset
+    content[start : start + 64] = b"\xff" * 64
+    with fsspec.open(path.replace("*", "0"), "wb") as file:
+        file.write(bytes(content))
+    rows = list(opened(path))
+    assert [row.index for row in rows] == list(range(30))
+    assert [row.index for row in rows if row.error] == list(range(10, 20))
+    assert color(rows[25]) == COLORS[25]
+
+
+def test_finished_row_groups_are_not_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write({"image": cells(25)})
+    source = opened(path)
+    asked: list[tuple[int, int | None]] = []
+
+    def finished(stamp: str, first: int, rows: int | None = None) -> int:
+        asked.append((first, rows))
+        return (rows or 0) if first == 10 else 0
+
+    left = list(source.unfinished(finished))
+    assert asked == [(0, 10), (10, 10), (20, 5)]
+    assert left[10] == range(10, 20)
+    assert [row.index for row in left if isinstance(row, Row)] == [*range(10), *range(20, 25)]
+    monkeypatch.setattr(File, "open", lambda file: pytest.fail("it is opened"))
+    assert list(source.unfinished(lambda stamp, first, rows=None: rows or 0)) == [
+        range(10),
+        range(10, 20),
+        range(20, 25),
+    ]
+
+
+def test_pictures_are_streamed(tmp_path: Path) -> None:
+    """A row group far larger than what is held of it."""
+    noise = [{"bytes": bytes([n % 251]) * 200_000, "path": None} for n in range(400)]
+    pq.write_table(
+        pa.table({"image": noise}), tmp_path / "0.parquet", write_batch_size=8, use_dictionary=False
+    )
+    before = pa.total_allocated_bytes()
+    most = 0
+    for row in opened(str(tmp_path)):
+        assert row.read_image is not None
+        assert row.read_image()[:1] == bytes([row.index % 251])
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 20e6

@@ -1,0 +1,203 @@
+"""Runs over tar shards and parquet that stop and go on: what is read again."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import tarfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as Pillow
+
+from scalecap.data.files import File
+from scalecap.engines.scripted import Scripted
+from scalecap.run import run
+from scalecap.scenes.world import SAMPLE
+from scalecap.settings import Settings
+
+Compose = Callable[..., Settings]
+QUIET = ("progress=false", "report=false", "cache=off")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Pictures and openings by file since it was last cleared."""
+    found: Counter[str] = Counter()
+    whole_read, whole_open = File.read, File.open
+
+    def read(file: File, start: int, size: int) -> bytes:
+        found["pictures of " + file.name.rpartition("/")[2]] += 1
+        return whole_read(file, start, size)
+
+    def open_(file: File) -> Any:
+        found[file.name.rpartition("/")[2]] += 1
+        return whole_open(file)
+
+    monkeypatch.setattr(File, "read", read)
+    monkeypatch.setattr(File, "open", open_)
+    return found
+
+
+def picture(number: int) -> bytes:
+    file = io.BytesIO()
+    Pillow.new("RGB", (30, 30), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def shard(numbers: range, broken: int | None = None) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for number in numbers:
+            content = b"junk" if number == broken else picture(number)
+            for name, body in ((f"{number}.png", content), (f"{number}.json", b'{"n": %d}' % number)):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(body)
+                tar.addfile(entry, io.BytesIO(body))
+    return file.getvalue()
+
+
+def put(path: str, content: bytes) -> None:
+    with fsspec.open(path, "wb") as file:
+        file.write(content)
+
+
+def captions(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "run" / "captions.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_finished_shards_are_not_opened_again(
+    compose: Compose, engines: dict[str, Scripted], reads: Counter[str], tmp_path: Path, where: str
+):
+    folder = f"{tmp_path}/shards" if where == "disk" else f"memory:/{tmp_path}"
+    (tmp_path / "shards").mkdir()
+    for number in range(4):
+        put(f"{folder}/{number}.tar", shard(range(number * 3, number * 3 + 3)))
+    words = ["data=webdataset", f"data.path={folder}/*.tar", *QUIET]
+    assert run(compose(*words, "data.limit=7"), engines=engines).done == 7
+    assert reads["pictures of 0.tar"] == 3
+
+    reads.clear()
+    summary = run(compose(*words), engines=engines)
+    assert (summary.done, summary.reused, summary.failed) == (12, 7, 0)
+    # Each is opened once to see what columns there are; the first two not for their rows.
+    opened = {f"{number}.tar": 1 + (number > 1) for number in range(4)}
+    assert reads == {**opened, "pictures of 2.tar": 2, "pictures of 3.tar": 3}
+    assert [row["n"] for row in captions(tmp_path)] == list(range(12))
+
+    reads.clear()
+    put(f"{folder}/1.tar", shard(range(3, 6), broken=4))
+    summary = run(compose(*words), engines=engines)
+    assert (summary.done, summary.reused, summary.failed) == (11, 9, 1)
+    assert reads["pictures of 1.tar"] == 3
+    assert sum(reads[f"{number}.tar"] for number in (0, 2, 3)) == 3, "to see what columns there are"
+
+    reads.clear()
+    assert run(compose(*words), engines=engines).reused == 11
+    assert reads["pictures of 1.tar"] == 1, "what failed is tried again, and nothing else"
+
+
+def test_finished_row_groups_are_not_read_again(
+    compose: Compose, engines: dict[str, Scripted], reads: Counter[str], tmp_path: Path
+):
+    for number in range(3):
+        table = pa.table({"image": [picture(number * 6 + each) for each in range(6)], "n": range(6)})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2)
+    words = ["data=parquet", f"data.path={tmp_path}/*.parquet", *QUIET]
+    assert run(compose(*words, "data.limit=8"), engines=engines).done == 8
+    reads.clear()
+    summary = run(compose(*words), engines=engines)
+    assert (summary.done, summary.reused) == (18, 8)
+    # Each for its footer; then rows, and pictures, of the row groups that were not finished.
+    assert reads == {"0.parquet": 1, "1.parquet": 1 + 1 + 2, "2.parquet": 1 + 1 + 3}
+    assert [row["image"] for row in captions(tmp_path)][7] == f"{tmp_path}/1.parquet#1"
+
+
+@pytest.mark.parametrize("source", ["webdataset", "parquet", "jsonl"])
+@pytest.mark.parametrize("form", ["path", "bytes", "none"])
+def test_the_data_set_holds_names_or_pictures(
+    compose: Compose,
+    engines: dict[str, Scripted],
+    rows: Callable[..., str],
+    tmp_path: Path,
+    source: str,
+    form: str,
+):
+    path = {
+        "webdataset": f"data.path={tmp_path}/0.tar",
+        "parquet": f"data.path={tmp_path}/0.parquet",
+        "jsonl": rows(3, broken=(1,)),
+    }
+    put(f"{tmp_path}/0.tar", shard(range(3), broken=1))
+    cells = [{"bytes": picture(each) if each != 1 else b"junk", "path": None} for each in range(3)]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "0.parquet")
+    words = [f"data={source}", path[source], f"write.image={form}", *QUIET]
+    summary = run(compose(*words), engines=engines)
+    assert (summary.done, summary.failed) == (2, 1)
+    table = pq.read_table(tmp_path / "run" / "dataset")
+    if form == "bytes":
+        cells = table["image"].to_pylist()
+        assert [cell and cell["bytes"] for cell in cells] == [picture(0), None, picture(2)]
+    elif form == "path":
+        assert table["image"].to_pylist() == [row["image"] for row in captions(tmp_path)]
+    else:
+        assert "image" not in table.column_names
+
+
+@pytest.mark.slow
+def test_the_embedded_model_stopped_in_the_middle_passes_over_finished_shards(
+    compose: Compose, reads: Counter[str], tmp_path: Path
+):
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    truths = [json.loads(line) for line in (SAMPLE / "truth.jsonl").read_text().splitlines()]
+    (tmp_path / "shards").mkdir()
+    for number in range(6):
+        with tarfile.open(tmp_path / "shards" / f"{number:03d}.tar", "w") as tar:
+            for row in truths[number * 4 : number * 4 + 4]:
+                tar.add(SAMPLE / row["image"], row["image"])
+                body = json.dumps({"truth": row["truth"]}).encode()
+                entry = tarfile.TarInfo(Path(row["image"]).stem + ".json")
+                entry.size = len(body)
+                tar.addfile(entry, io.BytesIO(body))
+    words = [
+        *("data=webdataset", f"data.path='{tmp_path}/shards/{{000..005}}.tar'", "engine=transformers"),
+        *("evaluate=scenes", "rows_in_flight=2", "write.image=bytes", *QUIET),
+    ]
+    whole = run(compose(*words))
+    assert (whole.done, whole.failed) == (24, 0)
+    expected = (tmp_path / "run" / "captions.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run")
+
+    def interrupt() -> None:
+        journal = tmp_path / "run" / "journal.jsonl"
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 12:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    stopped = run(compose(*words))
+    assert stopped.status == "interrupted"
+    assert 11 <= stopped.done < 24
+    reads.clear()
+    summary = run(compose(*words))
+    assert (summary.done, summary.reused) == (24, stopped.done)
+    finished = stopped.done // 4
+    for number in range(6):
+        # Once to see what columns there are, once for its rows, once when the data set is written.
+        assert reads[f"{number:03d}.tar"] == 1 + (number >= finished) + 1
+        left = min(4, max(0, 4 * (number + 1) - stopped.done))
+        assert reads[f"pictures of {number:03d}.tar"] == left + 4
+    assert (tmp_path / "run" / "captions.jsonl").read_bytes() == expected
+    assert whole.metrics == summary.metrics
+    pictures = pq.read_table(tmp_path / "run" / "dataset")["image"].to_pylist()
+    assert [cell["bytes"] for cell in pictures] == [(SAMPLE / row["image"]).read_bytes() for row in truths]
