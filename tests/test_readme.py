@@ -1,13 +1,15 @@
-"""README's tables are made from the code; `python tests/test_readme.py` writes them anew."""
+"""Tables in the docs are made from the code; `python tests/test_readme.py` writes them anew."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 from scalecap import stages
 from scalecap.settings import CONF
 
-README = Path(__file__).parent.parent / "README.md"
-GROUPS = ("data", "model", "pipeline", "also", "evaluate", "prompts", "sampling", "engine", "cache")
+ROOT = Path(__file__).parent.parent
+GROUPS = ("data", "model", "pipeline", "also", "evaluate", "prompts", "sampling", "engine", "cache", "runner")
 
 
 def options() -> str:
@@ -38,19 +40,32 @@ def stage_table() -> str:
     return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    """README with its tables as the code has them."""
-    for name, table in (("options", options()), ("stages", stage_table())):
-        part = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, times = part.subn(lambda found, table=table: found[1] + table + "\n" + found[2], text)
-        assert times == 1, f"README has no place for the {name}"
+TABLES = {ROOT / "conf" / "README.md": options, ROOT / "scalecap" / "stages" / "README.md": stage_table}
+
+
+def filled(path: Path) -> str:
+    """The page with its table as the code has it."""
+    part = re.compile(r"(<!-- [^\n]*: made by [^\n]* -->\n).*?(<!-- end -->)", re.DOTALL)
+    table = TABLES[path]()
+    text, times = part.subn(lambda found: f"{found[1]}{table}\n{found[2]}", path.read_text(encoding="utf-8"))
+    assert times == 1, f"{path} has no place for its table"
     return text
 
 
-def test_tables_are_fresh():
-    text = README.read_text(encoding="utf-8")
-    assert filled(text) == text, "run: python tests/test_readme.py"
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
+def test_tables_are_fresh(path: Path):
+    assert filled(path) == path.read_text(encoding="utf-8"), "run: python tests/test_readme.py"
+
+
+LINK = re.compile(r"\]\((?!http|#)([^)#]+)")
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.rglob("*.md")), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path):
+    missing = [link for link in LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()]
+    assert not missing
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in TABLES:
+        path.write_text(filled(path), encoding="utf-8")
