@@ -106,7 +106,7 @@ class Cluster:
             try:
                 finished, counts, self._rows[at] = await self._actors[at].take.remote(row)
             except EngineError as error:
-                raise EngineDead(str(error)) from None
+                raise EngineDead(_said(error)) from None
             except died as error:
                 reason = str(error)
                 self._wait_for(at, died)
@@ -192,7 +192,7 @@ async def opened(
         try:
             found = await asyncio.gather(*(actor.open.remote() for actor in actors))
         except EngineError as error:
-            raise EngineError(str(error)) from None
+            raise EngineError(_said(error)) from None
         except ray.exceptions.RayActorError as error:
             raise EngineError(f"an actor can't start: {error}") from error
         cluster = Cluster(actors, [rows for _, rows in found], settings, counts)
@@ -202,6 +202,11 @@ async def opened(
             await cluster.close()
     finally:
         await asyncio.to_thread(ray.shutdown)
+
+
+def _said(error: Exception) -> str:
+    """What an actor raised, without the traceback that Ray puts around it."""
+    return str(getattr(error, "cause", None) or error)
 
 
 def _connect(ray: Any, address: str | None) -> None:

@@ -114,6 +114,24 @@ def test_without_ray_the_message_says_what_to_install(compose: Compose, monkeypa
         run(compose("runner=ray", "data.limit=1"))
 
 
+@pytest.mark.slow
+def test_an_engine_that_can_not_be_opened_is_one_message(compose: Compose):
+    pytest.importorskip("ray", reason='needs pip install "scalecap[ray]"')
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    with pytest.raises(RunError) as error:
+        run(
+            compose(
+                "runner=ray",
+                "data.limit=1",
+                "model=own",
+                "model.vlm.name=/no/such/model",
+                "engine=transformers",
+            )
+        )
+    assert str(error.value).startswith("no folder /no/such/model")
+    assert "Traceback" not in str(error.value)
+
+
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster of two nodes, each in processes of its own, on this machine."""
