@@ -8,6 +8,8 @@ that died anew, there or on another machine; meanwhile the others have its rows.
 import asyncio
 import logging
 import os
+import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -168,7 +170,7 @@ async def opened(
     wanted = settings.runner
     try:
         await asyncio.to_thread(_connect, ray, wanted.address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise EngineError(f"runner.address={wanted.address}: no Ray cluster there: {error}") from error
     try:
         there = ray.cluster_resources()
@@ -210,5 +212,8 @@ def _said(error: Exception) -> str:
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    if found := re.fullmatch(r"([\w.-]+):(\d+)", address or ""):
+        # Ray itself would try for minutes.
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
     alone = {} if address else {"include_dashboard": False}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **alone)
