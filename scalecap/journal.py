@@ -45,6 +45,8 @@ class Journal:
         """What differs from the config that the first rows were made with."""
         self.complete: int | None = None
         """Rows that the data had when a run last came to its end."""
+        self.ended = False
+        """Whether no row was done since then."""
         self.entries = Entries()
         self._parts: dict[int, int] = {}
         """Rows of each part whose last row ended, by the index of its first."""
@@ -96,7 +98,7 @@ class Journal:
         if "config" in record:
             self._configs.append(record["config"])
         elif isinstance(record.get("complete"), int):
-            self.complete = record["complete"]
+            self.complete, self.ended = record["complete"], True
         elif _is_row(record):
             self._enter(record, offset)
 
@@ -106,6 +108,7 @@ class Journal:
             offset, record["error"] is None, _digest(record["input"]), _digest(stamp) if stamp else _NONE
         )
         self.entries.put(record["index"], entry)
+        self.ended = False
         rows = record.get("part")
         if isinstance(rows, int) and 0 < rows <= record["index"] + 1:
             self._parts[record["index"] + 1 - rows] = rows
@@ -156,9 +159,9 @@ class Journal:
 
     def finish(self, rows: int) -> None:
         """Notes that all `rows` of the data were seen."""
-        if self.complete != rows:
+        if self.complete != rows or not self.ended:
             self._write({"complete": rows})
-            self.complete = rows
+            self.complete, self.ended = rows, True
 
     def _write(self, record: Mapping[str, Any]) -> int:
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"

@@ -8,12 +8,11 @@ memory holds no more of them.
 """
 
 import argparse
-import heapq
 import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,10 +58,12 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
         whole = stack.enter_context(Journal(to, config))
         if len(whole.entries):
             raise MergeError(f"{to} already holds a run; give another --to=DIR")
-        for part, index in _in_order(parts):
-            (record,) = part.journal.records([index])
-            whole.append(record)
-        whole.finish(sum(part.journal.complete or 0 for part in parts))
+        by_number = {part.shard.number: part.journal for part in parts}
+        rows = sum(part.journal.complete or 0 for part in parts)
+        for index in range(rows):
+            for record in by_number[index % len(parts)].records([index]):
+                whole.append(record)
+        whole.finish(rows)
         write(pipeline, whole, whole.entries, summary)
         summary.write()
     return summary
@@ -117,23 +118,15 @@ def _check_shards(parts: Sequence[Part]) -> None:
     if missing:
         told = ", ".join(map(str, missing[:TOLD])) + (" …" if len(missing) > TOLD else "")
         raise MergeError(f"{len(missing)} of {of} shards are missing: {told}")
-    unfinished = [f"{part.shard} in {part.folder}" for part in parts if part.journal.complete is None]
+    unfinished = [f"{part.shard} in {part.folder}" for part in parts if not part.journal.ended]
     if unfinished:
         raise MergeError(f"not finished, so go on with it first: {', '.join(unfinished[:TOLD])}")
-
-
-def _in_order(parts: Sequence[Part]) -> Iterator[tuple[Part, int]]:
-    """The rows of all shards in the order of the data."""
-
-    def indices(at: int) -> Iterator[tuple[int, int]]:
-        return ((index, at) for index in parts[at].journal.entries)
-
-    before: tuple[int, int] | None = None
-    for index, at in heapq.merge(*(indices(at) for at in range(len(parts)))):
-        if before and before[0] == index:
-            raise MergeError(f"row {index} is in {parts[before[1]].folder} and in {parts[at].folder}")
-        before = index, at
-        yield parts[at], index
+    counts = [part.journal.complete or 0 for part in sorted(parts, key=lambda part: part.shard)]
+    if counts != sorted(counts, reverse=True) or counts[0] - counts[-1] > 1:
+        told = ", ".join(map(str, counts[:TOLD]))
+        raise MergeError(
+            f"shards of one data set differ by a row at most, these have {told}: was data.limit another?"
+        )
 
 
 def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
@@ -169,9 +162,11 @@ def main() -> None:
     words = parser.parse_args()
     command = shlex.join(["python", "-m", "scalecap.merge", *sys.argv[1:]])
     try:
-        print(merge(words.runs, words.to, command=command).screen())
+        summary = merge(words.runs, words.to, command=command)
     except (MergeError, JournalError, PipelineError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
+    print(summary.screen())
+    sys.exit(summary.exit_code)
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ class _Rows:
                 self._changed += 1
                 if self._changed <= TOLD:
                     log.info("row %d has changed and is done again: %s", row.index, _short(row.columns))
-            elif state == "new" and before is not None and row.index >= before:
+            elif state == "new" and before is not None and len(self.seen) > before:
                 self._added += 1
                 if self._added == 1:
                     log.info("rows from %d on are new", row.index)

@@ -203,11 +203,12 @@ class Summary:
         else:
             lines.append(f"  python -m scalecap.report {shlex.quote(str(self.output))}  makes a page of it")
         lines += self.notes
-        if self.status != "finished" or self.failed:
+        joined = "scalecap.merge" in self.command  # whose failed rows are tried again in their shards
+        if not joined and (self.status != "finished" or self.failed):
             lines += ["Next: go on, with the rows that failed tried again:", f"  {self.resume}"]
         else:
             lines += ["Next: read a row, with every step's column:", f"  {self._look()}"]
-            if "data=" not in self.command and "scalecap.merge" not in self.command:
+            if "data=" not in self.command and not joined:
                 own = "python -m scalecap model=qwen2.5-vl-3b data=folder data.path=DIR"
                 lines += ["or your own pictures, with a real model:", f"  {own}"]
         return "\n".join(lines)

@@ -108,18 +108,36 @@ def test_a_shard_that_did_not_end_is_named(shards: Callable[..., Path], tmp_path
         merge([folder], tmp_path / "whole")
 
 
+def test_shards_of_other_limits_or_of_grown_data_are_refused(shards: Callable[..., Path], tmp_path: Path):
+    folder = shards("0/2")
+    shards("1/2", more=("data.limit=2",))
+    with pytest.raises(MergeError, match=r"these have 4, 1: was data\.limit another"):
+        merge([folder], tmp_path / "whole")
+    shards("1/2", more=("data.limit=4",))
+    journal = folder / "1-of-2" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    # Killed while it went on with more rows.
+    journal.write_text("".join(lines[:-1]) if lines[-1].startswith('{"complete"') else "")
+    with pytest.raises(MergeError, match="not finished, so go on with it first: 1/2"):
+        merge([folder], tmp_path / "whole")
+
+
+def test_rows_that_are_gone_from_the_data_do_not_come_back(shards: Callable[..., Path], tmp_path: Path):
+    shards("0/2", "1/2")
+    folder = shards("0/2", "1/2", more=("data.limit=3",))
+    summary = merge([folder], tmp_path / "whole")
+    assert (summary.done, summary.failed) == (3, 0)
+
+
 def test_the_command_says_what_is_wrong_in_a_line(
     shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     folder = shards("0/2", "1/2")
-    for name, code in (("whole", 0), ("whole", 1)):
-        monkeypatch.setattr("sys.argv", ["merge", str(folder), "--to", str(tmp_path / name)])
-        if code:
-            with pytest.raises(SystemExit) as ended:
-                command.main()
-            assert ended.value.code == code
-        else:
+    for code in (3, 1):  # a row failed; there is a run
+        monkeypatch.setattr("sys.argv", ["merge", str(folder), "--to", str(tmp_path / "whole")])
+        with pytest.raises(SystemExit) as ended:
             command.main()
+        assert ended.value.code == code
     told = capsys.readouterr()
     assert "6 rows captioned, 1 failed" in told.out
     assert "already holds a run; give another --to=DIR" in told.err

@@ -57,10 +57,14 @@ def test_tables_are_fresh(path: Path):
     assert filled(path) == path.read_text(encoding="utf-8"), "run: python tests/test_readme.py"
 
 
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for name in ("conf", "scalecap", "tests") for page in (ROOT / name).rglob("*.md")),
+]
 LINK = re.compile(r"\]\((?!http|#)([^)#]+)")
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.rglob("*.md")), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path):
     missing = [link for link in LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()]
     assert not missing
