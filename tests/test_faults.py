@@ -5,6 +5,7 @@ import re
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,12 +169,12 @@ def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_is_busy(asks, server: Server, status: int, codes: set[int]):
     server.headers = {"Retry-After": "0"}
-    number = 0
+    tries: Counter[str] = Counter()
 
     def script(asked: dict[str, Any]) -> Any:
-        nonlocal number
-        number += 1
-        return storyteller(asked) if number % 3 else (status, {"error": {"message": "busy"}})
+        text = json.dumps(asked)
+        tries[text] += 1
+        return storyteller(asked) if tries[text] > 3 else (status, {"error": {"message": "busy"}})
 
     server.script = script
     assert {asks("engine.retries=6")} == codes
