@@ -171,7 +171,8 @@ async def opened(
     try:
         await asyncio.to_thread(_connect, ray, wanted.address)
     except (OSError, RuntimeError, ValueError) as error:
-        raise EngineError(f"runner.address={wanted.address}: no Ray cluster there: {error}") from error
+        what = f"no Ray cluster at runner.address={wanted.address}" if wanted.address else "Ray can't start"
+        raise EngineError(f"{what}: {error}") from error
     try:
         there = ray.cluster_resources()
         gpus = wanted.gpus_per_actor

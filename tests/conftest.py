@@ -26,6 +26,8 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the user's cache, the working folder or another test's Hydra."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    # A process of Ray keeps the token that it found in its first home; its servers would look in this one.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
     yield
     GlobalHydra.instance().clear()
     logging.getLogger("scalecap").handlers.clear()  # Hydra's, on a screen that ends with the test

@@ -116,7 +116,7 @@ def test_without_ray_the_message_says_what_to_install(compose: Compose, monkeypa
 
 def test_a_cluster_that_is_not_there_is_one_message(compose: Compose):
     pytest.importorskip("ray", reason='needs pip install "scalecap[ray]"')
-    with pytest.raises(RunError, match=r"runner\.address=127\.0\.0\.1:1: no Ray cluster there"):
+    with pytest.raises(RunError, match=r"no Ray cluster at runner\.address=127\.0\.0\.1:1: "):
         run(compose("runner=ray", "data.limit=1", "runner.address=127.0.0.1:1"))
 
 
