@@ -6,6 +6,7 @@ It is only ever appended to, so a run that is killed loses at most the line it w
 import errno
 import fcntl
 import hashlib
+import heapq
 import json
 import os
 import struct
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from scalecap.data import Row
+from scalecap.data.shard import WHOLE, Shard, parse_shard
 from scalecap.data.sources import plain
 
 SYNC_SECONDS = 5.0
@@ -31,7 +33,8 @@ class JournalError(Exception):
 class Journal:
     """Finished rows in `folder/journal.jsonl`, by index; a later record of a row replaces an earlier one.
 
-    A record is {index, stamp, input, columns, flags, error}, and of a part's last row `part`: its rows.
+    A record is {index, stamp, input, columns, flags, error}, and of a part's last row `part`: [index of its
+    first, rows].
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any] | None, *, force: bool = False) -> None:
@@ -49,7 +52,7 @@ class Journal:
         """Whether no row was done since then."""
         self.entries = Entries()
         self._parts: dict[int, int] = {}
-        """Rows of each part whose last row ended, by the index of its first."""
+        """Rows of each part whose last row (of this shard) ended, by the index of its first."""
         try:
             if config is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +99,8 @@ class Journal:
 
     def _take(self, record: dict[str, Any], offset: int) -> None:
         if "config" in record:
+            if not self._configs:
+                self.entries = Entries(_shards(record["config"]))
             self._configs.append(record["config"])
         elif isinstance(record.get("complete"), int):
             self.complete, self.ended = record["complete"], True
@@ -109,15 +114,15 @@ class Journal:
         )
         self.entries.put(record["index"], entry)
         self.ended = False
-        rows = record.get("part")
-        if isinstance(rows, int) and 0 < rows <= record["index"] + 1:
-            self._parts[record["index"] + 1 - rows] = rows
+        match record.get("part"):
+            case [int(first), int(rows)] if first <= record["index"] < first + rows:
+                self._parts[first] = rows
 
     def _begin(self, config: Any, force: bool) -> None:
         """Cuts off what is torn, and holds the config against the one that is there."""
         if not len(self.entries):
             # Begun and nothing done: whatever comes now begins it.
-            self._configs, self._end = [], 0
+            self._configs, self._end, self.entries = [], 0, Entries(_shards(config))
         if self._configs:
             changes = self.differences(self._configs[-1], config)
             if changes and not force:
@@ -199,14 +204,14 @@ class Journal:
         same_picture = _NONE in (stamp, entry.stamp) or stamp == entry.stamp
         return "done" if same_picture and entry.digest == _digest(plain(row.columns)) else "changed"
 
-    def finished(self, stamp: str, first: int, rows: int | None = None) -> int:
-        """How many rows the part with that stamp has, if all of them are done; else 0.
+    def finished(self, stamp: str, first: int, rows: int | None = None, *, shard: Shard = WHOLE) -> int:
+        """How many rows the part with that stamp has, if all of them (in this shard) are done; else 0.
 
         `first` is the index of its first row; `rows`, when None, is what the part's last row told.
         """
         rows = rows if rows is not None else self._parts.get(first, 0)
         digest = _digest(stamp)
-        for index in range(first, first + rows):
+        for index in shard.among(range(first, first + rows)):
             entry = self.entries.get(index)
             if entry is None or not entry.done or entry.stamp != digest:
                 return 0
@@ -248,10 +253,14 @@ _PAGE = 4096
 
 
 class Entries:
-    """Each row's last record by index, in 25 bytes a row: a run may have many millions."""
+    """Each row's last record by index, in 25 bytes a row: a run may have many millions.
 
-    def __init__(self) -> None:
-        self._pages: dict[int, bytearray] = {}
+    A shard's rows are every `of`-th, so pages are kept apart by the remainder.
+    """
+
+    def __init__(self, of: int = 1) -> None:
+        self._of = of
+        self._pages: dict[tuple[int, int], bytearray] = {}
         self._count = 0
         self.done = 0
         """Rows finished without an error."""
@@ -261,23 +270,41 @@ class Entries:
 
     def __iter__(self) -> Iterator[int]:
         """Indices in order."""
-        for page in sorted(self._pages):
-            first = page * _PAGE
-            yield from (index for index in range(first, first + _PAGE) if self.get(index))
+        return heapq.merge(*(self._every(remainder) for remainder in {key[0] for key in self._pages}))
+
+    def _every(self, remainder: int) -> Iterator[int]:
+        for page in sorted(page for each, page in self._pages if each == remainder):
+            places = range(page * _PAGE, (page + 1) * _PAGE)
+            indices = (place * self._of + remainder for place in places)
+            yield from (index for index in indices if self.get(index))
+
+    def _place(self, index: int) -> tuple[tuple[int, int], int]:
+        """The page that has the index, and where in it, in bytes."""
+        place, remainder = divmod(index, self._of)
+        return (remainder, place // _PAGE), place % _PAGE * _PACKED.size
 
     def get(self, index: int) -> Entry | None:
-        page = self._pages.get(index // _PAGE)
+        name, at = self._place(index)
+        page = self._pages.get(name)
         if page is None:
             return None
-        entry = Entry(*_PACKED.unpack_from(page, index % _PAGE * _PACKED.size))
+        entry = Entry(*_PACKED.unpack_from(page, at))
         return entry if entry.offset else None  # at 0 is the config
 
     def put(self, index: int, entry: Entry) -> None:
         before = self.get(index)
         self._count += before is None
         self.done += entry.done - (before is not None and before.done)
-        page = self._pages.setdefault(index // _PAGE, bytearray(_PAGE * _PACKED.size))
-        _PACKED.pack_into(page, index % _PAGE * _PACKED.size, *entry)
+        name, at = self._place(index)
+        _PACKED.pack_into(self._pages.setdefault(name, bytearray(_PAGE * _PACKED.size)), at, *entry)
+
+
+def _shards(config: Any) -> int:
+    """How many shards the data of a run with that config is in."""
+    match config:
+        case {"data": {"shard": str(text)}}:
+            return parse_shard(text).of
+    return 1
 
 
 def _digest(value: Any) -> bytes:

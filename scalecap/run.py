@@ -369,7 +369,7 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "columns": {name: value for name, value in finished.columns.items() if name in written},
         "flags": finished.flags,
         "error": finished.error,
-        **({"part": finished.row.part} if finished.row.part else {}),
+        **({"part": list(finished.row.part)} if finished.row.part else {}),
     }
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from scalecap.data import Row
-from scalecap.journal import Journal, JournalError
+from scalecap.data.shard import Shard
+from scalecap.journal import Entries, Entry, Journal, JournalError
 
 CONFIG = {"seed": 0, "model": {"name": "a"}}
 
@@ -157,13 +158,14 @@ def test_what_json_lacks_is_written_anyway(tmp_path: Path):
     assert json.loads(line)["columns"] == {"nan": None, "half": "?", "keys": {"1": [1, 2]}}
 
 
-def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
-    def done(journal: Journal, index: int, stamp: str = "a", part: int = 0, error: Any = None) -> None:
-        record = {"index": index, "stamp": stamp, "input": {}, "columns": {}, "flags": {}, "error": error}
-        journal.append({**record, **({"part": part} if part else {})})
+def done(journal: Journal, index: int, stamp: str = "a", part: Any = None, error: Any = None) -> None:
+    record = {"index": index, "stamp": stamp, "input": {}, "columns": {}, "flags": {}, "error": error}
+    journal.append({**record, **({"part": part} if part else {})})
 
+
+def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
     with Journal(tmp_path, {}) as journal:
-        done(journal, 2, part=2)
+        done(journal, 2, part=(1, 2))
         assert journal.finished("a", 1) == 0, "a row is not done"
         done(journal, 1, error={"step": "x", "kind": "y", "message": "z"})
         assert journal.finished("a", 1) == 0, "it failed"
@@ -177,3 +179,28 @@ def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
         assert journal.finished("a", 1) == 2, "as the file tells"
         done(journal, 1, stamp="b")
         assert journal.finished("a", 1) == journal.finished("b", 1) == 0, "half of it is of another time"
+
+
+def test_a_part_is_finished_for_a_shard_that_has_its_rows(tmp_path: Path):
+    shard = Shard(1, 3)
+    with Journal(tmp_path, {"data": {"shard": "1/3"}}) as journal:
+        for index in (1, 4):
+            done(journal, index, part=(0, 6) if index == 4 else None)
+        assert journal.finished("a", 0, shard=shard) == 6
+        assert journal.finished("a", 0, 8, shard=shard) == 0, "the data has one more of its rows"
+        assert journal.finished("a", 0) == 0, "of the whole, rows are missing"
+
+
+@pytest.mark.parametrize("of", [1, 2, 7])
+def test_a_shard_of_many_rows_takes_the_memory_of_its_own(of: int):
+    entries = Entries(of)
+    indices = range(of - 1, 30_000 * of, of)
+    for number, index in enumerate(indices):
+        entries.put(index, Entry(number + 1, number % 2 == 0, b"digest..", b"stamp..."))
+    assert (len(entries), entries.done) == (30_000, 15_000)
+    assert list(entries) == list(indices)
+    assert entries.get(indices[7]) == Entry(8, False, b"digest..", b"stamp...")
+    assert entries.get(indices[7] + of * 30_000) is None
+    assert sum(map(len, entries._pages.values())) < 30_000 * 25 + 4096 * 25
+    entries.put(0, Entry(1, True, bytes(8), bytes(8)))
+    assert next(iter(entries)) == 0, "a row of another shard, in its place"

@@ -126,6 +126,30 @@ def test_finished_row_groups_are_not_read_again(
     assert [row["image"] for row in captions(tmp_path)][7] == f"{tmp_path}/1.parquet#1"
 
 
+@pytest.mark.parametrize("source", ["webdataset", "parquet"])
+def test_a_shard_of_the_rows_passes_over_parts_that_it_finished(
+    compose: Compose, engines: dict[str, Scripted], reads: Counter[str], tmp_path: Path, source: str
+):
+    for number in range(4):
+        numbers = range(number * 3, number * 3 + 3)
+        put(f"{tmp_path}/{number}.tar", shard(numbers))
+        table = pa.table({"image": [picture(each) for each in numbers], "n": numbers})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    suffix = {"webdataset": "tar", "parquet": "parquet"}[source]
+    words = [f"data={source}", f"data.path={tmp_path}/*.{suffix}", "data.shard=1/2", *QUIET]
+    assert run(compose(*words, "data.limit=9"), engines=engines).done == 4
+    reads.clear()
+    summary = run(compose(*words), engines=engines)
+    assert (summary.done, summary.reused) == (6, 4)
+    assert [row["n"] for row in captions(tmp_path)] == [1, 3, 5, 7, 9, 11]
+    # Once to see what columns there are.
+    assert [reads[f"{number}.{suffix}"] for number in range(3)] == [1, 1, 1]
+    assert reads[f"3.{suffix}"] > 1
+    reads.clear()
+    assert run(compose(*words), engines=engines).reused == 6
+    assert [reads[f"{number}.{suffix}"] for number in range(4)] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("source", ["webdataset", "parquet", "jsonl"])
 @pytest.mark.parametrize("form", ["path", "bytes", "none"])
 def test_the_data_set_holds_names_or_pictures(

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from scalecap.engines.base import Image
+
+if TYPE_CHECKING:
+    from scalecap.data.shard import Shard
 
 
 class DataError(Exception):
@@ -32,7 +35,8 @@ class Row:
     (invalid JSON on a line): such a row is written with its error and nothing is asked about it.
     `stamp` is another one when the picture is replaced; empty where nothing tells. Rows that stand
     together in a part (a tar, a row group of parquet) share its stamp, and the last of them tells in
-    `part` how many they are, so that a run that goes on can pass over all of them unread.
+    `part` the index of the first and how many they are, so that a run that goes on can pass over all
+    of them unread.
     `read_image` gives the picture's file as it is; it raises RowError as `open_image` does.
     Both can be pickled.
     """
@@ -43,14 +47,22 @@ class Row:
     error: RowError | None = None
     stamp: str = ""
     read_image: Callable[[], bytes] | None = None
-    part: int = 0
+    part: tuple[int, int] | None = None
 
 
 class Finished(Protocol):
     """What is known of a part: how many rows it has, if all of them are finished, else 0."""
 
-    def __call__(self, stamp: str, first: int, rows: int | None = None) -> int:
-        """Of the part with that stamp whose first row has the index `first`; `rows` if the data tells."""
+    def __call__(self, stamp: str, first: int, rows: int | None = None, *, shard: "Shard" = ...) -> int:
+        """Of the part with that stamp whose first row has the index `first`; `rows` if the data tells.
+
+        Only those rows count that are in the shard.
+        """
+
+
+def nothing_finished(stamp: str, first: int, rows: int | None = None, *, shard: object = None) -> int:
+    """`Finished` of a run that begins."""
+    return 0
 
 
 class Source(Protocol):

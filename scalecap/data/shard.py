@@ -1,10 +1,12 @@
 """`data.shard`: one of several parts of a data set, a run each; `scalecap.merge` joins them."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
-from scalecap.data import DataError, Row
+from scalecap.data import DataError, Finished, Row
 
 
 class Shard(NamedTuple):
@@ -23,9 +25,43 @@ class Shard(NamedTuple):
         """How many of so many rows are in it."""
         return None if rows is None else len(range(self.number, rows, self.of))
 
+    def among(self, indices: range) -> range:
+        """Its own of consecutive indices."""
+        return indices[(self.number - indices.start) % self.of :: self.of]
+
     def take(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Its rows."""
         return (row for row in rows if row.index % self.of == self.number)
+
+    def pass_over(
+        self, rows: Callable[[Finished], Iterator[Row | range]], finished: Finished
+    ) -> Iterator[Row | range]:
+        """Its rows, and its indices in parts that are finished; its own last row of a part tells of it."""
+        last: Row | None = None
+        try:
+            for each in rows(partial(finished, shard=self)):
+                if isinstance(each, range):
+                    if last:
+                        yield last
+                    last = None
+                    yield self.among(each)
+                    continue
+                if each.index % self.of == self.number:
+                    if last:
+                        yield last
+                    last = each
+                if each.part and last and last.index >= each.part[0]:
+                    last = replace(last, part=each.part)
+        except DataError:
+            if last:
+                yield last
+            raise
+        if last:
+            yield last
+
+
+WHOLE = Shard(0, 1)
+"""All rows."""
 
 
 def parse_shard(text: str) -> Shard:

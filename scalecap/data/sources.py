@@ -66,7 +66,8 @@ def open_source(data: DataSettings) -> Source:
         rows = Rows(rows.columns, total, partial(islice, rows, limit), partial(_first, rows, limit))
     if data.shard:
         shard = parse_shard(data.shard)
-        rows = Rows(rows.columns, shard.total(rows.total), partial(shard.take, rows))
+        parts = partial(shard.pass_over, rows.passing) if rows.passing else None
+        rows = Rows(rows.columns, shard.total(rows.total), partial(shard.take, rows), parts)
     return rows
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import islice
 from typing import IO, Any
 
-from scalecap.data import DataError, Finished, Row, RowError
+from scalecap.data import DataError, Finished, Row, RowError, nothing_finished
 from scalecap.data.files import File, find, why
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.images import open_image
@@ -77,7 +77,7 @@ def open_webdataset(data: DataSettings) -> Rows:
 
 
 def _all(files: list[File], image: str) -> Iterator[Row]:
-    for row in _unfinished(files, image, lambda stamp, first, rows=None: 0):
+    for row in _unfinished(files, image, nothing_finished):
         assert isinstance(row, Row)
         yield row
 
@@ -103,7 +103,7 @@ def _unfinished(files: list[File], image: str, finished: Finished) -> Iterator[R
             before = replace(row, index=index, stamp=stamp)
             index += 1
         if before:
-            yield replace(before, part=index - first)
+            yield replace(before, part=(first, index - first))
 
 
 def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:

@@ -56,7 +56,7 @@ def test_samples_are_rows(shard: Shard) -> None:
     assert source.total is None
     rows = list(source)
     assert [row.index for row in rows] == [0, 1, 2]
-    assert [row.part for row in rows] == [0, 2, 1]
+    assert [row.part for row in rows] == [None, (0, 2), (2, 1)]
     assert rows[1].columns["image"].endswith("/0.tar#a/0002.png")
     assert {**rows[1].columns, "image": ""} == {
         "image": "",
@@ -205,10 +205,10 @@ def test_a_name_is_never_a_path(shard: Shard, tmp_path: Path, key: str) -> None:
 
 def known(rows: list[Row], *parts: int) -> Callable[..., int]:
     """Says that the parts that begin there are finished, and of how many rows they are."""
-    ends = {row.index + 1 - row.part: row for row in rows if row.part}
+    ends = {row.part[0]: (row.part[1], row.stamp) for row in rows if row.part}
 
-    def finished(stamp: str, first: int, count: int | None = None) -> int:
-        return ends[first].part if first in parts and ends[first].stamp == stamp else 0
+    def finished(stamp: str, first: int, count: int | None = None, **_: object) -> int:
+        return ends[first][0] if first in parts and ends[first][1] == stamp else 0
 
     return finished
 
@@ -222,6 +222,9 @@ def test_finished_shards_are_passed_over(shard: Shard) -> None:
     assert [row.index for row in left[1:] if isinstance(row, Row)] == [2, 3]
     assert list(opened(path).unfinished(known(rows, 0, 2))) == [range(2), range(2, 4)]
     assert list(opened(path, limit=3).unfinished(known(rows, 0, 2))) == [range(2), range(2, 3)]
+    own = list(opened(path, shard="1/3").unfinished(known([])))
+    assert [(row.index, row.part) for row in own if isinstance(row, Row)] == [(1, (0, 2))]
+    assert next(iter(opened(path, shard="1/3").unfinished(known(own, 0)))) == range(1, 2, 3)
     shard(tar(*sample("1"), *sample("2", "blue")), "0.tar")
     first = next(iter(opened(path).unfinished(known(rows, 0))))
     assert isinstance(first, Row), "another shard under the same name"
