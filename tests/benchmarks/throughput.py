@@ -48,8 +48,6 @@ from scalecap.pipeline import Finished, Pipeline
 from scalecap.settings import CONF, EngineSettings, ModelSettings, Settings, from_config
 
 WAYS = ("ours", "stages", "barrier", "bare")
-BLOCK = 128
-"""Tokens in a block of the KV cache of vLLM's CPU build; whole blocks are reused."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,10 @@ class Work:
     """Pictures, with their requests, that the KV cache holds."""
     sentences: int = 3
     objects: int = 3
+    tokens: int = 20
+    """Written for a sentence; an answer has twice as many."""
+    block: int = 128
+    """Tokens in a block of the KV cache, which is reused whole; 128 is the choice of vLLM's CPU build."""
 
     @property
     def requests(self) -> int:
@@ -79,13 +81,13 @@ class Work:
         if image is None and "Instructions:" in text:
             own = text.rpartition("Sentence:")[2].split()[1]
             asked = [f"Describe more details about the {own}{number}." for number in range(self.objects)]
-            return "\n".join(asked), 10 * self.objects
+            return "\n".join(asked), self.tokens // 2 * self.objects
         if image is None:
-            return "All of it in one.", 40 * self.objects
+            return "All of it in one.", 2 * self.tokens * self.objects
         if "more details" in text:
-            return f"{sha256((image.hash + text).encode()).hexdigest()[:12]} is as it is.", 40
+            return f"{sha256((image.hash + text).encode()).hexdigest()[:12]} is as it is.", 2 * self.tokens
         parts = [f"The {image.hash[:12]} has a part {number} here." for number in range(self.sentences)]
-        return " ".join(parts), 20 * self.sentences
+        return " ".join(parts), self.tokens * self.sentences
 
 
 @dataclass
@@ -322,7 +324,8 @@ async def opened(work: Work) -> AsyncIterator[Bench]:
         seen = min(work.side, work.seen)
         weights = checkpoint(folder / "model", settings, seen)
         tokens = seen * seen * 3 // 4 // 28**2 + 500  # of a picture with its requests
-        args = {"num_gpu_blocks_override": 1 + work.kv_images * tokens // BLOCK}
+        blocks = 1 + work.kv_images * tokens // work.block
+        args = {"block_size": work.block, "num_gpu_blocks_override": blocks}
         engine = await open_vllm(
             ModelSettings(name=str(weights), max_context=4096), EngineSettings(args=args)
         )
