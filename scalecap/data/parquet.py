@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalecap.data import DataError, Finished, Row, RowError, nothing_finished
+from scalecap.data import DataError, Finished, Row, RowError
 from scalecap.data.files import File, find, why
 from scalecap.data.images import open_image, read_image, stamp
-from scalecap.data.sources import Rows, needed_path, plain
+from scalecap.data.sources import Rows, in_parts, needed_path, plain
 from scalecap.engines.base import Image
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
@@ -151,12 +151,8 @@ def open_parquet(data: DataSettings) -> Rows:
     total = sum(1 if table.error else sum(table.groups) for table in tables)
     if not total:
         raise DataError(f"{path!r} holds no rows")
-    return Rows(
-        dict(read[0].kinds),
-        total,
-        partial(_all, tables, data),
-        partial(_unfinished, tables, data),
-    )
+    rows = in_parts(partial(_unfinished, tables, data))
+    return replace(rows, columns=dict(read[0].kinds), total=total)
 
 
 def _table(file: File, image: str) -> Table:
@@ -209,12 +205,6 @@ def _kind(type_: pa.DataType) -> str:
         return "number"
     is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
     return "texts" if is_list and _kind(type_.value_type) == "text" else "any"
-
-
-def _all(tables: list[Table], data: DataSettings) -> Iterator[Row]:
-    for row in _unfinished(tables, data, nothing_finished):
-        assert isinstance(row, Row)
-        yield row
 
 
 def _unfinished(tables: list[Table], data: DataSettings, finished: Finished) -> Iterator[Row | range]:

@@ -10,7 +10,7 @@ from importlib import import_module
 from itertools import islice
 from typing import Any
 
-from scalecap.data import DataError, Finished, Row, Source
+from scalecap.data import DataError, Finished, Row, Source, nothing_finished
 from scalecap.data.shard import parse_shard
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
@@ -39,6 +39,15 @@ class Rows:
 
     def unfinished(self, finished: Finished) -> Iterator[Row | range]:
         return self.passing(finished) if self.passing else self.begin()
+
+
+def in_parts(passing: Callable[[Finished], Iterator[Row | range]]) -> Rows:
+    """Rows that stand in parts; a run that begins passes over none."""
+
+    def begin() -> Iterator[Row]:
+        return (row for row in passing(nothing_finished) if isinstance(row, Row))
+
+    return Rows({}, None, begin, passing)
 
 
 def open_source(data: DataSettings) -> Source:

@@ -19,11 +19,11 @@ from functools import partial
 from itertools import islice
 from typing import IO, Any
 
-from scalecap.data import DataError, Finished, Row, RowError, nothing_finished
+from scalecap.data import DataError, Finished, Row, RowError
 from scalecap.data.files import File, find, why
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.images import open_image
-from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
+from scalecap.data.sources import LOOK, Rows, in_parts, kinds, needed_path, plain
 from scalecap.engines.base import Image
 from scalecap.settings import DataSettings
 
@@ -67,19 +67,14 @@ def open_webdataset(data: DataSettings) -> Rows:
     """A row for each sample, its total not known before the end. Raises DataError when none can be read."""
     path = needed_path(data)
     files = find(path, ".tar")
-    looked = list(islice(_all(files, data.image), LOOK))
+    rows = in_parts(partial(_unfinished, files, data.image))
+    looked = list(islice(rows, LOOK))
     read = [row.columns for row in looked if row.error is None]
     if not looked:
         raise DataError(f"{path!r} holds no samples: files named KEY.jpg, KEY.json … in a tar")
     if not read:
         raise DataError(f"no sample of {path!r} can be read; {looked[0].error}")
-    return Rows(kinds(read), None, partial(_all, files, data.image), partial(_unfinished, files, data.image))
-
-
-def _all(files: list[File], image: str) -> Iterator[Row]:
-    for row in _unfinished(files, image, nothing_finished):
-        assert isinstance(row, Row)
-        yield row
+    return replace(rows, columns=kinds(read))
 
 
 def _unfinished(files: list[File], image: str, finished: Finished) -> Iterator[Row | range]:
