@@ -104,14 +104,16 @@ async def open_vllm(model: ModelSettings, engine: EngineSettings) -> "VllmEngine
                 config = AsyncEngineArgs(**arguments).create_engine_config(context)
                 dtype = str(config.model_config.dtype).removeprefix("torch.")
                 changes = [f"{key}={arguments[key]}" for key in _REPLY_ARGS if key in engine.args]
+                replicas = config.parallel_config.data_parallel_size
                 return VllmEngine(
                     AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True),
                     Chat(tokenizer, weights.chat_template(), parts=config.model_config.is_multimodal_model),
                     identity=" ".join(["vllm", weights.identity(model, dtype), *changes]),
                     concurrency=engine.concurrency
-                    or min(config.scheduler_config.max_num_seqs, 32 if cpu else 256),
+                    or min(config.scheduler_config.max_num_seqs, 32 if cpu else 256) * replicas,
                     output=output,
                     logits=config.model_config.logprobs_mode == "raw_logits",
+                    replicas=replicas,
                 )
         except Exception as error:
             raise _failure(model, error, output) from error
@@ -221,6 +223,7 @@ class VllmEngine:
         concurrency: int,
         output: IO[str] | None,
         logits: bool = False,
+        replicas: int = 1,
     ) -> None:
         self.identity = identity
         self.context_length: int | None = llm.model_config.max_model_len
@@ -237,6 +240,10 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._sent: OrderedDict[str, None] = OrderedDict()
         """Hashes of pictures that vLLM was given, the latest last."""
+        self._flying = [0] * replicas
+        """Requests in flight about pictures, by replica."""
+        self._places: OrderedDict[str, int] = OrderedDict()
+        """By picture's hash the replica that computes its tokens, the latest last."""
         self._told: dict[tuple[str, ...], list[list[int]]] = {}
 
     async def generate(self, request: Generate) -> Generated:
@@ -322,8 +329,11 @@ class VllmEngine:
                     output_kind=RequestOutputKind.FINAL_ONLY,
                     **sampling,
                 )
-                outputs = self._llm.generate(inputs, params, f"{next(self._numbers)}")
-                (output,) = [output async for output in outputs]
+                with self._placed(prompt) as replica:
+                    outputs = self._llm.generate(
+                        inputs, params, f"{next(self._numbers)}", data_parallel_rank=replica
+                    )
+                    (output,) = [output async for output in outputs]
             except EngineError:
                 raise
             except EngineDeadError as error:
@@ -345,6 +355,23 @@ class VllmEngine:
             if len(self._sent) > _KNOWN_IMAGES:
                 self._sent.popitem(last=False)
         return output
+
+    @contextlib.contextmanager
+    def _placed(self, prompt: Prompt) -> Iterator[int | None]:
+        """The replica (data_parallel_size) that has the picture's tokens; None leaves the choice to vLLM."""
+        if prompt.image is None or len(self._flying) == 1:
+            yield None
+            return
+        freest = self._flying.index(min(self._flying))
+        replica = self._places.setdefault(prompt.image.hash, freest)
+        self._places.move_to_end(prompt.image.hash)
+        if len(self._places) > _KNOWN_IMAGES:
+            self._places.popitem(last=False)
+        self._flying[replica] += 1
+        try:
+            yield replica
+        finally:
+            self._flying[replica] -= 1
 
     async def _render(self, ids: list[int], prompt: Prompt, known: bool) -> Any:
         """vLLM's own form of a prompt, the picture's tokens filled in; with pixels unless they are known."""

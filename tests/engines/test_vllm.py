@@ -187,6 +187,24 @@ async def test_old_rope_settings_raw_logits_and_death(
     await expected.close()
 
 
+async def test_replicas_keep_a_pictures_requests_together(tiny_model: Path, picture: Picture) -> None:
+    args = SETTINGS.args | {"data_parallel_size": 2, "kv_cache_memory_bytes": 1 << 28}
+    opened = await open_vllm(ModelSettings(name=str(tiny_model)), EngineSettings(args=args))
+    assert opened.concurrency == 64
+    pictures = [picture(number) for number in range(6)]
+
+    async def ask(question: str) -> list[int]:
+        asked = [opened.choose(Choose(Prompt(LONG + question, each))) for each in pictures]
+        return [reply.usage.cached_tokens for reply in await asyncio.gather(*asked)]
+
+    assert await ask("One?") == [0] * 6
+    assert sorted(opened._places.values()) == [0, 0, 0, 1, 1, 1]
+    for question in ("Two?", "Three?"):
+        assert min(await ask(question)) >= 128
+    assert (await opened.generate(Generate(Prompt("no"), GREEDY))).text
+    await opened.close()
+
+
 _KILLED = """
 import asyncio, os, signal, sys
 from scalecap.engines.vllm import open_vllm
