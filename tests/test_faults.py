@@ -302,7 +302,10 @@ def test_a_full_disk(typed, disk, capsys, codes: set[int]):
     assert "same output= goes on" in told
     disk("size=8m")
     assert typed("data.count=40", f"output={folder}/out") == 0
-    assert f"({found[1]} from before)" in capsys.readouterr().out
+    resumed = re.search(r"\((\d+) from before\)", capsys.readouterr().out)
+    assert resumed
+    # A shorter row that was in flight may have found room after all.
+    assert int(found[1]) <= int(resumed[1]) <= int(found[1]) + 2
     assert len(captions(folder / "out")) == 40
 
 
