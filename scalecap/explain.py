@@ -14,9 +14,11 @@ from scalecap.settings import CONF, schema
 
 def explain(error: BaseException) -> str:
     """The error of a config in one line or a few: the key at fault and the nearest valid ones."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={option}: no such option; {nearest(option, error.options)}"
+    if isinstance(error, MissingConfigException) and (file := error.missing_cfg_file):
+        group, _, option = file.rpartition("/")
+        # Of one in a list Hydra does not tell what there is.
+        options = error.options or [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+        return f"{group}={option}: no such option; {nearest(option, options)}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error)
     text = "\n".join(str(each) for each in _causes(error))

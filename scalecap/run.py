@@ -167,7 +167,7 @@ def check(settings: Settings) -> tuple[Source, Pipeline]:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
     wanted, metrics = (settings.objective or "").lstrip("-").partition(".")[0], _metrics(pipeline)
     if wanted and wanted not in metrics:
-        close = nearest(wanted, metrics) if metrics else "no step does"
+        close = nearest(wanted, metrics) if metrics else "none does: add one with evaluate=…"
         raise PipelineError([f"objective={settings.objective}: no step {wanted} writes numbers; {close}"])
     return source, pipeline
 

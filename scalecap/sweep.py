@@ -6,6 +6,7 @@ out is read from their folders.
 
 import logging
 import math
+import os
 import shlex
 import sys
 import time
@@ -88,12 +89,12 @@ def _job(config: DictConfig, hydra: Any, sweep: bool) -> float | None:
     if sweep and settings.report is None:
         settings.report = False  # the comparison shows all jobs side by side
     if settings.check:
-        print(plan(settings))
+        _tell(plan(settings))
         _codes.append(0)
         return None
     words = _typed or hydra.overrides.task  # a job that went to another process can be done alone, too
     summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]))
-    print(summary.screen())
+    _tell(summary.screen())
     if summary.status == "interrupted":
         raise KeyboardInterrupt
     value = summary.value(settings.objective)
@@ -102,6 +103,14 @@ def _job(config: DictConfig, hydra: Any, sweep: bool) -> float | None:
         raise RunError(f"no row has objective={settings.objective}; metrics that rows have: {known}")
     _codes.append(summary.exit_code)
     return value
+
+
+def _tell(text: str) -> None:
+    """Prints what a job found; that nobody reads on, as after `| head`, is no failure of it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_grid(hydra: Any) -> bool:
@@ -140,4 +149,4 @@ class WriteComparison(Callback):
         # A launcher may have run the jobs elsewhere: how they ended is in their folders.
         _codes.extend(each.exit_code for each in runs if each.begun >= self._begun)
         if runs:
-            print(compare.Comparison(runs, objective=config.objective).save(folder))
+            _tell(compare.Comparison(runs, objective=config.objective).save(folder))

@@ -43,6 +43,16 @@ def test_output_names_the_folder_and_going_on_is_the_same_command(
     assert (tmp_path / "my run" / ".hydra").is_dir()
 
 
+def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):
+    assert typed("output=run", "data.limit=1") == 0
+    for words in ("check=true", "output=run data.limit=1"):
+        line = f"{sys.executable} -m scalecap {words} | head -n 0; exit ${{PIPESTATUS[0]}}"
+        env = os.environ | {"PYTHONPATH": str(CONF.parent)}
+        done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "Error" not in done.stderr
+
+
 HEAVY = """
 import sys
 from scalecap.__main__ import main
@@ -110,6 +120,8 @@ def test_check_loads_nothing_and_leaves_nothing(typed: Typed, opened: list[Any],
         ("engine=vlm", "engine=vlm: no such option; nearest: vllm"),
         ("prompts/verfy=strict", "nearest: prompts/verify"),
         ("prompts/verify=stritc", "prompts/verify=stritc: no such option; nearest: strict"),
+        ("evaluate=[scenes,densty]", "evaluate=densty: no such option; nearest: density"),
+        ("evaluate=[densty]", "evaluate=densty: no such option; nearest: density"),
         ("prompts.verfy=x", "nearest: prompts.verify"),
         ("pipeline/check=both", "pipeline/check: not a choice here; it goes with pipeline=scalecap"),
         ("hydra.foo=1", "hydra.foo: no such key"),
