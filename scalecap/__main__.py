@@ -20,8 +20,8 @@ def main() -> int:
     """Run what the command line asks for; the exit code."""
     sweep.begin(sys.argv[1:])
     if "check=true" in (argument.lower() for argument in sys.argv):
-        # A check leaves nothing behind, and keeps the record of the run whose folder it names.
-        nothing = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+        # A check leaves nothing behind.
+        nothing = ["hydra.run.dir=.", "hydra/job_logging=disabled"]
         sys.argv = [*sys.argv, *nothing]
     groups = {argument.partition("=")[0] for argument in sys.argv}
     if "model.vlm.name" in groups and "model" not in groups:

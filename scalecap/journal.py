@@ -20,6 +20,7 @@ from scalecap.data import Row
 from scalecap.data.shard import WHOLE, Shard, parse_shard
 from scalecap.data.sources import plain
 
+JOURNAL = "journal.jsonl"
 SYNC_SECONDS = 5.0
 """A crash of the machine, not of the run, may lose this much."""
 
@@ -43,7 +44,7 @@ class Journal:
         With `force` another config goes on in it: finished rows stay, and `changes` says what differs.
         Without a config it is only read, and JournalError when it is not there.
         """
-        self.path = folder / "journal.jsonl"
+        self.path = folder / JOURNAL
         self.changes = ""
         """What differs from the config that the first rows were made with."""
         self.complete: int | None = None

@@ -56,13 +56,20 @@ class RunError(Exception):
     """The run could not be done; the message says why and what to do."""
 
 
-def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, command: str = "") -> Summary:
+def run(
+    settings: Settings,
+    *,
+    engines: Mapping[str, Engine] | None = None,
+    command: str = "",
+    begun: Callable[[], None] = lambda: None,
+) -> Summary:
     """Captions a data set and writes the run's folder.
 
     Args:
         settings: all there is to set; `settings.output` is the run's folder.
         engines: by role, in place of those that the settings name (tests, dry runs).
         command: what was typed, for the record.
+        begun: called once the folder is this run's.
 
     Raises:
         RunError: nothing could be done. Rows that fail are counted in the summary instead.
@@ -73,6 +80,8 @@ def run(settings: Settings, *, engines: Mapping[str, Engine] | None = None, comm
             source, pipeline = check(settings)
             journal = Journal(summary.output, _config(settings), force=settings.resume == "force")
         with journal, _opened(settings) as cache:
+            with _writing(summary.output):
+                begun()
             _tell_resumed(journal, source, cache)
             if journal.changes and len(journal.entries):
                 summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scalecap import compare
 from scalecap.explain import explain
+from scalecap.journal import JOURNAL
 from scalecap.report.folder import ERROR, read_runs
 from scalecap.run import RunError, plan, run
 from scalecap.settings import SettingsError, from_config
@@ -52,16 +53,21 @@ def code() -> int:
 def job(config: DictConfig) -> float | None:
     """One run; in a sweep the mean of its `objective`.
 
-    A job that fails leaves `.hydra/error.txt` in its folder. The grid goes on with the next; another sweeper
-    is told by the exception.
+    `.hydra` in its folder says what was asked, and a job that fails leaves `error.txt` there; one that was
+    refused because the folder holds another run leaves that run's record as it is. The grid goes on with the
+    next; another sweeper is told by the exception.
     """
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
-    record = hydra.output_subdir and Path(hydra.runtime.output_dir, hydra.output_subdir)
+    folder, begun = Path(hydra.runtime.output_dir), False
+
+    def record() -> None:
+        nonlocal begun
+        begun = True
+        _record(folder, config)
+
     try:
-        if record:
-            (record / ERROR).unlink(missing_ok=True)
-        return _job(config, hydra, sweep)
+        return _job(config, hydra, sweep, record)
     except Exception as error:
         known = isinstance(error, RunError | SettingsError | OmegaConfBaseException)
         if not (known or sweep):
@@ -71,15 +77,27 @@ def job(config: DictConfig) -> float | None:
         print(f"error: {reason}", file=sys.stderr)
         if not known:
             log.exception("the job failed")
-        if record:
+        if not config.check and (begun or sweep or not (folder / JOURNAL).exists()):
             with suppress(OSError):  # the disk may be what is full
-                (record / ERROR).write_text(reason + "\n", encoding="utf-8")
+                record()
+                (folder / ".hydra" / ERROR).write_text(reason + "\n", encoding="utf-8")
         if sweep and not _is_grid(hydra):
             raise
         return None
 
 
-def _job(config: DictConfig, hydra: Any, sweep: bool) -> float | None:
+def _record(folder: Path, config: DictConfig) -> None:
+    """What was asked, as Hydra would write it."""
+    record = folder / ".hydra"
+    record.mkdir(parents=True, exist_ok=True)
+    (record / ERROR).unlink(missing_ok=True)
+    whole: Any = HydraConfig.instance().cfg
+    OmegaConf.save(config, record / "config.yaml")
+    OmegaConf.save(whole, record / "hydra.yaml")
+    OmegaConf.save(whole.hydra.overrides.task, record / "overrides.yaml")
+
+
+def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]) -> float | None:
     if sweep and any(each.startswith("output=") for each in hydra.overrides.task):
         raise SettingsError("output= names the folder of a single run; a sweep's is hydra.sweep.dir=DIR")
     settings = from_config(config)
@@ -93,7 +111,7 @@ def _job(config: DictConfig, hydra: Any, sweep: bool) -> float | None:
         _codes.append(0)
         return None
     words = _typed or hydra.overrides.task  # a job that went to another process can be done alone, too
-    summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]))
+    summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]), begun=record)
     _tell(summary.screen())
     if summary.status == "interrupted":
         raise KeyboardInterrupt

@@ -14,6 +14,8 @@ from PIL import Image as Pillow
 import scalecap.engines
 from scalecap.engines.base import EngineError
 from scalecap.engines.scripted import Scripted
+from scalecap.report.build import write_report
+from scalecap.report.folder import FolderError
 from scalecap.settings import CONF
 
 Typed = Callable[..., int]
@@ -41,6 +43,25 @@ def test_output_names_the_folder_and_going_on_is_the_same_command(
     assert len(opened) == 1
     assert (tmp_path / "my run" / "captions.jsonl").is_file()
     assert (tmp_path / "my run" / ".hydra").is_dir()
+
+
+def test_a_refused_command_leaves_the_run_of_the_folder_as_it_is(typed: Typed, tmp_path: Path, capsys: Any):
+    folder = tmp_path / "run"
+    assert typed("output=run", "data.limit=2") == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for words in (["data.seed=5"], ["data=jsonl", "data.path=nowhere"], ["pipeline.steps.q_list.stage=nil"]):
+        assert typed("output=run", *words) == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert write_report(folder).is_file()
+
+    assert typed("output=new", "data=jsonl", "data.path=nowhere") == 1
+    assert "nowhere" in (tmp_path / "new" / ".hydra" / "error.txt").read_text()
+    with pytest.raises(FolderError, match=r"failed: .*nowhere"):
+        write_report(tmp_path / "new")
+    assert typed("output=new", "data.limit=1") == 0
+    assert not (tmp_path / "new" / ".hydra" / "error.txt").exists()
+    overrides = (tmp_path / "new" / ".hydra" / "overrides.yaml").read_text()
+    assert overrides == "- output=new\n- data.limit=1\n"
 
 
 def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):

@@ -36,6 +36,8 @@ def write_report(folder: Path, data: DataSettings | None = None) -> Path:
     """
     run = Run(folder, folder.resolve().name)
     rows = list(islice(run.rows(), MOST))
+    if not rows and run.reason_failed:
+        raise FolderError(f"the run in {folder} failed: {run.reason_failed}")
     if not rows:
         raise FolderError(f"{folder} has no captions.jsonl with rows: give the folder of a run")
     path = folder / "report.html"
