@@ -77,6 +77,11 @@ async def test_equal_requests_in_flight_are_computed_once():
     assert len(world.requests) == 2
     assert (world.counts.steps["s"].requests, world.counts.steps["s"].reused) == (2, 0)
     assert (world.counts.steps["t"].requests, world.counts.steps["t"].reused) == (1, 1)
+    saved = [
+        (step.reused_prompt_tokens, step.reused_generated_tokens) for step in world.counts.steps.values()
+    ]
+    assert sorted(saved) == [(0, 0), (1, 1)]
+    assert not any(vars(Counts().total).values())
     assert world.counts.total.prompt_tokens == 2
     await world.ask.choose("a")
     assert len(world.requests) == 3  # no cache: what is not in flight is computed

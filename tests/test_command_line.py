@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from scalecap.engines.base import EngineError
 from scalecap.engines.scripted import Scripted
 from scalecap.report.build import write_report
 from scalecap.report.folder import FolderError
-from scalecap.settings import CONF
+from scalecap.settings import CONF, SettingsError
 
 Typed = Callable[..., int]
 
@@ -62,6 +63,19 @@ def test_a_refused_command_leaves_the_run_of_the_folder_as_it_is(typed: Typed, t
     assert not (tmp_path / "new" / ".hydra" / "error.txt").exists()
     overrides = (tmp_path / "new" / ".hydra" / "overrides.yaml").read_text()
     assert overrides == "- output=new\n- data.limit=1\n"
+
+
+def test_the_least_values_are_values(compose: Callable[..., Any]):
+    least = ["data.limit", "data.count", "evaluate.words", "rows_in_flight", "engine.concurrency"]
+    least += ["engine.batch_size", "runner.actors", "sampling.max_tokens"]
+    none = ["runner.gpus_per_actor", "engine.retries", "sampling.temperature"]
+    compose(*(f"{key}=1" for key in least), *(f"{key}=0" for key in none), "sampling.top_p=1")
+    for key in least:
+        with pytest.raises(SettingsError, match=f"{re.escape(key)}=0: must be 1 or more"):
+            compose(f"{key}=0")
+    for key in none:
+        with pytest.raises(SettingsError, match=rf"{re.escape(key)}=-1(\.0)?: must be 0 or more"):
+            compose(f"{key}=-1")
 
 
 def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):

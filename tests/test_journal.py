@@ -163,6 +163,19 @@ def done(journal: Journal, index: int, stamp: str = "a", part: Any = None, error
     journal.append({**record, **({"part": part} if part else {})})
 
 
+def test_the_end_is_noted_when_the_data_or_a_row_changed(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        done(journal, 0)
+        journal.finish(1)
+        done(journal, 0)
+        assert not journal.ended, "a row was done since"
+        journal.finish(1)
+        journal.finish(2)
+        journal.finish(2)
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["complete"] for line in lines if '"complete"' in line] == [1, 1, 2]
+
+
 def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
     with Journal(tmp_path, {}) as journal:
         done(journal, 2, part=(1, 2))

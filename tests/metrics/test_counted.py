@@ -129,6 +129,7 @@ def test_scenes_by_hand():
     assert a["recall"] == {"count": 2, "of": 13}
     assert a["f1"] == {"count": 4, "of": 18}
     assert a["chair_i"] == {"count": 1, "of": 2}
+    assert a["chair_s"] == {"count": 2, "of": 3}  # "it" is the cat
     assert a["unread"] == {"count": 1, "of": 4}
     assert a["sort"]["size"]["precision"] == {"count": 1, "of": 1}
     assert a["sort"]["position"]["precision"] == {"count": 0, "of": 1}
