@@ -108,6 +108,7 @@ def test_files_that_are_none_are_one_row_each(write: Write) -> None:
     write({"image": [1, 2]}, "3.parquet")
     rows = list(opened(path))
     assert opened(path).total == len(rows) == 5
+    assert [row.index for row in rows] == list(range(5))
     told = [(row.error.kind, str(row.error)) for row in rows if row.error]
     assert [kind for kind, _ in told] == ["missing_key", "unreadable_file", "bad_cell"]
     for number, (_, message) in enumerate(told, 1):
