@@ -43,8 +43,10 @@ def explain(error: BaseException) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    told = set[int]()
+    while error is not None and id(error) not in told:  # under a debugger OmegaConf's are their own cause
         yield error
+        told.add(id(error))
         error = error.__cause__
 
 

@@ -65,6 +65,12 @@ def test_a_refused_command_leaves_the_run_of_the_folder_as_it_is(typed: Typed, t
     assert overrides == "- output=new\n- data.limit=1\n"
 
 
+def test_an_error_that_is_its_own_cause_is_told(typed: Typed, monkeypatch: Any, capsys: Any):
+    monkeypatch.setenv("OC_CAUSE", "1")  # as OmegaConf chooses where a tracer is set
+    assert typed("+data.limt=3") == 1
+    assert "data.limt: no such key; nearest: data.limit" in capsys.readouterr().err
+
+
 def test_the_least_values_are_values(compose: Callable[..., Any]):
     least = ["data.limit", "data.count", "evaluate.words", "rows_in_flight", "engine.concurrency"]
     least += ["engine.batch_size", "runner.actors", "sampling.max_tokens"]

@@ -1,7 +1,7 @@
 """The same work three ways on one vLLM engine: ours, stage by stage, and the bare engine.
 
     python tests/benchmarks/throughput.py [--images 48] [--side 1024] [--seen 672] [--rounds 3]
-        [--kv-images 20] [--sentences 3] [--objects 3]
+        [--kv-images 20] [--sentences 3] [--objects 3] [--ways stages barrier bare]
     python tests/benchmarks/throughput.py --in-flight 1 2 4 8 16 [--kv-images 8]
 
 Work: photographs of scikit-image, cut and scaled to `side` pixels on disk, of which the model sees no more
@@ -28,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -335,17 +335,19 @@ async def opened(work: Work) -> AsyncIterator[Bench]:
             await engine.close()
 
 
-async def compare(work: Work, rounds: int) -> list[dict[str, Result]]:
-    """All ways in each round."""
+async def compare(work: Work, rounds: int, ways: Sequence[str]) -> list[dict[str, Result]]:
+    """The ways in each round, ours among them."""
+    others = [way for way in WAYS if way in ways and way != "ours"]
     async with opened(work) as bench:
         await bench.measure("ours")  # compiles and warms up
         found = []
         for turn in range(rounds):
-            order = WAYS[:1] + WAYS[1:][turn % 3 :] + WAYS[1:][: turn % 3]
+            first = turn % len(others)
+            order = ["ours", *others[first:], *others[:first]]
             if turn % 2:
                 order = order[::-1]
             found.append({way: await bench.measure(way) for way in order})
-            told = ", ".join(f"{way} {found[-1][way].seconds:.1f} s" for way in WAYS)
+            told = ", ".join(f"{way} {found[-1][way].seconds:.1f} s" for way in sorted(order, key=WAYS.index))
             print(f"round {turn + 1} of {rounds}: {told}", file=sys.stderr, flush=True)
     return found
 
@@ -357,7 +359,7 @@ def table(found: list[dict[str, Result]], images: int) -> str:
         " | CPU s outside the engine |",
         "| --- " * 10 + "|",
     ]
-    for way in WAYS:
+    for way in sorted(found[0], key=WAYS.index):
         ratios = [each[way].seconds / each["ours"].seconds for each in found]
         last = found[-1][way]
         lines.append(
@@ -408,13 +410,14 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=3, help="of a first caption")
     parser.add_argument("--objects", type=int, default=3, help="asked about in a picture")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="compare numbers of rows")
+    parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=WAYS[1:], help="held against ours")
     parser.add_argument("--write", type=Path, help="file for the table")
     words = parser.parse_args()
     work = Work(words.images, words.side, words.seen, words.kv_images, words.sentences, words.objects)
     if words.in_flight:
         text = rows_table(asyncio.run(try_rows(work, words.rounds, words.in_flight)), words.images)
     else:
-        text = table(asyncio.run(compare(work, words.rounds)), words.images)
+        text = table(asyncio.run(compare(work, words.rounds, words.ways)), words.images)
     print(text)
     if words.write:
         words.write.write_text(text + "\n")
