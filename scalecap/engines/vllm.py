@@ -62,6 +62,8 @@ _REPLY_ARGS = (
     "logprobs_mode",
 )
 """Engine arguments that change replies, and so are part of the identity."""
+_ENCODED = 1 / 32
+"""Share of the device's memory that is for encoded pictures, out of `gpu_memory_utilization`."""
 _KNOWN_IMAGES = 4096
 _DROPPED = ("data is not provided", "Expected a cached item")
 """What vLLM says of a picture that it was only told the name of and has dropped, before or meanwhile."""
@@ -94,6 +96,9 @@ async def open_vllm(model: ModelSettings, engine: EngineSettings) -> "VllmEngine
         cpu = current_platform.is_cpu()
         _check(engine.args, [field.name for field in dataclasses.fields(AsyncEngineArgs)])
         arguments = _arguments(model, weights, cpu) | engine.args
+        if not cpu and "vision_config" in weights.config:
+            whole = arguments.get("gpu_memory_utilization", AsyncEngineArgs.gpu_memory_utilization)
+            arguments["gpu_memory_utilization"] = whole - _ENCODED
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             weights.folder, trust_remote_code=model.trust_remote_code
         )
@@ -102,6 +107,8 @@ async def open_vllm(model: ModelSettings, engine: EngineSettings) -> "VllmEngine
                 # The context's name chooses vLLM's defaults for throughput.
                 context = UsageContext.LLM_CLASS
                 config = AsyncEngineArgs(**arguments).create_engine_config(context)
+                if config.model_config.is_multimodal_model:
+                    _keep_encoded(config, current_platform.get_device_total_memory())
                 dtype = str(config.model_config.dtype).removeprefix("torch.")
                 changes = [f"{key}={arguments[key]}" for key in _REPLY_ARGS if key in engine.args]
                 replicas = config.parallel_config.data_parallel_size
@@ -159,6 +166,20 @@ def _arguments(model: ModelSettings, weights: Weights, cpu: bool) -> dict[str, A
             "kv_cache_memory_bytes": _CPU_CACHE,
         }
     return arguments
+
+
+def _keep_encoded(config: Any, memory: int) -> None:
+    """Let encoded pictures stay as long as their rows are in flight; `memory` is the device's, in bytes.
+
+    By itself vLLM keeps as many of their tokens as a batch has, those of a handful of pictures. Others are
+    encoded again for every text that follows, though all their tokens but the last few are in the KV cache: a
+    block that ends in text belongs to that text.
+    """
+    model, scheduler = config.model_config, config.scheduler_config
+    vision = getattr(model.hf_config, "vision_config", None)
+    layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    token = model.get_hidden_size() * layers * model.dtype.itemsize
+    scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, int(memory * _ENCODED / token))
 
 
 def _dtype(name: str, cpu: bool) -> str:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scalecap.intervals import by_step, is_part, mean, measures
+from scalecap.intervals import by_step, is_part, mean
 from scalecap.report.folder import WORD, FolderError, Row, Run, checks
 from scalecap.report.page import MOST, Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
@@ -140,13 +140,10 @@ def _sortable(run: Run, row: Row) -> Iterator[tuple[str, float]]:
 
 
 def _numbers(run: Run, row: Row) -> Iterator[tuple[str, float]]:
-    """The row's metrics, by the names that the summary has."""
-    metrics = run.summary.get("metrics", {})
-    for column in row:
-        if any(name == column or name.startswith(f"{column}.") for name in metrics):
-            for name, (count, of) in measures(column, row[column]):
-                if of and not is_part(name):
-                    yield name, round(count / of, 4)
+    """The row's metrics, without their parts."""
+    for name, (count, of) in run.metrics(row):
+        if of and not is_part(name):
+            yield name, round(count / of, 4)
 
 
 def told(run: Run, row: Row) -> dict[str, Any]:

@@ -161,12 +161,16 @@ class Run:
         texts = [name for name in written if isinstance(row[name], str)]
         return texts[-1] if texts else None
 
+    def metrics(self, row: Row) -> Iterator[tuple[str, Pair]]:
+        """What one row adds to each metric, by the names that the summary has."""
+        known = self.summary.get("metrics", {})
+        for column in row:
+            if any(name == column or name.startswith(f"{column}.") for name in known):
+                yield from measures(column, row[column])
+
     def numbers(self, row: Row) -> Iterator[tuple[str, Pair]]:
         """What one row adds to each number: its metrics, the share that each check kept, words."""
-        metrics = self.summary.get("metrics", {})
-        for column in row:
-            if any(name == column or name.startswith(f"{column}.") for name in metrics):
-                yield from measures(column, row[column])
+        yield from self.metrics(row)
         for column, scores in checks(row):
             if scores:
                 yield f"{column} kept", (sum(bool(each["kept"]) for each in scores), len(scores))

@@ -1,10 +1,10 @@
 """Claims about a scene: what a sentence says of one thing or of the ground, true or not."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from scalecap.scenes.kinds import EXPECTED, KINDS
+from scalecap.scenes.kinds import EXPECTED, GROUNDS, KINDS, PLACES
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,6 @@ def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any, name: str | None =
 
     `rng` (random.Random) chooses.
     """
-    from dataclasses import replace
-
-    from scalecap.scenes.kinds import GROUNDS, PLACES
-
     there = {thing["kind"] for thing in truth["things"]}
     absent = [kind for kind in KINDS if kind not in there]
     told = [field.name for field in fields(claim) if getattr(claim, field.name) not in (None, ())]

@@ -24,7 +24,6 @@ Render = Callable[..., str]
 ASK = "Describe more details about the {}."
 ASK_WHERE = "Describe more details about the position of the {}."
 
-
 CAPTIONED, PLACED, CHECKED = 0.5, 3.0, 4.0
 """Weights of the tokens of a caption, few of which are certain, of an answer with a place, which is
 learnt slowly, and of a check's single token."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scalecap.scenes.kinds import GROUNDS, KINDS
-from scalecap.scenes.model import GRID, IMAGE_TOKENS, MERGE, normalise
+from scalecap.scenes.model import GRID, IMAGE_TOKENS, MERGE, normalise, see
 from scalecap.scenes.world import Scene, render, sample
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,6 @@ def pictures(first_seed: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def teach(visual: nn.Module, heads: Heads, *, steps: int, batch: int = 64, first_seed: int) -> None:
     """Train the tower and its heads together for `steps` batches of fresh pictures."""
-    from scalecap.scenes.model import see
-
     weights = [*visual.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=1.0, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     # Peak 1e-3: warm up over 100 steps, then fall along a cosine to a tenth.

