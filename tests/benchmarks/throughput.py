@@ -70,7 +70,7 @@ class Work:
     block: int = 128
     """Tokens in a block of the KV cache, which is reused whole; 128 is the choice of vLLM's CPU build."""
     width: int = 1
-    """Of the model, in widths of the embedded one: 1 makes 6 million parameters, 4 makes 75."""
+    """Of the model, in widths of the embedded one: 1 makes 6 million parameters, 4 makes 85."""
 
     @property
     def requests(self) -> int:
