@@ -39,7 +39,8 @@ class Pipeline:
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = list(steps)
         self.roles = {step.role for step in steps if step.role is not None}
-        self._writers = {column: step.name for step in steps for column in step.writes}
+        self.writers = {column: step.name for step in steps for column in step.writes}
+        """Columns written, in the steps' order, each with the name of its step."""
 
     @classmethod
     def build(
@@ -107,7 +108,7 @@ class Pipeline:
 
         async def take(step: Step) -> bool:
             for column in step.reads:
-                if column in self._writers and not await tasks[self._writers[column]]:
+                if column in self.writers and not await tasks[self.writers[column]]:
                     return False
             try:
                 values.update(await step.take(asked.ask(step.name, flags[step.name].add), values, image))
@@ -121,7 +122,7 @@ class Pipeline:
         async with asyncio.TaskGroup() as group:
             for step in self.steps:
                 tasks[step.name] = group.create_task(take(step))
-        order = [*row.columns, *(column for step in self.steps for column in step.writes)]
+        order = [*row.columns, *self.writers]
         # The first in the steps' order, not in time: the same row fails the same way again.
         failed = next((step.name for step in self.steps if step.name in errors), None)
         return Finished(

@@ -360,9 +360,8 @@ def write(
 
     `leave_out` and `pictures` are those of `scalecap.data.writer.write`.
     """
-    columns = [column for step in pipeline.steps for column in step.writes]
     rows = partial(journal.records, indices)
-    writer.write(summary.output, rows, columns, leave_out=leave_out, pictures=pictures)
+    writer.write(summary.output, rows, list(pipeline.writers), leave_out=leave_out, pictures=pictures)
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
     summary.add_rows(journal.records(indices), checks, _metrics(pipeline), overall)
@@ -370,12 +369,11 @@ def write(
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
     """The row as the journal keeps it, the input's columns apart from the steps'."""
-    written = {column for step in pipeline.steps for column in step.writes}
     return {
         "index": finished.row.index,
         "stamp": finished.row.stamp,
-        "input": {name: value for name, value in finished.columns.items() if name not in written},
-        "columns": {name: value for name, value in finished.columns.items() if name in written},
+        "input": {name: value for name, value in finished.columns.items() if name not in pipeline.writers},
+        "columns": {name: value for name, value in finished.columns.items() if name in pipeline.writers},
         "flags": finished.flags,
         "error": finished.error,
         **({"part": list(finished.row.part)} if finished.row.part else {}),

@@ -24,10 +24,13 @@ def open_scenes(data: DataSettings) -> Rows:
     from scalecap.data.jsonl import open_jsonl
     from scalecap.scenes.world import SAMPLE
 
-    sample = open_jsonl(replace(data, path=str(SAMPLE / "truth.jsonl"), image="image", relative_to="file"))
-    if data.count is None and not data.seed:
-        return sample
-    count = data.count or sample.total or 0
+    count = data.count
+    if count is None:
+        file = str(SAMPLE / "truth.jsonl")
+        sample = open_jsonl(replace(data, path=file, image="image", relative_to="file"))
+        if not data.seed:
+            return sample
+        count = sample.total or 0
     return Rows({"image": "text", "truth": "any"}, count, partial(_rows, data.seed, count))
 
 
