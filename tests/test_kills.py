@@ -104,7 +104,7 @@ def job_done(told: str) -> str:
 
 def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: Path):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-    words = ["engine=transformers", "data.count=16", "rows_in_flight=3", "progress=false"]
+    words = ["engine=transformers", "data.count=12", "rows_in_flight=3", "progress=false"]
     whole = Job(tmp_path / "whole", words)
     whole.finish()
     dice, job, in_the_middle = random.Random(3), Job(tmp_path / "killed", words), 0
@@ -114,7 +114,7 @@ def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: P
         time.sleep(dice.random() * 0.5)
         process.kill()
         process.communicate()
-        in_the_middle += 0 < job.rows() < 16
+        in_the_middle += 0 < job.rows() < 12
     assert in_the_middle
     job.finish()
     for killed, unharmed in zip(lines(job), lines(whole), strict=True):

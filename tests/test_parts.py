@@ -186,9 +186,9 @@ def test_the_embedded_model_stopped_in_the_middle_passes_over_finished_shards(
     compose: Compose, reads: Counter[str], tmp_path: Path
 ):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-    truths = [json.loads(line) for line in (SAMPLE / "truth.jsonl").read_text().splitlines()]
+    truths = [json.loads(line) for line in (SAMPLE / "truth.jsonl").read_text().splitlines()][:16]
     (tmp_path / "shards").mkdir()
-    for number in range(6):
+    for number in range(4):
         with tarfile.open(tmp_path / "shards" / f"{number:03d}.tar", "w") as tar:
             for row in truths[number * 4 : number * 4 + 4]:
                 tar.add(SAMPLE / row["image"], row["image"])
@@ -197,29 +197,29 @@ def test_the_embedded_model_stopped_in_the_middle_passes_over_finished_shards(
                 entry.size = len(body)
                 tar.addfile(entry, io.BytesIO(body))
     words = [
-        *("data=webdataset", f"data.path='{tmp_path}/shards/{{000..005}}.tar'", "engine=transformers"),
+        *("data=webdataset", f"data.path='{tmp_path}/shards/{{000..003}}.tar'", "engine=transformers"),
         *("evaluate=scenes", "rows_in_flight=2", "write.image=bytes", *QUIET),
     ]
     whole = run(compose(*words))
-    assert (whole.done, whole.failed) == (24, 0)
+    assert (whole.done, whole.failed) == (16, 0)
     expected = (tmp_path / "run" / "captions.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "run")
 
     def interrupt() -> None:
         journal = tmp_path / "run" / "journal.jsonl"
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 12:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 7:
             time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     stopped = run(compose(*words))
     assert stopped.status == "interrupted"
-    assert 11 <= stopped.done < 24
+    assert 6 <= stopped.done < 16
     reads.clear()
     summary = run(compose(*words))
-    assert (summary.done, summary.reused) == (24, stopped.done)
+    assert (summary.done, summary.reused) == (16, stopped.done)
     finished = stopped.done // 4
-    for number in range(6):
+    for number in range(4):
         # Once to see what columns there are, once for its rows, once when the data set is written.
         assert reads[f"{number:03d}.tar"] == 1 + (number >= finished) + 1
         left = min(4, max(0, 4 * (number + 1) - stopped.done))
