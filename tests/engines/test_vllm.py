@@ -66,6 +66,22 @@ async def reference(tiny_model: Path) -> AsyncIterator[TransformersEngine]:
     await opened.close()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def odd(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
+    """Two replicas that tell raw logits, of a model whose rotary settings are in the old form."""
+    folder = tmp_path_factory.mktemp("odd") / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    rope = config["text_config"].pop("rope_parameters")
+    config["text_config"]["rope_theta"] = rope["rope_theta"]
+    config["text_config"]["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    args = {"logprobs_mode": "raw_logits", "data_parallel_size": 2, "kv_cache_memory_bytes": 1 << 28}
+    opened = await open_vllm(ModelSettings(name=str(folder)), EngineSettings(args=SETTINGS.args | args))
+    yield opened
+    await opened.close()
+
+
 async def test_agrees_with_transformers(
     engine: VllmEngine, reference: TransformersEngine, picture: Picture
 ) -> None:
@@ -166,64 +182,65 @@ async def test_a_request_alone_fails(engine: VllmEngine) -> None:
     assert (await engine.generate(Generate(Prompt("?"), GREEDY))).usage.prompt_tokens
 
 
-async def test_old_rope_settings_raw_logits_and_death(
-    tiny_model: Path, tmp_path: Path, picture: Picture
+async def test_raw_logits_and_old_rope_settings(
+    odd: VllmEngine, reference: TransformersEngine, picture: Picture
 ) -> None:
-    folder = tmp_path / "old"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    rope = config["text_config"].pop("rope_parameters")
-    config["text_config"]["rope_theta"] = rope["rope_theta"]
-    config["text_config"]["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    raw = EngineSettings(args=SETTINGS.args | {"logprobs_mode": "raw_logits"})
-    opened = await open_vllm(ModelSettings(name=str(folder)), raw)
-    assert opened.identity.endswith("logprobs_mode=raw_logits")
-    expected = await open_transformers(ModelSettings(name=str(tiny_model)), EngineSettings())
+    assert odd.identity.endswith("logprobs_mode=raw_logits")
     ask = Generate(Prompt(LONG), GREEDY)
-    assert (await opened.generate(ask)).text == (await expected.generate(ask)).text
+    assert (await odd.generate(ask)).text == (await reference.generate(ask)).text
     for image in (None, picture(1)):
         score = Score(Prompt(LONG, image), "A cat, 一只狗.")
-        found, wanted = (await opened.score(score)).tokens, (await expected.score(score)).tokens
+        found, wanted = (await odd.score(score)).tokens, (await reference.score(score)).tokens
         assert [token[:2] for token in found] == [token[:2] for token in wanted]
         assert [token.logit for token in found] == pytest.approx([token.logit for token in wanted], abs=1e-3)
         assert all(math.isnan(token.logprob) for token in found)
         choice = Choose(Prompt(LONG, image))
-        chosen, like = await opened.choose(choice), await expected.choose(choice)
+        chosen, like = await odd.choose(choice), await reference.choose(choice)
         assert chosen.probabilities == pytest.approx(like.probabilities, abs=1e-4)
         assert math.isnan(chosen.mass)
-    endless = asyncio.create_task(opened.generate(Generate(Prompt(LONG), Sampling(max_tokens=1500))))
+
+
+async def test_replicas_keep_a_pictures_requests_together(odd: VllmEngine, picture: Picture) -> None:
+    assert odd.concurrency == 64
+    pictures = [picture(number) for number in range(10, 16)]
+
+    async def ask(question: str) -> list[int]:
+        asked = [odd.choose(Choose(Prompt(LONG + question, each))) for each in pictures]
+        return [reply.usage.cached_tokens for reply in await asyncio.gather(*asked)]
+
+    first = await ask("One?")
+    assert max(first) < 128
+    assert sorted(odd._places[each.hash] for each in pictures) == [0, 0, 0, 1, 1, 1]
+    for question in ("Two?", "Three?"):
+        assert min(await ask(question)) >= 128
+
+
+async def test_a_dead_replica_is_a_dead_engine_and_leaves_no_process(odd: VllmEngine) -> None:
+    ask = Generate(Prompt(LONG), Sampling(max_tokens=1500))
+    endless = asyncio.create_task(odd.generate(ask))
     await asyncio.sleep(0.2)
-    for child in _children(os.getpid()):
-        if "EngineCore" in child[1]:
-            os.kill(child[0], signal.SIGKILL)
+    replicas = [process.pid for process in odd._llm.engine_core.resources.engine_manager.processes]
+    below = [pid for replica in replicas for pid in (replica, *_children(replica))]
+    assert len(below) > len(replicas) == 2
+    os.kill(replicas[0], signal.SIGKILL)
     with pytest.raises(EngineDead):
         await endless
     with pytest.raises(EngineDead):
-        await opened.generate(ask)
-    await opened.close()
-    await expected.close()
+        await odd.generate(ask)
+    await odd.close()
+    for _ in range(60):
+        if not any(map(_alive, below)):
+            break
+        await asyncio.sleep(0.5)
+    else:
+        pytest.fail("a process outlives its engine")
 
 
-async def test_replicas_keep_a_pictures_requests_together(tiny_model: Path, picture: Picture) -> None:
-    args = SETTINGS.args | {"data_parallel_size": 2, "kv_cache_memory_bytes": 1 << 28}
-    opened = await open_vllm(ModelSettings(name=str(tiny_model)), EngineSettings(args=args))
-    assert opened.concurrency == 64
-    pictures = [picture(number) for number in range(6)]
-
-    async def ask(question: str) -> list[int]:
-        asked = [opened.choose(Choose(Prompt(LONG + question, each))) for each in pictures]
-        return [reply.usage.cached_tokens for reply in await asyncio.gather(*asked)]
-
-    assert await ask("One?") == [0] * 6
-    assert sorted(opened._places.values()) == [0, 0, 0, 1, 1, 1]
-    for question in ("Two?", "Three?"):
-        assert min(await ask(question)) >= 128
-    assert (await opened.generate(Generate(Prompt("no"), GREEDY))).text
-    await opened.close()
+def _children(parent: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True)
+    return [int(pid) for pid in listed.stdout.split()]
 
 
-def _children(parent: int) -> list[tuple[int, str]]:
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
-    return [(int(pid), args) for pid, ppid, args in rows if int(ppid) == parent]
+def _alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state) and state[0] != "Z"
