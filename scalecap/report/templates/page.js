@@ -107,9 +107,10 @@ function browse(index, render) {
     order = found;
     shown = 0;
     list.replaceChildren();
+    await grow();
+    if (now !== turn) return;
     const all = index.rows.length;
     count.textContent = order.length === all ? `${all} rows` : `${order.length} of ${all} rows`;
-    await grow();
   }
 
   // One batch after another, however often it is asked for.
