@@ -84,6 +84,32 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
             compose(f"{key}=-1")
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("sampling.top_p=0", "sampling.top_p=0.0: must be above 0 and at most 1"),
+        ("sampling.top_p=1.1", "sampling.top_p=1.1: must be above 0 and at most 1"),
+        ("sampling.repetition_penalty=0", "sampling.repetition_penalty=0.0: must be above 0"),
+        ("max_failures=many", "max_failures=many: must be a count of rows, a share such as 5%, or null"),
+        ("max_failures=101%", "max_failures=101%: must be a count of rows, a share such as 5%, or null"),
+        ("resume=yes", "resume=yes: must be same or force"),
+        ("write.image=byte", "write.image=byte: no such form; nearest: bytes"),
+        ("engine.name=vlm", "engine.name=vlm: no such engine; nearest: vllm"),
+        ("runner.name=rai", "runner.name=rai: no such runner; nearest: ray"),
+        ("engine=openai", "engine=openai needs engine.base_url=http://HOST:PORT/v1"),
+        ("engine.timeout=0", "engine.timeout=0.0: must be above 0"),
+        (
+            "evaluate=density evaluate.caption=null",
+            "evaluate.caption=COLUMN must say which captions are judged",
+        ),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_told(compose: Callable[..., Any], words: str, told: str):
+    with pytest.raises(SettingsError) as caught:
+        compose(*words.split())
+    assert told in str(caught.value)
+
+
 def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):
     assert typed("output=run", "data.limit=1") == 0
     for words in ("check=true", "output=run data.limit=1"):
