@@ -202,8 +202,12 @@ class StepAsk:
         image: Image | None = None,
         model: str = "vlm",
     ) -> Chosen:
+        """Probabilities of the options; a reply that is none of them is marked."""
         request = Choose(Prompt(text, image), tuple(options))
-        return cast(Chosen, await self._asked.send(model, request, self._step))
+        chosen = cast(Chosen, await self._asked.send(model, request, self._step))
+        if chosen.mass == 0:
+            self.mark("unanswered")
+        return chosen
 
     async def score(
         self, text: str, continuation: str, *, image: Image | None = None, model: str = "vlm"

@@ -3,6 +3,8 @@
 Messages are always system, image, text, so that all requests about one image share a prefix.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -87,11 +89,18 @@ class Chosen:
 
     `mass` is the probability that the model gave to all options together before that (0 to 1);
     a small mass means that it wanted to say something else. It is nan where the engine can't tell.
+    With a mass of 0 no option was said, and each has probability 0.
     """
 
     probabilities: tuple[float, ...]
     mass: float = 1.0
     usage: Usage = Usage()
+
+    @classmethod
+    def among(cls, told: Sequence[float], usage: Usage) -> "Chosen":
+        """From what the model gave to each option, of all that it could say."""
+        mass = math.fsum(told)
+        return cls(tuple(each / mass if mass else 0.0 for each in told), min(mass, 1.0), usage)
 
 
 class Token(NamedTuple):

@@ -259,7 +259,7 @@ class Network:
         """
         logprobs = logits.float().log_softmax(-1)
         options = torch.stack([logprobs[ids].logsumexp(-1) for ids in told])
-        return tuple(options.softmax(-1).tolist()), float(options.logsumexp(-1).exp().clamp(max=1))
+        return tuple(options.softmax(-1).tolist()), float(options.logsumexp(-1).double().exp().clamp(max=1))
 
     @staticmethod
     def rate(logits: Tensor, targets: list[int]) -> list[tuple[float, float]]:

@@ -301,16 +301,13 @@ def _data_url(image: Image, max_pixels: int | None) -> str:
 
 
 def _weigh(top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage) -> Chosen:
-    """Probabilities of options from first tokens and their log-probabilities; none told: all alike."""
+    """The choice that first tokens and their log-probabilities tell; 0 each where no option is among them."""
     spelt = [option.casefold() for option in options]
     each = [0.0] * len(options)
     for token, logprob in top:
         if (word := token.strip().casefold()) in spelt:
             each[spelt.index(word)] += math.exp(logprob)
-    mass = math.fsum(each)
-    if mass == 0:
-        return Chosen(tuple(1 / len(each) for _ in each), 0.0, usage)
-    return Chosen(tuple(share / mass for share in each), min(mass, 1.0), usage)
+    return Chosen.among(each, usage)
 
 
 def _tail(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...]:

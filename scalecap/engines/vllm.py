@@ -294,11 +294,8 @@ class VllmEngine:
         logprobs = output.outputs[0].logprobs[0]
         most = max(logprobs[token].logprob for token in tokens) if self._logits else 0.0
         each = [math.fsum(math.exp(logprobs[token].logprob - most) for token in option) for option in told]
-        mass = math.fsum(each)
-        if mass == 0:
-            return Chosen(tuple(1 / len(each) for _ in each), 0.0, _usage(output))
-        known = math.nan if self._logits else min(mass, 1.0)
-        return Chosen(tuple(share / mass for share in each), known, _usage(output))
+        chosen = Chosen.among(each, _usage(output))
+        return dataclasses.replace(chosen, mass=math.nan) if self._logits else chosen
 
     async def score(self, request: Score) -> Scored:
         """Rate a text as the reply; tokens that share a character are told as one, summed."""

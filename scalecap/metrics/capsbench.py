@@ -53,4 +53,4 @@ class Capsbench:
         prompt = self.prompt.render(caption=caption, question=str(question))
         chosen = await ask.choose(prompt, ANSWERS, model=self.model)
         p = max(chosen.probabilities)
-        return ANSWERS[chosen.probabilities.index(p)], p
+        return ANSWERS[chosen.probabilities.index(p)] if p else "n/a", p

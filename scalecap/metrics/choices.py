@@ -13,11 +13,11 @@ def listed(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
-async def take(ask: Ask, prompt: str, options: Sequence[str], model: str) -> tuple[int, float]:
-    """The index of the option whose letter is likeliest, and its probability among the letters."""
+async def take(ask: Ask, prompt: str, options: Sequence[str], model: str) -> tuple[str, float]:
+    """The option whose letter is likeliest, and its probability among the letters; "" when none is said."""
     chosen = await ask.choose(prompt, LETTERS[: len(options)], model=model)
     p = max(chosen.probabilities)
-    return chosen.probabilities.index(p), p
+    return options[chosen.probabilities.index(p)] if p else "", p
 
 
 def find(answer: str | int, options: Sequence[str]) -> int:

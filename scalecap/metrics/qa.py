@@ -37,8 +37,8 @@ class Qa:
                 caption=caption, question=question, options=choices.listed(offered) if offered else ""
             )
             if offered:
-                index, _ = await choices.take(ask, prompt, offered, self.model)
-                told, right = offered[index], index == choices.find(answer, offered)
+                told, _ = await choices.take(ask, prompt, offered, self.model)
+                right = told == offered[choices.find(answer, offered)]
             else:
                 reply = await ask.generate(prompt, model=self.model, sampling=SHORT)
                 told = extract(reply.text)

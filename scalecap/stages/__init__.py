@@ -94,7 +94,7 @@ class Ask(Protocol):
         image: Image | None = None,
         model: str = "vlm",
     ) -> Chosen:
-        """One token: the probability of each option."""
+        """One token: the probability of each option; all 0, and marked, when the reply is none of them."""
         ...
 
     async def score(

@@ -56,6 +56,26 @@ async def test_capsbench_counts_answers_by_category_for_each_caption(asking):
     assert asked.requests[0].options == ("yes", "no", "n/a")
 
 
+async def test_a_judge_that_names_no_option_has_answered_nothing(asking):
+    def silent(request):
+        return Chosen(tuple(0.0 for _ in request.options), mass=0.0)
+
+    measured, answers = await Capsbench(prompt=ABOUT)(
+        asking(silent).ask, captions={"a": "b"}, questions=QUESTIONS
+    )
+    assert measured["a"]["unanswered"] == {"count": 3, "of": 3}
+    assert {each["told"] for each in answers} == {"n/a"}
+    measured, answers = await Captionqa(prompt=PICK)(
+        asking(silent).ask, captions={"a": "b"}, questions=CHOICES
+    )
+    assert measured["a"]["score"] == {"count": 0, "of": 1}
+    assert answers[0]["told"] == ""
+    measured, _ = await Qa(prompt=PICK)(
+        asking(silent).ask, captions={"a": "b"}, question="How many?", options=["one", "two"], answer="A"
+    )
+    assert measured["a"]["accuracy"] == 0
+
+
 async def test_captions_are_cut_to_equal_length(asking):
     asked = asking(lambda request: "n/a")
     captions = {"a": "one two three four"}

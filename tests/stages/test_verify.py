@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from scalecap.engines.base import Choose, EngineError, Generate
+from scalecap.engines.base import Choose, Chosen, EngineError, Generate
 from scalecap.prompts import Template
 from scalecap.stages.verify import Verify, says_yes
 
@@ -56,6 +56,14 @@ async def test_a_sampled_ensemble_needs_more_than_half(asking, image):
     for more, kept in ((["{{ text }}?"], []), (["'{{ text }}'?", "{{ text }}?"], ["a"])):
         stage = Verify(prompt=PROMPT, ensemble=[Template(each) for each in more], mode="sampled")
         assert (await stage(asked.ask, texts=["a"], image=image))[0] == kept
+
+
+async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(asking, image):
+    asked = asking(lambda request: Chosen((0.0, 0.0), mass=0.0) if "'a'" in request.prompt.text else 0.9)
+    texts, scores = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "b"], image=image)
+    assert texts == ["b"]
+    assert scores[0] == {"text": "a", "p_yes": 0.0, "kept": False}
+    assert asked.flags == ["unanswered"]
 
 
 async def test_no_text_asks_nothing(asking, image):
