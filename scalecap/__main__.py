@@ -18,16 +18,16 @@ from scalecap.settings import CONF, SettingsError
 
 def main() -> int:
     """Run what the command line asks for; the exit code."""
-    sweep.begin(sys.argv[1:])
-    if "check=true" in (argument.lower() for argument in sys.argv):
+    words = sys.argv[1:]
+    sweep.begin(words)
+    if "check=true" in (word.lower() for word in words):
         # A check leaves nothing behind.
-        nothing = ["hydra.run.dir=.", "hydra/job_logging=disabled"]
-        sys.argv = [*sys.argv, *nothing]
-    groups = {argument.partition("=")[0] for argument in sys.argv}
+        words += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
+    groups = {word.partition("=")[0] for word in words}
     if "model.vlm.name" in groups and "model" not in groups:
         # A name alone is no embedded model, whose group would choose its prompts.
-        sys.argv = [*sys.argv, "model=own"]
-    sys.argv = [sys.argv[0], *sweep.arranged(sys.argv[1:])]
+        words.append("model=own")
+    sys.argv = ["scalecap", *sweep.arranged(words)]  # the name that usage errors tell
     short = "HYDRA_FULL_ERROR" not in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through, where Hydra prints and exits
     try:

@@ -137,19 +137,23 @@ def _is_grid(hydra: Any) -> bool:
 
 
 def arranged(words: Sequence[str]) -> list[str]:
-    """A sweep's words with those about models first: all jobs of one model then come one after the other."""
-    if not {"-m", "--multirun"} & set(words):
-        return list(words)
+    """Options, then overrides, as Hydra wants them, however they were typed.
+
+    In a sweep those about models come first: all jobs of one model are then done one after the other.
+    """
 
     def later(word: str) -> bool:
         return word.lstrip("+").partition("=")[0].partition(".")[0] not in MODELS_FIRST
 
-    overrides = iter(sorted((word for word in words if _is_override(word)), key=later))
-    return [next(overrides) if _is_override(word) else word for word in words]
+    options = [word for word in words if not _is_override(word)]
+    overrides = [word for word in words if _is_override(word)]
+    if {"-m", "--multirun"} & set(options):
+        overrides.sort(key=later)
+    return [*options, *overrides]
 
 
 def _is_override(word: str) -> bool:
-    return "=" in word and not word.startswith("-")
+    return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
 class WriteComparison(Callback):

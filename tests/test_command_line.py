@@ -65,6 +65,25 @@ def test_a_refused_command_leaves_the_run_of_the_folder_as_it_is(typed: Typed, t
     assert overrides == "- output=new\n- data.limit=1\n"
 
 
+def test_options_and_overrides_may_be_mixed(typed: Typed, tmp_path: Path, capsys: Any):
+    mine = tmp_path / "own" / "prompts" / "caption" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# @package prompts\ncaption: What is it?\n")
+    for option in ("--config-dir=own", "-cd own"):
+        words = ["check=true", *option.split(" "), "~pipeline.steps.final_caption", "prompts/caption=mine"]
+        assert typed(*words) == 0
+        out = capsys.readouterr().out
+        assert "What is it?" in out
+        assert "final_caption" not in out
+
+
+def test_an_unknown_option_is_told_with_the_usage(typed: Typed, capsys: Any):
+    with pytest.raises(SystemExit) as caught:
+        typed("--halp")
+    assert caught.value.code == 2
+    assert "scalecap: error: unrecognized arguments: --halp" in capsys.readouterr().err
+
+
 def test_an_error_that_is_its_own_cause_is_told(typed: Typed, monkeypatch: Any, capsys: Any):
     monkeypatch.setenv("OC_CAUSE", "1")  # as OmegaConf chooses where a tracer is set
     assert typed("+data.limt=3") == 1

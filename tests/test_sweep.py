@@ -134,7 +134,7 @@ def test_both_models_are_kept_when_told(command: Typed, doors: list[str]):
 
 def test_words_about_models_come_first_in_a_sweep_alone():
     words = ["a=1,2", "engine.args.x=1", "-m", "model=x,y", "b=3"]
-    assert arranged(words) == ["engine.args.x=1", "model=x,y", "-m", "a=1,2", "b=3"]
+    assert arranged(words) == ["-m", "engine.args.x=1", "model=x,y", "a=1,2", "b=3"]
     assert arranged(["b=3", "model=x"]) == ["b=3", "model=x"]
 
 
