@@ -17,8 +17,10 @@ _END = re.compile(
 _NEAR = 100
 """Characters around a mark that tell whether it ends a sentence."""
 _NEVER_END = re.compile(
-    "dr|mr|mrs|ms|prof|st|mt|rev|gen|sen|gov|capt|lt|col|sgt|fig|vs|approx|ca|cf|e\\.g|i\\.e|esp|incl", re.I
+    "[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Ss]t|[Mm]t|Rev|Gen|Sen|Gov|Capt|Lt|Col|Sgt"
+    "|[Vv]s|[Aa]pprox|[Cc]a|[Cc]f|[Ee]\\.g|[Ii]\\.e|[Ee]sp|[Ii]ncl"
 )
+"""Titles that are words, too, have a capital."""
 _END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|jr|sr|a\\.m|p\\.m|ft|oz|lb|lbs|min|max", re.I)
 # 1,200 stays whole; 、 only lists words.
 _COMMA = re.compile(rf"(?:,[{_CLOSERS}]*(?=\s)|[，،][{_CLOSERS}]*)")
@@ -127,7 +129,7 @@ def _ends(before: str, end: re.Match[str], after: str) -> bool:
         return False  # J. K. Rowling, the U.S. flag
     if re.fullmatch(r"\d+|[a-z]", before.strip()):
         return False  # 1. first of a list
-    if word.lower() == "no":
+    if word.lower() in ("no", "fig"):
         return not after[:1].isdigit()
     if _END_BEFORE_CAPITAL.fullmatch(word):
         return not goes_on

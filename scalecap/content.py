@@ -3,7 +3,7 @@
 They are adjectives, adverbs, nouns, numbers, names, verbs and interjections (ADJ, ADV, NOUN, NUM, PROPN,
 VERB, INTJ). Parts of speech are those of TextBlob's pattern tagger, whose English lexicon and rules come
 inside its wheel. A word that it does not know counts, so text in another language is rated whole. Forms of
-be, have and do and modal verbs never count: they are auxiliaries nearly everywhere.
+be, have and do and modal verbs never count: they are auxiliaries nearly everywhere. Nor does "not".
 """
 
 from scalecap.clauses import Span, words

@@ -30,7 +30,7 @@ class Template:
         """The prompt with `values` in place; PromptError when one is missing or forbidden."""
         try:
             return self._template.render(values)
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise PromptError(str(error)) from error
 
     def problems(self, valid: Collection[str]) -> list[str]:

@@ -89,7 +89,7 @@ def limit(text: str, most_sentences: int | None, most_characters: int | None) ->
     spans = sentences(text)[:most_sentences]
     if most_characters is None:
         return text[: spans[-1].end].strip() if spans else text
-    fitting = [end for _, end in spans if end <= most_characters]
+    fitting = [end for _, end in spans if len(text[:end].rstrip()) <= most_characters]
     if fitting or not spans:
         return text[: max(fitting, default=0)].strip()
     first = text[slice(*spans[0])]

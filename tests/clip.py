@@ -22,7 +22,7 @@ def make(folder: Path) -> str:
         text_config={
             **small,
             "vocab_size": len(vocabulary),
-            "max_position_embeddings": 12,
+            "max_position_embeddings": 32,
             "bos_token_id": 52,
             "eos_token_id": 53,
             "pad_token_id": 53,

@@ -14,11 +14,13 @@ from PIL import Image as Pillow
 
 from scalecap.engines.base import Score
 from scalecap.engines.scripted import Scripted
+from scalecap.pipeline import Pipeline
 from scalecap.run import run
 from scalecap.settings import CONF, Settings
 from scalecap.stages.parse_questions import parse_questions
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+RUN = [file for file in FILES if file.parts[0] != "hydra"]
 Compose = Callable[..., Settings]
 
 
@@ -32,13 +34,13 @@ def test_the_glob_finds_the_groups():
     }
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
+@pytest.mark.parametrize("file", RUN, ids=str)
 def test_each_file_composes_and_its_pipeline_runs(
     file: Path, compose: Compose, engines: dict[str, Scripted], tmp_path: Path
 ):
     overrides = ["progress=false", "data.limit=1"]
     group = file.parent.as_posix()
-    if group != "." and not group.startswith("hydra"):
+    if group != ".":
         overrides.append(f"{group}={file.stem}")
     if group == "pipeline/check":
         overrides.append("pipeline=scalecap")
@@ -55,7 +57,15 @@ def test_each_file_composes_and_its_pipeline_runs(
         overrides.append(f"pipeline.steps.clipscore.weights={clip.make(tmp_path)}")
     if file == Path("pipeline/none.yaml"):
         overrides += ["evaluate=density", *_data("jsonl", tmp_path, COLUMNS), "evaluate.caption=references"]
-    summary = run(compose(*overrides), engines=engines)
+    if group.startswith("prompts/"):
+        role = file.parent.name
+        overrides += USED_BY.get(role, [])
+        if role in ("capsbench", "qa"):
+            overrides += _data("jsonl", tmp_path, COLUMNS)
+    settings = compose(*overrides)
+    if group.startswith("prompts/"):
+        assert repr(settings.prompts[role]) in repr(settings.pipeline.steps)
+    summary = run(settings, engines=engines)
     assert (summary.done, summary.failed) == (1, 0)
     if file.stem == "none":
         assert not summary.dropped
@@ -66,6 +76,17 @@ def test_each_file_composes_and_its_pipeline_runs(
         assert any(name.startswith(f"{file.stem.removeprefix('scenes_')}.") for name in summary.metrics)
 
 
+USED_BY = {
+    "alt_text": ["also=alt_text"],
+    "index_text": ["also=index_text"],
+    "collect_objects": ["pipeline=scalecap"],
+    "collect_positions": ["pipeline=scalecap"],
+    "capsbench": ["evaluate=capsbench"],
+    "claims": ["evaluate=claims"],
+    "grounding": ["evaluate=grounding"],
+    "qa": ["evaluate=qa"],
+}
+"""What asks with a role's prompt, where the default pipeline does not."""
 COLUMNS = {
     "question": "Is there a dog?",
     "answer": "yes",
@@ -115,12 +136,15 @@ def test_each_file_opens_as_a_page_whose_commands_compose(file: Path, compose: C
     if lines[0].startswith("@package"):
         lines = lines[1:]
     assert lines[0].endswith(".") or lines[0].endswith("?")
+    Path("mine.txt").write_text("gadget\n")  # which evaluate=chair's command names
     starts = [line.split(":")[0] for line in lines[1:4]]
     assert starts == ["Needs", "Command", "Override"]
     for line in lines[2:4]:
         program, *words = shlex.split(line.split(":", 1)[1])[2:]
         assert program == "scalecap"
-        compose(*(word for word in words if not word.startswith(("--", "output="))))
+        settings = compose(*(word for word in words if not word.startswith(("--", "output="))))
+        if file.parts[0] != "hydra" and "pipeline.imports" not in line:
+            Pipeline.build(settings.pipeline.steps, None, sampling=settings.sampling)
 
 
 SEED = "Describe the fine-grained content of the image"
@@ -161,10 +185,8 @@ def test_compact_prompts_are_those_the_embedded_model_was_taught(compose: Compos
             "collect_objects": "Collect what each thing looks like:\n{{ blocks }}",
             "collect_positions": "Collect where each thing is:\n{{ blocks }}",
             # These two it was not taught; it joins what it is given, which it was taught.
-            "alt_text": "{# It was taught no alternative texts; the first two sentences of this stay. #}"
-            "Join into one description:\n{{ sentences }}\n{{ details }}",
-            "index_text": "{# It was taught no search texts. #}"
-            "Join into one description:\n{{ sentences }}\n{{ details }}",
+            "alt_text": "Join into one description:\n{{ sentences }}\n{{ details }}",
+            "index_text": "Join into one description:\n{{ sentences }}\n{{ details }}",
             "grounding": "Is it true? {{ text }} Answer yes or no.",
         }.items()
     )
@@ -183,6 +205,20 @@ def test_seed_prompts_are_the_seeds(compose: Compose):
     assert prompts["verify_details"] == (
         "Given the image, is the statement '{{ text }}' grounded in the image and not generic?"
         " Answer strictly yes or no."
+    )
+    assert prompts["questions"].startswith(
+        "Your task is to convert each Object mentioned in a given sentence into a corresponding instruction,"
+        ' and all the resulting instructions are output as "Describe more details about the [Object]".'
+        " Ensure your instructions do not cover the raw question, options, or thought process of answering"
+        " the instructions. You should ignore the Objects that appear in some inferences, such as the sentences"
+        " that begins with 'it might be' or 'there are probably'.\n"
+    )
+    assert prompts["fuse"] == (
+        "Basic Context:\n{{ context }}\nObject Information:\n{{ object_info }}\n"
+        "Position Information:\n{{ position_info }}\n"
+        "Following the logic of the above Basic Context, organize all details provided in Object Information"
+        " and Position Information to give a very comprehensive description about the image. Do not include"
+        " any analysis or your opinions."
     )
     asked = parse_questions(prompts["questions"], max_questions=100)
     assert {"Describe more details about the bedroom.", "Describe more details about the lemons."} <= set(

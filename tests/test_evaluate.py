@@ -56,7 +56,7 @@ def reader(request: Request) -> str:
     assert request.prompt.image is None
     caption, question = re.findall(r'"""\n(.*)\n"""\nQuestion: (.*)', request.prompt.text)[0]
     kind = re.findall(r"Is there an? (\w+)", question)[0]
-    if any(claim.kind == kind for claim in read(caption)[0]):
+    if any(claim.kind == kind for claim in read(caption)):
         return "yes"
     return "no" if "Nothing else" in caption else "n/a"
 
@@ -166,5 +166,5 @@ def test_the_embedded_model_is_measured(compose: Compose):
     assert found["grounding.final_caption.supported"] > 0.85
     rows = [json.loads(line) for line in (summary.output / "captions.jsonl").read_text().splitlines()]
     row = rows[0]
-    told = {fact for claim in read(row["final_caption"])[0] for fact in facts(claim, row["truth"])}
+    told = {fact for claim in read(row["final_caption"]) for fact in facts(claim, row["truth"])}
     assert row["scenes"]["final_caption"]["true"] == sum(fact.true for fact in told)

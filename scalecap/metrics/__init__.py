@@ -4,19 +4,21 @@ They are stages like any other, in a folder of their own to be found; the summar
 `README.md` says of each what it measures, where it comes from and what it can't see.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
 def texts(captions: Mapping[str, Any], words: int | None = None) -> Iterator[tuple[str, str]]:
-    """Each column's name with its caption, a list of texts joined; a row's null columns are left out.
+    """Each column's name with its caption, of a list a text a line; a row's null columns are left out.
 
     With `words`, no more than so many first words: captions of equal length can be compared.
     """
     for name, value in captions.items():
         if value is not None:
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield name, text if words is None else " ".join(text.split()[:words])
+            text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+            cut = None if words is None else re.match(rf"(?:\s*\S+){{0,{words}}}", text)
+            yield name, cut.group() if cut else text
 
 
 def share(hits: Iterable[bool]) -> dict[str, int]:
@@ -40,6 +42,9 @@ def records(value: Any, *names: str) -> list[Mapping[str, Any]]:
         ValueError: it is something else; the message says what is missing.
     """
     if isinstance(value, Mapping) and all(isinstance(each, list) for each in value.values()):
+        lengths = {name: len(each) for name, each in value.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"lists of records have other lengths: {lengths!r:.80}")
         value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
         raise ValueError(f"{value!r:.80} is no list of records with {', '.join(names)}")

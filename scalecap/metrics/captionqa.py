@@ -10,7 +10,10 @@ from scalecap.prompts import Template
 from scalecap.stages import Ask, Columns, Measures, Role, stage, together
 
 CANNOT = "Cannot answer from the caption"
-_VERBS = "is are was were do does did have has had can could will would should shall may might must"
+_VERBS = frozenset([
+    "is", "are", "was", "were", "do", "does", "did", "have", "has", "had", "can", "could", "will", "would",
+    "should", "shall", "may", "might", "must",
+])  # fmt: skip
 
 
 @stage(side=["answers"])
@@ -39,7 +42,7 @@ class Captionqa:
             measured[name] = {
                 "score": {"count": sum(each["score"] for each in told), "of": len(told)},
                 "accuracy": share(each["right"] for each in told),
-                "unanswered": share(each["told"] == CANNOT for each in told),
+                "unanswered": share(each["told"] in (CANNOT, "") for each in told),
                 "words": len(caption.split()),
                 "category": by_category(
                     (category, each["right"])
@@ -66,7 +69,7 @@ class Captionqa:
 def is_yes_no(question: str, options: list[str]) -> bool:
     """Whether yes and no are among the options, or the question begins as such a one does."""
     plain = {option.strip().casefold() for option in options}
-    return {"yes", "no"} <= plain or question.split(" ", 1)[0].casefold() in _VERBS.split()
+    return {"yes", "no"} <= plain or question.split(" ", 1)[0].casefold() in _VERBS
 
 
 def _categories(question: Mapping[str, Any]) -> list[str]:

@@ -2,44 +2,46 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from scalecap.metrics import texts
-from scalecap.stages import Columns, Measures, stage
+from scalecap.stages import Ask, Columns, Measures, stage
 
 COCO = Path(__file__).with_name("coco.txt")
 
 
 @stage
-def chair(
-    captions: Columns, objects: list[str], *, vocabulary: str = "coco", words: int | None = None
-) -> Measures:
+class Chair:
     """Objects named in each caption against the list of those in the picture.
 
     `chair_i` is the share of mentions whose object is not there, `chair_s` the share of captions with
-    one; `recall` is how many of the objects are named at all, without which short captions win.
+    one; `recall` is how many of the objects, of those in the vocabulary, are named at all, without which
+    short captions win. `objects` has the names of what is in the picture, by any of their synonyms.
 
-    Args:
-        objects: names of what is in the picture, by any of their synonyms.
-        vocabulary: a text file of what can be found in a caption, an object a line: its name, then
-            synonyms, with commas between; regular plurals go without saying. `coco` is the packaged
-            list of COCO's 80.
+    `vocabulary` is a text file of what can be found in a caption, an object a line: its name, then
+    synonyms, with commas between; regular plurals go without saying. `coco` is the packaged list of
+    COCO's 80.
     """
-    known = Vocabulary.load(vocabulary)
-    there = {known.name(each) for each in objects}
-    measured: dict[str, Any] = {}
-    for name, caption in texts(captions, words):
-        mentions = known.find(caption)
-        invented = [mention for mention in mentions if mention not in there]
-        measured[name] = {
-            "chair_i": {"count": len(invented), "of": len(mentions)},
-            "chair_s": int(bool(invented)),
-            "recall": {"count": len(there & set(mentions)), "of": len(there)},
-            "words": len(caption.split()),
-        }
-    return measured
+
+    role: ClassVar[None] = None
+
+    def __init__(self, *, vocabulary: str = "coco", words: int | None = None) -> None:
+        self.known, self.words = Vocabulary.load(vocabulary), words
+
+    async def __call__(self, ask: Ask, *, captions: Columns, objects: list[str]) -> Measures:
+        there = {self.known.name(each) for each in objects}
+        measured: dict[str, Any] = {}
+        for name, caption in texts(captions, self.words):
+            mentions = self.known.find(caption)
+            invented = [mention for mention in mentions if mention not in there]
+            measured[name] = {
+                "chair_i": {"count": len(invented), "of": len(mentions)},
+                "chair_s": int(bool(invented)),
+                "recall": {"count": len(there & set(mentions)), "of": len(there & self.known.objects)},
+                "words": len(caption.split()),
+            }
+        return measured
 
 
 class Vocabulary:
@@ -52,11 +54,11 @@ class Vocabulary:
             for synonym in synonyms:
                 for form in (synonym, *_plurals(synonym)):
                     self._names.setdefault(form, synonyms[0])
+        self.objects = frozenset(self._names.values())
         forms = sorted(self._names, key=len, reverse=True)
         self._pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, forms)) + r")\b")
 
     @staticmethod
-    @lru_cache(maxsize=8)
     def load(file: str) -> "Vocabulary":
         """The vocabulary in a file; ValueError when it can't be read or holds nothing."""
         path = COCO if file == "coco" else Path(file)

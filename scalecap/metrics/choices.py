@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Sequence
+from typing import Any
 
 from scalecap.stages import Ask
 
@@ -9,7 +10,9 @@ LETTERS = string.ascii_uppercase
 
 
 def listed(options: Sequence[str]) -> str:
-    """`A. first`, `B. second` … a line each."""
+    """`A. first`, `B. second` … a line each. ValueError when there are more than letters."""
+    if len(options) > len(LETTERS):
+        raise ValueError(f"{len(options)} options: there are letters for {len(LETTERS)}")
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
@@ -20,15 +23,17 @@ async def take(ask: Ask, prompt: str, options: Sequence[str], model: str) -> tup
     return options[chosen.probabilities.index(p)] if p else "", p
 
 
-def find(answer: str | int, options: Sequence[str]) -> int:
+def find(answer: Any, options: Sequence[str]) -> int:
     """The index of the right option, given as its text, its letter (`B`, `(B)`) or its index from 0.
 
     Raises ValueError when it is none of them.
     """
+    if isinstance(answer, bool):
+        answer = "yes" if answer else "no"
     if isinstance(answer, int):
         if 0 <= answer < len(options):
             return answer
-    else:
+    elif isinstance(answer, str):
         plain = [option.strip().casefold() for option in options]
         if answer.strip().casefold() in plain:
             return plain.index(answer.strip().casefold())

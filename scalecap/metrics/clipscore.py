@@ -16,14 +16,15 @@ _one_at_a_time = threading.Lock()
 async def clipscore(captions: Columns, image: Image, *, weights: str, words: int | None = None) -> Measures:
     """2.5 · max(cos, 0) between picture and caption (Hessel et al. 2021, arXiv 2104.08718).
 
-    CLIP reads 77 tokens or as many as the model was made for; the share of captions that are longer,
-    and so not read to their end, is `cut`.
+    As there, a caption is read after the words "A photo depicts". CLIP reads 77 tokens or as many as the
+    model was made for; the share of captions that are longer, and so not read to their end, is `cut`.
 
     Args:
         weights: a hub name or local folder of a CLIP model; runs on a GPU if there is one.
     """
     told = dict(texts(captions, words))
-    scores = await asyncio.to_thread(_score, weights, image, list(told.values())) if told else []
+    read = [f"A photo depicts {caption}" for caption in told.values()]
+    scores = await asyncio.to_thread(_score, weights, image, read) if read else []
     return {name: {"score": score, "cut": int(cut)} for name, (score, cut) in zip(told, scores, strict=True)}
 
 
@@ -31,7 +32,10 @@ def _score(weights: str, image: Image, captions: list[str]) -> list[tuple[float,
     import torch
 
     with _one_at_a_time, torch.inference_mode():
-        model, processor = _clip(weights)
+        loaded = _clip(weights)
+        if isinstance(loaded, ValueError):
+            raise loaded
+        model, processor = loaded
         most = model.config.text_config.max_position_embeddings
         lengths = [len(ids) for ids in processor.tokenizer(captions)["input_ids"]]
         inputs = processor(
@@ -49,7 +53,7 @@ def _score(weights: str, image: Image, captions: list[str]) -> list[tuple[float,
 
 @cache
 def _clip(weights: str) -> Any:
-    """Model and processor; ValueError when they can't be had."""
+    """Model and processor; why they can't be had, so that not every row tries again."""
     from scalecap.engines.children import mend
 
     try:
@@ -60,7 +64,7 @@ def _clip(weights: str) -> Any:
         model = transformers.CLIPModel.from_pretrained(weights).eval()
         processor = transformers.CLIPProcessor.from_pretrained(weights, backend="pil")
     except ImportError as error:
-        raise ValueError(f'needs the module {error.name}: pip install "scalecap[cpu]"') from error
+        return ValueError(f'needs the module {error.name}: pip install "scalecap[cpu]"')
     except (OSError, ValueError) as error:
-        raise ValueError(f"weights: can't load a CLIP model from {weights}: {error}") from error
+        return ValueError(f"weights: can't load a CLIP model from {weights}: {error}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor

@@ -25,16 +25,17 @@ def density(
     for name, caption in texts({**(before or {}), **captions}, words):
         told = [caption[start:end].lower() for start, end in clauses.words(caption)]
         grams = [tuple(told[at : at + 4]) for at in range(len(told) - 3)]
+        says = _content(caption)
         measured[name] = {
-            "words": len(told),
+            "words": len(caption.split()),
             "sentences": len(split_sentences(caption)),
-            "content": len(_content(caption)),
+            "content": len(says),
             "objects": len(nouns(caption)),
             "variety": {"count": len(set(told)), "of": len(told)},
             "repetition": {"count": len(grams) - len(set(grams)), "of": len(grams)},
         }
         if initial is not None:
-            measured[name]["new"] = len(_content(caption) - known)
+            measured[name]["new"] = len(says - known)
     return measured
 
 

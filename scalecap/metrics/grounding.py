@@ -1,13 +1,17 @@
 """How much of a caption a model finds in the picture."""
 
+import re
 from typing import Any, ClassVar
 
 from scalecap.metrics import share, texts
 from scalecap.prompts import Template
 from scalecap.stages import Ask, Columns, Image, Measures, Role, Sampling, stage, together
 from scalecap.stages.split_sentences import split_sentences
+from scalecap.stages.verify import probability
 
 GREEDY = Sampling(temperature=0, max_tokens=256)
+_MARK = re.compile(r"\s*(?:[-*•]\s*|\d+[.)]\s+)")
+"""Of a list's item: "- ", "1. ", not the number in "3 dogs"."""
 
 
 @stage(side=["answers"])
@@ -30,7 +34,7 @@ class Grounding:
         words: int | None = None,
         model: Role = "judge",
     ) -> None:
-        self.prompt, self.claims, self.threshold = prompt, claims, threshold
+        self.prompt, self.claims, self.threshold = prompt, claims, probability(threshold)
         self.words, self.model = words, model
 
     async def __call__(
@@ -62,5 +66,5 @@ class Grounding:
     async def _take_apart(self, ask: Ask, sentence: str, prompt: Template) -> list[str]:
         """The claims of a sentence; itself when the judge names none."""
         reply = await ask.generate(prompt.render(text=sentence), model=self.model, sampling=GREEDY)
-        lines = [line.strip().lstrip("-*•0123456789.) ").strip() for line in reply.text.splitlines()]
+        lines = [_MARK.sub("", line).strip() for line in reply.text.splitlines()]
         return [line for line in lines if line] or [sentence]

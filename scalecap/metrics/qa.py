@@ -2,6 +2,7 @@
 
 import re
 import string
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from scalecap.metrics import choices, texts
@@ -15,10 +16,10 @@ SHORT = Sampling(temperature=0, max_tokens=64)
 class Qa:
     """One question a row, answered from the caption alone: among options by letter, else in a few words.
 
-    With `options` (a list, or a mapping of letters to texts) the answer is the likeliest letter, right
-    when it is `answer` (its text, letter or index). Without, a short answer is written and is right
-    when it equals `answer`, or one of a list of them, after `plain` (Qiao et al. 2024, "Prism", arXiv
-    2406.14544, leaves the reading to one language model, as here).
+    With `options` (a list, or a mapping of letters to texts, null where there is none) the answer is the
+    likeliest letter, right when it is `answer` (its text, letter or index). Without, a short answer is
+    written and is right when it equals `answer`, or one of a list of them, after `plain` (Qiao et al. 2024,
+    "Prism", arXiv 2406.14544, leaves the reading to one language model, as here).
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("caption", "question", "options")}
@@ -31,7 +32,10 @@ class Qa:
     ) -> tuple[Measures, list[dict[str, Any]]]:
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
-        offered = list(map(str, options.values() if isinstance(options, dict) else options or []))
+        if isinstance(options, Mapping):
+            answer = options.get(answer, answer) if isinstance(answer, str) else answer
+            options = [options[letter] for letter in sorted(options) if options[letter] is not None]
+        offered = list(map(str, options or []))
         for name, caption in texts(captions, self.words):
             prompt = self.prompt.render(
                 caption=caption, question=question, options=choices.listed(offered) if offered else ""
@@ -51,7 +55,7 @@ class Qa:
 
 def extract(reply: str) -> str:
     """The answer in a reply: what follows its last "answer is" or "answer:", else its first line."""
-    after = re.split(r"\banswer(?:\s+is|\s*:)\s*:?", reply, flags=re.IGNORECASE)[-1]
+    after = re.split(r"\banswer(?:\s+is\b|\s*:)\s*:?", reply, flags=re.IGNORECASE)[-1]
     lines = [line.strip() for line in after.splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else ""
 

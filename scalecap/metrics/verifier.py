@@ -9,8 +9,9 @@ from scalecap.intervals import DRAWS, Interval
 from scalecap.metrics import records, share
 from scalecap.prompts import Template
 from scalecap.stages import Ask, Image, Measures, Role, stage, together
+from scalecap.stages.verify import probability
 
-TRUE = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+TRUE = {"true": True, "yes": True, "1": True, "1.0": True} | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
 def quality(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
@@ -67,14 +68,14 @@ class Verifier:
     Statements are a column `statements` of {text, label}, or one a row in `text` and `label`; a label is
     true or false, yes or no, 1 or 0. `accuracy` counts statements on the right side of `threshold`,
     `true_accepted` and `false_refused` those of either label; over all rows come `balanced_accuracy`,
-    `auc`, `calibration_error` and the `best_threshold`. Yes/no sets such as POPE (Li et al. 2023, arXiv
-    2305.10355) are asked with the prompt `{{ text }}`.
+    `auc`, `calibration_error` and the `best_threshold`. In yes/no sets such as POPE (Li et al. 2023, arXiv
+    2305.10355) the text is the question.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",)}
 
     def __init__(self, *, prompt: Template, threshold: float = 0.5, model: Role = "vlm") -> None:
-        self.prompt, self.threshold, self.model = prompt, threshold, model
+        self.prompt, self.threshold, self.model = prompt, probability(threshold), model
 
     def check(self, columns: Sequence[str]) -> str | None:
         if "statements" in columns or {"text", "label"} <= set(columns):

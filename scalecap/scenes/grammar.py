@@ -99,14 +99,9 @@ _BESIDE = re.compile(r"\bnext to (?:the|an?) (?:\w+ )?(\w+)\b|\bnext to (?:\w+ )
 _WORD = re.compile(r"[a-z]+|[,;:]")
 
 
-def read(text: str) -> tuple[list[Claim], int]:
-    """Read a caption into claims.
-
-    Returns:
-        The claims, one a thing and sentence, and how many sentences could not be read at all.
-    """
-    told = sentences(text)
-    return [claim for claims in told for claim in claims], sum(not claims for claims in told)
+def read(text: str) -> list[Claim]:
+    """The claims of a caption, one a thing and sentence."""
+    return [claim for claims in sentences(text) for claim in claims]
 
 
 def sentences(text: str) -> list[list[Claim]]:

@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from scalecap.prompts import Template
-from scalecap.scenes.claims import Claim, facts, falsify
+from scalecap.scenes.claims import Claim, falsify, holds
 from scalecap.scenes.grammar import describe, introduce, noun, read, set_scene
 from scalecap.scenes.kinds import EXPECTED, KINDS, PLACES
 from scalecap.settings import CONF
+from scalecap.stages.parse_questions import ASKS
 
 Render = Callable[..., str]
 """A template: keyword variables in, prompt text out."""
 
-ASK = "Describe more details about the {}."
-ASK_WHERE = "Describe more details about the position of the {}."
+ASK = f"{ASKS} the {{}}."
+ASK_WHERE = f"{ASKS} the position of the {{}}."
 
 CAPTIONED, PLACED, CHECKED = 0.5, 3.0, 4.0
 """Weights of the tokens of a caption, few of which are certain, of an answer with a place, which is
@@ -117,7 +118,7 @@ def statements(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) 
 
 
 def _reads_true(text: str, truth: Mapping[str, Any]) -> bool:
-    return all(fact.true for claim in read(text)[0] for fact in facts(claim, truth))
+    return all(holds(claim, truth) for claim in read(text))
 
 
 class _Said(NamedTuple):
@@ -190,7 +191,7 @@ def listing(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], r
     """Turn a caption's things into instructions, each once, in order."""
     sentences = careless_caption(truth, rng).replace(". ", ".\n")
     asked: dict[str, str] = {}
-    for claim in read(sentences)[0]:
+    for claim in read(sentences):
         if claim.kind:
             many = claim.count is None and KINDS[claim.kind].plural in sentences.lower()
             asked.setdefault(claim.kind, noun(claim.kind, 2 if many else claim.count or 1))

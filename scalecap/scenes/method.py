@@ -23,6 +23,7 @@ from scalecap.engines import open_engine
 from scalecap.engines.base import Engine
 from scalecap.metrics.scenes import scenes
 from scalecap.run import process_engines, run
+from scalecap.scenes.kinds import KINDS
 from scalecap.settings import CONF, EngineSettings, ModelSettings, from_config
 from scalecap.summary import Summary
 
@@ -69,7 +70,7 @@ def variants() -> list[Variant]:
 
 
 def _values(values: str) -> list[str]:
-    return [f"+pipeline.steps.{step}.values={values}" for step in ("golden_sentences", "final_details")]
+    return [f"pipeline.steps.{step}.values={values}" for step in ("golden_sentences", "final_details")]
 
 
 class Line(NamedTuple):
@@ -145,22 +146,21 @@ def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> li
 
 def _told_apart(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Area under the ROC curve of the rating of first sentences in these rows, if it is one to compare."""
-    columns = {
-        "contrast": ("golden_sentences_scores", "contrast, raw logits"),
-        "contrast, log-probabilities": ("golden_sentences_scores", "contrast, log-probabilities"),
-        "verify": ("golden_sentences_scores", "P(yes)"),
+    labels = {
+        "contrast": "contrast, raw logits",
+        "contrast, log-probabilities": "contrast, log-probabilities",
+        "verify": "P(yes)",
     }
-    if name not in columns:
+    if name not in labels:
         return {}
-    column, label = columns[name]
     rated = [
         (_value(score), scenes({"it": score["text"]}, row["truth"])["it"])
         for row in rows
-        for score in row[column]
+        for score in row["golden_sentences_scores"]
     ]
     true = [value for value, said in rated if said["true"] and not said["wrong"]]
     wrong = [value for value, said in rated if said["wrong"]]
-    return {label: area(true, wrong)}
+    return {labels[name]: area(true, wrong)}
 
 
 def _value(score: Mapping[str, Any]) -> float:
@@ -175,15 +175,16 @@ def area(high: Sequence[float], low: Sequence[float]) -> float:
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
-def page(lines: Sequence[Line], told: Mapping[str, float], count: int, seed: int) -> str:
+def page(lines: Sequence[Line], areas: Mapping[str, float], count: int, seed: int) -> str:
     """README of the results."""
     rows = [
         f"| {line.pipeline} | {line.caption} | {line.wrong:.2f} | {line.true:.2f} | {line.words:.1f} "
         f"| {line.requests:.1f} | {line.tokens:,.0f} |"
         for line in lines
     ]
-    ratings = [f"| {name} | {value:.3f} |" for name, value in told.items()]
-    return PAGE.format(count=count, seed=seed, rows="\n".join(rows), ratings="\n".join(ratings))
+    ratings = [f"| {name} | {value:.3f} |" for name, value in areas.items()]
+    told = {"rows": "\n".join(rows), "ratings": "\n".join(ratings)}
+    return PAGE.format(count=count, seed=seed, kinds=len(KINDS), **told)
 
 
 PAGE = """# The method on the embedded world
@@ -217,8 +218,8 @@ curve; 0.5 is chance):
 
 The embedded model was taught yes/no checks, questions, answers, collecting and fusing; nothing was taught for
 the contrastive rating, which needs nothing of the kind. Its questions were taught on whole captions and are
-asked here sentence by sentence. It is a model of six million parameters in a world of 64 things: what helps
-it need not help a large model, and the other way round.
+asked here sentence by sentence. It is a model of six million parameters in a world of {kinds} things: what
+helps it need not help a large model, and the other way round.
 """
 
 

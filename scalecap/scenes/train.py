@@ -268,7 +268,7 @@ class Pupil:
             Mean losses of captions, answers with places and text; the shares of checks, judgements
             and kinds that are right.
         """
-        packed = self._packed(packer, [(lessons, True) for lessons in about])
+        packed = self._packed(packer, [(each, True) for each in about])
         images = normalise([render(scene) for scene in scenes]).to(self.device)
         merged = see(self.model.model.visual, images)
         logits, targets, weights, middle = predict(self.model, packed, merged)

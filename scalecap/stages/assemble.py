@@ -17,8 +17,8 @@ class Assemble:
     """Sentences, each with its details after it, then other details; what repeats is left out.
 
     No model is asked, so nothing is lost, changed or made up, however weak the models are. A sentence
-    repeats an earlier one when its words (but for articles, "there" and forms of be) stand in it in
-    the same order. With no sentence and no detail it is `initial`, marked "fallback".
+    repeats an earlier one when its words (but for articles, "there" and forms of be) stand in it side
+    by side in the same order. With no sentence and no detail it is `initial`, marked "fallback".
     """
 
     role: ClassVar[None] = None
@@ -61,5 +61,4 @@ def _words(sentence: str) -> list[str]:
 
 
 def _within(gist: list[str], other: list[str]) -> bool:
-    rest = iter(other)
-    return all(word in rest for word in gist)
+    return any(other[at : at + len(gist)] == gist for at in range(len(other)))

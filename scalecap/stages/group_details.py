@@ -14,7 +14,13 @@ def group_details(sentences: list[str], about: list[dict[str, Any]], checks: Col
     of their answers, or of several, each of which read what the one before it kept.
     """
     blocks: list[dict[str, Any]] = [{"sentence": sentence, "details": []} for sentence in sentences]
-    for asked, score in zip(about, chain(list(checks.values())), strict=True):
+    answered = chain(list(checks.values()))
+    if len(about) != len(answered):
+        raise ValueError(
+            f"{len(about)} questions and {len(answered)} checked texts: `checks` must begin with a check of"
+            " their answers"
+        )
+    for asked, score in zip(about, answered, strict=True):
         if score is not None:
             detail = {"object": asked["object"], "position": asked["position"], **score}
             blocks[asked["sentence"]]["details"].append(detail)

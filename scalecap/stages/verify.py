@@ -32,10 +32,8 @@ class Verify:
         model: Role = "vlm",
         sampling: Sampling | None = None,
     ) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold: {threshold} is no probability (0 to 1)")
         self.prompts = [prompt, *(ensemble or [])]
-        self.threshold, self.mode = threshold, mode
+        self.threshold, self.mode = probability(threshold), mode
         self.model, self.sampling = model, sampling
 
     async def __call__(
@@ -60,7 +58,14 @@ class Verify:
         return {"text": text, "p_yes": p_yes, "kept": p_yes >= self.threshold}
 
 
+def probability(threshold: float) -> float:
+    """A threshold that makes sense; ValueError for another."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: {threshold} is no probability (0 to 1)")
+    return threshold
+
+
 def says_yes(reply: str) -> bool:
     """Whether the reply's first word is yes, whatever its case and marks around it."""
-    word = re.search(r"\w+", reply)
+    word = re.search(r"[^\W_]+", reply)
     return word is not None and word.group().casefold() == "yes"

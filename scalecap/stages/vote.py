@@ -14,7 +14,7 @@ def vote(checks: Columns, *, at_least: int | None = None) -> tuple[list[str], li
     kept, remains, votes}, votes being each check's.
     """
     if at_least is not None and not 1 <= at_least <= len(checks):
-        raise ValueError(f"at_least: {at_least} of {len(checks)} checks")
+        raise ValueError(f"at_least: {at_least} of {len(checks)} checks: write 1 to {len(checks)}, or null")
     texts = {name: [score["text"] for score in scores] for name, scores in checks.items()}
     (first, reference), *others = texts.items()
     for name, other in others:

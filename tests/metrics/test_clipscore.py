@@ -25,7 +25,10 @@ async def test_the_score_is_the_models_own(weights):
     processor = transformers.CLIPProcessor.from_pretrained(weights, backend="pil")
     for seed in range(3):
         inputs = processor(
-            text=["a cat", "dog"], images=picture(seed).pixels, return_tensors="pt", padding=True
+            text=["A photo depicts a cat", "A photo depicts dog"],
+            images=picture(seed).pixels,
+            return_tensors="pt",
+            padding=True,
         )
         with torch.inference_mode():
             cosines = model(**inputs).logits_per_image[0] / model.logit_scale.exp()

@@ -90,6 +90,7 @@ async def test_captions_are_cut_to_equal_length(asking):
         ("text", "no list of records"),
         (None, "no list of records"),
         ([{"question": "?"}], "record 0 has no answer, category"),
+        ({"question": ["?"], "answer": []}, "have other lengths: {'question': 1, 'answer': 0}"),
         (["text"], "record 0 has no question, answer, category"),
     ],
 )
@@ -172,6 +173,18 @@ async def test_qa_among_options(asking):
         ask, captions={"a": "b"}, question="How many?", options={"A": "one", "B": "two"}, answer="one"
     )
     assert measured["a"]["accuracy"] == 0
+    lettered = {"C": None, "B": "two", "A": "one"}
+    measured, _ = await Qa(prompt=PICK)(
+        ask, captions={"a": "b"}, question="How many?", options=lettered, answer="B"
+    )
+    assert measured["a"]["accuracy"] == 1
+
+
+async def test_more_options_than_letters_are_refused(asking):
+    with pytest.raises(ValueError, match="27 options: there are letters for 26"):
+        await Qa(prompt=PICK)(
+            asking(reader).ask, captions={"a": "b"}, question="?", options=list(map(str, range(27))), answer=0
+        )
 
 
 async def test_qa_in_words(asking):
@@ -193,6 +206,7 @@ async def test_qa_in_words(asking):
         ("\n\n 3.5 m\nbecause", "3.5 m"),
         ("", ""),
         ("answer is", ""),
+        ("The answer isn't told.", "The answer isn't told"),
     ],
 )
 def test_the_answer_in_a_reply(reply, answer):
@@ -220,10 +234,23 @@ def test_the_right_option(answer, index):
     assert find(answer, ["red", "blue"]) == index
 
 
-@pytest.mark.parametrize("answer", ["green", "C", 2, -1, ""])
+def test_true_and_false_are_yes_and_no():
+    assert [find(answer, ["yes", "no"]) for answer in (True, False)] == [0, 1]
+
+
+@pytest.mark.parametrize("answer", ["green", "C", 2, -1, "", None, 1.0, ["red"]])
 def test_an_answer_that_is_no_option(answer):
     with pytest.raises(ValueError, match="none of the options"):
         find(answer, ["red", "blue"])
+
+
+async def test_claims_keep_their_numbers_and_lists_of_texts_their_items(asking, image):
+    claims = "1. A dog runs.\n- 3 cats sleep.\n3.5 m tall"
+    asked = asking(lambda request: 0.9 if "True?" in request.prompt.text else claims)
+    stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"), words=99)
+    _, answers = await stage(asked.ask, captions={"a": ["A sign", "A cat"]}, image=image)
+    assert asked.texts[:2] == ["Split: A sign", "Split: A cat"]
+    assert [each["text"] for each in answers] == ["A dog runs.", "3 cats sleep.", "3.5 m tall"]
 
 
 async def test_grounding_counts_sentences(asking, image):

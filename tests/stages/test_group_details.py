@@ -50,5 +50,5 @@ def test_a_second_check_read_what_the_first_left():
 def test_checks_that_did_not_follow_each_other_are_an_error():
     with pytest.raises(ValueError, match="kept 1 texts and the next one read 2"):
         chain([[score("a"), score("b", False)], [score("a"), score("b")]])
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="4 questions and 1 checked texts"):
         group_details(["A cat."], ASKED, {"first": [score("a")]})

@@ -105,6 +105,7 @@ def test_a_threshold_is_a_probability(threshold):
         ("yes", True),
         ("YES.", True),
         ("  **Yes**, clearly", True),
+        ("_Yes_", True),
         ("no", False),
         ("No, his eyes are closed", False),
         ("Yesterday", False),
