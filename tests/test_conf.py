@@ -210,8 +210,8 @@ def test_seed_prompts_are_the_seeds(compose: Compose):
         "Your task is to convert each Object mentioned in a given sentence into a corresponding instruction,"
         ' and all the resulting instructions are output as "Describe more details about the [Object]".'
         " Ensure your instructions do not cover the raw question, options, or thought process of answering"
-        " the instructions. You should ignore the Objects that appear in some inferences, such as the sentences"
-        " that begins with 'it might be' or 'there are probably'.\n"
+        " the instructions. You should ignore the Objects that appear in some inferences, such as the"
+        " sentences that begins with 'it might be' or 'there are probably'.\n"
     )
     assert prompts["fuse"] == (
         "Basic Context:\n{{ context }}\nObject Information:\n{{ object_info }}\n"

@@ -24,12 +24,8 @@ async def test_the_score_is_the_models_own(weights):
     model = transformers.CLIPModel.from_pretrained(weights).eval()
     processor = transformers.CLIPProcessor.from_pretrained(weights, backend="pil")
     for seed in range(3):
-        inputs = processor(
-            text=["A photo depicts a cat", "A photo depicts dog"],
-            images=picture(seed).pixels,
-            return_tensors="pt",
-            padding=True,
-        )
+        read = ["A photo depicts a cat", "A photo depicts dog"]
+        inputs = processor(text=read, images=picture(seed).pixels, return_tensors="pt", padding=True)
         with torch.inference_mode():
             cosines = model(**inputs).logits_per_image[0] / model.logit_scale.exp()
         found = await clipscore({"a": "a cat", "b": ["dog"], "c": None}, picture(seed), weights=weights)
