@@ -46,12 +46,6 @@ class Count:
     marks: Counter[str] = field(default_factory=Counter)
     """How often each flag was set: truncated, looping, shortened, fallback …"""
 
-    def save(self, reply: Reply) -> Reply:
-        """Count the tokens of a reply that was not computed for the request that it answers."""
-        self.reused_prompt_tokens += reply.usage.prompt_tokens
-        self.reused_generated_tokens += reply.usage.generated_tokens
-        return reply
-
     def __add__(self, other: "Count") -> "Count":
         return Count(
             self.requests + other.requests,
@@ -123,23 +117,28 @@ class Asked:
     async def send(self, role: str, request: Request, step: str) -> Reply:
         """The reply, from the cache, an equal request in flight or the engine; raises EngineError."""
         engine = self.engines[role]
-        count = self.counts.steps[step]
-        count.requests += 1
+        self.counts.steps[step].requests += 1
         name = key(engine.identity, request)
         task = self._flying.get(name)
         if task is not None:
-            count.reused += 1
             # One that gives up must not take the reply from the others who wait for it.
-            return count.save(await asyncio.shield(task))
+            return self._reuse(step, await asyncio.shield(task))
         if self.cache and (kept := self.cache.get(name)):
-            count.reused += 1
-            return count.save(kept)
-        task = asyncio.create_task(self._compute(engine, name, request, count))
+            return self._reuse(step, kept)
+        task = asyncio.create_task(self._compute(engine, name, request, step))
         self._flying[name] = task
         task.add_done_callback(lambda _: self._flying.pop(name))
         return await asyncio.shield(task)
 
-    async def _compute(self, engine: Engine, name: str, request: Request, count: Count) -> Reply:
+    def _reuse(self, step: str, reply: Reply) -> Reply:
+        """Count a reply that was not computed for the request that it answers."""
+        count = self.counts.steps[step]
+        count.reused += 1
+        count.reused_prompt_tokens += reply.usage.prompt_tokens
+        count.reused_generated_tokens += reply.usage.generated_tokens
+        return reply
+
+    async def _compute(self, engine: Engine, name: str, request: Request, step: str) -> Reply:
         reply: Reply
         match request:
             case Generate():
@@ -152,6 +151,7 @@ class Asked:
         if tokens > self._longest.get(engine.identity, -1):
             self._longest[engine.identity] = tokens
             self.longer.set()
+        count = self.counts.steps[step]  # not before: an actor hands its counts over in between
         count.prompt_tokens += reply.usage.prompt_tokens
         count.cached_tokens += reply.usage.cached_tokens
         count.generated_tokens += reply.usage.generated_tokens

@@ -9,12 +9,16 @@ import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData
 from omegaconf import OmegaConf
 
+from scalecap.data.files import public
 from scalecap.intervals import is_part
 from scalecap.report.folder import Row, Run
 
-SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
+SIZES = (
+    *((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")),
+    *((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (1e10, "1B<n<10B"), (1e11, "10B<n<100B")),
+)
 """Fewer rows than this, and how the hub calls so many."""
-MORE = "n>10M"
+MORE = "100B<n<1T"
 LOOKED = 1000
 """Rows looked through for one to show."""
 
@@ -41,13 +45,12 @@ def card(run: Run, repo: str, licence: str, columns: pa.Schema) -> DatasetCard:
 
 def _pictures(run: Run, columns: pa.Schema) -> str:
     """Whether the pictures are in the data set."""
-    image = (run.config.get("data") or {}).get("image", "image")
-    if image not in columns.names:
+    if run.image not in columns.names:
         return "The pictures are not in it."
-    kind = columns.field(image).type
+    kind = columns.field(run.image).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return f"The pictures are in the column {code(image)}."
-    return f"The pictures are not in it; the column {code(image)} names them."
+        return f"The pictures are in the column {code(run.image)}."
+    return f"The pictures are not in it; the column {code(run.image)} names them."
 
 
 def _parts(run: Run, repo: str, licence: str, pictures: str) -> Iterator[str]:
@@ -66,11 +69,11 @@ def _parts(run: Run, repo: str, licence: str, pictures: str) -> Iterator[str]:
             " may each set their own."
         )
     yield from _counts(told)
-    if shown := next(filter(None, map(run.caption_column, _good(run))), None):
-        row = next(_good(run))
+    captions = ((column, row[column]) for row in _good(run) if (column := run.caption_column(row)))
+    if shown := next((each for each in captions if each[1]), None):
         yield "## A row"
-        yield f"Its column {code(shown)}:"
-        yield fenced(str(row[shown]))
+        yield f"Its column {code(shown[0])}:"
+        yield fenced(str(shown[1]))
     if told.get("metrics"):
         yield "## Measured"
         yield from _metrics(told["metrics"])
@@ -81,7 +84,7 @@ def _parts(run: Run, repo: str, licence: str, pictures: str) -> Iterator[str]:
         yield f"### {code(name)}"
         yield from _step(step)
     yield "The command:"
-    yield fenced(str(told.get("command", "")))
+    yield fenced(public(str(told.get("command", ""))))
     yield _table(("library", "version"), list(told.get("versions", {}).items()))
 
 

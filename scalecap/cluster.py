@@ -40,7 +40,8 @@ class Actor:
     def __init__(self, settings: Settings, columns: Mapping[str, str] | None, folder: str) -> None:
         with suppress(OSError):
             os.chdir(folder)  # relative paths start where the run was started
-        sys.path[:0] = [each for each in (folder,) if each not in sys.path]
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
         self._settings = settings
         self._pipeline = Pipeline.build(
             settings.pipeline.steps,
@@ -71,7 +72,8 @@ class Actor:
         finished = await self._pipeline.take(row, self._asked, self._pictures)
         counts, self._asked.counts = self._asked.counts, Counts()
         # The row is known where it comes from.
-        return replace(finished, row=replace(row, open_image=_gone)), counts, self._asked.rows()
+        left = replace(row, open_image=_gone, read_image=None)
+        return replace(finished, row=left), counts, self._asked.rows()
 
 
 def _gone() -> Any:
@@ -88,7 +90,9 @@ class Cluster:
         self._rows = list(rows)
         self._open = [0] * len(actors)
         self._away: dict[int, asyncio.Task[None]] = {}
-        """Actors that died, each with what waits for it to come back."""
+        """Actors that died, each with what waits for it to come back; done where it is no use any more."""
+        self._useless = ""
+        """Why one that came back can't be used."""
         self._settings = settings
         self._counts = counts
         self.changed = asyncio.Event()
@@ -124,10 +128,13 @@ class Cluster:
 
     async def _freest(self) -> int:
         """EngineDead when all actors stay away for `engine.timeout` seconds."""
-        if len(self._away) == len(self._actors):
+        while len(self._away) == len(self._actors):
+            waiting = [task for task in self._away.values() if not task.done()]
+            if not waiting:
+                raise EngineDead(self._useless)
             seconds = self._settings.engine.timeout
-            await asyncio.wait(self._away.values(), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if len(self._away) == len(self._actors):
+            ended, _ = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not ended:
                 raise EngineDead(f"all actors have been away for {seconds:g} s (engine.timeout)")
         there = [at for at in range(len(self._actors)) if at not in self._away]
         return min(there, key=lambda at: self._open[at] / self._rows[at])
@@ -140,6 +147,10 @@ class Cluster:
                     await self._actors[at].open.remote()
                 except died:
                     continue
+                except EngineError as error:
+                    self._useless = _said(error)
+                    log.warning("actor %d is back and can't open its engine: %s", at, self._useless)
+                    return
                 del self._away[at]
                 self.changed.set()
                 return

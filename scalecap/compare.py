@@ -33,9 +33,11 @@ COSTS = {
 }
 """Columns of tokens, as if no reply had been reused, by their names in `summary.json`."""
 
-LOWER = frozenset(["wrong", "chair_i", "chair_s", "repetition", "unread", "calibration_error"])
+LOWER = frozenset(
+    ["wrong", "chair_i", "chair_s", "repetition", "unread", "unanswered", "cut", "calibration_error"]
+)
 """Measures of which the lowest is best."""
-NEITHER = frozenset(["words", "sentences", "best_threshold"])
+NEITHER = frozenset(["words", "sentences", "statements", "best_threshold"])
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Comparison:
     ) -> None:
         self.runs = list(runs)
         self.objective = objective
+        self._aim = (objective or "").lstrip("-")
+        self.costs = tuple(COSTS)
         values = {run.name: _values(run) for run in runs}
         self._means = {
             run: {name: found for name, pairs in each.items() if (found := mean(list(pairs.values())))}
@@ -113,7 +117,7 @@ class Comparison:
                 self._means[run.name].setdefault(name, Interval(**told))
         self.baseline = self._baseline(baseline, values)
         self.names = self._names(values)
-        if objective and objective.lstrip("-") not in self.names and self.baseline:
+        if objective and self._aim not in self.names and self.baseline:
             raise FolderError(f"no run has objective={objective}; {nearest(objective, self.names)}")
         self.lines = [Line(run, self._numbers(run, values)) for run in runs]
 
@@ -129,8 +133,7 @@ class Comparison:
         found = dict.fromkeys(name for each in values.values() for name in each)
         found |= dict.fromkeys(name for each in self._means.values() for name in each)
         metrics = {name for run in self.runs for name in run.summary.get("metrics", {})}
-        first = (self.objective or "").lstrip("-")
-        return sorted(found, key=lambda name: (name != first, name not in metrics, name == "words"))
+        return sorted(found, key=lambda name: (name != self._aim, name not in metrics, name == "words"))
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -148,11 +151,10 @@ class Comparison:
         before: set[str] = set()
         for run in self.runs:
             before.update((run.config.get("evaluate") or {}).get("before") or [])
-        first = (self.objective or "").lstrip("-")
         return [
             name
             for name in self.names
-            if name == first or not (is_part(name) or before.intersection(name.split(".")[1:2]))
+            if name == self._aim or not (is_part(name) or before.intersection(name.split(".")[1:2]))
         ]
 
     def _numbers(self, run: Run, values: dict[str, dict[str, dict[str, Pair]]]) -> dict[str, Number]:
@@ -170,8 +172,7 @@ class Comparison:
         return found
 
     def _is_best(self, name: str, value: float) -> bool:
-        first = (self.objective or "").lstrip("-")
-        if name != first if first else name not in self.metrics:
+        if name != self._aim if self._aim else name not in self.metrics:
             return False
         means = [each[name].mean for each in self._means.values() if name in each]
         measure = name.rpartition(".")[2]
@@ -189,11 +190,8 @@ class Comparison:
     @property
     def shared(self) -> list[str]:
         """What was asked of all of them."""
-        return [f"{key}={value}" for key, value in self._first.items() if key not in self.overrides]
-
-    @property
-    def _first(self) -> dict[str, str]:
-        return self.runs[0].overrides if self.runs else {}
+        first = self.runs[0].overrides if self.runs else {}
+        return [f"{key}={value}" for key, value in first.items() if key not in self.overrides]
 
     @property
     def notes(self) -> list[str]:
@@ -232,20 +230,17 @@ class Comparison:
             lines.append(f"  {path}")
         return "\n".join(lines)
 
-    def _heads(self, names: Sequence[str]) -> list[str]:
-        return ["job", *self.overrides, "rows", *names, *COSTS, "computed", "seconds"]
-
-    def _cells(self, line: Line, names: Sequence[str], *, empty: str = "") -> Iterator[str]:
+    def _cells(self, line: Line, names: Sequence[str]) -> Iterator[str]:
         yield line.run.name + (" (baseline)" if line.run is self.baseline and len(self.runs) > 1 else "")
-        yield from (brief(line.run.overrides.get(key, empty)) for key in self.overrides)
+        yield from (brief(line.run.overrides.get(key, "")) for key in self.overrides)
         done, failed = line.rows
         status = "" if line.run.status == "finished" else f"{line.run.status}: {line.run.reason}".rstrip(": ")
         counted = f"{done:,}" + (f", {failed:,} failed" if failed else "")
         yield status if not done else counted + (f" ({status})" if status else "")
-        yield from (_shown(line.numbers.get(name), empty) for name in names)
-        yield from (empty if (cost := line.cost(name)) is None else f"{cost:,}" for name in COSTS)
-        yield f"{line.requests[0]:,} of {line.requests[1]:,} requests" if line.requests else empty
-        yield empty if line.seconds is None else f"{line.seconds:.1f}"
+        yield from (_shown(line.numbers.get(name)) for name in names)
+        yield from ("" if (cost := line.cost(name)) is None else f"{cost:,}" for name in COSTS)
+        yield f"{line.requests[0]:,} of {line.requests[1]:,} requests" if line.requests else ""
+        yield "" if line.seconds is None else f"{line.seconds:.1f}"
 
     def screen(self) -> str:
         """The table in brief, for a terminal: as many numbers as its width takes, at least one."""
@@ -280,7 +275,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """The told numbers as a table in Markdown."""
-        heads = self._heads(self.told)
+        heads = ["job", *self.overrides, "rows", *self.told, *COSTS, "computed", "seconds"]
         lines = ["# Comparison", "", _row(heads), "| --- " * len(heads) + "|"]
         lines += [_row(self._cells(line, self.told)) for line in self.lines]
         return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in self.notes), ""])
@@ -315,9 +310,9 @@ def _values(run: Run) -> dict[str, dict[str, Pair]]:
     return found
 
 
-def _shown(number: Number | None, empty: str) -> str:
+def _shown(number: Number | None) -> str:
     if number is None:
-        return empty
+        return ""
     text = f"{'★ ' if number.best else ''}{shown(number.value.mean)} ({_range(number.value)})"
     if number.difference:
         sign = "+" if number.difference.mean >= 0 else ""
@@ -358,7 +353,9 @@ def main() -> None:
     parser.add_argument(
         "--objective", metavar="METRIC", help="mark the best of this one; --objective=-METRIC: the lowest"
     )
-    parser.add_argument("--to", type=Path, metavar="DIR", help="where to write (the folder, if only one)")
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR", help="where to write (DIR if there is one, else here)"
+    )
     arguments = parser.parse_args()
     to = arguments.to or (arguments.runs[0] if len(arguments.runs) == 1 else Path())
     try:

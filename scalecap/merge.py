@@ -14,15 +14,23 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from scalecap.asking import Count
 from scalecap.binding import PipelineError
+from scalecap.data import DataError
 from scalecap.data.shard import Shard, parse_shard
+from scalecap.data.sources import open_source, read_pictures
 from scalecap.journal import Journal, JournalError
 from scalecap.pipeline import Pipeline
 from scalecap.run import write
+from scalecap.settings import DataSettings, WriteSettings
 from scalecap.summary import Summary
 
 TOLD = 20
@@ -45,7 +53,8 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
     """Joins the shards' runs in a new run's folder.
 
     Raises:
-        MergeError: a shard is missing, twice there or not finished, configs differ, or a row is there twice.
+        MergeError: a shard is missing, twice there or not finished, configs differ, or a row is not there.
+        DataError: pictures are wanted (`write.image=bytes`) and the data can't be opened.
         JournalError: a folder holds no run, or one that is being written, or `to` can't be written.
     """
     with ExitStack() as stack:
@@ -58,13 +67,27 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
         whole = stack.enter_context(Journal(to, config))
         if len(whole.entries):
             raise MergeError(f"{to} already holds a run; give another --to=DIR")
-        by_number = {part.shard.number: part.journal for part in parts}
+        by_number = {part.shard.number: part for part in parts}
         rows = sum(part.journal.complete or 0 for part in parts)
         for index in range(rows):
-            for record in by_number[index % len(parts)].records([index]):
-                whole.append(record)
+            part = by_number[index % len(parts)]
+            record = next(part.journal.records([index]), None)
+            if record is None:
+                raise MergeError(
+                    f"row {index} is not in {part.folder}, whose journal is damaged: its own command makes it"
+                    " again"
+                )
+            whole.append(record)
         whole.finish(rows)
-        write(pipeline, whole, whole.entries, summary)
+        data, form = DataSettings(**config["data"]), _form(parts[0])
+        write(
+            pipeline,
+            whole,
+            whole.entries,
+            summary,
+            leave_out=data.image if form == "none" else None,
+            pictures=(data.image, partial(read_pictures, open_source(data))) if form == "bytes" else None,
+        )
         summary.write()
     return summary
 
@@ -98,6 +121,14 @@ def _shared_config(parts: Sequence[Part]) -> dict[str, Any]:
         if changes := Journal.differences(_whole(first.journal.config), _whole(part.journal.config)):
             raise MergeError(f"{first.folder} and {part.folder} had different configs ({changes})")
     return _whole(first.journal.config)
+
+
+def _form(part: Part) -> str:
+    """What `write.image` was."""
+    try:
+        return str(OmegaConf.load(part.folder / ".hydra" / "config.yaml").write.image)
+    except (OSError, YAMLError, OmegaConfBaseException):
+        return WriteSettings.image
 
 
 def _whole(config: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +194,7 @@ def main() -> None:
     command = shlex.join(["python", "-m", "scalecap.merge", *sys.argv[1:]])
     try:
         summary = merge(words.runs, words.to, command=command)
-    except (MergeError, JournalError, PipelineError, OSError) as error:
+    except (MergeError, JournalError, PipelineError, DataError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     print(summary.screen())
     sys.exit(summary.exit_code)

@@ -49,6 +49,7 @@ class Progress:
     def __enter__(self) -> Self:
         """Begins; needs a running event loop, which it keeps the bar going by."""
         self._loop = asyncio.get_running_loop()
+        self._begun = self._said = time.monotonic()
         self._bar.start()
         self._tick()
         return self

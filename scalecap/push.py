@@ -42,11 +42,12 @@ def lay_out(run: Path, repo: str, to: Path, *, licence: str = "unknown", link: b
         raise PushError(f"{run} has no data set: {run / 'dataset'} holds no parquet files")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise PushError(f"{to} is not empty: give a new folder as --to")
-    (to / "data").mkdir(parents=True)
     try:
-        card(found, repo, licence, pq.read_schema(shards[0])).save(to / "README.md")
+        page = card(found, repo, licence, pq.read_schema(shards[0]))
     except FolderError as error:
         raise PushError(str(error)) from error
+    (to / "data").mkdir(parents=True)
+    page.save(to / "README.md")
     for shard in shards:
         if link:
             (to / "data" / shard.name).symlink_to(shard.resolve())

@@ -94,6 +94,10 @@ def run(
                 raise RunError(
                     f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": ")
                 )
+            if taken := " and ".join(name for name in ("error", "flags") if name in source.columns):
+                summary.notes.append(
+                    f"The data's own {taken} are left out: the output has its own of that name."
+                )
             summary.notes += rows.notes()
             summary.reused = rows.reused
             image, form = settings.data.image, settings.write.image

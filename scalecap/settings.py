@@ -250,6 +250,8 @@ class Settings:
             )
         if self.resume not in ("same", "force"):
             found.append(f"resume={self.resume}: must be same or force")
+        if self.data.relative_to not in ("file", "cwd"):
+            found.append(f"data.relative_to={self.data.relative_to}: must be file or cwd")
         if self.write.image not in WRITTEN:
             found.append(
                 f"write.image={self.write.image}: no such form; {nearest(self.write.image, WRITTEN)}"

@@ -18,10 +18,16 @@ PAUSE = 0.25
 
 
 class Stalls:
-    """Watches the running loop from a thread of its own; a context manager. Each step is told once."""
+    """Watches the running loop from a thread of its own; a context manager.
+
+    Each module of stages is told once.
+    """
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        self._steps = {step.stage.unit.__module__: step for step in reversed(steps)}
+        self._steps: dict[str, list[Step]] = {}
+        """By module: a frame tells where the code is, and not for which step."""
+        for step in steps:
+            self._steps.setdefault(step.stage.unit.__module__, []).append(step)
         self._told: set[str] = set()
         self._ended = threading.Event()
 
@@ -48,11 +54,14 @@ class Stalls:
             frame = frame.f_back
         if frame is None:
             return
-        step = self._steps[frame.f_globals["__name__"]]
-        if step.name not in self._told:
-            self._told.add(step.name)
+        module = frame.f_globals["__name__"]
+        if module not in self._told:
+            self._told.add(module)
+            steps = self._steps[module]
+            names = " or ".join(step.name for step in steps)
+            stages = " or ".join(dict.fromkeys(step.stage.name for step in steps))
             log.warning(
                 "%s: the stage %s holds up all rows at %s:%d: work that takes long belongs in a thread"
                 " (await asyncio.to_thread(…)), and waiting in an await",
-                *(step.name, step.stage.name, frame.f_code.co_filename, frame.f_lineno),
+                *(names, stages, frame.f_code.co_filename, frame.f_lineno),
             )

@@ -87,6 +87,24 @@ async def test_equal_requests_in_flight_are_computed_once():
     assert len(world.requests) == 3  # no cache: what is not in flight is computed
 
 
+async def test_counts_handed_over_while_a_request_is_in_flight_lose_nothing():
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(_):
+        begun.set()
+        await release.wait()
+        return 0.5
+
+    world = World(slow)
+    waiting = [asyncio.create_task(world.ask.choose("a")) for _ in range(2)]
+    await begun.wait()
+    before, world.asked.counts = world.asked.counts, Counts()
+    release.set()
+    await asyncio.gather(*waiting)
+    whole = before.total + world.asked.counts.total
+    assert (whole.requests, whole.reused, whole.prompt_tokens, whole.reused_prompt_tokens) == (2, 1, 1, 1)
+
+
 async def test_who_gives_up_leaves_the_reply_to_the_others():
     release = asyncio.Event()
 

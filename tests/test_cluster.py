@@ -98,6 +98,22 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
     await asyncio.wait_for(made.changed.wait(), 5)
     assert made.rows() == 8
 
+    lame, well = Handle(errors.RayActorError()), Handle()
+
+    async def no_memory() -> None:
+        raise EngineError("no memory")
+
+    lame.open = SimpleNamespace(remote=no_memory)
+    made = Cluster([lame, well], [4, 4], compose(), Counts())
+    for index in range(2):
+        assert (await made.take(row(index))).error is None
+    await asyncio.sleep(0.01)
+    assert (await made.take(row(2))).error is None
+    well.error = errors.RayActorError()
+    well.open = lame.open
+    with pytest.raises(EngineDead, match=r"^no memory$"):
+        await made.take(row(3))
+
     alone = Cluster([dead], [4], replace(compose(), engine=EngineSettings(timeout=0.05)), Counts())
     dead.back, dead.error = False, errors.RayActorError()
     with pytest.raises(EngineDead, match="all actors have been away"):

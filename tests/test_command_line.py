@@ -112,6 +112,7 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ("max_failures=many", "max_failures=many: must be a count of rows, a share such as 5%, or null"),
         ("max_failures=101%", "max_failures=101%: must be a count of rows, a share such as 5%, or null"),
         ("resume=yes", "resume=yes: must be same or force"),
+        ("data.relative_to=cdw", "data.relative_to=cdw: must be file or cwd"),
         ("write.image=byte", "write.image=byte: no such form; nearest: bytes"),
         ("engine.name=vlm", "engine.name=vlm: no such engine; nearest: vllm"),
         ("runner.name=rai", "runner.name=rai: no such runner; nearest: ray"),

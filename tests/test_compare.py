@@ -101,10 +101,12 @@ def test_the_best_hallucinates_least_and_no_length_is_best(make: Make):
         run.summary["metrics"] |= {
             "scenes.final.chair_i": each,
             "scenes.final.words": each,
+            "capsbench.final.unanswered": each,
             "check.auc": each,
         }
     lines = Comparison(runs).lines
     assert [line.numbers["scenes.final.chair_i"].best for line in lines] == [False, True]
+    assert [line.numbers["capsbench.final.unanswered"].best for line in lines] == [False, True]
     assert not any(line.numbers["scenes.final.words"].best for line in lines)
     # What only all rows together have is told without a difference.
     assert [line.numbers["check.auc"].value.mean for line in lines] == [0.3, 0.2]
@@ -141,6 +143,19 @@ def test_a_job_that_failed_is_shown_as_failed_even_over_older_results(make: Make
     assert not found.lines[1].numbers
     assert "failed: threshold: 2 is no probability" in " ".join(found.screen().replace("\n", " ").split())
     assert r"threshold: 2 is no probability \| \<b\>" in found.markdown()
+
+
+def test_files_that_were_cut_off_are_as_if_not_there(make: Make):
+    run = make("0", [0.1, 0.2], "k=1")
+    (run.folder / ".hydra" / "overrides.yaml").write_text("- k=1\n- 'l=")
+    (run.folder / ".hydra" / "config.yaml").write_text("data: {image: [")
+    (run.folder / ".hydra" / "hydra.yaml").write_text("hydra: {")
+    run = Run(run.folder, "0")
+    assert (run.overrides, run.config, run.cwd) == ({}, {}, Path.cwd())
+    assert Comparison([run]).lines[0].rows == (2, 0)
+    (run.folder / "captions.jsonl").write_bytes(b'{"image": "\xff"}\n')
+    with pytest.raises(FolderError, match=r"line 1 of .*captions\.jsonl is not JSON"):
+        Comparison([run])
 
 
 def test_only_what_differs_has_a_column(make: Make):
@@ -221,8 +236,8 @@ def test_a_mistake_gives_one_clear_message(
 
 
 def test_jobs_are_in_the_order_of_their_numbers(make: Make, tmp_path: Path):
-    for number in (10, 9, 1):
-        make(str(number), [0.1])
-    assert [run.name for run in read_runs([tmp_path / "sweep"])] == ["1", "9", "10"]
+    for name in ("10", "9", "1", "10²"):
+        make(name, [0.1])
+    assert [run.name for run in read_runs([tmp_path / "sweep"])] == ["1", "9", "10", "10²"]
     with pytest.raises(FolderError):
         read_runs([tmp_path / "no"])

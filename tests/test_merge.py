@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from scalecap import merge as command
@@ -21,7 +22,7 @@ Compose = Callable[..., Settings]
 Rows = Callable[..., str]
 
 
-@pytest.mark.parametrize("text", ["3/3", "0/0", "1", "a/b", "-1/2", "1/2/3", "٣/٤x"])
+@pytest.mark.parametrize("text", ["3/3", "0/0", "1", "a/b", "-1/2", "1/2/3", "٣/٤"])
 def test_a_shard_that_makes_no_sense_is_one_message(text: str):
     with pytest.raises(DataError, match="counted from 0"):
         parse_shard(text)
@@ -106,6 +107,35 @@ def test_a_shard_that_did_not_end_is_named(shards: Callable[..., Path], tmp_path
     journal.write_text("".join(line for line in journal.open() if not line.startswith('{"complete"')))
     with pytest.raises(MergeError, match="not finished, so go on with it first: 1/2"):
         merge([folder], tmp_path / "whole")
+
+
+def test_a_damaged_journal_is_named(shards: Callable[..., Path], tmp_path: Path):
+    folder = shards("0/2", "1/2")
+    journal = folder / "1-of-2" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if line.startswith(b'{"index": 3,'))
+    lines[at] = b"\xff" * 40 + b"\n"
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(MergeError, match=r"row 3 is not in .*1-of-2, whose journal is damaged"):
+        merge([folder], tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", ["none", "bytes"])
+def test_pictures_are_written_as_the_shards_were_told(
+    rows: Rows, typed: Callable[..., int], tmp_path: Path, form: str
+):
+    data = rows(3)
+    for number in (0, 1):
+        words = ("data=jsonl", data, f"data.shard={number}/2", f"write.image={form}")
+        assert typed(*words, f"output=shards/{number}") == 0
+    merge([tmp_path / "shards"], tmp_path / "whole")
+    loaded = datasets.load_dataset(
+        str(tmp_path / "whole" / "dataset"), split="train", cache_dir=str(tmp_path)
+    )
+    if form == "none":
+        assert "image" not in loaded.column_names
+    else:
+        assert [each["image"].size for each in loaded] == [(30, 30)] * 3
 
 
 def test_shards_of_other_limits_or_of_grown_data_are_refused(shards: Callable[..., Path], tmp_path: Path):

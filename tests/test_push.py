@@ -86,6 +86,23 @@ def test_the_card_tells_how_it_was_made(ran: Callable[..., Path], pushed: Callab
         assert words in card.text
 
 
+def test_the_card_tells_no_secret_and_shows_a_row_that_has_a_caption(
+    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path
+):
+    folder = ran()
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    rows[0]["final_caption"] = None
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["command"] = "python -m scalecap 'data.path=https://me:secret@host/a.parquet?X-Sig=S' seed=1"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert pushed(folder, "me/dogs", "--to", tmp_path / "to") == 0
+    text = DatasetCard.load(tmp_path / "to" / "README.md").text
+    assert "python -m scalecap 'data.path=https://host/a.parquet' seed=1" in text
+    assert "A dog, brown." in text
+    assert "```\nNone\n```" not in text
+
+
 def test_a_caption_stays_text(ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path):
     folder = ran()
     hostile = "```\n---\nlicense: mit\n---\n# A heading\n<script>alert(1)</script>\n````\n![x](https://x/y)\n"
@@ -188,7 +205,7 @@ def test_pushing_again_replaces_the_shards(
 
 @pytest.mark.parametrize(
     ("error", "message"),
-    [(LocalTokenNotFoundError("none"), "hf auth login"), (ConnectionError("no route"), "no route")],
+    [(LocalTokenNotFoundError("none"), "hf auth login"), (RuntimeError("no route"), "no route")],
 )
 def test_a_hub_that_takes_nothing_is_told(
     ran: Callable[..., Path],

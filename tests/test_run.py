@@ -338,6 +338,25 @@ async def test_nothing_is_told_after_the_end(monkeypatch, caplog):
     assert len(caplog.records) == told
 
 
+def test_columns_of_the_data_that_the_output_has_too_are_told(compose, tmp_path):
+    Pillow.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "error": "old", "flags": {}}')
+    summary = run(compose("data=jsonl", f"data.path={tmp_path}/rows.jsonl"), engines=both(Scripted(answer)))
+    assert "The data's own error and flags are left out" in summary.screen()
+    (line,) = (tmp_path / "run" / "captions.jsonl").read_text().splitlines()
+    assert json.loads(line)["error"] is None
+
+
+async def test_speed_is_counted_from_the_first_row_and_not_while_a_model_loads():
+    shown = progress.Progress(100, Counts(), live=False)
+    await asyncio.sleep(0.3)
+    with shown:
+        for _ in range(50):
+            shown.row(failed=False)
+        await asyncio.sleep(0.1)
+        assert float(re.search(r"([\d.]+) rows/s", str(shown))[1]) > 200  # 125 with the 0.3 s before
+
+
 @pytest.mark.parametrize(
     ("installed", "gpus", "base_url", "engine", "why"),
     [

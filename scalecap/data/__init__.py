@@ -50,7 +50,7 @@ class Row:
     part: tuple[int, int] | None = None
 
 
-class Finished(Protocol):
+class FinishedParts(Protocol):
     """What is known of a part: how many rows it has, if all of them are finished, else 0."""
 
     def __call__(self, stamp: str, first: int, rows: int | None = None, *, shard: "Shard" = ...) -> int:
@@ -61,7 +61,7 @@ class Finished(Protocol):
 
 
 def nothing_finished(stamp: str, first: int, rows: int | None = None, *, shard: object = None) -> int:
-    """`Finished` of a run that begins."""
+    """`FinishedParts` of a run that begins."""
     return 0
 
 
@@ -75,5 +75,5 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[Row]: ...
 
-    def unfinished(self, finished: Finished) -> Iterator[Row | range]:
+    def unfinished(self, finished: FinishedParts) -> Iterator[Row | range]:
         """The rows; in place of a part that is finished its indices, where the source has parts."""

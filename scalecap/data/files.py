@@ -1,6 +1,7 @@
 """Files on this disk or wherever fsspec reads (`s3://…`, `hf://…`, `memory://…`), by name or pattern."""
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,11 +69,13 @@ def find(pattern: str, suffix: str) -> list[File]:
     """The files of a name or pattern (`{000..099}`, `{a,b}`, `*`, `?`, `[…]`), in order.
 
     Web servers and chained URLs (`…::…`) are not searched: for them, braces alone are a pattern. A folder
-    stands for the files below it with that suffix. Raises DataError when there are none, and
-    when nothing installed reads the URL.
+    stands for the files below it with that suffix, but for names that begin with a dot. Raises DataError when
+    there are none, and when nothing installed reads the URL.
     """
     try:
         found = [file for each in _braces(pattern) for file in _matching(each, suffix)]
+    except DataError:
+        raise
     except (ImportError, ValueError) as error:
         raise DataError(f"{pattern!r} can't be read from: {error}") from error
     except Exception as error:  # file systems raise their own kinds
@@ -88,28 +91,30 @@ def _matching(name: str, suffix: str) -> Iterator[File]:
         return
     system, path = url_to_fs(name)
     if "::" in name or name.startswith("http") or not glob.has_magic(name):
-        yield File(name, _public(name))
+        yield File(name, public(name))
         return
     for each in sorted(system.glob(path)):
         url = system.unstrip_protocol(each)
-        yield File(url, _public(url))
+        yield File(url, public(url))
 
 
 def _local(name: str, suffix: str) -> Iterator[File]:
     path = Path(name).expanduser()
     if path.is_dir():
-        names = [str(each) for each in sorted(path.rglob(f"*{suffix}"))]
+        below = sorted(each for each in path.rglob(f"*{suffix}") if each.name[0] != ".")
+        names = [str(each) for each in below if each.is_file()]
     elif glob.has_magic(name) and not path.exists():
-        names = sorted(glob.glob(str(path), recursive=True))
+        names = [each for each in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(each)]
     else:
         names = [str(path)]
     for each in names:
         yield File(str(Path(each).absolute()), each)
 
 
-def _public(url: str) -> str:
-    """The URL without what lets its reader in: a password, a signed query."""
-    return re.sub(r"(?<=://)[^/@]*:[^/@]*@", "", url.partition("?")[0] if url.startswith("http") else url)
+def public(text: str) -> str:
+    """The text, its URLs without what lets their reader in: a user's name, password or token, a query."""
+    text = re.sub(r"(?<=://)[^/@\s'\"]*@", "", text)
+    return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
 
 
 def _braces(pattern: str) -> Iterator[str]:

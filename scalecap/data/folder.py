@@ -64,8 +64,15 @@ def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path))
-        elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
+        elif entry.name.lower().endswith(SUFFIXES) and not _leads_to_folder(entry):
             yield Path(entry.path), None
+
+
+def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a locked folder: opening it will tell
+        return False
 
 
 def _open(path: Path, error: RowError | None) -> Image:

@@ -148,27 +148,32 @@ def _rows(stream: "IterableDataset", path: str, data: DataSettings) -> Iterator[
     for index, row in enumerate(_guarded(iter(stream), path)):
         cell = row.get(data.image)
         columns = {name: plain(value) for name, value in row.items()}
-        opened = partial(_open, cell, folders, data.allow_urls)
-        read = partial(_read, cell, folders, data.allow_urls)
+        opened = partial(_open, cell, folders, data.allow_urls, where.exists())
+        read = partial(_read, cell, folders, data.allow_urls, where.exists())
         yield Row(index, columns, opened, stamp=stamp(cell, folders=folders), read_image=read)
     if index < 0:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")
 
 
-def _open(cell: Any, folders: list[Path], allow_urls: bool) -> Image:
-    return open_image(_held(cell), folders=folders, allow_urls=allow_urls)
+def _open(cell: Any, folders: list[Path], allow_urls: bool, local: bool) -> Image:
+    return open_image(_held(cell, local), folders=folders, allow_urls=allow_urls)
 
 
-def _read(cell: Any, folders: list[Path], allow_urls: bool) -> bytes:
-    return read_image(_held(cell), folders=folders, allow_urls=allow_urls)
+def _read(cell: Any, folders: list[Path], allow_urls: bool, local: bool) -> bytes:
+    return read_image(_held(cell, local), folders=folders, allow_urls=allow_urls)
 
 
-def _held(cell: Any) -> Any:
-    """The cell; a picture that a streamed set names only by its place inside the set is read now."""
+def _held(cell: Any, local: bool) -> Any:
+    """The cell; a picture that a streamed set names only by its place inside the set is read now.
+
+    A set on this disk has its pictures there: no cell of it leads to the hub.
+    """
     if isinstance(cell, Mapping) and cell.get("bytes") is None:
         place = str(cell.get("path") or "")
-        schemes = re.findall(r"(\w+)://", place)
-        if schemes and set(schemes) <= {"hf", "zip", "tar", "gzip", "file"}:
+        *links, last = place.split("::")  # zip://a.png::hf://datasets/…, or a path at the end
+        links += [last] if "://" in last else []
+        schemes = {link.partition("://")[0] for link in links}
+        if schemes and schemes <= {"zip", "tar", "gzip", "file", *([] if local else ["hf"])}:
             import fsspec
 
             try:

@@ -107,10 +107,13 @@ def read_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
 def stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
     """What tells whether a cell's picture is still the same, without decoding it.
 
-    The size and time of a file, a digest of bytes; empty for all else, and for a file that is not there.
+    The size and time of a file, a digest of bytes and of a `data:` URL; empty for all else, and for a file
+    that is not there.
     """
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str) and cell.startswith("data:"):
+        cell = cell.encode("utf-8", "surrogatepass")
     if isinstance(cell, bytes | bytearray):
         return hashlib.blake2b(cell, digest_size=16).hexdigest()
     if isinstance(cell, str | os.PathLike) and os.fspath(cell) and not is_url(os.fspath(cell)):
@@ -190,7 +193,9 @@ def _finished(picture: Pillow.Image, name: str) -> Image:
     width, height = picture.size
     most = Pillow.MAX_IMAGE_PIXELS
     if most is not None and width * height > most:
-        raise RowError("too_large", f"{name} has {width}×{height} pixels; at most {most} are decoded")
+        raise RowError(
+            "too_large", f"{name} has {width}×{height} pixels; at most {most} are decoded: scale it down"
+        )
     if not width * height:
         raise RowError("unreadable_image", f"{name} has {width}×{height} pixels")
     picture.load()

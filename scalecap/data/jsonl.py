@@ -35,7 +35,7 @@ def open_jsonl(data: DataSettings) -> Rows:
     looked = list(islice(rows, LOOK))
     read = [row for row in looked if row.error is None or row.error.kind == "missing_key"]
     if not read:
-        raise DataError(f"no line of {str(path)!r} is a row; {looked[0].error}")
+        raise DataError(f"no line of {str(path)!r} is a row (looked at {len(looked)}); {looked[0].error}")
     if all(row.error for row in read):
         raise DataError(f"{read[0].error}; data.image names the key of the picture")
     return Rows(kinds(row.columns for row in read), total, rows.begin)

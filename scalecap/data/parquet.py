@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalecap.data import DataError, Finished, Row, RowError
+from scalecap.data import DataError, FinishedParts, Row, RowError
 from scalecap.data.files import File, find, why
 from scalecap.data.images import open_image, read_image, stamp
 from scalecap.data.sources import Rows, in_parts, needed_path, plain
@@ -98,6 +98,8 @@ class _Stream:
     def __init__(self, file: File, group: int, pixels: str) -> None:
         self._file, self._group, self._pixels = file, group, pixels
         self._lock = threading.Lock()
+        self._whole = True
+        """Whether the last read worked: a reader that failed is at its end."""
         self._begin()
 
     def _begin(self) -> None:
@@ -111,9 +113,10 @@ class _Stream:
     def picture(self, row: int) -> bytes | None:
         """The bytes of a row, counted from 0 in its row group; None where it has none."""
         with self._lock:
-            if row < self._next - sum(map(len, self._held)):
+            if not self._whole or row < self._next - sum(map(len, self._held)):
                 self._opened.close(force=True)
                 self._begin()
+            self._whole = False
             while row >= self._next:
                 batch = next(self._batches).column(0).to_pylist()
                 self._held.append(batch)
@@ -122,6 +125,7 @@ class _Stream:
                     self._batches = iter(())
                     self._opened.close(force=True)
             cell = [each for batch in self._held for each in batch][row - self._next]
+            self._whole = True
         found: bytes | None = cell["bytes"] if isinstance(cell, dict) else cell
         return found
 
@@ -207,7 +211,7 @@ def _kind(type_: pa.DataType) -> str:
     return "texts" if is_list and _kind(type_.value_type) == "text" else "any"
 
 
-def _unfinished(tables: list[Table], data: DataSettings, finished: Finished) -> Iterator[Row | range]:
+def _unfinished(tables: list[Table], data: DataSettings, finished: FinishedParts) -> Iterator[Row | range]:
     """The rows of all files; in place of a finished row group the indices of its rows."""
     index = 0
     for table in tables:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from scalecap.data import DataError, Finished, Row
+from scalecap.data import DataError, FinishedParts, Row
 
 
 class Shard(NamedTuple):
@@ -34,7 +34,7 @@ class Shard(NamedTuple):
         return (row for row in rows if row.index % self.of == self.number)
 
     def pass_over(
-        self, rows: Callable[[Finished], Iterator[Row | range]], finished: Finished
+        self, rows: Callable[[FinishedParts], Iterator[Row | range]], finished: FinishedParts
     ) -> Iterator[Row | range]:
         """Its rows, and its indices in parts that are finished; its own last row of a part tells of it."""
         last: Row | None = None
@@ -66,7 +66,7 @@ WHOLE = Shard(0, 1)
 
 def parse_shard(text: str) -> Shard:
     """The shard that "3/16" names. DataError with the mend."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if found and int(found[1]) < int(found[2]):
         return Shard(int(found[1]), int(found[2]))
     raise DataError(f"data.shard={text}: shards are counted from 0, as 0/16, 1/16 and so on to 15/16")

@@ -10,7 +10,7 @@ from importlib import import_module
 from itertools import islice
 from typing import Any
 
-from scalecap.data import DataError, Finished, Row, Source, nothing_finished
+from scalecap.data import DataError, FinishedParts, Row, Source, nothing_finished
 from scalecap.data.shard import parse_shard
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
@@ -32,16 +32,16 @@ class Rows:
     columns: Mapping[str, str]
     total: int | None
     begin: Callable[[], Iterator[Row]]
-    passing: Callable[[Finished], Iterator[Row | range]] | None = None
+    passing: Callable[[FinishedParts], Iterator[Row | range]] | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return self.begin()
 
-    def unfinished(self, finished: Finished) -> Iterator[Row | range]:
+    def unfinished(self, finished: FinishedParts) -> Iterator[Row | range]:
         return self.passing(finished) if self.passing else self.begin()
 
 
-def in_parts(passing: Callable[[Finished], Iterator[Row | range]]) -> Rows:
+def in_parts(passing: Callable[[FinishedParts], Iterator[Row | range]]) -> Rows:
     """Rows that stand in parts; a run that begins passes over none."""
 
     def begin() -> Iterator[Row]:
@@ -69,7 +69,7 @@ def open_source(data: DataSettings) -> Source:
     return rows
 
 
-def _first(rows: Source, limit: int, finished: Finished) -> Iterator[Row | range]:
+def _first(rows: Source, limit: int, finished: FinishedParts) -> Iterator[Row | range]:
     """So many rows, those of a part that is passed over counted one by one."""
     left = limit
     for each in rows.unfinished(finished):

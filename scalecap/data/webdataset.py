@@ -19,7 +19,7 @@ from functools import partial
 from itertools import islice
 from typing import IO, Any
 
-from scalecap.data import DataError, Finished, Row, RowError
+from scalecap.data import DataError, FinishedParts, Row, RowError
 from scalecap.data.files import File, find, why
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.images import open_image
@@ -73,11 +73,11 @@ def open_webdataset(data: DataSettings) -> Rows:
     if not looked:
         raise DataError(f"{path!r} holds no samples: files named KEY.jpg, KEY.json … in a tar")
     if not read:
-        raise DataError(f"no sample of {path!r} can be read; {looked[0].error}")
+        raise DataError(f"no sample of {path!r} can be read (looked at {len(looked)}); {looked[0].error}")
     return replace(rows, columns=kinds(read))
 
 
-def _unfinished(files: list[File], image: str, finished: Finished) -> Iterator[Row | range]:
+def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Iterator[Row | range]:
     """The rows of all shards; in place of a finished shard the indices of its rows."""
     index = 0
     for file in files:

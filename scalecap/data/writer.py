@@ -162,7 +162,7 @@ def _filled(
             for (row, _), content in zip(batch, contents, strict=True):
                 cell = row.get(image)
                 name = cell.get("path") if isinstance(cell, Mapping) else cell
-                group.append({**row, image: content and {"bytes": content, "path": name}})
+                group.append({**row, image: {"bytes": content, "path": name} if content else None})
                 size += len(content or b"")
                 if size >= GROUP_BYTES or len(group) >= BATCH:
                     yield group

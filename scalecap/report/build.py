@@ -6,12 +6,13 @@ writes it into the folder of a run. It is one file, to be opened from disk.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from scalecap import clauses
+from scalecap.data.files import public
 from scalecap.intervals import by_step, is_part, mean
 from scalecap.report.folder import WORD, FolderError, Row, Run, checks
 from scalecap.report.page import MOST, Block, batches, block, picture_blocks, templates
@@ -22,7 +23,6 @@ TOLD = ("rows", "notes", "metrics", "checks", "steps", "errors", "models", "comm
 """What the page tells of a summary, where there is one."""
 NEAR = 0.6
 """Share of a sentence's words that a text must have to be told as its source."""
-SENTENCE = re.compile(r".+?(?:[.!?]+[\"'”’)]*(?:\s+|$)|[。！？]+\s*|$)", re.DOTALL)
 
 
 def write_report(folder: Path, data: DataSettings | None = None) -> Path:
@@ -47,7 +47,7 @@ def write_report(folder: Path, data: DataSettings | None = None) -> Path:
     calibrated = calibration(rows)
     stream = template.stream(
         run=run,
-        summary=dict.fromkeys(TOLD) | run.summary,
+        summary=dict.fromkeys(TOLD) | run.summary | {"command": public(run.summary.get("command", ""))},
         steps=run.steps,
         shown=len(rows),
         total=max(len(rows), told.get("done", 0) + told.get("failed", 0)),
@@ -81,12 +81,16 @@ def calibration(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     for row in rows:
         for column, value in row.items():
             answers = value if column.endswith("_answers") and isinstance(value, list) else []
-            asked = [each for each in answers if isinstance(each, dict) and {"p_yes", "label"} <= each.keys()]
+            asked = [each for each in answers if isinstance(each, dict) and _is_labelled(each)]
             bins = found.setdefault(column.removesuffix("_answers"), [[] for _ in range(10)]) if asked else []
             for at, every in enumerate(bins):
                 inside = [each for each in asked if min(9, int(each["p_yes"] * 10)) == at]
                 every += [[(float(each["p_yes"]), bool(each["label"])) for each in inside]] if inside else []
     return {step: [_bin(every) for every in bins if every] for step, bins in found.items()}
+
+
+def _is_labelled(answer: Mapping[str, Any]) -> bool:
+    return isinstance(answer.get("p_yes"), int | float) and "label" in answer
 
 
 def _bin(rows: Sequence[Sequence[tuple[float, bool]]]) -> dict[str, Any]:
@@ -150,8 +154,7 @@ def told(run: Run, row: Row) -> dict[str, Any]:
     """A row as the page shows it: its parts in the order of the columns."""
     steps, scored = run.steps, dict(checks(row))
     final = run.caption_column(row)
-    image = (run.config.get("data") or {}).get("image", "image")
-    hidden = {"error", "flags", image, *(f"{name}_scores" for name in scored)}
+    hidden = {"error", "flags", run.image, *(f"{name}_scores" for name in scored)}
     numbers = list(_numbers(run, row))
     hidden |= {name.partition(".")[0] for name, _ in numbers}
     parts: list[dict[str, Any]] = []
@@ -178,9 +181,8 @@ def told(run: Run, row: Row) -> dict[str, Any]:
             parts.append({"is": "text", "column": column, "text": value})
         else:
             rest.append((column, value if isinstance(value, str) else _pretty(value)))
-    cell = row.get(image)
     return {
-        "name": cell if isinstance(cell, str) else "",
+        "name": run.picture_name(row),
         "error": row.get("error"),
         "flags": row.get("flags") or {},
         "numbers": numbers,
@@ -235,9 +237,9 @@ def origins(caption: str, scored: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
         (column, each, set(_words(each["text"]))) for column, scores in scored.items() for each in scores
     ]
     found = []
-    for match in SENTENCE.finditer(caption):
-        part: dict[str, Any] = {"text": match.group()}
-        words = set(_words(match.group()))
+    for start, end in clauses.sentences(caption):
+        part: dict[str, Any] = {"text": caption[start:end]}
+        words = set(_words(caption[start:end]))
 
         def share(
             source: tuple[str, Mapping[str, Any], set[str]], words: set[str] = words

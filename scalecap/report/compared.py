@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from scalecap.report.folder import Row, Run
+from scalecap.report.folder import WORD, Row, Run
 from scalecap.report.page import Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
 
@@ -59,10 +59,10 @@ def _blocks(comparison: "Comparison", jobs: list[str], keyed: list[tuple[str, Ro
 
 def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
     """Points: by number the mean and both ends of each job, by cost its value."""
-    from scalecap.compare import COSTS
-
     lines = comparison.lines
-    costs: dict[str, list[float | None]] = {name: [line.cost(name) for line in lines] for name in COSTS}
+    costs: dict[str, list[float | None]] = {
+        name: [line.cost(name) for line in lines] for name in comparison.costs
+    }
     costs["seconds"] = [line.seconds for line in lines]
     if "words" in comparison.names:
         words = [line.numbers.get("words") for line in lines]
@@ -86,7 +86,6 @@ def _side_by_side(comparison: "Comparison", keyed: list[tuple[str, Row]]) -> lis
     rows = []
     for key, row in keyed:
         assert comparison.baseline
-        image = (comparison.baseline.config.get("data") or {}).get("image", "image")
         first = _caption(comparison.baseline, row)
         told = []
         for run, own in zip(comparison.runs, captions, strict=True):
@@ -102,8 +101,7 @@ def _side_by_side(comparison: "Comparison", keyed: list[tuple[str, Row]]) -> lis
                     "numbers": [] if there is None else _numbers(comparison, run, there),
                 }
             )
-        name = row.get(image)
-        rows.append({"name": name if isinstance(name, str) else "", "jobs": told})
+        rows.append({"name": comparison.baseline.picture_name(row), "jobs": told})
     return rows
 
 
@@ -145,7 +143,7 @@ def _index(comparison: "Comparison", rows: list[dict[str, Any]]) -> dict[str, An
     for row in rows:
         segments = [each["segments"] for each in row["jobs"]]
         present = [each for each in segments if each is not None]
-        changed = sum(len(text.split()) for each in present for sign, text in each if sign)
+        changed = sum(len(WORD.findall(text)) for each in present for sign, text in each if sign)
         own = [0 if changed else 1, *([2] if len(present) < len(segments) else [])]
         values: list[float | None] = [changed]
         for name in comparison.metrics:

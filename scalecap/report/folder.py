@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from scalecap.intervals import Pair, measures
 
@@ -88,7 +89,8 @@ class Run:
     def overrides(self) -> dict[str, str]:
         """What was asked for on the command line and matters, key to value."""
         found: dict[str, str] = {}
-        for word in _json_list(self.folder / ".hydra" / "overrides.yaml"):
+        words = _yaml(self.folder / ".hydra" / "overrides.yaml")
+        for word in words if isinstance(words, ListConfig) else ():
             key, _, value = str(word).lstrip("+").partition("=")
             if key not in SILENT and not key.startswith("cache"):
                 found[key.lstrip("~")] = "removed" if key.startswith("~") else value
@@ -97,25 +99,34 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """`pipeline`, `data`, `evaluate` and `objective`, resolved; empty when nothing tells."""
+        loaded = _yaml(self.folder / ".hydra" / "config.yaml")
         try:
-            loaded = OmegaConf.load(self.folder / ".hydra" / "config.yaml")
-            assert isinstance(loaded, DictConfig)
             found: dict[str, Any] = {
                 name: OmegaConf.to_container(loaded[name], resolve=True)
                 for name in ("pipeline", "data", "evaluate")
                 if name in loaded
             }
             return found | {"objective": loaded.get("objective")}
-        except (OSError, OmegaConfBaseException, AssertionError, ValueError):
+        except (OmegaConfBaseException, AttributeError, TypeError, ValueError):
             return _journalled(self.folder / "journal.jsonl")
+
+    @property
+    def image(self) -> str:
+        """The column of the picture."""
+        return str((self.config.get("data") or {}).get("image", "image"))
+
+    def picture_name(self, row: Row) -> str:
+        """What the data calls the row's picture; empty where it has no name."""
+        cell = row.get(self.image)
+        name = cell.get("path") if isinstance(cell, Mapping) else cell
+        return name if isinstance(name, str) else ""
 
     @property
     def cwd(self) -> Path:
         """The working folder that relative paths of the config start at."""
         try:
-            loaded = OmegaConf.load(self.folder / ".hydra" / "hydra.yaml")
-            return Path(str(loaded.hydra.runtime.cwd))
-        except (OSError, OmegaConfBaseException, AttributeError):
+            return Path(str(_yaml(self.folder / ".hydra" / "hydra.yaml").hydra.runtime.cwd))
+        except (OmegaConfBaseException, AttributeError):
             return Path.cwd()
 
     @property
@@ -128,7 +139,7 @@ class Run:
         """The rows of `captions.jsonl`; none when there is no such file, or when the last try failed."""
         if self.reason_failed or not (self.folder / "captions.jsonl").is_file():
             return
-        with (self.folder / "captions.jsonl").open(encoding="utf-8") as file:
+        with (self.folder / "captions.jsonl").open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
@@ -146,10 +157,9 @@ class Run:
 
         It is the picture's cell, and which of the rows with that cell this is.
         """
-        image = (self.config.get("data") or {}).get("image", "image")
         seen: Counter[str] = Counter()
         for row in self.rows():
-            cell = json.dumps(row.get(image), sort_keys=True, ensure_ascii=False)
+            cell = json.dumps(row.get(self.image), sort_keys=True, ensure_ascii=False)
             seen[cell] += 1
             yield f"{seen[cell]} {cell}", row
 
@@ -212,7 +222,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """Sorts job 10 after job 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -223,11 +233,12 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _json_list(path: Path) -> list[Any]:
+def _yaml(path: Path) -> Any:
+    """A config; None when there is none, or a part of one (the disk was full)."""
     try:
-        return list(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
-    except (OSError, ValueError, TypeError, OmegaConfBaseException):
-        return []
+        return OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None
 
 
 def _journalled(path: Path) -> dict[str, Any]:

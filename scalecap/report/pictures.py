@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -43,14 +44,17 @@ def thumbnails(
         data: where the run's data is; None is what the run's config says.
     """
     found: list[bytes | str] = ["it is no longer in the data"] * len(rows)
+    # The run's paths start at its own working folder, if that is on this machine.
+    there = run.cwd if data is None and run.cwd.is_dir() else Path.cwd()
     try:
-        source = open_source(data or _data(run))
-        names = [name for name in source.columns if name not in run.steps]
-        wanted: defaultdict[bytes, deque[int]] = defaultdict(deque)
-        for number, row in enumerate(rows):
-            wanted[_digest(row, names)].append(number)
-        for number, picture in _opened(_matched(source, names, wanted), side_of(len(rows))):
-            found[number] = picture
+        with chdir(there):
+            source = open_source(data or _data(run))
+            names = [name for name in source.columns if name not in (*run.steps, "error", "flags")]
+            wanted: defaultdict[bytes, deque[int]] = defaultdict(deque)
+            for number, row in enumerate(rows):
+                wanted[_digest(row, names)].append(number)
+            for number, picture in _opened(_matched(source, names, wanted), side_of(len(rows))):
+                found[number] = picture
     except Exception as error:  # a page without pictures is better than none
         known = isinstance(error, DataError | RowError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
@@ -65,15 +69,12 @@ def side_of(rows: int) -> int:
 
 
 def _data(run: Run) -> DataSettings:
-    """The run's data, its path as the run's own working folder had it."""
+    """The run's data, all of it."""
     told = run.config.get("data")
     if not told:
         raise DataError("the run's folder does not say where its data is")
     known = {each.name for each in fields(DataSettings)}
-    data = DataSettings(**{name: value for name, value in told.items() if name in known})
-    if data.path and not Path(data.path).expanduser().exists() and (run.cwd / data.path).exists():
-        data = replace(data, path=str(run.cwd / data.path))
-    return replace(data, limit=None)
+    return replace(DataSettings(**{name: told[name] for name in known & told.keys()}), limit=None)
 
 
 def _matched(

@@ -11,7 +11,8 @@ from scalecap.data.files import File, find
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    for name in ("08.tar", "09.tar", "10.tar", "deep/11.tar", "note.txt"):
+    (tmp_path / "folder.tar").mkdir()
+    for name in ("08.tar", "09.tar", "10.tar", "deep/11.tar", "note.txt", "._08.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"0123456789")
     return tmp_path
@@ -59,7 +60,7 @@ def test_a_remote_pattern() -> None:
     [
         ("nothing-*.tar", "no file is named 'nothing"),
         ("nowhere://x/y.tar", "'nowhere://x/y.tar' can't be read from"),
-        ("{0..99999999}.tar", "more than 1,000,000 files"),
+        ("{0..99999999}.tar", "^{0..99999999} stands for more than 1,000,000 files"),
     ],
 )
 def test_what_is_no_file(pattern: str, message: str) -> None:
@@ -71,6 +72,8 @@ def test_what_is_no_file(pattern: str, message: str) -> None:
     ("url", "name"),
     [
         ("https://me:secret@host/a.tar?X-Signature=1", "https://host/a.tar"),
+        ("https://token@host/a.tar", "https://host/a.tar"),
+        ("simplecache::https://host/a.tar?X-Signature=1", "simplecache::https://host/a.tar"),
         ("https://host/a@b:c.tar", "https://host/a@b:c.tar"),
     ],
 )

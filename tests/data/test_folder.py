@@ -36,7 +36,10 @@ def test_links_to_files_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     (folder / "loop").symlink_to(folder)
     (folder / "loop.png").symlink_to(folder)
     (folder / "gone.png").symlink_to(tmp_path / "nothing.png")
-    gone, link = rows(folder)
+    (folder / "round.png").symlink_to(folder / "round.png")
+    gone, link, endless = rows(folder)
+    with pytest.raises(RowError, match=r"round\.png"):
+        endless.open_image()
     assert link.columns == {"image": "link.png"}
     assert link.open_image().pixels.size == (40, 30)
     with pytest.raises(RowError, match=r"gone\.png") as caught:

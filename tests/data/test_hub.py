@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import datasets
 import pytest
 
 import scalecap
-from scalecap.data import DataError, Row, RowError
+from scalecap.data import DataError, RowError
 from scalecap.data.sources import open_source
 from scalecap.settings import DataSettings
 
@@ -236,16 +237,25 @@ def test_an_empty_set(tmp_path: Path, streaming: bool) -> None:
 def test_a_reader_that_breaks_keeps_the_rows_so_far(tmp_path: Path) -> None:
     path = Path(parquet(tmp_path))
     (path / "train-00001.parquet").write_bytes(b"PAR1 broken PAR1")
-    taken: list[Row] = []
+    source = iter(open_source(settings(str(path), streaming=True)))
+    assert len(list(islice(source, 3))) == 3
     with pytest.raises(DataError, match="after 3 rows"):
-        taken.extend(_each(open_source(settings(str(path), streaming=True)), taken))
-    assert len(taken) == 3
+        next(source)
 
 
-def _each(source: Any, into: list[Row]) -> list[Row]:
-    for row in source:
-        into.append(row)
-    return []
+@pytest.mark.parametrize("place", ["hf://datasets/x/y/a.png", "simplecache::hf://datasets/x/y/a.png"])
+def test_a_cell_of_a_local_set_leads_to_no_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    cell = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    held = datasets.Dataset.from_dict(
+        {"image": [{"bytes": None, "path": place}]}, features=datasets.Features({"image": cell})
+    )
+    held.to_parquet(tmp_path / "train.parquet")
+    (row,) = open_source(settings(str(tmp_path)))
+    monkeypatch.setattr("fsspec.open", lambda *_, **__: pytest.fail("it is fetched"))
+    with pytest.raises(RowError, match=r"is a URL|no such file"):
+        row.open_image()
 
 
 def test_the_library_is_imported_late() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image as Pillow
 
 from scalecap.data import RowError
-from scalecap.data.images import open_image
+from scalecap.data.images import open_image, stamp
 
 from .pictures import encoded, picture
 
@@ -296,6 +296,7 @@ def test_urls_are_fetched_when_allowed(server: str, monkeypatch: pytest.MonkeyPa
 def test_data_urls_are_read_when_allowed() -> None:
     url = "data:image/png;base64," + base64.b64encode(picture()).decode()
     assert open_image(url, allow_urls=True).pixels.size == (40, 30)
+    assert stamp(url) != stamp(url[:-4])
 
 
 def test_files_are_not_read_by_url() -> None:

@@ -138,7 +138,7 @@ def test_reading_is_lazy(write_jsonl: Write) -> None:
         (b"", "holds no rows"),
         (b"\n  \n", "holds no rows"),
         (b'[\n{"image": "red.png"}\n]\n', None),
-        (b"[1]\n", "no line of .* is a row; line 1 of .* not a JSON object"),
+        (b"[1]\n", "no line of .* is a row .looked at 1.; line 1 of .* not a JSON object"),
         (b'{"picture": "red.png"}\n{"picture": "b.png"}\n', "line 1 of .*no key 'image'.*data.image"),
     ],
 )

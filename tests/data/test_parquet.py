@@ -161,6 +161,29 @@ def test_finished_row_groups_are_not_read(write: Write, monkeypatch: pytest.Monk
     ]
 
 
+def test_one_failed_read_costs_no_other_picture(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(opened(write({"image": cells(40)}, group=40)))
+    batches = pq.ParquetFile.iter_batches
+    failed = False
+
+    def failing(*arguments: Any, **settings: Any) -> Any:
+        nonlocal failed
+        for number, batch in enumerate(batches(*arguments, **settings)):
+            if number == 2 and not failed:
+                failed = True
+                raise OSError("connection reset")
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", failing)
+    told: list[int] = []
+    for row in rows:
+        try:
+            assert color(row) == COLORS[row.index]
+        except RowError:
+            told.append(row.index)
+    assert told == [16]
+
+
 def test_pictures_are_streamed(tmp_path: Path) -> None:
     """A row group far larger than what is held of it."""
     noise = [{"bytes": bytes([n % 251]) * 200_000, "path": None} for n in range(400)]

@@ -102,7 +102,8 @@ def test_the_working_folder_of_the_run_is_remembered(
     Pillow.new("RGB", (2000, 1000), "red").save(tmp_path / "photos" / "a.png")
     assert typed("data=folder", "data.path=photos", "output=out", "report=false") == 0
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    (elsewhere / "photos").mkdir(parents=True)  # with a picture of the same name, which is not the run's
+    Pillow.new("RGB", (20, 20), "blue").save(elsewhere / "photos" / "a.png")
     monkeypatch.chdir(elsewhere)
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "out")])
     command.main()
@@ -187,7 +188,8 @@ def test_odd_columns_are_shown_as_they_are(compose: Compose, engines: dict[str, 
 
 def test_calibration_counts_statements_by_tenths():
     answers = [(0.05, 0), (0.01, 0), (0.04, 1), (1.0, 1), (0.95, 1), (0.5, 0)]
-    rows = [{"check_answers": [{"p_yes": p, "label": bool(label)} for p, label in answers]}] * 2
+    said = [*({"p_yes": p, "label": bool(label)} for p, label in answers), {"p_yes": None, "label": True}]
+    rows = [{"check_answers": said}] * 2
     low, middle, high = calibration([*rows, {"check_answers": None}, {"qa_answers": [{"right": True}]}])[
         "check"
     ]

@@ -45,4 +45,10 @@ function plot(data) {
 }
 
 block("chart").then(plot);
-block("index").then((index) => browse(index, compared).refresh());
+// Each job's caption whole, though it is in pieces that differ or do not.
+function captionsOf(row) {
+  const captions = row.jobs.map((job) => (job.segments || []).filter(([sign]) => sign >= 0).map(([, text]) => text).join(""));
+  return [row.name, ...captions].join("\n").toLowerCase();
+}
+
+block("index").then((index) => browse(index, compared, captionsOf));

@@ -9,7 +9,6 @@ function el(name, attributes, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes || {})) {
     if (key.startsWith("--")) made.style.setProperty(key, value);
-    else if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value);
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
@@ -58,8 +57,9 @@ function textOf(value, key = "") {
   return "";
 }
 
-// A list of rows that grows as it is scrolled. `index` is {tags, numbers, rows: [[tag ids], [values]]}.
-function browse(index, render) {
+// A list of rows that grows as it is scrolled. `index` is {tags, numbers, rows: [[tag ids], [values]]}; `says`
+// is a row's text, in small letters, that is searched.
+function browse(index, render, says = textOf) {
   const list = document.getElementById("rows");
   const more = document.getElementById("more");
   const [search, tag, sort] = ["search", "tag", "sort"].map((id) => document.getElementById(id));
@@ -84,7 +84,7 @@ function browse(index, render) {
     if (words) {
       const hits = [];
       for (const number of found) {
-        if (textOf(await rowAt(number)).includes(words)) hits.push(number);
+        if (says(await rowAt(number)).includes(words)) hits.push(number);
         if (now !== turn) return null;
       }
       found = hits;
@@ -118,7 +118,7 @@ function browse(index, render) {
     growing = growing.then(async () => {
       const now = turn;
       const batch = order.slice(shown, shown + BATCH);
-      const made = await Promise.all(batch.map(render));
+      const made = await Promise.all(batch.map((number) => render(number).catch((error) => broken(number, error))));
       if (now !== turn) return;
       list.append(...made);
       shown += batch.length;
@@ -159,5 +159,10 @@ function browse(index, render) {
       keys[event.key]();
     }
   });
-  return { refresh };
+  refresh();
+}
+
+// In place of a row that can't be shown; the others can.
+function broken(number, error) {
+  return el("article", { tabindex: -1 }, el("p", { class: "warning" }, `Row ${number + 1} can't be shown: ${error}`));
 }

@@ -80,4 +80,4 @@ async function card(number) {
 
 block("calibration").then((steps) => steps.forEach((points, at) =>
   chart(document.getElementById(`calibration-${at}`), () => ({ points, across: "P(yes)", up: "share true", square: true }))));
-block("index").then((index) => browse(index, card).refresh());
+block("index").then((index) => browse(index, card));
