@@ -16,6 +16,7 @@ from scalecap.engines.base import (
     Generated,
     Image,
     Prompt,
+    PromptTooLong,
     Reply,
     Request,
     Sampling,
@@ -174,11 +175,20 @@ class StepAsk:
         self._asked, self._step, self._flag = asked, step, flag
 
     async def generate(
-        self, text: str, *, image: Image | None = None, model: str = "vlm", sampling: Sampling | None = None
+        self,
+        text: str,
+        *,
+        image: Image | None = None,
+        model: str = "vlm",
+        sampling: Sampling | None = None,
+        whole: bool = False,
     ) -> Generated:
         """Free text. A truncated or looping reply to a random draw is drawn once more; the better stays."""
         drawn = sampling or self._asked.sampling
         reply = await self._draw(model, Prompt(text, image), drawn, attempt=0)
+        if whole and reply.finish == "context":
+            usage = reply.usage
+            raise PromptTooLong(usage.prompt_tokens, usage.prompt_tokens + usage.generated_tokens)
         fault = find_fault(reply)
         if fault and drawn.temperature > 0:
             self._asked.counts.steps[self._step].retried += 1
@@ -228,7 +238,7 @@ def find_fault(reply: Generated) -> str | None:
     """What is wrong with the reply: "looping", "truncated" or nothing."""
     if loops(reply.text):
         return "looping"
-    return "truncated" if reply.finish == "length" else None
+    return None if reply.finish == "stop" else "truncated"
 
 
 def loops(text: str, *, times: int = 4, characters: int = 100) -> bool:

@@ -62,7 +62,8 @@ class Actor:
 
     async def _open(self) -> None:
         settings = self._settings
-        models = {role: settings.model.by_role()[role] for role in self._pipeline.roles}
+        models = settings.model.by_role()
+        models = {role: model for role, model in models.items() if role in self._pipeline.roles}
         engines = await Engines().by_role(models, settings.engine)
         self._asked = Asked(engines, self._cache, settings.sampling, settings.seed, Counts())
 

@@ -200,7 +200,7 @@ def plan(settings: Settings) -> str:
     lines = [
         f"{source.total if source.total is not None else 'a stream of'} rows with {', '.join(source.columns)}"
     ]
-    lines += [f"{role}: {models[role].name}" for role in sorted(pipeline.roles, reverse=True)]
+    lines += [f"{role}: {model.name}" for role, model in models.items() if role in pipeline.roles]
     return "\n".join([*lines, "", pipeline.plan(), "", "Nothing to complain about."])
 
 
@@ -213,7 +213,7 @@ async def _caption(
     summary: Summary,
 ) -> None:
     """Loads the models and takes the rows through the pipeline, each to the journal as it ends."""
-    models = {role: settings.model.by_role()[role] for role in pipeline.roles}
+    models = {role: model for role, model in settings.model.by_role().items() if role in pipeline.roles}
     if settings.data.source != "scenes" and EMBEDDED in (model.name for model in models.values()):
         summary.notes.append(
             "The embedded model knows its own world (data=scenes) and nothing else: what it says about other"

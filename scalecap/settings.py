@@ -87,8 +87,9 @@ class EngineSettings:
     quiet: bool = True
     """Keeps the libraries' own logs off the screen."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Passed to vLLM as they are, e.g. `engine.args.tensor_parallel_size=2`; of the memory that
-    `gpu_memory_utilization` allows, a 32nd of the GPU's is for encoded pictures."""
+    """Passed to vLLM as they are, e.g. `engine.args.tensor_parallel_size=2`. The memory that
+    `gpu_memory_utilization` allows is for all models of the run: their weights, and of the rest the same for
+    each; a 32nd of the GPU's is for encoded pictures."""
 
 
 @dataclass

@@ -19,7 +19,8 @@ async def generate_fitting(
     model: str,
     sampling: Sampling | None,
 ) -> Generated:
-    """Ask without a picture; what does not fit is asked again with less, marked "shortened".
+    """Ask without a picture; what does not fit, or leaves its reply no room, is asked again with less, marked
+    "shortened".
 
     Args:
         render: the prompt without the pieces at these places.
@@ -34,7 +35,7 @@ async def generate_fitting(
     while True:
         prompt = render(set(drops[:dropped]))
         try:
-            reply = await ask.generate(prompt, model=model, sampling=sampling)
+            reply = await ask.generate(prompt, model=model, sampling=sampling, whole=dropped < len(drops))
         except PromptTooLong as error:
             if dropped == len(drops):
                 raise

@@ -171,8 +171,8 @@ class Summary:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(part, self.output / "summary.json")
 
-    def screen(self) -> str:
-        """The last screen: what was made, where, what was dropped, what to do next."""
+    def screen(self, *, alone: bool = True) -> str:
+        """The last screen: what was made, where, what was dropped; of a run by itself, what to do next."""
         total = self.counts.total
         heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped"}
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
@@ -203,6 +203,8 @@ class Summary:
         else:
             lines.append(f"  python -m scalecap.report {shlex.quote(str(self.output))}  makes a page of it")
         lines += self.notes
+        if not alone and self.exit_code == 0:
+            return "\n".join(lines)
         joined = "scalecap.merge" in self.command  # whose failed rows are tried again in their shards
         if not joined and (self.status != "finished" or self.failed):
             lines += ["Next: go on, with the rows that failed tried again:", f"  {self.resume}"]

@@ -112,7 +112,7 @@ def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]
         return None
     words = _typed or hydra.overrides.task  # a job that went to another process can be done alone, too
     summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]), begun=record)
-    _tell(summary.screen())
+    _tell(summary.screen(alone=not sweep))
     if summary.status == "interrupted":
         raise KeyboardInterrupt
     value = summary.value(settings.objective)

@@ -88,7 +88,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> lis
     """The models that were opened, each as a scripted engine."""
     models: list[Any] = []
 
-    async def open_engine(model: Any, engine: Any) -> Scripted:
+    async def open_engine(model: Any, engine: Any, beside: Any) -> Scripted:
         models.append(model)
         return engines["vlm"]
 

@@ -245,7 +245,7 @@ def test_a_mistake_in_a_users_file_is_named(typed: Typed, tmp_path: Path, capsys
 def test_a_model_that_cannot_be_had_is_one_message(
     typed: Typed, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    async def missing(model: Any, engine: Any) -> Scripted:
+    async def missing(model: Any, engine: Any, beside: Any) -> Scripted:
         raise EngineError("no folder there")
 
     monkeypatch.setattr(scalecap.engines, "open_engine", missing)

@@ -338,10 +338,10 @@ async def test_nothing_is_told_after_the_end(monkeypatch, caplog):
     assert len(caplog.records) == told
 
 
-def test_columns_of_the_data_that_the_output_has_too_are_told(compose, tmp_path):
+def test_columns_of_the_data_that_the_output_has_too_are_told(compose, engines, tmp_path):
     Pillow.new("RGB", (30, 30)).save(tmp_path / "a.png")
     (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "error": "old", "flags": {}}')
-    summary = run(compose("data=jsonl", f"data.path={tmp_path}/rows.jsonl"), engines=both(Scripted(answer)))
+    summary = run(compose("data=jsonl", f"data.path={tmp_path}/rows.jsonl"), engines=engines)
     assert "The data's own error and flags are left out" in summary.screen()
     (line,) = (tmp_path / "run" / "captions.jsonl").read_text().splitlines()
     assert json.loads(line)["error"] is None

@@ -86,7 +86,7 @@ def test_a_job_refused_its_folder_does_not_show_what_was_there(typed: Typed, tmp
 def test_whatever_a_job_raises_the_sweep_goes_on(
     typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engines: dict[str, Scripted]
 ):
-    async def open_engine(model: Any, engine: Any) -> Scripted:
+    async def open_engine(model: Any, engine: Any, beside: Any) -> Scripted:
         if model.name != "scenes":
             raise MemoryError("no room for it")
         return engines["vlm"]
@@ -110,8 +110,8 @@ def doors(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> 
         async def close(self) -> None:
             seen.append(f"close {self.identity}")
 
-    async def open_engine(model: Any, engine: Any) -> Scripted:
-        seen.append(f"open {model.name}")
+    async def open_engine(model: Any, engine: Any, beside: Any) -> Scripted:
+        seen.append(" beside ".join([f"open {model.name}", *(other.name for other in beside)]))
         return Engine(answer, identity=model.name)
 
     monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
@@ -125,6 +125,11 @@ def test_each_model_is_opened_once_and_the_one_before_is_closed(
     words = [f"{THRESHOLD}=0.3,0.5", "model.vlm.name=a,b", "model=own"]
     assert command("-m", *(words if threshold_first else reversed(words)), "data.limit=1") == 0
     assert doors == ["open a", "close a", "open b", "close b"]
+
+
+def test_models_of_one_run_know_of_each_other(command: Typed, doors: list[str]):
+    assert command("model=own", "model.vlm.name=a", "model.llm.name=b", "data.limit=1") == 0
+    assert doors[:2] == ["open a beside b", "open b beside a"]
 
 
 def test_both_models_are_kept_when_told(command: Typed, doors: list[str]):

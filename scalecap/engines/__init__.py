@@ -6,7 +6,7 @@ An engine's file, and the heavy libraries it needs, are imported when it is open
 import asyncio
 import importlib
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,8 +42,13 @@ def choose_engine(engine: "EngineSettings") -> tuple[str, str]:
     return "vllm", "a GPU and vLLM are here"
 
 
-async def open_engine(model: "ModelSettings", engine: "EngineSettings") -> Engine:
+async def open_engine(
+    model: "ModelSettings", engine: "EngineSettings", beside: "Sequence[ModelSettings]" = ()
+) -> Engine:
     """The engine that `engine.name` asks for, loaded with the model.
+
+    Args:
+        beside: the other models of the run, which are to find room on the same devices.
 
     Raises EngineError with one message and its mend when it can't be had.
     """
@@ -51,11 +56,15 @@ async def open_engine(model: "ModelSettings", engine: "EngineSettings") -> Engin
     if name == "auto":
         name, why = choose_engine(engine)
         log.info("engine: %s, because %s", name, why)
-    if model.name == EMBEDDED and name != "openai":
-        model = replace(model, name=str(embedded_model()))
+    if name != "openai":
+        model, *beside = (
+            replace(each, name=str(embedded_model())) if each.name == EMBEDDED else each
+            for each in (model, *beside)
+        )
+    more = {"beside": beside} if name == "vllm" else {}  # the others take no more than they need
     try:
         module = importlib.import_module(f"{__name__}.{name}")
-        opened = await getattr(module, f"open_{name}")(model, engine)
+        opened = await getattr(module, f"open_{name}")(model, engine, **more)
     except ModuleNotFoundError as error:
         hint = f'pip install "scalecap[{EXTRAS[name]}]"'
         raise EngineError(f"engine={name} needs the module {error.name}: {hint}") from error
@@ -97,9 +106,11 @@ class Engines:
         if not engine.keep:
             for key in self._open.keys() - keys.values():
                 await self._open.pop(key).close()
-        for role, model in models.items():
-            if keys[role] not in self._open:
-                self._open[keys[role]] = await open_engine(model, engine)
+        apart = {keys[role]: model for role, model in models.items()}
+        for key, model in apart.items():
+            if key not in self._open:
+                others = [other for name, other in apart.items() if name != key]
+                self._open[key] = await open_engine(model, engine, others)
         return {role: self._open[key] for role, key in keys.items()}
 
     def close(self) -> None:

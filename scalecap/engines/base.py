@@ -76,10 +76,10 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True)
 class Generated:
-    """A free reply. `finish` is "length" when `max_tokens` or the context cut it."""
+    """A free reply. `finish` is "length" when `max_tokens` cut it, "context" when the context did."""
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "context"]
     usage: Usage = Usage()
 
 
@@ -121,6 +121,13 @@ class Scored:
 
     tokens: tuple[Token, ...]
     usage: Usage = Usage()
+
+
+def finish(reason: str | None, generated: int, wanted: int) -> Literal["stop", "length", "context"]:
+    """What ended a reply of so many tokens of those wanted, by the reason that an engine tells."""
+    if reason != "length":
+        return "stop"
+    return "context" if generated < wanted else "length"
 
 
 Request = Generate | Choose | Score

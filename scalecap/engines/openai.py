@@ -25,7 +25,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any
 
 from scalecap.engines.base import (
     Choose,
@@ -41,6 +41,7 @@ from scalecap.engines.base import (
     Scored,
     Token,
     Usage,
+    finish,
 )
 from scalecap.engines.weights import ModelError
 from scalecap.settings import EngineSettings, ModelSettings
@@ -142,10 +143,12 @@ class OpenAIEngine:
         choice = answer.choices[0]
         if choice.finish_reason == "content_filter":
             raise EngineError("the server's filter withheld the reply")
-        finish: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
         # JSON can hold half a character, which nothing else can.
         text = (choice.message.content or "").encode("utf-8", "replace").decode()
-        return Generated(text, finish, _usage(answer))
+        usage = _usage(answer)
+        wanted = sampling.max_tokens
+        ended = finish(choice.finish_reason, usage.generated_tokens or wanted, wanted)
+        return Generated(text, ended, usage)
 
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token, or by its first word."""

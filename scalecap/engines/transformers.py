@@ -30,6 +30,7 @@ from scalecap.engines.base import (
     Scored,
     Token,
     Usage,
+    finish,
 )
 from scalecap.engines.chat import Chat
 from scalecap.engines.children import mend
@@ -347,14 +348,15 @@ class TransformersEngine:
         """Draw the next tokens; finished replies are handed over and their rows dropped."""
         samplings = [job.request.sampling for job in jobs if isinstance(job.request, Generate)]
         drawn = self._network.draw(logits, samplings, [job.seen for job in jobs], [job.dice for job in jobs])
-        for job, token in zip(jobs, drawn, strict=True):
+        for job, sampling, token in zip(jobs, samplings, drawn, strict=True):
             job.reply.append(token)
             job.seen.add(token)
             usage = Usage(job.prompt, job.cached, len(job.reply))
             if token in self._ends:
                 self._settle(job, Generated(self._chat.decode(job.reply[:-1]), "stop", usage))
             elif len(job.reply) == job.room:
-                self._settle(job, Generated(self._chat.decode(job.reply), "length", usage))
+                ended = finish("length", job.room, sampling.max_tokens)
+                self._settle(job, Generated(self._chat.decode(job.reply), ended, usage))
         kept = [place for place, job in enumerate(self._writing) if not job.future.done()]
         if len(kept) < len(self._writing):
             self._writing = [self._writing[place] for place in kept]

@@ -26,7 +26,7 @@ import re
 import sys
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from scalecap.engines.base import (
@@ -42,11 +42,12 @@ from scalecap.engines.base import (
     Scored,
     Token,
     Usage,
+    finish,
 )
 from scalecap.engines.chat import Chat
 from scalecap.engines.children import mend, prepared
 from scalecap.engines.spelling import spellings
-from scalecap.engines.weights import ModelError, Weights, find, loading
+from scalecap.engines.weights import ModelError, Weights, find, loading, size_of
 from scalecap.nearest import nearest
 from scalecap.settings import EngineSettings, ModelSettings
 
@@ -69,8 +70,13 @@ _DROPPED = ("data is not provided", "Expected a cached item")
 """What vLLM says of a picture that it was only told the name of and has dropped, before or meanwhile."""
 
 
-async def open_vllm(model: ModelSettings, engine: EngineSettings) -> "VllmEngine":
+async def open_vllm(
+    model: ModelSettings, engine: EngineSettings, beside: Sequence[ModelSettings] = ()
+) -> "VllmEngine":
     """Start vLLM with a model; blocks the event loop while it loads.
+
+    Args:
+        beside: other models that share `gpu_memory_utilization` with it.
 
     Raises:
         ModelError: it can't be loaded; the message says the mend.
@@ -96,9 +102,13 @@ async def open_vllm(model: ModelSettings, engine: EngineSettings) -> "VllmEngine
         cpu = current_platform.is_cpu()
         _check(engine.args, [field.name for field in dataclasses.fields(AsyncEngineArgs)])
         arguments = _arguments(model, weights, cpu) | engine.args
-        if not cpu and "vision_config" in weights.config:
+        if not cpu:
             whole = arguments.get("gpu_memory_utilization", AsyncEngineArgs.gpu_memory_utilization)
-            arguments["gpu_memory_utilization"] = whole - _ENCODED
+            split = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
+            held = [size_of(each) / split for each in (model, *beside)]
+            share = share_of_memory(whole, current_platform.get_device_total_memory(), held)
+            encoded = _ENCODED if "vision_config" in weights.config else 0.0
+            arguments["gpu_memory_utilization"] = share - encoded
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             weights.folder, trust_remote_code=model.trust_remote_code
         )
@@ -166,6 +176,20 @@ def _arguments(model: ModelSettings, weights: Weights, cpu: bool) -> dict[str, A
             "kv_cache_memory_bytes": _CPU_CACHE,
         }
     return arguments
+
+
+def share_of_memory(whole: float, memory: int, weights: Sequence[float]) -> float:
+    """The first model's part of what all may use: its weights, and as much more as each of the others.
+
+    vLLM by itself takes all that is allowed, and does not start where less is left.
+
+    Args:
+        whole: share of the device's memory that all may use.
+        memory: bytes of the device.
+        weights: bytes of each model's weights on the device.
+    """
+    more = (whole * memory - sum(weights)) / len(weights)
+    return (weights[0] + more) / memory
 
 
 def _keep_encoded(config: Any, memory: int) -> None:
@@ -280,9 +304,9 @@ class VllmEngine:
             repetition_penalty=sampling.repetition_penalty,
             seed=request.seed % 2**63 if random else None,
         )
-        reply = output.outputs[0]
-        finish = "length" if reply.finish_reason == "length" else "stop"
-        return Generated(self._chat.decode(list(reply.token_ids)), finish, _usage(output))  # type: ignore[arg-type]
+        reply, usage = output.outputs[0], _usage(output)
+        ended = finish(reply.finish_reason, usage.generated_tokens, sampling.max_tokens)
+        return Generated(self._chat.decode(list(reply.token_ids)), ended, usage)
 
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token; `mass` is exact, or nan from raw logits."""

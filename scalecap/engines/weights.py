@@ -59,16 +59,7 @@ def find(model: ModelSettings) -> Weights:
     Raises:
         ModelError: no such folder or model, the hub can't be reached, or it is not a model.
     """
-    local = Path(model.name).expanduser()
-    if local.is_dir():
-        folder, content = local.resolve(), None
-    elif model.name.startswith(("/", ".", "~")) or model.name.count("/") > 1:
-        raise ModelError(
-            f"no folder {model.name} (from {Path.cwd()}): set model.vlm.name to a model's folder"
-        )
-    else:
-        folder = _download(model)
-        content = f"{model.name}@{folder.name}"
+    folder, content = _folder(model)
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text("utf-8"))
@@ -81,6 +72,25 @@ def find(model: ModelSettings) -> Weights:
     whole = mend_rope(config)
     mended = {key: value for key, value in whole.items() if value != config[key]}
     return Weights(folder, content or f"sha256:{_digest(folder)}", whole, mended)
+
+
+def size_of(model: ModelSettings) -> int:
+    """Bytes of a model's weights. Raises ModelError as `find` does."""
+    folder, _ = _folder(model)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _folder(model: ModelSettings) -> tuple[Path, str | None]:
+    """Where the model is, and `name@commit` when it is the hub's."""
+    local = Path(model.name).expanduser()
+    if local.is_dir():
+        return local.resolve(), None
+    if model.name.startswith(("/", ".", "~")) or model.name.count("/") > 1:
+        raise ModelError(
+            f"no folder {model.name} (from {Path.cwd()}): set model.vlm.name to a model's folder"
+        )
+    folder = _download(model)
+    return folder, f"{model.name}@{folder.name}"
 
 
 def mend_rope(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from scalecap.scenes.architecture import GRID, IMAGE_TOKENS, MERGE, normalise, see
 from scalecap.scenes.kinds import GROUNDS, KINDS
-from scalecap.scenes.model import GRID, IMAGE_TOKENS, MERGE, normalise, see
 from scalecap.scenes.world import Scene, render, sample
 
 log = logging.getLogger(__name__)

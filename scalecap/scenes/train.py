@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from scalecap.engines.children import mend
 from scalecap.scenes import lessons, tower
-from scalecap.scenes.lessons import CAPTIONED, CHECKED, PLACED, Curriculum, Lesson, Render
-from scalecap.scenes.model import (
+from scalecap.scenes.architecture import (
     GRID,
     IMAGE_TOKENS,
     MERGE,
@@ -30,6 +29,7 @@ from scalecap.scenes.model import (
     save,
     see,
 )
+from scalecap.scenes.lessons import CAPTIONED, CHECKED, PLACED, Curriculum, Lesson, Render
 from scalecap.scenes.world import Scene, render, sample
 
 log = logging.getLogger(__name__)

@@ -81,9 +81,18 @@ class Ask(Protocol):
     """What a stage asks models through; bound to one row and one step."""
 
     async def generate(
-        self, text: str, *, image: Image | None = None, model: str = "vlm", sampling: Sampling | None = None
+        self,
+        text: str,
+        *,
+        image: Image | None = None,
+        model: str = "vlm",
+        sampling: Sampling | None = None,
+        whole: bool = False,
     ) -> Generated:
-        """Free text; a truncated or looping reply is retried once, then marked."""
+        """Free text; a truncated or looping reply is retried once, then marked.
+
+        With `whole`, PromptTooLong also when the prompt left the reply too little of the context.
+        """
         ...
 
     async def choose(

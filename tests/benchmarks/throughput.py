@@ -315,7 +315,7 @@ def checkpoint(folder: Path, settings: Settings, seen: int, width: int) -> Path:
     """A random Qwen2.5-VL that takes pictures of any size."""
     import torch
 
-    from scalecap.scenes.model import make_model, make_tokenizer, save
+    from scalecap.scenes.architecture import make_model, make_tokenizer, save
 
     tokenizer = make_tokenizer([*settings.prompts.values()] * 20, size=2048)
     model = make_model(tokenizer, 0)

@@ -23,7 +23,7 @@ mend()  # before any test imports transformers, which remembers what it found
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random model of the real architecture, float32."""
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-    from scalecap.scenes.model import build
+    from scalecap.scenes.architecture import build
 
     return build(tmp_path_factory.mktemp("models") / "Any Name 7b")
 

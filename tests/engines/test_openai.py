@@ -57,10 +57,15 @@ async def test_reply_with_picture(fake: Server) -> None:
     engine = await open_openai(ModelSettings(name="m", max_pixels=50), settings(fake))
     pixels = Pillow.effect_noise((20, 10), 90).convert("RGB")
     prompt = Prompt("What is it?", Image("h", pixels), "Be brief.")
-    reply = await engine.generate(Generate(prompt, Sampling(repetition_penalty=1.05), seed=2**64 + 5))
+    reply = await engine.generate(
+        Generate(prompt, Sampling(repetition_penalty=1.05, max_tokens=2), seed=2**64 + 5)
+    )
+    fake.answers = [(200, completion("A cat.", "length"))]
+    short = await engine.generate(Generate(prompt))
     await engine.close()
+    assert short.finish == "context"  # the server had no room for all that was asked for
     assert (reply.text, reply.finish, reply.usage.prompt_tokens) == ("A cat.", "length", 7)
-    (asked,) = fake.asked
+    asked = fake.asked[0]
     assert asked["seed"] == 5
     assert asked["repetition_penalty"] == 1.05
     assert asked["messages"][0] == {"role": "system", "content": "Be brief."}

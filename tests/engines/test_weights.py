@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scalecap.engines.weights import ModelError, find, loading, mend_rope
+from scalecap.engines.weights import ModelError, find, loading, mend_rope, size_of
 from scalecap.settings import ModelSettings
 
 
@@ -26,6 +26,10 @@ def test_another_content_is_another_model(tiny_model: Path, tmp_path: Path, file
     with (changed / file).open("ab") as stream:
         stream.write(b"\n")
     assert find(ModelSettings(name=str(changed))).content != find(ModelSettings(name=str(tiny_model))).content
+
+
+def test_the_size_is_that_of_the_weights_alone(tiny_model: Path) -> None:
+    assert size_of(ModelSettings(name=str(tiny_model))) == (tiny_model / "model.safetensors").stat().st_size
 
 
 def test_identity_names_what_changes_replies(tiny_model: Path) -> None:

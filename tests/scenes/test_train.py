@@ -9,8 +9,8 @@ pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 import torch
 
 from scalecap.scenes import train as training
+from scalecap.scenes.architecture import IMAGE_TOKENS, make_model, make_tokenizer, normalise, patches, see
 from scalecap.scenes.lessons import Lesson
-from scalecap.scenes.model import IMAGE_TOKENS, make_model, make_tokenizer, normalise, patches, see
 from scalecap.scenes.world import render, sample
 
 ROW = [

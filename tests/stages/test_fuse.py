@@ -1,6 +1,6 @@
 import pytest
 
-from scalecap.engines.base import PromptTooLong
+from scalecap.engines.base import Generated, PromptTooLong, Usage
 from scalecap.prompts import Template
 from scalecap.stages.fuse import Fuse
 
@@ -73,6 +73,20 @@ async def test_a_wrong_estimate_still_drops_until_it_fits(asking):
     asked = asking(answer)
     assert await fuse(asked, ["x"], ["a", "b"], ["c", "d"]) == "fused"
     assert asked.texts == ["x|a\nb|c\nd", "x|a\nb|c", "x|a|c", "x|a|"]
+
+
+async def test_a_reply_that_the_context_cuts_is_asked_for_with_less(asking):
+    def answer(request):
+        tokens = len(request.prompt.text)
+        room = 20 - tokens
+        return Generated(
+            "fused" if room > 5 else "fu", "stop" if room > 5 else "context", Usage(tokens, 0, room)
+        )
+
+    asked = asking(answer)
+    assert await fuse(asked, ["x"], ["aaaa", "bbbb"], ["cccc", "d"]) == "fused"
+    assert asked.texts == ["x|aaaa\nbbbb|cccc\nd", "x|aaaa|cccc"]
+    assert asked.flags == ["shortened"]
 
 
 async def test_nothing_left_to_drop_gives_the_sentences(asking):
