@@ -166,7 +166,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
-    common = ["data.count=36", "data.seed=3", "engine=transformers", "cache=off", "report=false"]
+    common = ["data.count=24", "data.seed=3", "engine=transformers", "cache=off", "report=false"]
     return subprocess.Popen(
         [sys.executable, "-m", "scalecap", f"output={folder}", *common, *words],
         env=os.environ | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
@@ -202,12 +202,12 @@ def test_actors_and_nodes_die_and_come_back_and_the_run_is_the_same(nodes: Any, 
     for process in (alone, first):
         assert process.wait() == 0, process.communicate()[0]
     process = begin(tmp_path / "run", "runner=ray", "runner.actors=2", f"runner.address={nodes.address}")
-    wait(process, tmp_path / "run", 8)
+    wait(process, tmp_path / "run", 6)
     assert len(actors()) == 2
     os.kill(actors()[0], signal.SIGKILL)
-    wait(process, tmp_path / "run", 14)
+    wait(process, tmp_path / "run", 10)
     nodes.remove_node(away, allow_graceful=False)
-    wait(process, tmp_path / "run", 20)
+    wait(process, tmp_path / "run", 14)
     nodes.other()
     out = process.communicate()[0]
     assert process.returncode == 0, out
@@ -219,4 +219,4 @@ def test_actors_and_nodes_die_and_come_back_and_the_run_is_the_same(nodes: Any, 
         for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
         if line.startswith('{"index":')
     ]
-    assert sorted(indices) == list(range(36))
+    assert sorted(indices) == list(range(24))
