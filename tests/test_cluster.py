@@ -1,24 +1,29 @@
 """`runner=ray`: rows go to the freest actor, actors and nodes die, and the run is the same."""
 
 import asyncio
+import io
 import json
 import os
+import pickle  # noqa: TID251 - rows are sent to other processes so
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image as Pillow
 
 from scalecap import cluster
 from scalecap.asking import Count, Counts
-from scalecap.cluster import Cluster
+from scalecap.cluster import Actor, Cluster
 from scalecap.data import Row
+from scalecap.data.images import open_image, read_image
 from scalecap.engines.base import EngineDead, EngineError
 from scalecap.pipeline import Finished
 from scalecap.run import RunError, run
@@ -67,6 +72,23 @@ async def test_rows_go_to_the_freest_actor_and_their_counts_are_added(compose: C
     assert made.rows() == 8  # the second has told that it takes four
     assert counts.total.requests == 4
     assert Cluster(actors, [4, 2], replace(compose(), rows_in_flight=3), counts).rows() == 6
+
+
+async def test_an_actor_sends_back_what_it_found_and_not_the_picture(
+    compose: Compose, opened: list[Any], tmp_path: Path
+):
+    actor = Actor(compose("cache=off"), {"image": "any"}, str(tmp_path))
+    models, rows = await actor.open()
+    assert (models["vlm"], rows) == ("scripted", 32)
+    pixels = io.BytesIO()
+    Pillow.effect_noise((300, 300), 90).save(pixels, "PNG")
+    cell = {"bytes": pixels.getvalue(), "path": "a.png"}
+    given = Row(0, {"image": None}, partial(open_image, cell), read_image=partial(read_image, cell))
+    finished, counts, _ = await actor.take(given)
+    assert finished.columns["final_caption"] == "A dog, brown."
+    assert counts.total.requests == 9
+    assert len(opened) == 1
+    assert len(pickle.dumps(finished)) < 5_000 < len(pickle.dumps(given))
 
 
 async def test_a_dead_engine_ends_the_run_and_a_row_that_kills_its_actors_fails(
