@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from scalecap.engines.base import Image
@@ -48,6 +49,15 @@ class Row:
     stamp: str = ""
     read_image: Callable[[], bytes] | None = None
     part: tuple[int, int] | None = None
+
+
+def failed(index: int, columns: Mapping[str, Any], error: RowError) -> Row:
+    """A row that can't be read; opening its picture says why, too."""
+    return Row(index, columns, partial(_refuse, error), error)
+
+
+def _refuse(error: RowError) -> Image:
+    raise error
 
 
 class FinishedParts(Protocol):

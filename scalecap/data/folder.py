@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from scalecap.data import DataError, Row, RowError
+from scalecap.data import DataError, Row, RowError, failed
 from scalecap.data.images import open_image, read_image, stamp
 from scalecap.data.sources import Rows, needed_path, plain
-from scalecap.engines.base import Image
 from scalecap.settings import DataSettings
 
 SUFFIXES = (
@@ -47,8 +46,11 @@ def open_folder(data: DataSettings) -> Rows:
 def _rows(folder: Path, column: str) -> Iterator[Row]:
     for index, (path, error) in enumerate(_walk(folder)):
         columns = {column: plain(path.relative_to(folder).as_posix())}
-        read = partial(read_image, path)
-        yield Row(index, columns, partial(_open, path, error), error, stamp(path), read)
+        if error:
+            yield failed(index, columns, error)
+        else:
+            opened, read = partial(open_image, path), partial(read_image, path)
+            yield Row(index, columns, opened, stamp=stamp(path), read_image=read)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:
@@ -73,9 +75,3 @@ def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a locked folder: opening it will tell
         return False
-
-
-def _open(path: Path, error: RowError | None) -> Image:
-    if error is not None:
-        raise error
-    return open_image(path)

@@ -11,10 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scalecap.data import DataError, Row, RowError
+from scalecap.data import DataError, Row, RowError, failed
 from scalecap.data.images import open_image, read_image, stamp
 from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
-from scalecap.engines.base import Image
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
 
@@ -59,7 +58,7 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
                 hint = nearest(data.image, columns)
                 raise RowError("missing_key", f"{where} has no key {data.image!r}; {hint}")
         except RowError as error:
-            yield Row(index, plain(columns), partial(_refuse, error), error)
+            yield failed(index, plain(columns), error)
             continue
         cell = columns[data.image]
         if isinstance(cell, str) and cell.startswith("data:"):
@@ -79,7 +78,3 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RowError("invalid_json", f"{where} is not a JSON object but a {type(value).__name__}")
     return value
-
-
-def _refuse(error: RowError) -> Image:
-    raise error

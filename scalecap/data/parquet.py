@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalecap.data import DataError, FinishedParts, Row, RowError
+from scalecap.data import DataError, FinishedParts, Row, RowError, failed
 from scalecap.data.files import File, find, why
 from scalecap.data.images import open_image, read_image, stamp
 from scalecap.data.sources import Rows, in_parts, needed_path, plain
@@ -216,7 +216,7 @@ def _unfinished(tables: list[Table], data: DataSettings, finished: FinishedParts
     index = 0
     for table in tables:
         if table.error:
-            yield Row(index, {data.image: table.file.name}, partial(_refuse, table.error), table.error)
+            yield failed(index, {data.image: table.file.name}, table.error)
             index += 1
             continue
         with ExitStack() as stack:
@@ -244,11 +244,11 @@ def _group(
                 whole = {name: values.get(name) for name in names}
                 yield _row(table, whole, group, done, before + done, data, index + done)
                 done += 1
-    except Exception as failed:  # pyarrow and file systems raise what broken files make them raise
-        error = RowError("unreadable_file", f"{table.file.name!r} can't be read on: {why(failed)}")
+    except Exception as cause:  # pyarrow and file systems raise what broken files make them raise
+        error = RowError("unreadable_file", f"{table.file.name!r} can't be read on: {why(cause)}")
         for number in range(done, rows):
             cell = f"{table.file.name}#{before + number}"
-            yield Row(index + number, {data.image: cell}, partial(_refuse, error), error)
+            yield failed(index + number, {data.image: cell}, error)
 
 
 def _row(
@@ -265,7 +265,3 @@ def _row(
     columns[data.image] = plain(path or place) if table.pixels else plain(path)
     mark = table.stamp if table.pixels else stamp(path, folders=folders)
     return Row(index, columns, picture.open, stamp=mark, read_image=picture.read)
-
-
-def _refuse(error: RowError) -> Image:
-    raise error

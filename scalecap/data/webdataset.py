@@ -19,7 +19,7 @@ from functools import partial
 from itertools import islice
 from typing import IO, Any
 
-from scalecap.data import DataError, FinishedParts, Row, RowError
+from scalecap.data import DataError, FinishedParts, Row, RowError, failed
 from scalecap.data.files import File, find, why
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.images import open_image
@@ -84,7 +84,7 @@ def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Itera
         try:
             size, stamp = file.stat()
         except RowError as error:
-            yield _failed(file.name, image, error, index)
+            yield failed(index, {image: file.name}, error)
             index += 1
             continue
         stamp, first, before = f"{image} in {stamp}", index, None
@@ -122,11 +122,11 @@ def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
             if members:
                 yield _row(key, members, image, tar)
     except RowError as error:
-        yield _failed(f"{file.name}#{plain(key)}" if members else file.name, image, error)
+        yield failed(0, {image: f"{file.name}#{plain(key)}" if members else file.name}, error)
     except Exception as error:  # tarfile and file systems raise what broken files make them raise
         where = f" after {key!r}" if members else " as a tar"
         reason = RowError("unreadable_shard", f"{file.name!r} can't be read{where}: {why(error)}")
-        yield _failed(f"{file.name}#{plain(key)}" if members else file.name, image, reason)
+        yield failed(0, {image: f"{file.name}#{plain(key)}" if members else file.name}, reason)
 
 
 def _headers(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
@@ -153,16 +153,8 @@ def _row(key: str, members: list[Member], image: str, tar: IO[bytes]) -> Row:
         picture = _picture(cell, members, image)
         columns = {image: str(picture), KEY: plain(key), **_texts(members, {image, KEY}, tar)}
     except RowError as error:
-        return _failed(cell, image, error)
+        return failed(0, {image: cell}, error)
     return Row(0, columns, picture.open, read_image=picture.read)
-
-
-def _failed(cell: str, image: str, error: RowError, index: int = 0) -> Row:
-    return Row(index, {image: plain(cell)}, partial(_refuse, error), error)
-
-
-def _refuse(error: RowError) -> Image:
-    raise error
 
 
 def _extension(member: Member) -> str:
