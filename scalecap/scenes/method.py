@@ -121,7 +121,9 @@ def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> li
     spared |= {"assembled_caption": [*FUSING, *CLOSING], "final_caption": [*CLOSING], "checked_caption": []}
     lines = []
     for column in spared if name == "seed" else CAPTIONS:
-        told = [scenes({"it": row[column]}, row["truth"])["it"] for row in rows if row.get(column)]
+        told = [
+            scenes({"it": row[column]}, row["truth"])["it"] for row in rows if row.get(column) is not None
+        ]
         if not told:
             continue
         counts = [count for step, count in summary.counts.steps.items() if step not in spared[column]]
