@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -96,6 +97,8 @@ class Network:
         self.kept = _KEPT
         if model.dtype == torch.float64:
             _keep_double(model)
+        # transformers 5.24 calls it by another name.
+        self._cache = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
         # The first cosine of a process may be rounded otherwise than all later ones (seen with MKL).
         torch.arange(4096.0).cos().sin()
         self._prefixes: OrderedDict[tuple[Any, ...], Prefix] = OrderedDict()
@@ -200,9 +203,9 @@ class Network:
         logits: Tensor = self._model(
             input_ids=ids,
             attention_mask=rows.mask,
-            past_key_values=rows.layers,
             use_cache=True,
             logits_to_keep=keep,
+            **{self._cache: rows.layers},
             **inputs,
         ).logits
         return logits
