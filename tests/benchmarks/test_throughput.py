@@ -14,7 +14,7 @@ async def test_each_picture_is_opened_sent_and_computed_once():
 
     from scalecap.engines.base import Choose
 
-    work = Work(images=60, side=336, kv_images=15, sentences=1, objects=1, tokens=2, block=32)
+    work = Work(images=60, side=336, kv_images=20, sentences=1, objects=1, tokens=2, block=32)
     async with opened(work) as bench:
         result = await bench.measure("ours")
         assert result.requests == work.images * work.requests
