@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 from steps import DATA, STEPS, changed, one
 
+from scalecap import stages
 from scalecap.engines.base import Sampling
 from scalecap.pipeline import Pipeline, PipelineError
 
@@ -221,6 +224,16 @@ def test_all_problems_come_at_once():
         "golden",
     ]
     assert all(problem in str(caught.value) for problem in caught.value.problems)
+
+
+def test_a_package_that_cannot_be_loaded_is_told(monkeypatch):
+    def load():
+        raise ImportError("it needs a library")
+
+    entries = [SimpleNamespace(module="outside.x", load=load)]
+    monkeypatch.setattr(stages, "entry_points", lambda group: entries)
+    with pytest.raises(PipelineError, match=r"x: 'outside/shout' can't be loaded: ImportError: it needs"):
+        Pipeline.build(one({"stage": "outside/shout", "text": "id"}), DATA)
 
 
 def test_a_stage_from_an_imported_module(tmp_path, monkeypatch):

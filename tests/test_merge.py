@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import datasets
 import pytest
 
 from scalecap import merge as command
-from scalecap.data import DataError
+from scalecap.data import DataError, Row
 from scalecap.data.shard import Shard, parse_shard
 from scalecap.data.sources import open_source
 from scalecap.engines.scripted import Scripted
@@ -40,6 +41,28 @@ def test_shards_hold_each_row_once_and_are_of_one_size(limit: int | None, of: in
     assert [each.total for each in shards] == list(map(len, indices))
     assert max(map(len, indices)) - min(map(len, indices)) <= 1
     assert sorted(index for each in indices for index in each) == [row.index for row in whole]
+
+
+def test_a_shard_passes_over_parts_and_its_last_row_of_one_tells_of_it():
+    def parts(finished: Any) -> Any:
+        for first in (0, 4, 8):
+            if finished("stamp", first, 4):
+                yield range(first, first + 4)
+                continue
+            for index in range(first, first + 4):
+                part = (first, 4) if index == first + 3 else None
+                yield Row(index, {}, lambda: None, part=part)
+        raise DataError("it breaks")
+
+    def done(stamp: str, first: int, rows: int | None = None, *, shard: Shard) -> int:
+        assert shard == Shard(1, 3)
+        return 4 if first == 4 else 0
+
+    rows = Shard(1, 3).pass_over(parts, done)
+    told = [each if isinstance(each, range) else (each.index, each.part) for each in islice(rows, 3)]
+    assert told == [(1, (0, 4)), range(4, 8, 3), (10, (8, 4))]
+    with pytest.raises(DataError, match="it breaks"):
+        next(rows)
 
 
 @pytest.fixture
@@ -99,6 +122,20 @@ def test_what_is_missing_twice_or_of_another_config_is_refused(shards: Callable[
     (again / "journal.jsonl").write_text((folder / "2-of-3" / "journal.jsonl").read_text())
     with pytest.raises(MergeError, match="shard 2/3 is there twice"):
         merge([folder, again], to)
+
+
+def test_what_is_no_shard_or_was_gone_on_with_by_force_is_refused(
+    shards: Callable[..., Path], compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    folder = shards("0/2", "1/2")
+    shards("1/2", more=("seed=5", "resume=force"))
+    with pytest.raises(MergeError, match=r"1-of-2 has rows of several configs"):
+        merge([folder], tmp_path / "whole")
+    run(compose("data.limit=1", f"output={tmp_path / 'alone'}"), engines=engines)
+    with pytest.raises(MergeError, match="alone is no shard"):
+        merge([tmp_path / "alone"], tmp_path / "whole")
+    with pytest.raises(MergeError, match=r"holds no run: there is no journal\.jsonl in it, nor below it"):
+        merge([tmp_path / "nowhere"], tmp_path / "whole")
 
 
 def test_a_shard_that_did_not_end_is_named(shards: Callable[..., Path], tmp_path: Path):

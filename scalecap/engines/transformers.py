@@ -198,13 +198,11 @@ class TransformersEngine:
         """Refuse what waits, stop, and free the memory."""
         self._queue.put(None)
         self._thread.join()  # not in a thread: at the interpreter's end none can be begun
-        if hasattr(self, "_network"):
-            import torch
+        # The model went with the thread; now its memory goes back to the device.
+        import torch
 
-            del self._network
-            self._rows, self._waiting, self._writing = None, [], []
-            gc.collect()
-            torch.cuda.empty_cache()
+        gc.collect()
+        torch.cuda.empty_cache()
 
     async def _ask(self, request: Request, kind: type[R]) -> R:
         job = _Job(request)

@@ -1,4 +1,5 @@
 import base64
+import io
 import struct
 import threading
 import zlib
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image as Pillow
 
 from scalecap.data import RowError
-from scalecap.data.images import open_image, stamp
+from scalecap.data.images import open_image, read_image, stamp
 
 from .pictures import encoded, picture
 
@@ -56,6 +57,19 @@ def test_every_kind_of_cell_gives_the_same_picture(tmp_path: Path) -> None:
     assert opened[0].pixels.mode == "RGB"
     assert opened[0].pixels.size == (40, 30)
     assert opened[0].pixels.getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_the_file_is_read_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    cells = (picture(), {"bytes": picture(), "path": None}, tmp_path / "a.png", "a.png", {"path": "a.png"})
+    for cell in cells:
+        assert read_image(cell, folders=[tmp_path]) == picture()
+    held = Pillow.open(io.BytesIO(read_image(Pillow.new("RGB", (3, 2), "red"))))
+    assert (held.format, held.size) == ("PNG", (3, 2))
+    with pytest.raises(RowError, match="neither a path nor a picture's bytes"):
+        read_image(None)
+    with pytest.raises(RowError, match="is a URL"):
+        read_image("https://host/a.png")
 
 
 def test_hash_tells_pixels_and_shapes_apart() -> None:

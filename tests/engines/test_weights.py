@@ -28,6 +28,18 @@ def test_another_content_is_another_model(tiny_model: Path, tmp_path: Path, file
     assert find(ModelSettings(name=str(changed))).content != find(ModelSettings(name=str(tiny_model))).content
 
 
+def test_a_chat_template_may_stand_beside_the_tokenizer(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    assert find(ModelSettings(name=str(folder))).chat_template() == (
+        folder / "chat_template.jinja"
+    ).read_text("utf-8")
+    (folder / "chat_template.jinja").unlink()
+    assert find(ModelSettings(name=str(folder))).chat_template() is None
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert find(ModelSettings(name=str(folder))).chat_template() == "{{ messages }}"
+
+
 def test_the_size_is_that_of_the_weights_alone(tiny_model: Path) -> None:
     assert size_of(ModelSettings(name=str(tiny_model))) == (tiny_model / "model.safetensors").stat().st_size
 
