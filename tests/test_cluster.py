@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from PIL import Image as Pillow
+from processes import below, command
 
 from scalecap import cluster
 from scalecap.asking import Count, Counts
@@ -210,8 +211,7 @@ def wait(process: subprocess.Popen[str], folder: Path, rows: int) -> None:
 
 
 def actors() -> list[int]:
-    listed = subprocess.run(["pgrep", "-f", "ray::Actor"], capture_output=True, text=True).stdout
-    return [int(word) for word in listed.split()]
+    return [each for each in below(os.getpid()) if command(each).startswith("ray::Actor")]
 
 
 @pytest.mark.slow

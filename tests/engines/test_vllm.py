@@ -6,13 +6,13 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from processes import alive, below
 
 from scalecap.engines.base import (
     Choose,
@@ -248,8 +248,8 @@ async def test_a_dead_replica_is_a_dead_engine_and_leaves_no_process(odd: VllmEn
     endless = asyncio.create_task(odd.generate(ask))
     await asyncio.sleep(0.2)
     replicas = [process.pid for process in odd._llm.engine_core.resources.engine_manager.processes]
-    below = [pid for replica in replicas for pid in (replica, *_children(replica))]
-    assert len(below) > len(replicas) == 2
+    theirs = [pid for replica in replicas for pid in (replica, *below(replica))]
+    assert len(theirs) > len(replicas) == 2
     os.kill(replicas[0], signal.SIGKILL)
     with pytest.raises(EngineDead):
         await endless
@@ -257,18 +257,8 @@ async def test_a_dead_replica_is_a_dead_engine_and_leaves_no_process(odd: VllmEn
         await odd.generate(ask)
     await odd.close()
     for _ in range(60):
-        if not any(map(_alive, below)):
+        if not any(map(alive, theirs)):
             break
         await asyncio.sleep(0.5)
     else:
         pytest.fail("a process outlives its engine")
-
-
-def _children(parent: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True)
-    return [int(pid) for pid in listed.stdout.split()]
-
-
-def _alive(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(state) and state[0] != "Z"
