@@ -9,6 +9,7 @@ import sys
 import hydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from scalecap import sweep
 from scalecap.explain import explain
@@ -32,11 +33,14 @@ def main() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through, where Hydra prints and exits
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(sweep.job)()
+    except sweep.Interrupted:
+        return 130  # the job has said it
     except KeyboardInterrupt:
+        print("Interrupted before the first row; the same command begins again", file=sys.stderr)
         return 130
     except (RunError, SettingsError):
         return 1  # the job has said it
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         if not short:
             raise
         return _complain(error)

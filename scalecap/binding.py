@@ -6,13 +6,15 @@ loads, and sorts the steps by the names they read.
 
 import importlib
 import inspect
+import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Any, Literal
 
 from scalecap import stages
@@ -22,6 +24,15 @@ from scalecap.nearest import nearest
 from scalecap.prompts import Template
 from scalecap.stages import ROLES, Ask, Kind, Parameter, Role, Stage
 
+_WORDS: dict[str, str] = {
+    "text": "a text",
+    "texts": "a list of texts",
+    "number": "a number",
+    "measures": "a record of numbers",
+    "any": "anything",
+}
+_HELD: dict[str, Any] = {"text": str, "texts": list, "number": int | float, "measures": Mapping}
+"""What a value of a kind is."""
 RESERVED = ("error", "flags", "image")
 """Names that no step may have: two keys of every output row, and the row's picture."""
 
@@ -46,6 +57,13 @@ class Step:
     """All settings, defaults too."""
     unit: Callable[..., Any]
     """The stage with its settings: the object of a class, or a partial function."""
+
+    @property
+    def source(self) -> Path | None:
+        """The file of a stage from outside of this package; None of one that comes with it."""
+        module = self.stage.unit.__module__
+        file = getattr(sys.modules.get(module), "__file__", None)
+        return Path(file) if file and module.partition(".")[0] != "scalecap" else None
 
     @property
     def reads(self) -> list[str]:
@@ -99,7 +117,13 @@ class Step:
         result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
         if inspect.isawaitable(result):
             result = await result
-        return dict(zip(self.writes, result if self.stage.side else (result,), strict=True))
+        parts = result if self.stage.side else (result,)
+        if not isinstance(parts, tuple) or len(parts) != len(self.writes):
+            raise TypeError(f"{self.stage.name} returned {parts!r:.80}, not a tuple of {len(self.writes)}")
+        for part, kind in zip(parts, self.stage.kinds, strict=True):
+            if part is not None and not isinstance(part, _HELD.get(kind, object)):
+                raise TypeError(f"{self.stage.name} returned {part!r:.80}, not {_WORDS[kind]}")
+        return dict(zip(self.writes, parts, strict=True))
 
 
 def templates(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Template]]:
@@ -126,7 +150,8 @@ def bind(
         try:
             importlib.import_module(module)
         except Exception as error:
-            problems.append(f"imports: {module} can't be imported: {type(error).__name__}: {error}")
+            mend = "; write a module's name, and have its folder in PYTHONPATH" if "/" in module else ""
+            problems.append(f"imports: {module} can't be imported: {type(error).__name__}: {error}{mend}")
     found = {name: stage for name in steps if (stage := _find(name, steps, problems))}
     kinds = _kinds(steps, found, offered, problems)
     bound = []
@@ -155,9 +180,9 @@ def _find(name: str, steps: Mapping[str, Any], problems: list[str]) -> Stage | N
         problems.append(f"{name}: {given['stage']!r} can't be loaded: {type(error).__name__}: {error}")
         return None
     if stage is None:
-        problems.append(
-            f"{name}: unknown stage {given['stage']!r}; {nearest(given['stage'], stages.names())}"
-        )
+        wanted = given["stage"]
+        outside = " (is its module in pipeline.imports, or its package installed?)" if "/" in wanted else ""
+        problems.append(f"{name}: unknown stage {wanted!r}{outside}; {nearest(wanted, stages.names())}")
     return stage
 
 
@@ -177,8 +202,10 @@ def _kinds(
             if column in RESERVED:
                 problems.append(f"{name}: the name {column!r} is taken by the output: choose another")
             elif column in writers:
+                mend = ", or leave the column out of the data" if writers[column] == "the data" else ""
                 problems.append(
-                    f"{name}: writes the column {column!r}, which {writers[column]} has too: choose another"
+                    f"{name}: writes the column {column!r}, which {writers[column]} has too:"
+                    f" choose another name for the step{mend}"
                 )
             writers[column], kinds[column] = name, kind
     return kinds
@@ -202,7 +229,8 @@ def _bind(
     ]
     columns: dict[str, str | Mapping[str, str]] = {}
     for parameter in stage.columns.values():
-        column = _column(parameter, given.get(parameter.name), kinds, open_ended, problems)
+        own = written(name, stage)
+        column = _column(parameter, given.get(parameter.name), kinds, own, open_ended, problems)
         if column is not None:
             columns[parameter.name] = column
     settings: dict[str, Any] = {}
@@ -230,20 +258,20 @@ def _bind(
     return Step(name, stage, columns, settings, unit)
 
 
-_WORDS: dict[str, str] = {
-    "text": "a text",
-    "texts": "a list of texts",
-    "number": "a number",
-    "measures": "a record of numbers",
-    "any": "anything",
-}
-
-
 def _column(
-    parameter: Parameter, given: Any, kinds: Mapping[str, str], open_ended: bool, problems: list[str]
+    parameter: Parameter,
+    given: Any,
+    kinds: Mapping[str, str],
+    own: Collection[str],
+    open_ended: bool,
+    problems: list[str],
 ) -> str | Mapping[str, str] | None:
-    """What a column parameter reads; None for the picture and for an optional one left out."""
+    """What a column parameter reads; None for the picture and for an optional one left out.
+
+    `own` are the step's columns, which it can't read.
+    """
     name, kind = parameter.name, parameter.kind
+    fitting = [column for column in kinds if _fits(kinds[column], kind) and column not in own]
     if kind == "image":
         if given not in (None, "image"):
             problems.append(f"{name}: there is no picture {given!r}: leave it out, or write `{name}: image`")
@@ -253,7 +281,6 @@ def _column(
         given = {each: each for each in ([given] if isinstance(given, str) else given)} or None
     if given is None:
         if parameter.required:
-            fitting = [column for column in kinds if _fits(kinds[column], kind)]
             example = "{<variable>: <column>}" if kind == "columns" else "<column>"
             problems.append(f"reads {name!r}: write `{name}: {example}`; {nearest(name, fitting)}")
         return None
@@ -268,15 +295,14 @@ def _column(
         wanted = {name: given}
     for place, column in wanted.items():
         if not isinstance(column, str):
-            problems.append(f"{place}: {column!r} is no column's name")
+            problems.append(f"{place}: {column!r} is no column's name (a stage's columns stand before `*`)")
         elif column not in kinds:
             if not open_ended:
-                fitting = [each for each in kinds if _fits(kinds[each], kind)]
                 close = nearest(column, fitting)
                 mend = close.removeprefix("nearest: ").split(", ")[0] if "nearest" in close else "<column>"
-                problems.append(
-                    f"{place}: neither a step nor the data has {column!r}; {close}; write `{place}: {mend}`"
-                )
+                # A list of columns has no places to write to.
+                hint = "" if place == f"{name}.{column}" else f"; write `{place}: {mend}`"
+                problems.append(f"{place}: neither a step nor the data has {column!r}; {close}{hint}")
         elif not _fits(kinds[column], kind):
             problems.append(f"{place}: {column!r} holds {_WORDS[kinds[column]]}, not {_WORDS[kind]}")
     return dict(given) if kind == "columns" else str(given)
@@ -324,6 +350,8 @@ def _fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
             raise ValueError(f"{value!r} is no list")
         return [_fit(each, parts[0], sampling) for each in value]
     if annotation is Template:
+        if isinstance(value, Mapping):
+            raise ValueError(f"{value!r} is no text; a file of prompts/ begins with `# @package prompts`")
         if not isinstance(value, str):
             raise ValueError(f"{value!r} is no text")
         return Template(value)

@@ -10,6 +10,7 @@ import argparse
 import csv
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -205,9 +206,12 @@ class Comparison:
         lines = ["Intervals hold 95 % of bootstrap draws over rows."]
         if self.baseline and len(self.runs) > 1:
             lines.append(
-                f"Δ is the difference to job {self.baseline.name} over the pictures that both have,"
-                " ▲ or ▼ when its interval leaves zero out."
+                f"Δ is the difference to job {self.baseline.name} over the pictures of which both have the"
+                " number, ▲ or ▼ when its interval leaves zero out."
             )
+            others = [line for line in self.lines if line.numbers and line.run is not self.baseline]
+            apart = [line.run.name for line in others if not any(n.difference for n in line.numbers.values())]
+            lines += [f"No picture in common with it: {', '.join(apart)}."] if apart else []
         lines += [best] if self.metrics or self.objective else []
         lines.append("Tokens are those of all requests, reused ones too; seconds are as measured.")
         if left := len(self.names) - len(self.told):
@@ -236,7 +240,7 @@ class Comparison:
         done, failed = line.rows
         status = "" if line.run.status == "finished" else f"{line.run.status}: {line.run.reason}".rstrip(": ")
         counted = f"{done:,}" + (f", {failed:,} failed" if failed else "")
-        yield status if not done else counted + (f" ({status})" if status else "")
+        yield status if status and not done else counted + (f" ({status})" if status else "")
         yield from (_shown(line.numbers.get(name)) for name in names)
         yield from ("" if (cost := line.cost(name)) is None else f"{cost:,}" for name in COSTS)
         yield f"{line.requests[0]:,} of {line.requests[1]:,} requests" if line.requests else ""
@@ -245,7 +249,9 @@ class Comparison:
     def screen(self) -> str:
         """The table in brief, for a terminal: as many numbers as its width takes, at least one."""
         console = Console(file=io.StringIO(), color_system=None)
-        console.width = max(80, Console().width)
+        screen = Console()  # a pipe has no width of its own
+        known = screen.is_terminal or "COLUMNS" in os.environ
+        console.width = max(80, screen.width) if known else 120
         wide, shown = console.options.update(width=10_000), len(self.told)
         while shown > 1 and Measurement.get(console, wide, self._table(shown)).maximum > console.width:
             shown -= 1
@@ -359,9 +365,9 @@ def main() -> None:
     arguments = parser.parse_args()
     to = arguments.to or (arguments.runs[0] if len(arguments.runs) == 1 else Path())
     try:
+        if empty := [str(each) for each in arguments.runs if not read_runs([each])]:
+            raise FolderError(f"no run in {', '.join(empty)}")
         runs = read_runs(arguments.runs)
-        if not runs:
-            raise FolderError(f"no run in {', '.join(map(str, arguments.runs))}")
         objective = arguments.objective or runs[0].config.get("objective")
         to.mkdir(parents=True, exist_ok=True)
         print(Comparison(runs, baseline=arguments.baseline, objective=objective).save(to))

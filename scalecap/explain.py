@@ -7,9 +7,13 @@ from pathlib import Path
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from scalecap.nearest import nearest
 from scalecap.settings import CONF, schema
+
+HEADERS = {"also": "pipeline", "evaluate": "_global_", "prompts": "prompts"}
+"""Groups whose files say where their keys go."""
 
 
 def explain(error: BaseException) -> str:
@@ -19,6 +23,9 @@ def explain(error: BaseException) -> str:
         # Of one in a list Hydra does not tell what there is.
         options = error.options or [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
         return f"{group}={option}: no such option; {nearest(option, options)}"
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
+        return f"{where}: {error.problem}; a text with signs in it stands in quotes, or on lines after `|-`"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error)
     text = "\n".join(str(each) for each in _causes(error))
@@ -31,11 +38,17 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return f"{key if key.endswith('.' + found[1]) else found[1]}=… must be given"
     if isinstance(error, OverrideParseException):
+        if not re.search(r"[=~]", str(error.override)):
+            return f"{error.override}: no override; write key=value, without spaces around the ="
         return f"{error.override}: {text.splitlines()[0]}; quote what holds signs: 'key=\"value\"'"
     if key in set(_groups(CONF)) and "No match in the defaults list" in text:
         return f"{key}: not a choice here; it goes with {_owners(key)}"
     if key and re.search(r"not in|No match in the defaults list", text):
-        return f"{key}: no such {'group' if '/' in key else 'key'}; {_nearest_key(key)}"
+        group, *below = key.split(".")
+        close = [] if key == group in HEADERS else [_nearest_key(key)]
+        if group in HEADERS and (not below or below[0] in ("pipeline", "steps") or "nearest" not in close[0]):
+            close.append(f"a file of {group}/ begins with `# @package {HEADERS[group]}`")
+        return "; ".join([f"{key}: no such {'group' if '/' in key else 'key'}", *close])
     if key and (found := re.search(r"^Value '.*", text, re.MULTILINE)):
         return f"{key}: {found[0]}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "_type=" not in line]

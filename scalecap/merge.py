@@ -180,7 +180,8 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
                 f"{path} can't be read ({error}); the shard's own command writes it anew"
             ) from error
     summary.seconds = seconds
-    summary.notes = [*notes, f"Joined of {len(parts)} shards; seconds are all of theirs together."]
+    joined = f"Joined of {len(parts)} shards; seconds are all of theirs together."
+    summary.notes = [*notes, f"{joined} The last was made by: {told['command']}"]
     return summary
 
 

@@ -6,10 +6,13 @@ and each of its steps starts as soon as the columns that it reads exist.
 """
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from scalecap.asking import Asked
@@ -63,6 +66,12 @@ class Pipeline:
             PipelineError: with all problems at once.
         """
         return cls(bind(steps, columns, imports, sampling or Sampling()))
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Digest of the file of each stage from outside; rows depend on it as on the config."""
+        files = {step.stage.name: step.source for step in self.steps if step.source}
+        return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for name, file in files.items()}
 
     def plan(self) -> str:
         """What will be done, step by step, for reading."""
@@ -124,11 +133,12 @@ class Pipeline:
                 tasks[step.name] = group.create_task(take(step))
         order = [*row.columns, *self.writers]
         # The first in the steps' order, not in time: the same row fails the same way again.
-        failed = next((step.name for step in self.steps if step.name in errors), None)
+        steps = {step.name: step for step in self.steps}
+        failed = next((name for name in steps if name in errors), None)
         return Finished(
             row,
             {column: values[column] for column in order if column in values},
-            _record(failed, errors[failed]) if failed else None,
+            _record(failed, errors[failed], steps[failed].source) if failed else None,
             {name: sorted(marks) for name, marks in flags.items() if marks},
         )
 
@@ -188,8 +198,12 @@ def picture_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "pictures")
 
 
-def _record(step: str | None, error: Exception) -> dict[str, Any]:
-    return {"step": step, "kind": getattr(error, "kind", type(error).__name__), "message": str(error)}
+def _record(step: str | None, error: Exception, source: Path | None = None) -> dict[str, Any]:
+    """The row's error; one that a stage from outside raised tells the line in its file."""
+    raised = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == str(source)]
+    place = f" ({source.name}:{raised[-1]})" if source and raised else ""
+    kind = getattr(error, "kind", type(error).__name__)
+    return {"step": step, "kind": kind, "message": f"{error}{place}"}
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -31,6 +31,8 @@ def lay_out(run: Path, repo: str, to: Path, *, licence: str = "unknown", link: b
         PushError: it is no finished run, or `to` is not empty.
         OSError: it can't be written.
     """
+    if not any((run / name).exists() for name in ("summary.json", "journal.jsonl")):
+        raise PushError(f"{run} holds no run: give the folder of one")
     found = Run(run, run.resolve().name)
     shards = sorted((run / "dataset").glob("*.parquet"))
     if found.status != "finished":

@@ -19,7 +19,7 @@ from scalecap.cache import Cache, CacheError
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import DataError, Row, Source, writer
 from scalecap.data.sources import open_source, read_pictures
-from scalecap.engines import EMBEDDED, Engines
+from scalecap.engines import EMBEDDED, Engines, missing
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.journal import Journal, JournalError
 from scalecap.nearest import nearest
@@ -78,7 +78,8 @@ def run(
     try:
         with summary.phase("check"):
             source, pipeline = check(settings)
-            journal = Journal(summary.output, _config(settings), force=settings.resume == "force")
+            config = _config(settings) | ({"code": pipeline.code} if pipeline.code else {})
+            journal = Journal(summary.output, config, force=settings.resume == "force")
         with journal, _opened(settings) as cache:
             with _writing(summary.output):
                 begun()
@@ -99,7 +100,7 @@ def run(
                     f"The data's own {taken} are left out: the output has its own of that name."
                 )
             summary.notes += rows.notes()
-            summary.reused = rows.reused
+            summary.reused, summary.total = rows.reused, source.total
             image, form = settings.data.image, settings.write.image
             if form == "bytes" and not rows.complete:
                 summary.notes.append("dataset/ names the pictures; a finished run's holds their files.")
@@ -169,7 +170,8 @@ def check(settings: Settings) -> tuple[Source, Pipeline]:
     """The data and the pipeline, all checked that can be without a model. DataError, PipelineError."""
     source = open_source(settings.data)
     if source.total == 0:
-        raise DataError(f"data={settings.data.source} has no rows")
+        empty = f", so that shard {settings.data.shard} of it is empty" if settings.data.shard else ""
+        raise DataError(f"data={settings.data.source} has no rows{empty}")
     pipeline = Pipeline.build(
         settings.pipeline.steps,
         source.columns,
@@ -196,11 +198,14 @@ def plan(settings: Settings) -> str:
         source, pipeline = check(settings)
     except (DataError, PipelineError) as error:
         raise RunError(str(error)) from error
-    models = settings.model.by_role()
+    models = {role: model for role, model in settings.model.by_role().items() if role in pipeline.roles}
+    for model in models.values():
+        if reason := missing(model, settings.engine):
+            raise RunError(reason)
     lines = [
         f"{source.total if source.total is not None else 'a stream of'} rows with {', '.join(source.columns)}"
     ]
-    lines += [f"{role}: {model.name}" for role, model in models.items() if role in pipeline.roles]
+    lines += [f"{role}: {model.name}" for role, model in models.items()]
     return "\n".join([*lines, "", pipeline.plan(), "", "Nothing to complain about."])
 
 
@@ -365,7 +370,9 @@ def write(
     `leave_out` and `pictures` are those of `scalecap.data.writer.write`.
     """
     rows = partial(journal.records, indices)
-    writer.write(summary.output, rows, list(pipeline.writers), leave_out=leave_out, pictures=pictures)
+    mixed = writer.write(summary.output, rows, list(pipeline.writers), leave_out=leave_out, pictures=pictures)
+    if mixed:
+        summary.notes.append(f"JSON text in dataset/, since their rows share no type: {', '.join(mixed)}.")
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
     summary.add_rows(journal.records(indices), checks, _metrics(pipeline), overall)
@@ -402,7 +409,9 @@ def _signals(stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[Non
     def handle() -> None:
         nonlocal asked_to_stop
         if asked_to_stop and task is not None:
+            log.warning("stopping at once")
             task.cancel()
+            return
         asked_to_stop = True
         stop.set()
         on_signal()

@@ -247,7 +247,7 @@ class Settings:
         most = re.fullmatch(r"(\d+|\d+(?:\.\d+)?%)", self.max_failures or "100%")
         if most is None or not 0 < float(most[1].rstrip("%")) <= (100 if "%" in most[1] else math.inf):
             found.append(
-                f"max_failures={self.max_failures}: must be a count of rows, a share such as 5%, or null"
+                f"max_failures={self.max_failures}: must be a count from 1 on, a share such as 5%, or null"
             )
         if self.resume not in ("same", "force"):
             found.append(f"resume={self.resume}: must be same or force")

@@ -21,6 +21,9 @@ from scalecap.stages import Overall
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
 
+TOLD = 3
+"""Kinds of error on the screen."""
+
 Status = Literal["finished", "interrupted", "stopped"]
 """`stopped`: every row failed from the start, or the engine or the data gave up."""
 
@@ -39,6 +42,8 @@ class Summary:
     """What the reader of the captions must know."""
     done: int = 0
     failed: int = 0
+    total: int | None = None
+    """Rows of the data, where that is known."""
     reused: int = 0
     """Of the rows done: finished by an earlier run in the same folder."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -178,6 +183,8 @@ class Summary:
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         reused = f" ({self.reused} from before)" if self.reused else ""
         done = "1 row" if self.done == 1 else f"{self.done} rows"
+        if self.total and self.status != "finished":
+            done = f"{self.done} of {self.total} rows"
         lines = [f"{heads[self.status]}: {done} captioned{reused}, {self.failed} failed; {phases}"]
         lines += [f"  {self.reason}"] if self.reason else []
         for step in sorted(self.kept | self.dropped):
@@ -191,8 +198,10 @@ class Summary:
             f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"
             f" ({total.cached_tokens} cached), {total.generated_tokens} generated"
         )
-        for message, count in self.errors.most_common(3):
+        for message, count in self.errors.most_common(TOLD):
             lines.append(f"  {count} x {message}")
+        if len(self.errors) > TOLD:
+            lines.append(f"  and {len(self.errors) - TOLD} more kinds of error, in summary.json")
         lines += [
             f"  {self.output / 'captions.jsonl'}  one row a line",
             f"  {self.output / 'dataset'}  the same for datasets.load_dataset",
@@ -207,7 +216,8 @@ class Summary:
             return "\n".join(lines)
         joined = "scalecap.merge" in self.command  # whose failed rows are tried again in their shards
         if not joined and (self.status != "finished" or self.failed):
-            lines += ["Next: go on, with the rows that failed tried again:", f"  {self.resume}"]
+            again = ", with the rows that failed tried again" if self.failed else ""
+            lines += [f"Next: go on{again}:", f"  {self.resume}"]
         else:
             lines += ["Next: read a row, with every step's column:", f"  {self._look()}"]
             if "data=" not in self.command and not joined:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from scalecap import compare
 from scalecap.explain import explain
 from scalecap.journal import JOURNAL
-from scalecap.report.folder import ERROR, read_runs
+from scalecap.report.folder import ERROR, FolderError, read_runs
 from scalecap.run import RunError, plan, run
 from scalecap.settings import SettingsError, from_config
 
@@ -37,6 +37,10 @@ _typed: list[str] = []
 """The words after `python -m scalecap`; none in a process that a launcher began."""
 _codes: list[int] = []
 """Exit codes of the jobs so far."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A job was told to stop, and its last screen is written."""
 
 
 def begin(words: Sequence[str]) -> None:
@@ -114,11 +118,15 @@ def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]
     summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]), begun=record)
     _tell(summary.screen(alone=not sweep))
     if summary.status == "interrupted":
-        raise KeyboardInterrupt
+        raise Interrupted
     value = summary.value(settings.objective)
-    if value is not None and math.isnan(value) and sweep and not _is_grid(hydra):
+    if value is not None and math.isnan(value) and not (sweep and _is_grid(hydra)):
         known = ", ".join(summary.metrics) or "none"
-        raise RunError(f"no row has objective={settings.objective}; metrics that rows have: {known}")
+        reason = f"no row has objective={settings.objective}; metrics that rows have: {known}"
+        if sweep:
+            raise RunError(reason)
+        print(f"error: {reason}", file=sys.stderr)
+        _codes.append(1)
     _codes.append(summary.exit_code)
     return value
 
@@ -170,5 +178,12 @@ class WriteComparison(Callback):
         runs = read_runs([folder])
         # A launcher may have run the jobs elsewhere: how they ended is in their folders.
         _codes.extend(each.exit_code for each in runs if each.begun >= self._begun)
-        if runs:
-            _tell(compare.Comparison(runs, objective=config.objective).save(folder))
+        if not runs:
+            return
+        try:
+            made = compare.Comparison(runs, objective=config.objective)
+        except FolderError as error:  # an objective that none has: the jobs are compared all the same
+            print(f"error: {error}", file=sys.stderr)
+            _codes.append(1)
+            made = compare.Comparison(runs)
+        _tell(made.save(folder))

@@ -87,7 +87,7 @@ def test_unknown_data_is_not_asked_for_columns():
 
 BAD = [
     (one({"stage": "verfy"}), "x: unknown stage 'verfy'; nearest: verify"),
-    (one({"stage": "other/verify"}), "x: unknown stage 'other/verify'; nearest: verify"),
+    (one({"stage": "other/verify"}), "x: unknown stage 'other/verify' (is its module in pipeline.imports"),
     (
         one({"text": "id"}),
         "x: names no stage: write `x: {stage: …}`; there are: answer, assemble, capsbench, caption, ",

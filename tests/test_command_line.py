@@ -77,6 +77,84 @@ def test_options_and_overrides_may_be_mixed(typed: Typed, tmp_path: Path, capsys
         assert "final_caption" not in out
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words", "told"),
+    [
+        (
+            "prompts/verify/x",
+            "# @package prompts\nverify: A: it?",
+            "prompts/verify=x",
+            "x.yaml, line 2, column 10: ",
+        ),
+        (
+            "prompts/verify/x",
+            "verify: Seen?",
+            "prompts/verify=x",
+            "a file of prompts/ begins with `# @package prompts`",
+        ),
+        ("also/x", "steps: {a: {stage: vote}}", "also=x", "of also/ begins with `# @package pipeline`"),
+        (
+            "evaluate/x",
+            "pipeline: {steps: {}}",
+            "evaluate=x",
+            "of evaluate/ begins with `# @package _global_`",
+        ),
+        ("data/x", "source: folder", "data = x", "write key=value, without spaces"),
+    ],
+)
+def test_a_file_that_is_not_as_it_must_be(
+    typed: Typed, tmp_path: Path, capsys: Any, file: str, text: str, words: str, told: str
+):
+    path = tmp_path / "mine" / f"{file}.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert typed("check=true", "--config-dir=mine", *words.split(" ")) == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+
+
+def test_arguments_of_another_engine_are_refused(command: Typed, capsys: Any):
+    assert command("engine=transformers", "engine.args.tensor_parallel_size=2", "data.limit=1") == 1
+    assert (
+        "engine.args.tensor_parallel_size is for vLLM, and the engine is transformers"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_check_looks_for_the_model(typed: Typed, tmp_path: Path, capsys: Any):
+    assert typed("check=true", "model=own", "model.vlm.name=/no/such/model") == 1
+    assert "/no/such/model is no folder of a model" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_code_it_was_begun_with(
+    typed: Typed, tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = (
+        "from scalecap.stages import stage\n@stage\ndef few(texts: list[str]) -> list[str]:\n    return texts"
+    )
+    (tmp_path / "changing.py").write_text(code)
+    words = ["pipeline.imports=[changing]", "pipeline.steps.x={stage: changing/few, texts: sentences}"]
+    assert typed(*words, "output=run", "data.limit=1") == 0
+    assert typed(*words, "output=run", "data.limit=1") == 0
+    (tmp_path / "changing.py").write_text(code + "[:1]\n")
+    assert typed(*words, "output=run", "data.limit=1") == 1
+    assert "another config (code.changing/few: was " in capsys.readouterr().err
+
+
+def test_a_wrong_objective_is_told_and_costs_no_row(typed: Typed, tmp_path: Path, capsys: Any):
+    assert typed("evaluate=scenes", "objective=scenes.precison", "output=run", "data.limit=1") == 1
+    assert "no row has objective=scenes.precison; metrics that rows have: scenes." in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]["done"] == 1
+    assert not (tmp_path / "run" / ".hydra" / "error.txt").exists()
+    words = ("-m", "seed=1,2", "evaluate=scenes", "objective=scenes.precison", "data.limit=1")
+    assert typed(*words, "hydra.sweep.dir=sweep") == 1
+    assert "no run has objective=scenes.precison; nearest: " in capsys.readouterr().err
+    assert (tmp_path / "sweep" / "comparison.md").exists()
+
+
 def test_an_unknown_option_is_told_with_the_usage(typed: Typed, capsys: Any):
     with pytest.raises(SystemExit) as caught:
         typed("--halp")
@@ -109,8 +187,14 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ("sampling.top_p=0", "sampling.top_p=0.0: must be above 0 and at most 1"),
         ("sampling.top_p=1.1", "sampling.top_p=1.1: must be above 0 and at most 1"),
         ("sampling.repetition_penalty=0", "sampling.repetition_penalty=0.0: must be above 0"),
-        ("max_failures=many", "max_failures=many: must be a count of rows, a share such as 5%, or null"),
-        ("max_failures=101%", "max_failures=101%: must be a count of rows, a share such as 5%, or null"),
+        (
+            "max_failures=many",
+            "max_failures=many: must be a count from 1 on, a share such as 5%, or null",
+        ),
+        (
+            "max_failures=101%",
+            "max_failures=101%: must be a count from 1 on, a share such as 5%, or null",
+        ),
         ("resume=yes", "resume=yes: must be same or force"),
         ("data.relative_to=cdw", "data.relative_to=cdw: must be file or cwd"),
         ("write.image=byte", "write.image=byte: no such form; nearest: bytes"),

@@ -158,6 +158,11 @@ def test_files_that_were_cut_off_are_as_if_not_there(make: Make):
         Comparison([run])
 
 
+def test_runs_over_other_pictures_are_told(make: Make):
+    runs = [make("0", [0.1, 0.2]), make("1", [0.3, 0.4], images="xy"), make("2", [None, 0.2])]
+    assert "No picture in common with it: 1." in " ".join(Comparison(runs).notes)
+
+
 def test_only_what_differs_has_a_column(make: Make):
     runs = [
         make("0", [0.1], "prompts/verify=seed", "data.limit=4", "cache.dir=x", "+new=1"),

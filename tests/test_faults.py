@@ -146,6 +146,7 @@ def test_a_stage_that_raises(typed, stages, rows, engines, tmp_path: Path, codes
     (error,) = errors(Path("out"))
     assert error["step"] == "x"
     assert error["kind"] == "ZeroDivisionError"
+    assert error["message"].endswith("(outside_faults.py:9)")
     failed = captions(Path("out"))[2]
     assert failed["init_caption"] == "There is a dog and then a sofa."
     assert failed["final_caption"]

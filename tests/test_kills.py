@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def test_a_signal_finishes_what_is_in_flight(
     process.send_signal(number)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Interrupted" in told
+    assert re.search(r"Interrupted: \d+ of 40 rows captioned", told)
+    assert "Next: go on:" in told
     assert f"output={job.output}" in told
     written = [json.loads(line) for line in job.captions().splitlines()]
     assert 5 <= len(written) < 40
@@ -168,6 +170,7 @@ def test_a_second_signal_stops_though_the_server_hangs(
     told, _ = process.communicate(timeout=60)
     assert time.monotonic() - begun < 15  # a hang lasts 30
     assert (process.returncode, "Interrupted" in told) == (130, True)
+    assert told.count("once more stops at once") == told.count("stopping at once") == 1
     done = len(job.captions().splitlines())
     assert 0 < done < 40
     server.script = storyteller

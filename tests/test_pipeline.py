@@ -346,7 +346,19 @@ async def test_a_stage_of_the_wrong_shape_fails_its_row():
 
     (done,), _ = await go(one({"stage": "t/short", "text": "id"}), [row()])
     assert done.error is not None
-    assert (done.error["step"], done.error["kind"]) == ("x", "ValueError")
+    assert (done.error["step"], done.error["kind"]) == ("x", "TypeError")
+    assert "t/short returned ('only one',), not a tuple of 2" in done.error["message"]
+
+
+@pytest.mark.parametrize("given", [3, ["a"], {"a": 1}])
+async def test_a_stage_that_returns_another_kind_is_blamed_and_not_the_next(given: Any):
+    @stage(name=f"t/{type(given).__name__}")
+    def odd(text: str) -> str:
+        return given  # type: ignore[no-any-return]
+
+    (done,), _ = await go(one({"stage": f"t/{type(given).__name__}", "text": "id"}), [row()])
+    assert done.error is not None
+    assert done.error["message"].startswith(f"t/{type(given).__name__} returned {given!r}, not a text")
 
 
 async def test_no_rows_and_no_steps():

@@ -141,7 +141,7 @@ def test_code_in_a_line(text: str, told: str):
             lambda folder: (folder / "summary.json").write_text('{"status": "interrupted", "reason": ""}'),
             "is no finished run (interrupted)",
         ),
-        (lambda folder: shutil.rmtree(folder), "is no finished run"),
+        (lambda folder: shutil.rmtree(folder), "holds no run: give the folder of one"),
         (lambda folder: (folder.parent.parent / "to" / "mine").mkdir(parents=True), "is not empty"),
     ],
 )

@@ -80,6 +80,8 @@ def find(pattern: str, suffix: str) -> list[File]:
         raise DataError(f"{pattern!r} can't be read from: {error}") from error
     except Exception as error:  # file systems raise their own kinds
         raise DataError(f"{pattern!r} can't be looked up: {why(error)}") from error
+    if not found and Path(pattern).expanduser().is_dir():
+        raise DataError(f"no file below {pattern!r} ends in {suffix}")
     if not found:
         raise DataError(f"no file is named {pattern!r}; data.path=… takes names, patterns and folders")
     return found

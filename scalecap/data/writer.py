@@ -40,8 +40,10 @@ def write(
     *,
     leave_out: str | None = None,
     pictures: tuple[str, Pictures] | None = None,
-) -> None:
+) -> list[str]:
     """Writes `captions.jsonl` and `dataset/` in `folder`, in the order of the records.
+
+    Returns the columns whose rows share no type, which are JSON text in `dataset/`.
 
     A record is {index, input, columns, flags, error}, as the journal holds it; `records` gives them anew on
     each call. `columns` are the steps' columns in the order wanted; a row that failed has null in
@@ -77,6 +79,7 @@ def write(
     with _Shards(folder / "dataset", types, image=pictures and pictures[0]) as shards:
         for group in groups:
             shards.add(group)
+    return [name for name, type_ in types.items() if type_ is None and name != "flags"]
 
 
 class _Shards:

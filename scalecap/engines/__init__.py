@@ -56,6 +56,8 @@ async def open_engine(
     if name == "auto":
         name, why = choose_engine(engine)
         log.info("engine: %s, because %s", name, why)
+    if engine.args and name != "vllm":
+        raise EngineError(f"engine.args.{next(iter(engine.args))} is for vLLM, and the engine is {name}")
     if name != "openai":
         model, *beside = (
             replace(each, name=str(embedded_model())) if each.name == EMBEDDED else each
@@ -79,6 +81,17 @@ def embedded_model() -> Path:
     if not (folder / "config.json").is_file():
         raise EngineError(f"the embedded model is not in {folder}; train it: python -m scalecap.scenes.train")
     return folder
+
+
+def missing(model: "ModelSettings", engine: "EngineSettings") -> str:
+    """Why the model can't be opened, as far as that is known without loading it; empty when it may be."""
+    name = engine.name
+    if name != "auto" and find_spec(name) is None:  # each is named by its library
+        return f'engine={name} needs the module {name}: pip install "scalecap[{EXTRAS[name]}]"'
+    if name == "openai" or model.name == EMBEDDED or not model.name.startswith(("/", ".", "~")):
+        return ""
+    found = (Path(model.name).expanduser() / "config.json").is_file()
+    return "" if found else f"{model.name} is no folder of a model: it holds no config.json"
 
 
 class Engines:

@@ -59,6 +59,7 @@ def test_a_remote_pattern() -> None:
     ("pattern", "message"),
     [
         ("nothing-*.tar", "no file is named 'nothing"),
+        (".", "no file below '.' ends in .tar"),
         ("nowhere://x/y.tar", "'nowhere://x/y.tar' can't be read from"),
         ("{0..99999999}.tar", "^{0..99999999} stands for more than 1,000,000 files"),
     ],
