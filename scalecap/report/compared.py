@@ -67,11 +67,12 @@ def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
     if "words" in comparison.names:
         words = [line.numbers.get("words") for line in lines]
         costs["words of the caption"] = [each.value.mean if each else None for each in words]
+    names = dict.fromkeys([*comparison.told, *comparison.names])  # the plot begins with what the table tells
     return {
         "jobs": jobs,
         "numbers": {
             name: [list(line.numbers[name].value[:3]) if name in line.numbers else None for line in lines]
-            for name in comparison.names
+            for name in names
         },
         "costs": costs,
     }
