@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ _WORDS: dict[str, str] = {
     "measures": "a record of numbers",
     "any": "anything",
 }
-_HELD: dict[str, Any] = {"text": str, "texts": list, "number": int | float, "measures": Mapping}
+_HELD: dict[str, Any] = {"text": str, "texts": list | tuple, "number": Real, "measures": Mapping}
 """What a value of a kind is."""
 RESERVED = ("error", "flags", "image")
 """Names that no step may have: two keys of every output row, and the row's picture."""

@@ -2,6 +2,7 @@ import asyncio
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image as Pillow
 from steps import STEPS, one
@@ -359,6 +360,15 @@ async def test_a_stage_that_returns_another_kind_is_blamed_and_not_the_next(give
     (done,), _ = await go(one({"stage": f"t/{type(given).__name__}", "text": "id"}), [row()])
     assert done.error is not None
     assert done.error["message"].startswith(f"t/{type(given).__name__} returned {given!r}, not a text")
+
+
+async def test_numbers_of_numpy_are_numbers():
+    @stage(name="t/count")
+    def count(text: str) -> int:
+        return np.int64(len(text))  # type: ignore[return-value]
+
+    (done,), _ = await go(one({"stage": "t/count", "text": "id"}), [row()])
+    assert (done.error, done.columns["x"]) == (None, 1)
 
 
 async def test_no_rows_and_no_steps():
