@@ -57,7 +57,7 @@ _PICTURES = 64
 _TRIES = 2
 """Times that a request may get garbage, or lose its connection though the server is there."""
 _LOOK = 2.0
-"""Seconds between two looks whether a server is back."""
+"""Seconds before each look whether a server is back."""
 
 
 async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEngine":
@@ -124,7 +124,7 @@ class OpenAIEngine:
         self._pictures: OrderedDict[str, asyncio.Task[str]] = OrderedDict()
         self._tells_logprobs = True
         self._patience = engine.timeout
-        self._back: asyncio.Task[None] | None = None
+        self._back: asyncio.Task[bool] | None = None
 
     async def generate(self, request: Generate) -> Generated:
         """Write a reply; whether the seed is honoured is the server's affair."""
@@ -226,7 +226,6 @@ class OpenAIEngine:
 
         tries = 0
         while True:
-            tries += 1
             try:
                 async with self._free:
                     answer = await self._client.chat.completions.create(**asked)
@@ -236,25 +235,28 @@ class OpenAIEngine:
             except openai.APITimeoutError:
                 raise
             except openai.APIConnectionError:
-                await self._wait()
+                tries += not await self._was_away()
                 if tries == _TRIES:
                     raise
             except (ValueError, TypeError, openai.APIResponseValidationError):
+                tries += 1
                 if tries == _TRIES:
                     raise
 
-    async def _wait(self) -> None:
-        """Until the server answers again; all who lost their connection wait together."""
+    async def _was_away(self) -> bool:
+        """Waits until the server answers, with all who lost their connection; whether it was away."""
         if self._back is None or self._back.done():
             self._back = asyncio.create_task(self._look())
-        await asyncio.shield(self._back)
+        return await asyncio.shield(self._back)
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
         import openai
 
         client = self._client.with_options(max_retries=0, timeout=10)
-        url, begun, told = self._client.base_url, time.monotonic(), False
+        url, begun, away = self._client.base_url, time.monotonic(), False
         while True:
+            # Also before the first look: one that shuts down drops connections while it still answers.
+            await asyncio.sleep(_LOOK)
             try:
                 await client.models.list()
             except openai.APIConnectionError as error:
@@ -264,13 +266,12 @@ class OpenAIEngine:
                         f" ({error.__cause__ or error})"
                     ) from error
             except (openai.OpenAIError, ValueError, TypeError):
-                return  # whatever it says, it is there
+                return away  # whatever it says, it is there
             else:
-                return
-            if not told:
+                return away
+            if not away:
                 log.warning("no answer from %s: waiting up to %.0f s for it", url, self._patience)
-                told = True
-            await asyncio.sleep(_LOOK)
+                away = True
 
     async def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         content: Any = prompt.text

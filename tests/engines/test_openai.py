@@ -29,7 +29,7 @@ from scalecap.settings import EngineSettings, ModelSettings
 
 openai = pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
 
-from scalecap.engines.openai import _tail, _too_long, open_openai  # noqa: E402
+from scalecap.engines.openai import OpenAIEngine, _tail, _too_long, open_openai  # noqa: E402
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 Picture = Callable[[int], Image]
@@ -120,6 +120,27 @@ async def test_odd_answers_fail_alone(fake: Server, body: Any, times: int) -> No
     assert len(fake.asked) == times
     assert not isinstance(caught.value, EngineDead)
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    await engine.close()
+
+
+@pytest.mark.parametrize(("away", "answered"), [([True, True, True, False], True), ([False, False], False)])
+async def test_a_connection_lost_to_a_server_that_was_away_costs_no_try(
+    fake: Server, monkeypatch: pytest.MonkeyPatch, away: list[bool], answered: bool
+) -> None:
+    looks = iter(away)
+
+    async def look(_: OpenAIEngine) -> bool:
+        return next(looks)
+
+    monkeypatch.setattr(OpenAIEngine, "_look", look)
+    fake.answers = [*[(200, "reset")] * len(away), (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=0))
+    if answered:
+        assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    else:
+        with pytest.raises(EngineError, match="APIConnectionError"):
+            await engine.generate(Generate(Prompt("?")))
+    assert next(looks, None) is None
     await engine.close()
 
 
