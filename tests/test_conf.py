@@ -20,7 +20,8 @@ from scalecap.settings import CONF, Settings
 from scalecap.stages.parse_questions import parse_questions
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-RUN = [file for file in FILES if file.parts[0] != "hydra"]
+RUN = [file for file in FILES if file.parts[0] != "hydra" and file != Path("runner/ray.yaml")]
+"""Those that choose what a run does; a cluster has tests of its own."""
 Compose = Callable[..., Settings]
 
 
