@@ -34,7 +34,6 @@ class Progress:
     def __init__(self, total: int | None, counts: Counts, *, live: bool) -> None:
         self.total, self.counts = total, counts
         self.done = self.failed = self.reused = 0
-        self._begun = self._said = time.monotonic()
         self._bar = Bar(
             TextColumn("rows"),
             BarColumn(),

@@ -143,13 +143,14 @@ def _guarded(rows: Iterator[Any], path: str) -> Iterator[dict[str, Any]]:
 
 def _rows(stream: "IterableDataset", path: str, data: DataSettings) -> Iterator[Row]:
     where = Path(path)
-    folders = [where if where.is_dir() else where.parent, Path.cwd()] if where.exists() else [Path.cwd()]
+    local = where.exists()
+    folders = [where if where.is_dir() else where.parent, Path.cwd()] if local else [Path.cwd()]
     index = -1
     for index, row in enumerate(_guarded(iter(stream), path)):
         cell = row.get(data.image)
         columns = {name: plain(value) for name, value in row.items()}
-        opened = partial(_open, cell, folders, data.allow_urls, where.exists())
-        read = partial(_read, cell, folders, data.allow_urls, where.exists())
+        opened = partial(_open, cell, folders, data.allow_urls, local)
+        read = partial(_read, cell, folders, data.allow_urls, local)
         yield Row(index, columns, opened, stamp=stamp(cell, folders=folders), read_image=read)
     if index < 0:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")

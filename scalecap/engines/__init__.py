@@ -68,8 +68,7 @@ async def open_engine(
         module = importlib.import_module(f"{__name__}.{name}")
         opened = await getattr(module, f"open_{name}")(model, engine, **more)
     except ModuleNotFoundError as error:
-        hint = f'pip install "scalecap[{EXTRAS[name]}]"'
-        raise EngineError(f"engine={name} needs the module {error.name}: {hint}") from error
+        raise EngineError(_needs(name, error.name)) from error
     assert opened is not None
     engine_opened: Engine = opened
     return engine_opened
@@ -87,11 +86,15 @@ def missing(model: "ModelSettings", engine: "EngineSettings") -> str:
     """Why the model can't be opened, as far as that is known without loading it; empty when it may be."""
     name = engine.name
     if name != "auto" and find_spec(name) is None:  # each is named by its library
-        return f'engine={name} needs the module {name}: pip install "scalecap[{EXTRAS[name]}]"'
+        return _needs(name, name)
     if name == "openai" or model.name == EMBEDDED or not model.name.startswith(("/", ".", "~")):
         return ""
     found = (Path(model.name).expanduser() / "config.json").is_file()
     return "" if found else f"{model.name} is no folder of a model: it holds no config.json"
+
+
+def _needs(name: str, module: str | None) -> str:
+    return f'engine={name} needs the module {module}: pip install "scalecap[{EXTRAS[name]}]"'
 
 
 class Engines:

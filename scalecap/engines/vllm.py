@@ -104,11 +104,12 @@ async def open_vllm(
         arguments = _arguments(model, weights, cpu) | engine.args
         if not cpu:
             whole = arguments.get("gpu_memory_utilization", AsyncEngineArgs.gpu_memory_utilization)
-            split = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
-            held = [size_of(each) / split for each in (model, *beside)]
-            share = share_of_memory(whole, current_platform.get_device_total_memory(), held)
+            if beside:
+                split = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
+                held = [size_of(each) / split for each in (model, *beside)]
+                whole = share_of_memory(whole, current_platform.get_device_total_memory(), held)
             encoded = _ENCODED if "vision_config" in weights.config else 0.0
-            arguments["gpu_memory_utilization"] = share - encoded
+            arguments["gpu_memory_utilization"] = whole - encoded
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             weights.folder, trust_remote_code=model.trust_remote_code
         )
