@@ -5,35 +5,19 @@ loads, and sorts the steps by the names they read.
 """
 
 import importlib
-import inspect
-import sys
-import textwrap
-import types
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
-from numbers import Real
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from scalecap import stages
-from scalecap.data import RowError
-from scalecap.engines.base import Image, Sampling
+from scalecap.engines.base import Sampling
+from scalecap.fitting import fit
 from scalecap.nearest import nearest
 from scalecap.prompts import Template
-from scalecap.stages import ROLES, Ask, Kind, Parameter, Role, Stage
+from scalecap.stages import Kind, Parameter, Stage
+from scalecap.step import KIND_NAMES, Step, templates, written
 
-_WORDS: dict[str, str] = {
-    "text": "a text",
-    "texts": "a list of texts",
-    "number": "a number",
-    "measures": "a record of numbers",
-    "any": "anything",
-}
-_HELD: dict[str, Any] = {"text": str, "texts": list | tuple, "number": Real, "measures": Mapping}
-"""What a value of a kind is."""
 RESERVED = ("error", "flags", "image")
 """Names that no step may have: two keys of every output row, and the row's picture."""
 
@@ -44,102 +28,6 @@ class PipelineError(Exception):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("the pipeline can't run:\n" + "\n".join(f"- {problem}" for problem in problems))
         self.problems = list(problems)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stage bound to the columns it reads and to its settings."""
-
-    name: str
-    stage: Stage
-    columns: Mapping[str, str | Mapping[str, str]]
-    """Column parameter to the column that it reads, or to a mapping of names to columns."""
-    settings: Mapping[str, Any]
-    """All settings, defaults too."""
-    unit: Callable[..., Any]
-    """The stage with its settings: the object of a class, or a partial function."""
-
-    @property
-    def source(self) -> Path | None:
-        """The file of a stage from outside of this package; None of one that comes with it."""
-        module = self.stage.unit.__module__
-        file = getattr(sys.modules.get(module), "__file__", None)
-        return Path(file) if file and module.partition(".")[0] != "scalecap" else None
-
-    @property
-    def reads(self) -> list[str]:
-        """Columns read, each once; the picture is not among them."""
-        bound = [[column] if isinstance(column, str) else column.values() for column in self.columns.values()]
-        return list(dict.fromkeys(column for group in bound for column in group))
-
-    @property
-    def writes(self) -> list[str]:
-        """Columns written: its own, then the side columns."""
-        return written(self.name, self.stage)
-
-    @property
-    def pictures(self) -> list[str]:
-        """Parameters that take the row's picture."""
-        return [name for name, parameter in self.stage.columns.items() if parameter.kind == "image"]
-
-    @property
-    def role(self) -> str | None:
-        """The model role that it asks; None when it asks no model."""
-        for name, parameter in self.stage.settings.items():
-            if parameter.annotation == Role:
-                return str(self.settings[name])
-        return getattr(self.stage.unit, "role", "vlm") if self.stage.asks else None
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.stage.name}([{', '.join(self.reads)}]) -> [{', '.join(self.writes)}]"
-
-    def plan(self) -> str:
-        """Its line, the model asked, and its prompt with names in place of values."""
-        picture = ", with the picture" if self.pictures else ""
-        lines = [str(self), f"    {f'asks {self.role}{picture}' if self.role else 'no model'}"]
-        for place, _, template in templates(self.settings):
-            values = {name: f"<{name}>" for name in template.variables}
-            for bound in self.columns.values():
-                if not isinstance(bound, str):
-                    values |= {name: f"<{column}>" for name, column in bound.items()}
-            lines += [f"    {place}:", textwrap.indent(template.render(**values), "      | ")]
-        return "\n".join(lines)
-
-    async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
-        """The columns written, from the columns so far; raises what the stage raises."""
-        arguments: dict[str, Any] = dict.fromkeys(self.pictures, image)
-        try:
-            for parameter, bound in self.columns.items():
-                arguments[parameter] = (
-                    values[bound] if isinstance(bound, str) else {n: values[c] for n, c in bound.items()}
-                )
-        except KeyError as error:
-            raise RowError("missing_column", f"the row has no column {error}") from error
-        result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
-        if inspect.isawaitable(result):
-            result = await result
-        parts = result if self.stage.side else (result,)
-        if not isinstance(parts, tuple) or len(parts) != len(self.writes):
-            raise TypeError(f"{self.stage.name} returned {parts!r:.80}, not a tuple of {len(self.writes)}")
-        for part, kind in zip(parts, self.stage.kinds, strict=True):
-            if part is not None and not isinstance(part, _HELD.get(kind, object)):
-                raise TypeError(f"{self.stage.name} returned {part!r:.80}, not {_WORDS[kind]}")
-        return dict(zip(self.writes, parts, strict=True))
-
-
-def templates(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Template]]:
-    """Each prompt of a step: its place (`prompt`, or `ensemble.0` in a list), its setting, and itself."""
-    for setting, value in settings.items():
-        if isinstance(value, Template):
-            yield setting, setting, value
-        elif isinstance(value, list):
-            prompts = [each for each in value if isinstance(each, Template)]
-            yield from ((f"{setting}.{place}", setting, each) for place, each in enumerate(prompts))
-
-
-def written(name: str, stage: Stage) -> list[str]:
-    """The columns that a step of that name and stage writes."""
-    return [name, *(f"{name}_{side}" for side in stage.side)]
 
 
 def bind(
@@ -243,7 +131,7 @@ def _bind(
                 problems.append(f"{stage.name} needs {parameter.name!r}: write `{parameter.name}: {value}`")
             continue
         try:
-            settings[parameter.name] = _fit(given[parameter.name], parameter.annotation, sampling)
+            settings[parameter.name] = fit(given[parameter.name], parameter.annotation, sampling)
         except ValueError as error:
             problems.append(f"{parameter.name}: {error}")
     _check_prompts(stage, columns, settings, problems)
@@ -305,7 +193,7 @@ def _column(
                 hint = "" if place == f"{name}.{column}" else f"; write `{place}: {mend}`"
                 problems.append(f"{place}: neither a step nor the data has {column!r}; {close}{hint}")
         elif not _fits(kinds[column], kind):
-            problems.append(f"{place}: {column!r} holds {_WORDS[kinds[column]]}, not {_WORDS[kind]}")
+            problems.append(f"{place}: {column!r} holds {KIND_NAMES[kinds[column]]}, not {KIND_NAMES[kind]}")
     return dict(given) if kind == "columns" else str(given)
 
 
@@ -327,53 +215,6 @@ def _check_prompts(
         if template.variables and setting not in declared:
             unused = [name for name in mapped if name not in template.variables]
             problems += [f"{place}: the variable {name!r} is never used" for name in unused]
-
-
-def _fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
-    """The YAML's value as the setting's type; ValueError when it is none."""
-    parts = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        if value is None and type(None) in parts:
-            return None
-        rest = [part for part in parts if part is not type(None)]
-        if len(rest) == 1:
-            return _fit(value, rest[0], sampling)
-        if type(value) in rest:
-            return value
-        raise ValueError(f"{value!r} is none of {', '.join(getattr(p, '__name__', str(p)) for p in rest)}")
-    if annotation == Role or typing.get_origin(annotation) is Literal:
-        choices = ROLES if annotation == Role else parts
-        if value not in choices:
-            raise ValueError(f"{value!r} is none of them; {nearest(str(value), choices)}")
-        return value
-    if typing.get_origin(annotation) is list:
-        if not isinstance(value, list):
-            raise ValueError(f"{value!r} is no list")
-        return [_fit(each, parts[0], sampling) for each in value]
-    if annotation is Template:
-        if isinstance(value, Mapping):
-            raise ValueError(f"{value!r} is no text; a file of prompts/ begins with `# @package prompts`")
-        if not isinstance(value, str):
-            raise ValueError(f"{value!r} is no text")
-        return Template(value)
-    if annotation is Sampling:
-        return _sampling(value, sampling)
-    if annotation is float and type(value) is int:
-        return float(value)
-    if annotation in (bool, int, float, str) and type(value) is not annotation:
-        raise ValueError(f"{value!r} is no {annotation.__name__}")
-    return value
-
-
-def _sampling(value: Any, base: Sampling) -> Sampling:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} is no mapping: write `sampling: {{temperature: 0}}`")
-    known = {field.name: field for field in fields(Sampling)}
-    for name, part in value.items():
-        if name not in known:
-            raise ValueError(f"no such value {name!r}; {nearest(name, list(known))}")
-        _fit(part, known[name].type, base)
-    return replace(base, **value)
 
 
 def _sort(steps: Sequence[Step], problems: list[str]) -> list[Step]:

@@ -16,9 +16,10 @@ from traceback import walk_tb
 from typing import Any
 
 from scalecap.asking import Asked
-from scalecap.binding import PipelineError, Step, bind
+from scalecap.binding import PipelineError, bind
 from scalecap.data import Row
 from scalecap.engines.base import EngineDead, Sampling
+from scalecap.step import Step
 
 __all__ = ["Finished", "Pipeline", "PipelineError", "Step"]
 

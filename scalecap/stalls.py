@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Self
 
-from scalecap.binding import Step
+from scalecap.step import Step
 
 log = logging.getLogger(__name__)
 

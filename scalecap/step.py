@@ -1,0 +1,121 @@
+"""A step: a stage bound to the columns that it reads and to its settings, and what it does for one row."""
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from scalecap.data import RowError
+from scalecap.engines.base import Image
+from scalecap.prompts import Template
+from scalecap.stages import Ask, Role, Stage
+
+KIND_NAMES: dict[str, str] = {
+    "text": "a text",
+    "texts": "a list of texts",
+    "number": "a number",
+    "measures": "a record of numbers",
+    "any": "anything",
+}
+_TYPES: dict[str, Any] = {"text": str, "texts": list | tuple, "number": Real, "measures": Mapping}
+"""What a value of a kind is."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage bound to the columns it reads and to its settings."""
+
+    name: str
+    stage: Stage
+    columns: Mapping[str, str | Mapping[str, str]]
+    """Column parameter to the column that it reads, or to a mapping of names to columns."""
+    settings: Mapping[str, Any]
+    """All settings, defaults too."""
+    unit: Callable[..., Any]
+    """The stage with its settings: the object of a class, or a partial function."""
+
+    @property
+    def source(self) -> Path | None:
+        """The file of a stage from outside of this package; None of one that comes with it."""
+        module = self.stage.unit.__module__
+        file = getattr(sys.modules.get(module), "__file__", None)
+        return Path(file) if file and module.partition(".")[0] != "scalecap" else None
+
+    @property
+    def reads(self) -> list[str]:
+        """Columns read, each once; the picture is not among them."""
+        bound = [[column] if isinstance(column, str) else column.values() for column in self.columns.values()]
+        return list(dict.fromkeys(column for group in bound for column in group))
+
+    @property
+    def writes(self) -> list[str]:
+        """Columns written: its own, then the side columns."""
+        return written(self.name, self.stage)
+
+    @property
+    def pictures(self) -> list[str]:
+        """Parameters that take the row's picture."""
+        return [name for name, parameter in self.stage.columns.items() if parameter.kind == "image"]
+
+    @property
+    def role(self) -> str | None:
+        """The model role that it asks; None when it asks no model."""
+        for name, parameter in self.stage.settings.items():
+            if parameter.annotation == Role:
+                return str(self.settings[name])
+        return getattr(self.stage.unit, "role", "vlm") if self.stage.asks else None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.stage.name}([{', '.join(self.reads)}]) -> [{', '.join(self.writes)}]"
+
+    def plan(self) -> str:
+        """Its line, the model asked, and its prompt with names in place of values."""
+        picture = ", with the picture" if self.pictures else ""
+        lines = [str(self), f"    {f'asks {self.role}{picture}' if self.role else 'no model'}"]
+        for place, _, template in templates(self.settings):
+            values = {name: f"<{name}>" for name in template.variables}
+            for bound in self.columns.values():
+                if not isinstance(bound, str):
+                    values |= {name: f"<{column}>" for name, column in bound.items()}
+            lines += [f"    {place}:", textwrap.indent(template.render(**values), "      | ")]
+        return "\n".join(lines)
+
+    async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
+        """The columns written, from the columns so far; raises what the stage raises."""
+        arguments: dict[str, Any] = dict.fromkeys(self.pictures, image)
+        try:
+            for parameter, bound in self.columns.items():
+                arguments[parameter] = (
+                    values[bound] if isinstance(bound, str) else {n: values[c] for n, c in bound.items()}
+                )
+        except KeyError as error:
+            raise RowError("missing_column", f"the row has no column {error}") from error
+        result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
+        if inspect.isawaitable(result):
+            result = await result
+        parts = result if self.stage.side else (result,)
+        if not isinstance(parts, tuple) or len(parts) != len(self.writes):
+            raise TypeError(f"{self.stage.name} returned {parts!r:.80}, not a tuple of {len(self.writes)}")
+        for part, kind in zip(parts, self.stage.kinds, strict=True):
+            if part is not None and not isinstance(part, _TYPES.get(kind, object)):
+                raise TypeError(f"{self.stage.name} returned {part!r:.80}, not {KIND_NAMES[kind]}")
+        return dict(zip(self.writes, parts, strict=True))
+
+
+def templates(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Template]]:
+    """Each prompt of a step: its place (`prompt`, or `ensemble.0` in a list), its setting, and itself."""
+    for setting, value in settings.items():
+        if isinstance(value, Template):
+            yield setting, setting, value
+        elif isinstance(value, list):
+            prompts = [each for each in value if isinstance(each, Template)]
+            yield from ((f"{setting}.{place}", setting, each) for place, each in enumerate(prompts))
+
+
+def written(name: str, stage: Stage) -> list[str]:
+    """The columns that a step of that name and stage writes."""
+    return [name, *(f"{name}_{side}" for side in stage.side)]
