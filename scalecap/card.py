@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from omegaconf import OmegaConf
 
 from scalecap.data.files import public
-from scalecap.intervals import is_part
+from scalecap.intervals import is_part, label
 from scalecap.report.folder import Row, Run
 
 SIZES = (
@@ -104,7 +104,12 @@ def _counts(told: Mapping[str, Any]) -> Iterator[str]:
 
 def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     cells = [
-        (code(name), f"{each['mean']:.3g}", f"{each['low']:.3g} to {each['high']:.3g}", f"{each['rows']:,}")
+        (
+            code(label(name)),
+            f"{each['mean']:.3g}",
+            f"{each['low']:.3g} to {each['high']:.3g}",
+            f"{each['rows']:,}",
+        )
         for name, each in metrics.items()
         if not is_part(name)
     ]

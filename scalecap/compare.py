@@ -23,7 +23,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from scalecap.intervals import Interval, Pair, difference, is_part, mean
+from scalecap.intervals import Interval, Pair, difference, is_part, label, mean, named, parts
 from scalecap.nearest import nearest
 from scalecap.report.folder import FolderError, Run, read_runs
 from scalecap.report.page import brief, shown
@@ -107,6 +107,7 @@ class Comparison:
         self.runs = list(runs)
         self.objective = objective
         self._aim = (objective or "").lstrip("-")
+        """The objective's metric, as the runs name it."""
         self.costs = tuple(COSTS)
         values = {run.name: _values(run) for run in runs}
         self._means = {
@@ -117,9 +118,12 @@ class Comparison:
             for name, told in run.summary.get("metrics", {}).items():
                 self._means[run.name].setdefault(name, Interval(**told))
         self.baseline = self._baseline(baseline, values)
+        known = {name for each in values.values() for name in each}.union(*self._means.values())
+        self._aim = named(self._aim, known) or self._aim
         self.names = self._names(values)
-        if objective and self._aim not in self.names and self.baseline:
-            raise FolderError(f"no run has objective={objective}; {nearest(objective, self.names)}")
+        if objective and self._aim not in known and self.baseline:
+            close = nearest(objective, list(map(label, self.names)))
+            raise FolderError(f"no run has objective={objective}; {close}")
         self.lines = [Line(run, self._numbers(run, values)) for run in runs]
 
     def _baseline(self, name: str | None, values: dict[str, Any]) -> Run | None:
@@ -155,7 +159,7 @@ class Comparison:
         return [
             name
             for name in self.names
-            if name == self._aim or not (is_part(name) or before.intersection(name.split(".")[1:2]))
+            if name == self._aim or not (is_part(name) or before.intersection(parts(name)[1:2]))
         ]
 
     def _numbers(self, run: Run, values: dict[str, dict[str, dict[str, Pair]]]) -> dict[str, Number]:
@@ -176,7 +180,7 @@ class Comparison:
         if name != self._aim if self._aim else name not in self.metrics:
             return False
         means = [each[name].mean for each in self._means.values() if name in each]
-        measure = name.rpartition(".")[2]
+        measure = parts(name)[-1]
         low = self.objective.startswith("-") if self.objective else measure in LOWER
         if not self.objective and measure in NEITHER:
             return False
@@ -256,7 +260,7 @@ class Comparison:
         while shown > 1 and Measurement.get(console, wide, self._table(shown)).maximum > console.width:
             shown -= 1
         console.print(self._table(shown))
-        hidden = self.told[shown:]
+        hidden = [label(name) for name in self.told[shown:]]
         more = [f"In the files, too: {', '.join(hidden)}."] if hidden else []
         assert isinstance(console.file, io.StringIO)
         text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -268,7 +272,7 @@ class Comparison:
         heads = last if len(set(last)) == len(last) else self.overrides
         for head in ["job", *heads, "rows"]:
             table.add_column(Text(head), overflow="fold")
-        for head in [*self.told[:numbers], "tokens", "seconds"]:
+        for head in [*map(label, self.told[:numbers]), "tokens", "seconds"]:
             table.add_column(Text(head), justify="right", overflow="fold")
         for line in self.lines:
             name, *cells = self._cells(line, self.told[:numbers])
@@ -281,7 +285,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """The told numbers as a table in Markdown."""
-        heads = ["job", *self.overrides, "rows", *self.told, *COSTS, "computed", "seconds"]
+        heads = ["job", *self.overrides, "rows", *map(label, self.told), *COSTS, "computed", "seconds"]
         lines = ["# Comparison", "", _row(heads), "| --- " * len(heads) + "|"]
         lines += [_row(self._cells(line, self.told)) for line in self.lines]
         return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in self.notes), ""])
@@ -291,7 +295,7 @@ class Comparison:
         file = io.StringIO()
         ends = ("", " low", " high", " rows", " difference", " difference low", " difference high", " best")
         heads = ["job", "folder", "status", "reason", *self.overrides, "rows done", "rows failed"]
-        heads += [name + end for name in self.names for end in ends]
+        heads += [label(name) + end for name in self.names for end in ends]
         writer = csv.writer(file)
         writer.writerow([*heads, *COSTS, "requests computed", "requests", "seconds"])
         for line in self.lines:

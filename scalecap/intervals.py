@@ -4,7 +4,8 @@ Every number of a row is a pair (count, of): a plain number is (number, 1), a sh
 rows, as CHAIR's are, its numerator and denominator. The mean of pairs is Σ count / Σ of.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,21 +31,46 @@ class Interval(NamedTuple):
 def measures(column: str, value: Any) -> Iterator[tuple[str, Pair]]:
     """The numbers in one row's metric column by dotted name, null ones left out.
 
-    `value` is a number, `{"count": …, "of": …}`, or a mapping of names to such values.
+    `value` is a number, `{"count": …, "of": …}`, or a mapping of names to such values. A dot within
+    a name (of a caption column such as `gpt-4.1`) is escaped: `capsbench.gpt-4\\.1.accuracy`.
     """
+    yield from _measures(escaped(column), value)
+
+
+def _measures(name: str, value: Any) -> Iterator[tuple[str, Pair]]:
     if isinstance(value, Mapping):
-        if value.keys() == {"count", "of"}:
-            yield column, (float(value["count"]), float(value["of"]))
+        if value.keys() == {"count", "of"} and all(isinstance(each, int | float) for each in value.values()):
+            yield name, (float(value["count"]), float(value["of"]))
         else:
-            for name, each in value.items():
-                yield from measures(f"{column}.{name}", each)
+            for part, each in value.items():
+                yield from _measures(f"{name}.{escaped(str(part))}", each)
     elif isinstance(value, int | float):
-        yield column, (float(value), 1.0)
+        yield name, (float(value), 1.0)
+
+
+def escaped(part: str) -> str:
+    """A part of a metric's name, its own dots told from those between parts."""
+    return part.replace("\\", "\\\\").replace(".", "\\.")
+
+
+def parts(name: str) -> list[str]:
+    """What a metric's dotted name consists of: the step, then caption, measure and the like."""
+    return [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:^|\.)((?:[^.\\]|\\.)*)", name)]
+
+
+def label(name: str) -> str:
+    """A metric's name for reading, without the escapes."""
+    return ".".join(parts(name))
+
+
+def named(wanted: str, names: Iterable[str]) -> str | None:
+    """The name that is written so, with its escapes or without."""
+    return next((name for name in names if wanted in (name, label(name))), None)
 
 
 def is_part(name: str) -> bool:
     """Whether a metric is a part of another (a category, a sort of fact): told in files alone."""
-    return name.count(".") > 2
+    return len(parts(name)) > 3
 
 
 def by_step(metrics: Mapping[str, T]) -> dict[str, dict[str, dict[str, T]]]:
@@ -52,8 +78,8 @@ def by_step(metrics: Mapping[str, T]) -> dict[str, dict[str, dict[str, T]]]:
     tables: dict[str, dict[str, dict[str, T]]] = {}
     for name, value in metrics.items():
         if not is_part(name):
-            step, *parts = name.split(".")
-            caption, measure = parts if len(parts) == 2 else ("", *parts) if parts else ("", "")
+            step, *rest = parts(name)
+            caption, measure = rest if len(rest) == 2 else ("", *rest) if rest else ("", "")
             tables.setdefault(step, {}).setdefault(measure, {})[caption] = value
     return tables
 

@@ -21,6 +21,7 @@ from scalecap.data import DataError, Row, Source, writer
 from scalecap.data.sources import open_source, read_pictures
 from scalecap.engines import EMBEDDED, Engines, missing
 from scalecap.engines.base import Engine, EngineDead, EngineError
+from scalecap.intervals import label
 from scalecap.journal import Journal, JournalError
 from scalecap.nearest import nearest
 from scalecap.pipeline import Finished, Pipeline, PipelineError, stream
@@ -180,8 +181,9 @@ def check(settings: Settings) -> tuple[Source, Pipeline]:
     )
     if not pipeline.steps:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
-    wanted, metrics = (settings.objective or "").lstrip("-").partition(".")[0], _metrics(pipeline)
-    if wanted and wanted not in metrics:
+    wanted, metrics = label((settings.objective or "").lstrip("-")), _metrics(pipeline)
+    if wanted and not any(f"{wanted}.".startswith(f"{step}.") for step in metrics):
+        wanted = wanted.partition(".")[0]
         close = nearest(wanted, metrics) if metrics else "none does: add one with evaluate=…"
         raise PipelineError([f"objective={settings.objective}: no step {wanted} writes numbers; {close}"])
     return source, pipeline

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalecap.asking import Counts
-from scalecap.intervals import Interval, Pair, by_step, mean, measures
+from scalecap.intervals import Interval, Pair, by_step, mean, measures, named
 from scalecap.stages import Overall
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
@@ -121,8 +121,8 @@ class Summary:
         """The mean of the metric that `objective` names, negated after a `-`; NaN when no row has it."""
         if objective is None:
             return None
-        sign, found = (-1 if objective.startswith("-") else 1), self.metrics.get(objective.lstrip("-"))
-        return sign * found.mean if found else math.nan
+        name = named(objective.lstrip("-"), self.metrics)
+        return (-1 if objective.startswith("-") else 1) * self.metrics[name].mean if name else math.nan
 
     @property
     def exit_code(self) -> int:

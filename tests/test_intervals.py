@@ -5,7 +5,7 @@ import random
 import pytest
 
 from scalecap import intervals
-from scalecap.intervals import difference, mean, measures
+from scalecap.intervals import difference, escaped, is_part, mean, measures, parts
 
 
 def test_the_numbers_of_a_metric_column_have_dotted_names():
@@ -17,6 +17,25 @@ def test_the_numbers_of_a_metric_column_have_dotted_names():
     ]
     assert list(measures("m", 2)) == [("m", (2.0, 1.0))]
     assert list(measures("m", None)) == []
+
+
+def test_a_dot_in_a_name_is_none_between_names():
+    value = {"gpt-4.1": {"kind.x": {"a": 1}, "count": 2, "of": 3}}
+    names = [name for name, _ in measures("m", value)]
+    assert names == [r"m.gpt-4\.1.kind\.x.a", r"m.gpt-4\.1.count", r"m.gpt-4\.1.of"]
+    assert [parts(name) for name in names] == [
+        ["m", "gpt-4.1", "kind.x", "a"],
+        ["m", "gpt-4.1", "count"],
+        ["m", "gpt-4.1", "of"],
+    ]
+    assert list(map(is_part, names)) == [True, False, False]
+    assert [parts(escaped(name)) for name in ("", ".", "\\", "a\\.", ".\\")] == [
+        [""],
+        ["."],
+        ["\\"],
+        ["a\\."],
+        [".\\"],
+    ]
 
 
 def test_a_share_is_pooled_over_rows():

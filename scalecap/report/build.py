@@ -13,7 +13,7 @@ from typing import Any
 
 from scalecap import clauses
 from scalecap.data.files import public
-from scalecap.intervals import by_step, is_part, mean
+from scalecap.intervals import by_step, is_part, label, mean, parts
 from scalecap.report.folder import WORD, FolderError, Row, Run, checks
 from scalecap.report.page import MOST, Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
@@ -113,7 +113,7 @@ def index(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
         told.append((own, values))
     return {
         "tags": list(tags),
-        "numbers": list(numbers),
+        "numbers": list(map(label, numbers)),
         "rows": [[own, [values.get(place) for place in range(len(numbers))]] for own, values in told],
     }
 
@@ -156,8 +156,8 @@ def told(run: Run, row: Row) -> dict[str, Any]:
     final = run.caption_column(row)
     hidden = {"error", "flags", run.image, *(f"{name}_scores" for name in scored)}
     numbers = list(_numbers(run, row))
-    hidden |= {name.partition(".")[0] for name, _ in numbers}
-    parts: list[dict[str, Any]] = []
+    hidden |= {parts(name)[0] for name, _ in numbers}
+    shown: list[dict[str, Any]] = []
     rest: list[tuple[str, str]] = []
     answered = _answered(steps, scored)
     for column, value in row.items():
@@ -165,7 +165,7 @@ def told(run: Run, row: Row) -> dict[str, Any]:
         if column in hidden or value is None:
             continue
         if column == final and (column in steps or not steps) and isinstance(value, str):
-            parts.append({"is": "final", "column": column, "texts": origins(value, scored)})
+            shown.append({"is": "final", "column": column, "texts": origins(value, scored)})
         elif column in answered and _texts(value) and _texts(row.get(step["questions"])):
             checked = {each["text"]: each for each in scored.get(answered[column], [])}
             told_answers = [
@@ -173,20 +173,20 @@ def told(run: Run, row: Row) -> dict[str, Any]:
                 for each in value
             ]
             pairs = list(zip(row[step["questions"]], told_answers, strict=False))
-            parts.append({"is": "answers", "column": column, "pairs": pairs})
+            shown.append({"is": "answers", "column": column, "pairs": pairs})
         elif column in scored and column not in answered.values():
             texts = [_score(each, step) for each in scored[column]]
-            parts.append({"is": "scored", "column": column, "texts": texts})
+            shown.append({"is": "scored", "column": column, "texts": texts})
         elif column in steps and isinstance(value, str) and step.get("stage") == "caption":
-            parts.append({"is": "text", "column": column, "text": value})
+            shown.append({"is": "text", "column": column, "text": value})
         else:
             rest.append((column, value if isinstance(value, str) else _pretty(value)))
     return {
         "name": run.picture_name(row),
         "error": row.get("error"),
         "flags": row.get("flags") or {},
-        "numbers": numbers,
-        "parts": parts,
+        "numbers": [(label(name), value) for name, value in numbers],
+        "parts": shown,
         "rest": rest,
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from scalecap.intervals import label
 from scalecap.report.folder import WORD, Row, Run
 from scalecap.report.page import Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
@@ -32,6 +33,7 @@ def page(comparison: "Comparison", folder: Path) -> str:
     template = templates().get_template("comparison.html.j2")
     return template.render(
         comparison=comparison,
+        label=label,
         shown=len(keyed),
         total=max((sum(line.rows) for line in comparison.lines), default=0),
         reports={run.name: link for run in comparison.runs if (link := _report(run, folder))},
@@ -71,7 +73,9 @@ def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
     return {
         "jobs": jobs,
         "numbers": {
-            name: [list(line.numbers[name].value[:3]) if name in line.numbers else None for line in lines]
+            label(name): [
+                list(line.numbers[name].value[:3]) if name in line.numbers else None for line in lines
+            ]
             for name in names
         },
         "costs": costs,
@@ -114,7 +118,7 @@ def _caption(run: Run, row: Row) -> str | None:
 
 def _numbers(comparison: "Comparison", run: Run, row: Row) -> list[tuple[str, float]]:
     return [
-        (name, round(count / of, 4))
+        (label(name), round(count / of, 4))
         for name, (count, of) in run.numbers(row)
         if of and name in comparison.metrics
     ]
@@ -139,7 +143,8 @@ def difference(first: str, second: str) -> Segments:
 def _index(comparison: "Comparison", rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What rows are filtered and sorted by, as `scalecap.report.build.index`."""
     tags = ["captions differ", "captions are the same", "failed or missing in a job"]
-    numbers = ["changed words", *(f"spread of {name}" for name in comparison.metrics)]
+    metrics = list(map(label, comparison.metrics))
+    numbers = ["changed words", *(f"spread of {name}" for name in metrics)]
     told = []
     for row in rows:
         segments = [each["segments"] for each in row["jobs"]]
@@ -147,7 +152,7 @@ def _index(comparison: "Comparison", rows: list[dict[str, Any]]) -> dict[str, An
         changed = sum(len(WORD.findall(text)) for each in present for sign, text in each if sign)
         own = [0 if changed else 1, *([2] if len(present) < len(segments) else [])]
         values: list[float | None] = [changed]
-        for name in comparison.metrics:
+        for name in metrics:
             found = [value for each in row["jobs"] for known, value in each["numbers"] if known == name]
             values.append(max(found) - min(found) if found else None)
         told.append([own, values])

@@ -13,7 +13,7 @@ from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from scalecap.intervals import Pair, measures
+from scalecap.intervals import Pair, escaped, measures, parts
 
 ERROR = "error.txt"
 """In `.hydra`: why the job failed, when its last try did."""
@@ -173,17 +173,21 @@ class Run:
 
     def metrics(self, row: Row) -> Iterator[tuple[str, Pair]]:
         """What one row adds to each metric, by the names that the summary has."""
-        known = self.summary.get("metrics", {})
         for column in row:
-            if any(name == column or name.startswith(f"{column}.") for name in known):
+            if column in self._measured:
                 yield from measures(column, row[column])
+
+    @cached_property
+    def _measured(self) -> set[str]:
+        """The columns that metrics come from."""
+        return {parts(name)[0] for name in self.summary.get("metrics", {})}
 
     def numbers(self, row: Row) -> Iterator[tuple[str, Pair]]:
         """What one row adds to each number: its metrics, the share that each check kept, words."""
         yield from self.metrics(row)
         for column, scores in checks(row):
             if scores:
-                yield f"{column} kept", (sum(bool(each["kept"]) for each in scores), len(scores))
+                yield f"{escaped(column)} kept", (sum(bool(each["kept"]) for each in scores), len(scores))
         caption = self.caption_column(row)
         if caption is not None and isinstance(row[caption], str):
             yield "words", (len(WORD.findall(row[caption])), 1)
