@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from scalecap.engines import EXTRAS
 from scalecap.engines.base import Sampling
+from scalecap.engines.identity import HARMLESS_ARGS
 from scalecap.nearest import nearest
 
 ENGINES = ("auto", *EXTRAS)
@@ -22,6 +23,12 @@ WRITTEN = ("path", "bytes", "none")
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: as the wheel carries them, or the checkout's."""
+COST = {"affects": "cost"}
+"""Metadata of a setting that changes time, memory or how many rows are taken, and no row's content: a run is
+resumed, and a reply comes from the cache, whatever its value."""
+NOTHING = {"affects": "nothing"}
+"""Likewise, of one that comparisons have nothing to say about either. A setting without such a mark affects
+rows, and replies where it is an engine's or a model's."""
 
 
 @dataclass
@@ -72,21 +79,28 @@ class EngineSettings:
 
     name: str = "auto"
     """`auto`, `transformers`, `vllm` or `openai`."""
-    base_url: str | None = None
-    """Address of an OpenAI-compatible server, up to and with `/v1`."""
-    concurrency: int | None = None
+    base_url: str | None = field(default=None, metadata=COST)
+    """Address of an OpenAI-compatible server, up to and with `/v1`. Replies are kept apart by it: a name such
+    as `default` may stand for other weights elsewhere."""
+    identity: str | None = None
+    """Which model the server runs, in your own words. Replies are then shared by all addresses with the same
+    words, e.g. by several servers of one model (engine=openai)."""
+    logprobs: bool | None = None
+    """Whether the server tells log-probabilities, from which P(yes) is read; without them P(yes) is 0 or 1,
+    by the reply's first word. None finds out when the engine is opened (engine=openai)."""
+    concurrency: int | None = field(default=None, metadata=COST)
     """Most requests in flight; None is the engine's own choice."""
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=COST)
     """Most requests in one forward pass (engine=transformers)."""
-    timeout: float = 600.0
+    timeout: float = field(default=600.0, metadata=COST)
     """Seconds that one request may take, and that a server may be away (engine=openai)."""
-    retries: int = 6
+    retries: int = field(default=6, metadata=COST)
     """Further tries after 429, 5xx and timeouts (engine=openai)."""
-    keep: bool = False
+    keep: bool = field(default=False, metadata=NOTHING)
     """Keeps the engines of other models open for later jobs of a sweep, where memory holds them all."""
-    quiet: bool = True
+    quiet: bool = field(default=True, metadata=NOTHING)
     """Keeps the libraries' own logs off the screen."""
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict, metadata={"harmless": HARMLESS_ARGS})
     """Passed to vLLM as they are, e.g. `engine.args.tensor_parallel_size=2`. The memory that
     `gpu_memory_utilization` allows is for all models of the run: their weights, and of the rest the same for
     each; a 32nd of the GPU's is for encoded pictures."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from scalecap.engines.openai import PROBE
+
 Answer = tuple[int, Any]
 """Status and body: JSON, bytes as they are, or one of the misdeeds `nothing`, `half`, `reset`, `hang`."""
 
@@ -22,6 +24,8 @@ class Server:
         self.script = script or (lambda _: self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
         self.headers: dict[str, str] = {}
         """Sent with 429."""
+        self.probe: Answer = (200, completion("Yes", top={"Yes": 0.9, "No": 0.1}))
+        """What the engine's first look is answered; it is not among those `asked`."""
         self.models: Answer = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
         self.seconds = 0.02
         self.asked: list[dict[str, Any]] = []
@@ -60,6 +64,9 @@ class Server:
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if asked["messages"][-1]["content"] == PROBE.text:
+                    self.reply(*server.probe)
+                    return
                 with server._lock:
                     server._now += 1
                     server.most = max(server.most, server._now)

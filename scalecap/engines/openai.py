@@ -3,8 +3,11 @@
 Nothing about the model is read on this machine, which has its price:
 
 * `choose` sees the twenty likeliest first tokens alone; an option that is not among them has
-  probability 0. A server that tells no log-probabilities is asked for text, and the reply's first
-  word is the choice; the log says so once.
+  probability 0. Whether the server tells log-probabilities is found out when the engine is opened
+  (or said by `engine.logprobs`). One that does not is asked for text, and the reply's first word is
+  the choice; the log says so, and the replies are cached apart.
+* Which weights answer is the server's affair, so replies are cached by its address, or by
+  `engine.identity` where one model has several.
 * `score` needs a server that rates a given reply, as vLLM's does (`prompt_logprobs`).
 * Control tokens inside a text are the server's to handle.
 * A picture is sent as PNG, scaled down to `model.vlm.max_pixels` here; `min_pixels` has no effect.
@@ -17,6 +20,7 @@ The key is taken from the environment variable OPENAI_API_KEY, and from nowhere 
 
 import asyncio
 import base64
+import hashlib
 import io
 import itertools
 import logging
@@ -25,7 +29,9 @@ import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from scalecap.engines.base import (
     Choose,
@@ -43,10 +49,13 @@ from scalecap.engines.base import (
     Usage,
     finish,
 )
+from scalecap.engines.identity import identity
 from scalecap.engines.weights import ModelError
 from scalecap.settings import EngineSettings, ModelSettings
 
 log = logging.getLogger(__name__)
+
+Read = Callable[[Any], Any]
 
 _TOP = 20
 """Most alternatives that OpenAI's protocol tells of a token."""
@@ -58,13 +67,15 @@ _TRIES = 2
 """Times that a request may get garbage, or lose its connection though the server is there."""
 _LOOK = 2.0
 """Seconds before each look whether a server is back."""
+PROBE = Prompt("Is a cat an animal? Answer yes or no.")
+"""Asked when an engine is opened, to see whether the server tells log-probabilities."""
 
 
 async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEngine":
-    """Connect to a server and see that it has the model.
+    """Connect to a server, see that it has the model and whether it tells log-probabilities.
 
     Raises:
-        ModelError: no server there, it refuses the key, or it has not that model.
+        ModelError: no server there, it refuses the key, it has not that model, or does not answer.
     """
     import openai
 
@@ -95,7 +106,35 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
         await client.close()
         names = ", ".join(card.id for card in served[:10])
         raise ModelError(f"{engine.base_url} has no model {model.name}: set model.vlm.name to one of {names}")
-    return OpenAIEngine(client, model, engine, card)
+    if engine.logprobs is not None:
+        return OpenAIEngine(client, model, engine, card, engine.logprobs)
+    opened = OpenAIEngine(client, model, engine, card, logprobs=True)
+    try:
+        if await opened.tells_logprobs():
+            return opened
+    except EngineError as error:
+        await client.close()
+        raise ModelError(f"{engine.base_url} lists {model.name} and answers no question: {error}") from error
+    log.warning("the server tells no log-probabilities: yes or no is read from the reply's first word")
+    return OpenAIEngine(client, model, engine, card, logprobs=False)
+
+
+def _found(model: ModelSettings, engine: EngineSettings, card: Any, logprobs: bool) -> str:
+    """What answers, as far as it can be known from here: the name served, and by whom."""
+    parts = [model.name]
+    if engine.identity:
+        parts.append(f"is={engine.identity}")
+    else:
+        parts += [f"root={root}"] if (root := getattr(card, "root", None)) else []
+        parts.append(f"at={_address(engine.base_url or '')}")
+    return " ".join(parts if logprobs else [*parts, "choices=text"])
+
+
+def _address(url: str) -> str:
+    """The URL without what lets its reader in: a user's name and password, and a digest of its query."""
+    parts = urlsplit(url)
+    query = f"?{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}{query}"
 
 
 def _refused(url: str) -> str:
@@ -108,13 +147,13 @@ class OpenAIEngine:
 
     Args:
         card: what the server lists about the model, if it does; vLLM's tells path and context.
+        logprobs: whether choices are read from log-probabilities, or from text.
     """
 
-    def __init__(self, client: Any, model: ModelSettings, engine: EngineSettings, card: Any) -> None:
-        told = {"id": card.id, "root": getattr(card, "root", None)} if card else {}
-        bounds = {"max_pixels": model.max_pixels}
-        parts = [f"{key}={value}" for key, value in (told | bounds).items() if value]
-        self.identity = " ".join(["openai", model.name, *parts])
+    def __init__(
+        self, client: Any, model: ModelSettings, engine: EngineSettings, card: Any, logprobs: bool
+    ) -> None:
+        self.identity = identity("openai", _found(model, engine, card, logprobs), model, engine)
         self.context_length: int | None = getattr(card, "max_model_len", None) or model.max_context
         self.concurrency = engine.concurrency or 32
         self.kv_tokens: int | None = None
@@ -122,7 +161,7 @@ class OpenAIEngine:
         self._model = model
         self._free = asyncio.Semaphore(self.concurrency)
         self._pictures: OrderedDict[str, asyncio.Task[str]] = OrderedDict()
-        self._tells_logprobs = True
+        self._logprobs = logprobs
         self._patience = engine.timeout
         self._back: asyncio.Task[bool] | None = None
 
@@ -152,26 +191,29 @@ class OpenAIEngine:
 
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token, or by its first word."""
-        messages = await self._messages(request.prompt)
-        if self._tells_logprobs:
-            try:
-                answer = await self._ask(messages, 1, temperature=0, logprobs=True, top_logprobs=_TOP)
-                told = answer.choices[0].logprobs
-            except EngineError as error:
-                if "logprobs" not in str(error):
-                    raise
-                told = None
-            if told and told.content:
-                top = [(entry.token, entry.logprob) for entry in told.content[0].top_logprobs]
-                return _weigh(top, request.options, _usage(answer))
-            if self._tells_logprobs:
-                log.warning(
-                    "the server tells no log-probabilities: yes or no is read from the reply's first word"
-                )
-            self._tells_logprobs = False
-        answer = await self._ask(messages, _WORDS, temperature=0)
-        word = re.search(r"[\w/]+", answer.choices[0].message.content or "")
-        return _weigh([(word.group(), 0.0)] if word else [], request.options, _usage(answer))
+        if self._logprobs:
+            answer = await self._first_token(request.prompt)
+            told = _top(answer)
+        else:
+            answer = await self._ask(await self._messages(request.prompt), _WORDS, temperature=0)
+            word = re.search(r"[\w/]+", answer.choices[0].message.content or "")
+            told = [(word.group(), 0.0)] if word else []
+        return _weigh(told, request.options, _usage(answer))
+
+    async def tells_logprobs(self) -> bool:
+        """Whether the server tells log-probabilities. EngineError when it answers no question at all."""
+        try:
+            await self._first_token(PROBE)
+        except EngineError as error:
+            if "logprobs" in str(error):
+                return False
+            raise
+        return True
+
+    async def _first_token(self, prompt: Prompt) -> Any:
+        """A reply of one token, with the likeliest that it could have been (see `_top`)."""
+        messages = await self._messages(prompt)
+        return await self._ask(messages, 1, _top, temperature=0, logprobs=True, top_logprobs=_TOP)
 
     async def score(self, request: Score) -> Scored:
         """Rate a text as the reply, by vLLM's extension of the protocol."""
@@ -193,15 +235,22 @@ class OpenAIEngine:
             self._back.cancel()
         await self._client.close()
 
-    async def _ask(self, messages: list[dict[str, Any]], room: int, **settings: Any) -> Any:
-        """One chat completion of at most `room` tokens, fewer where the context is almost full."""
+    async def _ask(
+        self, messages: list[dict[str, Any]], room: int, read: Read | None = None, **settings: Any
+    ) -> Any:
+        """One chat completion of at most `room` tokens, fewer where the context is almost full.
+
+        An answer that `read` raises ValueError for counts as garbage: it is asked for once more.
+        """
         import openai
 
         room = min(room, self.context_length or room)
         asked = {"model": self._model.name, "messages": messages, "max_tokens": room, **settings}
         try:
-            return await self._answered(asked)
+            return await self._answered(asked, read)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            if "logprobs" in error.message:  # some hosts tell them of some models alone
+                raise EngineError(f"the server refuses the request: {error.message}") from error
             raise EngineDead(_refused(str(self._client.base_url))) from error
         except openai.NotFoundError as error:
             raise EngineDead(
@@ -213,14 +262,14 @@ class OpenAIEngine:
             if long is None:
                 raise EngineError(f"the server refuses the request: {error.message}") from error
             if 0 < (left := long.limit - long.tokens) < room:
-                return await self._ask(messages, left, **settings)
+                return await self._ask(messages, left, read, **settings)
             raise long from error
         except openai.APITimeoutError as error:
             raise EngineError(f"no answer within engine.timeout={self._patience:g} seconds") from error
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise EngineError(f"{type(error).__name__}: {error.__cause__ or error}") from error
 
-    async def _answered(self, asked: dict[str, Any]) -> Any:
+    async def _answered(self, asked: dict[str, Any], read: Read | None) -> Any:
         """What the server answers, at last; raises what `openai` raises."""
         import openai
 
@@ -229,9 +278,11 @@ class OpenAIEngine:
             try:
                 async with self._free:
                     answer = await self._client.chat.completions.create(**asked)
-                if getattr(answer, "choices", None):
-                    return answer
-                raise ValueError("the server's answer is not a chat completion")
+                if not getattr(answer, "choices", None):
+                    raise ValueError("the server's answer is not a chat completion")
+                if read:
+                    read(answer)
+                return answer
             except openai.APITimeoutError:
                 raise
             except openai.APIConnectionError:
@@ -302,6 +353,20 @@ def _data_url(image: Image, max_pixels: int | None) -> str:
     file = io.BytesIO()
     pixels.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _top(answer: Any) -> list[tuple[str, float]]:
+    """The likeliest first tokens with their log-probabilities. ValueError when the answer has none."""
+    try:
+        top = [
+            (str(each.token), float(each.logprob))
+            for each in answer.choices[0].logprobs.content[0].top_logprobs
+        ]
+    except (AttributeError, IndexError, TypeError):
+        top = []
+    if not top:
+        raise ValueError("the server's answer has no logprobs")
+    return top
 
 
 def _weigh(top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage) -> Chosen:

@@ -34,6 +34,7 @@ from scalecap.engines.base import (
 )
 from scalecap.engines.chat import Chat
 from scalecap.engines.children import mend
+from scalecap.engines.identity import identity
 from scalecap.engines.spelling import spellings
 from scalecap.engines.weights import ModelError, Weights, find, loading, out_of_memory
 from scalecap.settings import EngineSettings, ModelSettings
@@ -84,8 +85,10 @@ def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
         chat = Chat(tokenizer, weights.chat_template(), parts=sees)
     ends = network.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    identity = "transformers " + weights.identity(model, str(dtype).removeprefix("torch."))
-    return TransformersEngine(identity, Network(network, eyes, context), chat, ends, engine)
+    found = f"{weights.content} {str(dtype).removeprefix('torch.')}"
+    return TransformersEngine(
+        identity("transformers", found, model, engine), Network(network, eyes, context), chat, ends, engine
+    )
 
 
 def _config(weights: Weights, model: ModelSettings) -> Any:

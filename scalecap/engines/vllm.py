@@ -46,6 +46,7 @@ from scalecap.engines.base import (
 )
 from scalecap.engines.chat import Chat
 from scalecap.engines.children import mend, prepared
+from scalecap.engines.identity import identity
 from scalecap.engines.spelling import spellings
 from scalecap.engines.weights import ModelError, Weights, find, loading, size_of
 from scalecap.nearest import nearest
@@ -54,15 +55,6 @@ from scalecap.settings import EngineSettings, ModelSettings
 _CPU_CONTEXT = 8192
 _CPU_CACHE = 4 << 30
 """Bytes of KV cache on the CPU, unless `VLLM_CPU_KVCACHE_SPACE` or `engine.args` say otherwise."""
-_REPLY_ARGS = (
-    "quantization",
-    "kv_cache_dtype",
-    "hf_overrides",
-    "mm_processor_kwargs",
-    "lora_modules",
-    "logprobs_mode",
-)
-"""Engine arguments that change replies, and so are part of the identity."""
 _ENCODED = 1 / 32
 """Share of the device's memory that is for encoded pictures, out of `gpu_memory_utilization`."""
 _KNOWN_IMAGES = 4096
@@ -121,12 +113,11 @@ async def open_vllm(
                 if config.model_config.is_multimodal_model:
                     _keep_encoded(config, current_platform.get_device_total_memory())
                 dtype = str(config.model_config.dtype).removeprefix("torch.")
-                changes = [f"{key}={arguments[key]}" for key in _REPLY_ARGS if key in engine.args]
                 replicas = config.parallel_config.data_parallel_size
                 return VllmEngine(
                     AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True),
                     Chat(tokenizer, weights.chat_template(), parts=config.model_config.is_multimodal_model),
-                    identity=" ".join(["vllm", weights.identity(model, dtype), *changes]),
+                    identity=identity("vllm", f"{weights.content} {dtype}", model, engine),
                     concurrency=engine.concurrency
                     or min(config.scheduler_config.max_num_seqs, 32 if cpu else 256) * replicas,
                     output=output,
@@ -142,6 +133,9 @@ def _check(args: dict[str, Any], known: list[str]) -> None:
     for key in args:
         if key not in known:
             raise ModelError(f"engine.args.{key} is no argument of vLLM; {nearest(key, known)}")
+    for key, instead in (("model", "model.vlm.name"), ("revision", "model.vlm.revision")):
+        if key in args:
+            raise ModelError(f"engine.args.{key}: the weights are chosen by {instead}=…, for each role apart")
     if args.get("logprobs_mode", "raw_logprobs") not in ("raw_logprobs", "raw_logits"):
         raise ModelError(
             "engine.args.logprobs_mode must be raw_logprobs or raw_logits: choices are read from it"

@@ -38,11 +38,6 @@ class Weights:
     mended: dict[str, Any]
     """The top-level entries of `config` that differ from the file: overrides for a loader of its own."""
 
-    def identity(self, model: ModelSettings, dtype: str) -> str:
-        """Name of all that determines replies: content, dtype, bounds of the picture's size."""
-        bounds = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
-        return " ".join([self.content, dtype, *(f"{key}={value}" for key, value in bounds.items() if value)])
-
     def chat_template(self) -> str | None:
         """The template kept beside the tokenizer; None when the tokenizer's own holds."""
         if (file := self.folder / "chat_template.jinja").is_file():

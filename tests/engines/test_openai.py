@@ -157,15 +157,24 @@ async def test_choice(fake: Server) -> None:
     await engine.close()
 
 
-@pytest.mark.parametrize("refusal", [(200, completion("Yes")), (400, error("logprobs are not supported"))])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (200, completion("Yes")),
+        (200, completion("Yes") | {"choices": [{"message": {"content": "Yes"}, "logprobs": []}]}),
+        (400, error("logprobs are not supported")),
+        (403, error("You are not allowed to request logprobs from this model")),
+    ],
+)
 async def test_choice_without_logprobs(
     fake: Server, refusal: Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["\nYes.", "No, his eyes are closed", "N/A", ""]
-    fake.answers = [refusal, *((200, completion(word)) for word in words)]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    fake.probe = refusal
+    fake.answers = [(200, completion(word)) for word in words]
     with caplog.at_level(logging.WARNING):
-        chosen = [await engine.choose(Choose(Prompt("?"), ("yes", "no", "n/a"))) for _ in words]
+        engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    chosen = [await engine.choose(Choose(Prompt("?"), ("yes", "no", "n/a"))) for _ in words]
     assert [(reply.probabilities, reply.mass) for reply in chosen] == [
         ((1, 0, 0), 1),
         ((0, 1, 0), 1),
@@ -173,7 +182,15 @@ async def test_choice_without_logprobs(
         ((0, 0, 0), 0),
     ]
     assert len([record for record in caplog.records if "log-probabilities" in record.message]) == 1
+    assert engine.identity.endswith("choices=text")
     await engine.close()
+
+
+async def test_a_server_that_answers_no_question_is_named_before_any_row(fake: Server) -> None:
+    fake.probe = (400, error("this model does not chat"))
+    with pytest.raises(ModelError, match=r"answers no question: .*does not chat"):
+        await open_openai(ModelSettings(name="m"), settings(fake))
+    await (await open_openai(ModelSettings(name="m"), settings(fake, logprobs=False))).close()
 
 
 async def test_score_needs_more_than_the_protocol(fake: Server) -> None:
@@ -227,7 +244,7 @@ def test_refusals_of_servers(message: str, tokens: int, limit: int) -> None:
 async def test_refused_key(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
-    assert fake.keys == ["Bearer secret"]
+    assert set(fake.keys) == {"Bearer secret"}
     assert "secret" not in engine.identity
     for status, words in [(401, "OPENAI_API_KEY"), (404, r"model\.vlm\.name")]:
         fake.answers = [(status, error("no"))]
@@ -250,7 +267,7 @@ async def test_server_that_does_not_fit(fake: Server) -> None:
         await open_openai(ModelSettings(name="m"), settings(fake))
     fake.models = (404, error("no such page"))
     engine = await open_openai(ModelSettings(name="other"), settings(fake))
-    assert engine.identity == "openai other"
+    assert engine.identity == f"openai other at={fake.url}"
     await engine.close()
 
 
@@ -305,3 +322,35 @@ async def test_agrees_with_transformers_behind_a_real_server(
     assert (await ours.generate(Generate(prompts[0], Sampling(max_tokens=100_000)))).text
     await ours.close()
     await theirs.close()
+
+
+async def identity(fake: Server, model: str = "m", **given: Any) -> str:
+    engine = await open_openai(ModelSettings(name=model), settings(fake, **given))
+    await engine.close()
+    return engine.identity
+
+
+async def test_servers_that_serve_other_weights_under_one_name_share_no_reply(fake: Server) -> None:
+    other = Server()
+    try:
+        here, there = await identity(fake), await identity(other)
+        assert len({here, there, await identity(fake, identity="mine")}) == 3
+        assert await identity(fake, identity="mine") == await identity(other, identity="mine")
+        assert here == f"openai m at={fake.url}" == await identity(fake, logprobs=True)
+        assert here != await identity(fake, logprobs=False)
+    finally:
+        other.stop()
+
+
+async def test_one_reply_without_logprobs_changes_no_other(fake: Server) -> None:
+    """It is asked for again, and fails alone when it stays odd; it never becomes a sure yes or no."""
+    good, odd = (200, completion("Yes", top={"Yes": 0.55, "No": 0.45})), (200, completion("Yes"))
+    fake.answers = [odd, good, odd, odd, good]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    choice = Choose(Prompt("?"))
+    assert (await engine.choose(choice)).probabilities == pytest.approx((0.55, 0.45))
+    with pytest.raises(EngineError, match="no logprobs"):
+        await engine.choose(choice)
+    assert (await engine.choose(choice)).probabilities == pytest.approx((0.55, 0.45))
+    assert [asked["max_tokens"] for asked in fake.asked] == [1] * 5
+    await engine.close()

@@ -198,6 +198,7 @@ async def test_what_it_says_of_wrong_settings(tiny_model: Path) -> None:
     for args, words in [
         ({"tensor_paralel_size": 2}, "tensor_paralel_size .*: tensor_parallel_size"),
         ({"logprobs_mode": "processed_logits"}, "raw_logprobs or raw_logits"),
+        ({"model": "other"}, r"model\.vlm\.name"),
     ]:
         with pytest.raises(ModelError, match=words):
             await open_vllm(model, EngineSettings(args=args))
@@ -213,7 +214,7 @@ async def test_a_request_alone_fails(engine: VllmEngine) -> None:
 async def test_raw_logits_and_old_rope_settings(
     odd: VllmEngine, reference: TransformersEngine, picture: Picture
 ) -> None:
-    assert odd.identity.endswith("logprobs_mode=raw_logits")
+    assert odd.identity.endswith(' args.enable_mm_processor_stats=true args.logprobs_mode="raw_logits"')
     ask = Generate(Prompt(LONG), GREEDY)
     assert (await odd.generate(ask)).text == (await reference.generate(ask)).text
     for image in (None, picture(1)):

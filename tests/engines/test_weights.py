@@ -44,22 +44,6 @@ def test_the_size_is_that_of_the_weights_alone(tiny_model: Path) -> None:
     assert size_of(ModelSettings(name=str(tiny_model))) == (tiny_model / "model.safetensors").stat().st_size
 
 
-def test_identity_names_what_changes_replies(tiny_model: Path) -> None:
-    model = ModelSettings(name=str(tiny_model))
-    weights = find(model)
-    small = ModelSettings(name=str(tiny_model), max_pixels=10_000)
-    assert (
-        len(
-            {
-                weights.identity(model, "float32"),
-                weights.identity(model, "bfloat16"),
-                weights.identity(small, "float32"),
-            }
-        )
-        == 3
-    )
-
-
 @pytest.mark.parametrize(
     ("rope", "mended"),
     [

