@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_tb
@@ -20,6 +20,7 @@ from scalecap.binding import PipelineError, bind
 from scalecap.data import Row
 from scalecap.engines.base import EngineDead, Sampling
 from scalecap.step import Step
+from scalecap.threads import DaemonPool
 
 __all__ = ["Finished", "Pipeline", "PipelineError", "Step"]
 
@@ -102,7 +103,11 @@ class Pipeline:
                 await asked.abandon()
 
     async def take(self, row: Row, asked: Asked, pictures: Executor) -> Finished:
-        """Take one row through all steps that it can go through; only EngineDead is raised."""
+        """Take one row through all steps that it can go through.
+
+        Raises:
+            EngineDead: itself, not in a group: an actor's caller is to know it by its class.
+        """
         if row.error:
             return Finished(row, dict(row.columns), _record(None, row.error), {})
         image = None
@@ -129,9 +134,12 @@ class Pipeline:
                 return False
             return True
 
-        async with asyncio.TaskGroup() as group:
-            for step in self.steps:
-                tasks[step.name] = group.create_task(take(step))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for step in self.steps:
+                    tasks[step.name] = group.create_task(take(step))
+        except BaseExceptionGroup as errors_of_steps:
+            raise _cause(errors_of_steps) from None
         order = [*row.columns, *self.writers]
         # The first in the steps' order, not in time: the same row fails the same way again.
         steps = {step.name: step for step in self.steps}
@@ -158,8 +166,10 @@ async def stream(
     `on_row` gets each row as it ends, in no order. A row's failure stays its own; EngineDead, and
     what `rows` or `on_row` raise, end the run. After `stop` is set, and after `rows` raised, rows in
     flight are finished and no more are started. `changed` is set when `in_flight()` may be another.
+    However it ends, a row that is still being read is not waited for.
     """
-    iterator, open_rows, changed = iter(rows), 0, changed or asyncio.Event()
+    iterator, open_rows = iter(rows), 0
+    changed, stop = changed or asyncio.Event(), stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     broken: Exception | None = None
 
@@ -172,31 +182,42 @@ async def stream(
             changed.set()
 
     # Reading may wait for a disk or a network, so it has a thread of its own.
-    with ThreadPoolExecutor(1, "rows") as reader:
+    with DaemonPool(1, "rows") as reader:
+        stopped = asyncio.create_task(stop.wait())
+        reading: asyncio.Future[Row | None] = loop.create_future()
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
                     while open_rows >= in_flight():
                         changed.clear()
                         await changed.wait()
+                    if stop.is_set():
+                        break
+                    reading = loop.run_in_executor(reader, next, iterator, None)
+                    await asyncio.wait((reading, stopped), return_when=asyncio.FIRST_COMPLETED)
+                    if stop.is_set():
+                        break
                     try:
-                        row = await loop.run_in_executor(reader, next, iterator, None)
+                        row = reading.result()
                     except Exception as error:
                         broken = error
                         break
-                    if row is None or (stop and stop.is_set()):
+                    if row is None:
                         break
                     open_rows += 1
                     group.create_task(one(row))
         except BaseExceptionGroup as group_error:
             raise _cause(group_error) from None
+        finally:
+            reading.cancel()
+            stopped.cancel()
     if broken:
         raise broken
 
 
-def picture_pool() -> ThreadPoolExecutor:
+def picture_pool() -> DaemonPool:
     """Threads that open pictures."""
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "pictures")
+    return DaemonPool(min(8, os.cpu_count() or 1), "pictures")
 
 
 def _record(step: str | None, error: Exception, source: Path | None = None) -> dict[str, Any]:

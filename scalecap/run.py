@@ -30,6 +30,7 @@ from scalecap.report.build import write_report
 from scalecap.settings import Settings
 from scalecap.stalls import Stalls
 from scalecap.summary import Summary
+from scalecap.threads import DaemonPool
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +253,8 @@ async def _caption(
 
     async with AsyncExitStack() as stack:
         with summary.phase("load"):
-            found = asyncio.create_task(asyncio.to_thread(rows.any))
+            reader = stack.enter_context(DaemonPool(1, "rows"))
+            found = asyncio.get_running_loop().run_in_executor(reader, rows.any)
             if settings.runner.name == "ray":
                 cluster, summary.models = await stack.enter_async_context(
                     cluster_of(settings, rows.source.columns, summary.counts)

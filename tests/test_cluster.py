@@ -20,12 +20,14 @@ import pytest
 from PIL import Image as Pillow
 from processes import below, command
 
+import scalecap.engines
 from scalecap import cluster
 from scalecap.asking import Count, Counts
 from scalecap.cluster import Actor, Cluster
 from scalecap.data import Row
 from scalecap.data.images import open_image, read_image
 from scalecap.engines.base import EngineDead, EngineError
+from scalecap.engines.scripted import Scripted
 from scalecap.pipeline import Finished
 from scalecap.run import RunError, run
 from scalecap.settings import CONF, EngineSettings, Settings
@@ -54,6 +56,13 @@ class Handle:
         counts.steps["first"] = Count(requests=2)
         away = Row(row.index, row.columns, lambda: None)
         return Finished(away, {"a": row.index}, None, {}), counts, 4
+
+
+def raised(error: Exception) -> Exception:
+    """What an actor's caller gets when the actor raises this."""
+    errors = pytest.importorskip("ray.exceptions", reason='needs pip install "scalecap[ray]"')
+    found: Exception = errors.RayTaskError("take", "Traceback …", error).as_instanceof_cause()
+    return found
 
 
 def row(index: int) -> Row:
@@ -97,13 +106,31 @@ async def test_a_dead_engine_ends_the_run_and_a_row_that_kills_its_actors_fails(
 ):
     errors = pytest.importorskip("ray.exceptions", reason='needs pip install "scalecap[ray]"')
     with pytest.raises(EngineDead, match="no memory"):
-        await Cluster([Handle(EngineError("no memory"))], [1], compose(), Counts()).take(row(0))
+        await Cluster([Handle(raised(EngineError("no memory")))], [1], compose(), Counts()).take(row(0))
     monkeypatch.setattr(cluster, "PAUSE", 0.0)
     dying = Cluster([Handle(errors.RayActorError())], [1], compose(), Counts())
     finished = await dying.take(row(0))
     assert finished.error
     assert finished.error["kind"] == "actor_died"
     assert dying._actors[0].had == [0] * cluster.TRIES
+
+
+async def test_the_engine_of_an_actor_dies(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def dies(request: Any) -> str:
+        raise EngineDead("gone")
+
+    async def open_engine(*_: Any) -> Scripted:
+        return Scripted(dies)
+
+    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    actor = Actor(compose("cache=off"), {"image": "any"}, str(tmp_path))
+    pixels = io.BytesIO()
+    Pillow.new("RGB", (30, 30)).save(pixels, "PNG")
+    given = Row(0, {"image": None}, partial(open_image, {"bytes": pixels.getvalue(), "path": "a.png"}))
+    with pytest.raises(EngineDead, match=r"^gone$") as dead:
+        await actor.take(given)
+    with pytest.raises(EngineDead, match=r"^gone$"):
+        await Cluster([Handle(raised(dead.value))], [1], compose(), Counts()).take(given)
 
 
 async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
@@ -124,7 +151,7 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
     lame, well = Handle(errors.RayActorError()), Handle()
 
     async def no_memory() -> None:
-        raise EngineError("no memory")
+        raise raised(EngineError("no memory"))
 
     lame.open = SimpleNamespace(remote=no_memory)
     made = Cluster([lame, well], [4, 4], compose(), Counts())

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -290,13 +291,63 @@ async def test_stop_finishes_rows_in_flight_and_starts_no_more():
     assert all(each.columns["final"] for each in done)
 
 
+@pytest.mark.parametrize("end", ["stop", "engine", "cancel"])
+async def test_a_row_that_is_still_being_read_holds_up_no_end(end: str):
+    stop, waits, released = asyncio.Event(), threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def rows():
+        yield row()
+        waits.set()
+        if end == "stop":
+            loop.call_soon_threadsafe(stop.set)
+        released.wait(5)
+        yield row(1)
+
+    def script(request):
+        waits.wait(5)
+        if end == "engine":
+            raise EngineDead("gone")
+        return answer(request)
+
+    running = asyncio.create_task(
+        go(one({"stage": "caption", "prompt": "Caption."}), rows(), script, stop=stop)
+    )
+    await asyncio.to_thread(waits.wait, 5)
+    if end == "cancel":
+        running.cancel()
+    (result,) = await asyncio.gather(running, return_exceptions=True)
+    assert not released.is_set()
+    assert [each.name for each in threading.enumerate() if each.name == "rows"] == ["rows"]  # it still waits
+    released.set()
+    if end == "stop":
+        assert [each.row.index for each in result[0]] == [0]
+    else:
+        assert isinstance(result, EngineDead if end == "engine" else asyncio.CancelledError)
+
+
+async def test_a_dead_engine_is_raised_as_it_is():
+    """An actor on a cluster raises it to another process, which knows it by its class."""
+
+    def script(request):
+        raise EngineDead("gone")
+
+    engine = Scripted(script)
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts())
+    with ThreadPoolExecutor(1) as pictures, pytest.raises(EngineDead, match=r"^gone$"):
+        await Pipeline.build(STEPS, None).take(row(), asked, pictures)
+
+
 async def test_a_dead_engine_ends_the_run():
-    cancelled = []
+    cancelled, begun = [], asyncio.Event()
 
     async def script(request):
         if request.prompt.image.hash == "1":
+            await begun.wait()
             raise EngineDead("gone")
         try:
+            if request.prompt.image.hash == "0":
+                begun.set()
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.append(request.prompt.image.hash)

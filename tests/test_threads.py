@@ -1,0 +1,47 @@
+"""A pool that nothing waits for."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from scalecap.settings import CONF
+from scalecap.threads import DaemonPool
+
+
+def test_calls_run_in_order_and_what_they_raise_is_theirs():
+    with DaemonPool(1, "pool") as pool:
+        futures = [pool.submit(pow, 2, each) for each in (1, 2)]
+        broken = pool.submit(int, "x")
+        assert [each.result(5) for each in futures] == [2, 4]
+        with pytest.raises(ValueError, match="invalid literal"):
+            broken.result(5)
+        assert pool.submit(pow, 2, 3).result(5) == 8
+
+
+def test_a_call_that_hangs_holds_up_neither_the_block_nor_other_threads():
+    released = threading.Event()
+    with DaemonPool(2, "pool") as pool:
+        hanging = pool.submit(released.wait, 60)
+        assert pool.submit(pow, 2, 2).result(5) == 4
+        waiting = [pool.submit(released.wait, 60) for _ in range(2)]
+        assert waiting[1].cancel()
+    assert not hanging.done()
+    released.set()
+    assert hanging.result(5)
+    assert waiting[0].result(5)
+
+
+def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process():
+    code = """
+import threading
+from scalecap.threads import DaemonPool
+with DaemonPool(1, "pool") as pool:
+    pool.submit(threading.Event().wait)
+print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "ended\n"
