@@ -72,7 +72,12 @@ def _find(name: str, steps: Mapping[str, Any], problems: list[str]) -> Stage | N
         wanted = given["stage"]
         outside = " (is its module in pipeline.imports, or its package installed?)" if "/" in wanted else ""
         problems.append(f"{name}: unknown stage {wanted!r}{outside}; {nearest(wanted, stages.names())}")
-    return stage
+        return None
+    try:
+        return stage.given(given)
+    except ValueError as error:
+        problems.append(f"{name}: {error}")
+        return stage
 
 
 def _kinds(
@@ -117,8 +122,13 @@ def _bind(
         if key not in valid and key != "stage"
     ]
     columns: dict[str, str | Mapping[str, str]] = {}
+    shown: dict[str, tuple[str, ...]] = {}
     for parameter in stage.columns.values():
         own = written(name, stage)
+        if parameter.kind == "image":
+            if parameter.required or given.get(parameter.name) is not None:
+                shown[parameter.name] = _shown(parameter.name, given.get(parameter.name), problems)
+            continue
         column = _column(parameter, given.get(parameter.name), kinds, own, open_ended, problems)
         if column is not None:
             columns[parameter.name] = column
@@ -144,7 +154,14 @@ def _bind(
         else:
             check: Callable[..., str | None] = getattr(unit, "check", lambda columns: None)
             problems += filter(None, [check(list(columns))])
-    return Step(name, stage, columns, settings, unit)
+    return Step(name, stage, columns, shown, settings, unit)
+
+
+def _shown(name: str, given: Any, problems: list[str]) -> tuple[str, ...]:
+    """The pictures that a picture parameter takes."""
+    if given not in (None, "image"):
+        problems.append(f"{name}: there is no picture {given!r}: leave it out, or write `{name}: image`")
+    return ("image",)
 
 
 def _column(
@@ -155,25 +172,22 @@ def _column(
     open_ended: bool,
     problems: list[str],
 ) -> str | Mapping[str, str] | None:
-    """What a column parameter reads; None for the picture and for an optional one left out.
+    """What a column parameter reads; None for an optional one left out.
 
     `own` are the step's columns, which it can't read.
     """
     name, kind = parameter.name, parameter.kind
     fitting = [column for column in kinds if _fits(kinds[column], kind) and column not in own]
-    if kind == "image":
-        if given not in (None, "image"):
-            problems.append(f"{name}: there is no picture {given!r}: leave it out, or write `{name}: image`")
-        return None
-    if kind == "columns" and isinstance(given, str | list):
+    mapped = kind in ("columns", "items")
+    if mapped and isinstance(given, str | list):
         # Columns by their own names: one, or a list.
         given = {each: each for each in ([given] if isinstance(given, str) else given)} or None
     if given is None:
         if parameter.required:
-            example = "{<variable>: <column>}" if kind == "columns" else "<column>"
+            example = "{<variable>: <column>}" if mapped else "<column>"
             problems.append(f"reads {name!r}: write `{name}: {example}`; {nearest(name, fitting)}")
         return None
-    if kind == "columns":
+    if mapped:
         if not isinstance(given, Mapping) or not given:
             problems.append(
                 f"{name}: {given!r} is no mapping: write `{name}: {{<name>: <column>}}`, or a list of columns"
@@ -194,10 +208,12 @@ def _column(
                 problems.append(f"{place}: neither a step nor the data has {column!r}; {close}{hint}")
         elif not _fits(kinds[column], kind):
             problems.append(f"{place}: {column!r} holds {KIND_NAMES[kinds[column]]}, not {KIND_NAMES[kind]}")
-    return dict(given) if kind == "columns" else str(given)
+    return dict(given) if mapped else str(given)
 
 
 def _fits(held: str, wanted: Kind) -> bool:
+    if wanted == "items":
+        return held in ("texts", "any")
     return held == wanted or held == "any" or wanted in ("any", "columns")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from scalecap.clauses import clauses, left, sentences, words
-from scalecap.stages import Ask, Generated, PromptTooLong, Sampling
+from scalecap.stages import Ask, Generated, Image, PromptTooLong, Sampling
 
 SHARE = 0.75
 """Of the context that a shortened prompt is to take."""
@@ -18,9 +18,9 @@ async def generate_fitting(
     *,
     model: str,
     sampling: Sampling | None,
+    image: Image | None = None,
 ) -> Generated:
-    """Ask without a picture; what does not fit, or leaves its reply no room, is asked again with less, marked
-    "shortened".
+    """Ask; what does not fit, or leaves its reply no room, is asked again with less, marked "shortened".
 
     Args:
         render: the prompt without the pieces at these places.
@@ -35,7 +35,9 @@ async def generate_fitting(
     while True:
         prompt = render(set(drops[:dropped]))
         try:
-            reply = await ask.generate(prompt, model=model, sampling=sampling, whole=dropped < len(drops))
+            reply = await ask.generate(
+                prompt, image=image, model=model, sampling=sampling, whole=dropped < len(drops)
+            )
         except PromptTooLong as error:
             if dropped == len(drops):
                 raise

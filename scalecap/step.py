@@ -19,6 +19,7 @@ KIND_NAMES: dict[str, str] = {
     "texts": "a list of texts",
     "number": "a number",
     "measures": "a record of numbers",
+    "items": "a list",
     "any": "anything",
 }
 _TYPES: dict[str, Any] = {"text": str, "texts": list | tuple, "number": Real, "measures": Mapping}
@@ -33,6 +34,8 @@ class Step:
     stage: Stage
     columns: Mapping[str, str | Mapping[str, str]]
     """Column parameter to the column that it reads, or to a mapping of names to columns."""
+    shown: Mapping[str, tuple[str, ...]]
+    """Picture parameter to the pictures that it takes: "image" is the row's own."""
     settings: Mapping[str, Any]
     """All settings, defaults too."""
     unit: Callable[..., Any]
@@ -58,8 +61,8 @@ class Step:
 
     @property
     def pictures(self) -> list[str]:
-        """Parameters that take the row's picture."""
-        return [name for name, parameter in self.stage.columns.items() if parameter.kind == "image"]
+        """Pictures that it is shown, each once: "image" is the row's own."""
+        return list(dict.fromkeys(name for names in self.shown.values() for name in names))
 
     @property
     def role(self) -> str | None:
@@ -86,7 +89,7 @@ class Step:
 
     async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
         """The columns written, from the columns so far; raises what the stage raises."""
-        arguments: dict[str, Any] = dict.fromkeys(self.pictures, image)
+        arguments: dict[str, Any] = dict.fromkeys(self.shown, image)
         try:
             for parameter, bound in self.columns.items():
                 arguments[parameter] = (

@@ -3,12 +3,17 @@
 from typing import Any
 
 STEPS: dict[str, dict[str, Any]] = {
-    "init_caption": {"stage": "caption", "prompt": "Caption."},
+    "init_caption": {"stage": "generate", "prompt": "Caption.", "image": "image"},
     "sentences": {"stage": "split_sentences", "text": "init_caption"},
     "golden": {"stage": "verify", "texts": "sentences", "prompt": "True: {{ text }}"},
-    "raw_questions": {"stage": "complete", "prompt": "Ask: {{ s }}", "variables": {"s": "golden"}},
+    "raw_questions": {"stage": "generate", "prompt": "Ask: {{ s }}", "variables": {"s": "golden"}},
     "q_list": {"stage": "parse_questions", "text": "raw_questions"},
-    "raw_answers": {"stage": "answer", "questions": "q_list"},
+    "raw_answers": {
+        "stage": "generate",
+        "prompt": "{{ question }}",
+        "image": "image",
+        "each": {"question": "q_list"},
+    },
     "details": {
         "stage": "verify",
         "texts": "raw_answers",

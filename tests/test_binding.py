@@ -11,12 +11,12 @@ from scalecap.pipeline import Pipeline, PipelineError
 def test_the_plan_is_sorted_by_names_whatever_the_order_of_keys():
     lines = [str(step) for step in Pipeline.build(STEPS, DATA).steps]
     assert lines == [
-        "init_caption: caption([]) -> [init_caption]",
+        "init_caption: generate([]) -> [init_caption]",
         "sentences: split_sentences([init_caption]) -> [sentences]",
         "golden: verify([sentences]) -> [golden, golden_scores]",
-        "raw_questions: complete([golden]) -> [raw_questions]",
+        "raw_questions: generate([golden]) -> [raw_questions]",
         "q_list: parse_questions([raw_questions]) -> [q_list]",
-        "raw_answers: answer([q_list]) -> [raw_answers]",
+        "raw_answers: generate([q_list]) -> [raw_answers]",
         "details: verify([raw_answers]) -> [details, details_scores]",
         "final: fuse([golden, details, init_caption]) -> [final]",
     ]
@@ -68,10 +68,10 @@ def test_a_step_keeps_its_settings_defaults_too():
     [
         one({"stage": "split_sentences", "text": "id"}),
         one({"stage": "split_sentences", "text": "meta"}),
-        one({"stage": "caption", "prompt": "p", "image": "image"}),
-        one({"stage": "complete", "prompt": "{{ a }}{{ b }}", "variables": {"a": "tags", "b": "count"}}),
+        one({"stage": "generate", "prompt": "p", "image": "image"}),
+        one({"stage": "generate", "prompt": "{{ a }}{{ b }}", "variables": {"a": "tags", "b": "count"}}),
         changed(final=STEPS["final"] | {"initial": None, "fallback": "empty"}),
-        one({"stage": "caption", "prompt": "p", "sampling": None}),
+        one({"stage": "generate", "image": "image", "prompt": "p", "sampling": None}),
     ],
 )
 def test_valid(steps):
@@ -90,9 +90,9 @@ BAD = [
     (one({"stage": "other/verify"}), "x: unknown stage 'other/verify' (is its module in pipeline.imports"),
     (
         one({"text": "id"}),
-        "x: names no stage: write `x: {stage: …}`; there are: answer, assemble, capsbench, caption, ",
+        "x: names no stage: write `x: {stage: …}`; there are: assemble, capsbench, captionqa, ",
     ),
-    (one("caption"), "x: names no stage"),
+    (one("generate"), "x: names no stage"),
     (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; nearest: rule"),
     (
         one({"stage": "split_sentences", "text": "id", "rule": "sed"}),
@@ -100,8 +100,11 @@ BAD = [
     ),
     (one({"stage": "parse_questions", "text": "id", "max_questions": "9"}), "max_questions: '9' is no int"),
     (one({"stage": "parse_questions", "text": "id", "max_questions": True}), "max_questions: True is no int"),
-    (one({"stage": "caption"}), "caption needs 'prompt': write `prompt: ${prompts.<role>}`"),
-    (one({"stage": "caption", "prompt": 3}), "prompt: 3 is no text"),
+    (
+        one({"stage": "generate", "image": "image"}),
+        "generate needs 'prompt': write `prompt: ${prompts.<role>}`",
+    ),
+    (one({"stage": "generate", "image": "image", "prompt": 3}), "prompt: 3 is no text"),
     (changed(golden=STEPS["golden"] | {"ensemble": "Sure?"}), "golden: ensemble: 'Sure?' is no list"),
     (changed(golden=STEPS["golden"] | {"ensemble": [3]}), "golden: ensemble: 3 is no text"),
     (
@@ -109,22 +112,28 @@ BAD = [
         "golden: ensemble.1: unknown variable {{ txt }}; nearest: text",
     ),
     (one({"stage": "contrast", "texts": "tags"}), "x: rates texts as replies to one prompt: write `prompt:"),
-    (one({"stage": "caption", "prompt": "{{ a"}), "prompt: line 1: unexpected end"),
+    (one({"stage": "generate", "image": "image", "prompt": "{{ a"}), "prompt: line 1: unexpected end"),
     (
-        one({"stage": "caption", "prompt": "{{ text }}"}),
+        one({"stage": "generate", "image": "image", "prompt": "{{ text }}"}),
         "prompt: unknown variable {{ text }}; there are none",
     ),
-    (one({"stage": "caption", "prompt": "p", "model": "vml"}), "model: 'vml' is none of them; nearest: vlm"),
-    (one({"stage": "caption", "prompt": "p", "image": "photo"}), "image: there is no picture 'photo'"),
     (
-        one({"stage": "caption", "prompt": "p", "sampling": {"temprature": 0}}),
+        one({"stage": "generate", "image": "image", "prompt": "p", "model": "vml"}),
+        "model: 'vml' is none of them; nearest: vlm",
+    ),
+    (one({"stage": "generate", "prompt": "p", "image": "photo"}), "image: there is no picture 'photo'"),
+    (
+        one({"stage": "generate", "image": "image", "prompt": "p", "sampling": {"temprature": 0}}),
         "sampling: no such value 'temprature'; nearest: temperature",
     ),
     (
-        one({"stage": "caption", "prompt": "p", "sampling": {"temperature": "hot"}}),
+        one({"stage": "generate", "image": "image", "prompt": "p", "sampling": {"temperature": "hot"}}),
         "sampling: 'hot' is no float",
     ),
-    (one({"stage": "caption", "prompt": "p", "sampling": 0}), "sampling: 0 is no mapping: write"),
+    (
+        one({"stage": "generate", "image": "image", "prompt": "p", "sampling": 0}),
+        "sampling: 0 is no mapping: write",
+    ),
     (
         changed(golden=STEPS["golden"] | {"prompt": "{{ txt }}"}),
         "golden: prompt: unknown variable {{ txt }}; nearest: text",
@@ -164,8 +173,8 @@ BAD = [
         "x: reads 'texts': write `texts: <column>`; there are: meta, tags",
     ),
     (
-        one({"stage": "complete", "prompt": "p"}),
-        "x: reads 'variables': write `variables: {<variable>: <column>}`",
+        one({"stage": "generate", "prompt": "p"}),
+        "x: shows the model nothing: write `image: image`, `variables: …` or `each: …`",
     ),
     (
         changed(q_list={"stage": "parse_questions", "text": "sentences"}),
@@ -183,8 +192,8 @@ BAD = [
     (one({"stage": "split_sentences", "text": "id"}, "error"), "the name 'error' is taken by the output"),
     (
         {
-            "a": {"stage": "complete", "prompt": "{{ v }}", "variables": {"v": "b"}},
-            "b": {"stage": "complete", "prompt": "{{ v }}", "variables": {"v": "a"}},
+            "a": {"stage": "generate", "prompt": "{{ v }}", "variables": {"v": "b"}},
+            "b": {"stage": "generate", "prompt": "{{ v }}", "variables": {"v": "a"}},
         },
         "steps that wait for each other: ",
     ),

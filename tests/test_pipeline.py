@@ -148,9 +148,9 @@ async def test_a_failure_stays_in_its_row_with_the_columns_done(text, error, rec
 
 async def test_steps_that_do_not_need_the_failed_one_go_on_and_the_first_in_order_is_told():
     steps = {
-        "a": {"stage": "caption", "prompt": "slow"},
-        "b": {"stage": "caption", "prompt": "fast"},
-        "c": {"stage": "caption", "prompt": "Caption."},
+        "a": {"stage": "generate", "prompt": "slow", "image": "image"},
+        "b": {"stage": "generate", "prompt": "fast", "image": "image"},
+        "c": {"stage": "generate", "prompt": "Caption.", "image": "image"},
         "d": {"stage": "split_sentences", "text": "c"},
         "e": {"stage": "split_sentences", "text": "b"},
     }
@@ -256,7 +256,7 @@ async def test_rows_do_not_wait_for_each_other_between_steps():
 
 
 async def test_steps_of_a_row_that_need_not_wait_run_at_once():
-    steps = {name: {"stage": "caption", "prompt": name} for name in ("a", "b")}
+    steps = {name: {"stage": "generate", "prompt": name, "image": "image"} for name in ("a", "b")}
     both = asyncio.Barrier(2)
 
     async def script(request):

@@ -1,17 +1,15 @@
 """How much of a caption a model finds in the picture."""
 
-import re
 from typing import Any, ClassVar
 
 from scalecap.metrics import share, texts
 from scalecap.prompts import Template
+from scalecap.replies import lines
 from scalecap.stages import Ask, Columns, Image, Measures, Role, Sampling, stage, together
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.stages.verify import probability
 
 GREEDY = Sampling(temperature=0, max_tokens=256)
-_MARK = re.compile(r"\s*(?:[-*•]\s*|\d+[.)]\s+)")
-"""Of a list's item: "- ", "1. ", not the number in "3 dogs"."""
 
 
 @stage(side=["answers"])
@@ -66,5 +64,4 @@ class Grounding:
     async def _take_apart(self, ask: Ask, sentence: str, prompt: Template) -> list[str]:
         """The claims of a sentence; itself when the judge names none."""
         reply = await ask.generate(prompt.render(text=sentence), model=self.model, sampling=GREEDY)
-        lines = [_MARK.sub("", line).strip() for line in reply.text.splitlines()]
-        return [line for line in lines if line] or [sentence]
+        return lines(reply.text) or [sentence]

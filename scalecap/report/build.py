@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scalecap import clauses
 from scalecap.data.files import public
@@ -166,18 +166,19 @@ def told(run: Run, row: Row) -> dict[str, Any]:
             continue
         if column == final and (column in steps or not steps) and isinstance(value, str):
             shown.append({"is": "final", "column": column, "texts": origins(value, scored)})
-        elif column in answered and _texts(value) and _texts(row.get(step["questions"])):
-            checked = {each["text"]: each for each in scored.get(answered[column], [])}
+        elif column in answered and _texts(value) and _texts(row.get(answered[column].questions)):
+            check = answered[column].check
+            checked = {each["text"]: each for each in scored.get(check, [])}
             told_answers = [
-                _score(checked[each], steps.get(answered[column], {})) if each in checked else {"text": each}
+                _score(checked[each], steps.get(check, {})) if each in checked else {"text": each}
                 for each in value
             ]
-            pairs = list(zip(row[step["questions"]], told_answers, strict=False))
+            pairs = list(zip(row[answered[column].questions], told_answers, strict=False))
             shown.append({"is": "answers", "column": column, "pairs": pairs})
-        elif column in scored and column not in answered.values():
+        elif column in scored and column not in {each.check for each in answered.values()}:
             texts = [_score(each, step) for each in scored[column]]
             shown.append({"is": "scored", "column": column, "texts": texts})
-        elif column in steps and isinstance(value, str) and step.get("stage") == "caption":
+        elif step.get("stage") == "generate" and step.get("image") and isinstance(value, str):
             shown.append({"is": "text", "column": column, "text": value})
         else:
             rest.append((column, value if isinstance(value, str) else _pretty(value)))
@@ -191,11 +192,22 @@ def told(run: Run, row: Row) -> dict[str, Any]:
     }
 
 
-def _answered(steps: Mapping[str, Mapping[str, Any]], scored: Mapping[str, Any]) -> dict[str, str]:
-    """Columns of answers, each to the check that reads it (or to nothing)."""
-    answers = [name for name, step in steps.items() if isinstance(step.get("questions"), str)]
+class _Answers(NamedTuple):
+    """Where the questions of a column of answers stand, and the check that read it ("": none)."""
+
+    questions: str
+    check: str
+
+
+def _answered(steps: Mapping[str, Mapping[str, Any]], scored: Mapping[str, Any]) -> dict[str, _Answers]:
+    """Columns of answers about the picture, one a question."""
     readers = {str(step.get("texts")): name for name, step in steps.items() if name in scored}
-    return {name: readers.get(name, "") for name in answers}
+    found: dict[str, _Answers] = {}
+    for name, step in steps.items():
+        each = step.get("each")
+        if step.get("image") and isinstance(each, Mapping) and each:
+            found[name] = _Answers(str(next(iter(each.values()))), readers.get(name, ""))
+    return found
 
 
 def _texts(value: Any) -> bool:

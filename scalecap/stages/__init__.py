@@ -19,6 +19,7 @@ The name is the function's, or the class's in snake_case; outside this package i
 outer package's name (`package/name`). `variables` names what fills each prompt. A class may define
 `check(self, columns) -> str | None`, given the names of the column parameters that are bound: the
 text of a problem that is found before any model loads. One that only marks rows says `role = None`.
+A stage whose columns depend on its settings defines `shape(stage, given) -> Stage` (see `Stage.given`).
 """
 
 import asyncio
@@ -43,6 +44,7 @@ __all__ = [
     "Columns",
     "Generated",
     "Image",
+    "Items",
     "Kind",
     "Measures",
     "Overall",
@@ -58,13 +60,15 @@ __all__ = [
     "together",
 ]
 
-Kind = Literal["text", "texts", "number", "measures", "image", "columns", "any"]
+Kind = Literal["text", "texts", "number", "measures", "image", "columns", "items", "any"]
 ROLES = ("vlm", "llm", "judge")
 
 Role = Annotated[str, "role"]
 """A setting that names the model asked, one of ROLES."""
 Columns = Annotated[Mapping[str, Any], "columns"]
 """A column parameter that the YAML gives as a mapping of names to columns."""
+Items = Annotated[Mapping[str, Any], "items"]
+"""A column parameter that the YAML gives as a mapping of names to columns, each of which is a list."""
 Measures = Annotated[Mapping[str, Any], "measures"]
 """What a metric returns: names to numbers, to shares `{"count": …, "of": …}`, or to such mappings.
 
@@ -169,6 +173,15 @@ class Stage:
     overall: "Overall | None" = None
     """Numbers of a metric that only all rows together have."""
 
+    def given(self, step: Mapping[str, Any]) -> "Stage":
+        """The stage as the YAML of one step makes it: what it writes may depend on its settings.
+
+        Raises:
+            ValueError: what the step says does not go together.
+        """
+        shape: Callable[[Stage, Mapping[str, Any]], Stage] | None = getattr(self.unit, "shape", None)
+        return shape(self, step) if shape else self
+
 
 _stages: dict[str, Stage] = {}
 F = TypeVar("F", bound=Callable[..., Any])
@@ -247,6 +260,8 @@ def _kind(annotation: Any) -> Kind:
         return kinds.pop() if len(kinds) == 1 else "any"
     if annotation == Columns:
         return "columns"
+    if annotation == Items:
+        return "items"
     if annotation == Measures:
         return "measures"
     if annotation is Image:

@@ -1,17 +1,22 @@
 """Put each detail to the sentence that brought its object."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scalecap.stages import Columns, stage
 
 
-@stage
-def group_details(sentences: list[str], about: list[dict[str, Any]], checks: Columns) -> list[dict[str, Any]]:
+@stage(side=["lines"])
+def group_details(
+    sentences: list[str], about: list[dict[str, Any]], checks: Columns
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Blocks, one a sentence: {sentence, details: [{object, position, text, p_yes}]}.
 
     `about` is the side column of the questions; `checks` names the side columns `scores` of one check
     of their answers, or of several, each of which read what the one before it kept.
+
+    The side column `lines` is what a prompt shows of them, {text, p_yes}: each sentence that has details,
+    "Sentence: …", with these after it, "Details about [the position of] the cat: …".
     """
     blocks: list[dict[str, Any]] = [{"sentence": sentence, "details": []} for sentence in sentences]
     answered = chain(list(checks.values()))
@@ -24,7 +29,16 @@ def group_details(sentences: list[str], about: list[dict[str, Any]], checks: Col
         if score is not None:
             detail = {"object": asked["object"], "position": asked["position"], **score}
             blocks[asked["sentence"]]["details"].append(detail)
-    return blocks
+    return blocks, [line for block in blocks for line in _lines(block)]
+
+
+def _lines(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    if block["details"]:
+        yield {"text": f"Sentence: {block['sentence']}", "p_yes": None}
+    for detail in block["details"]:
+        where = "the position of " if detail["position"] else ""
+        text = f"Details about {where}{detail['object']}: {detail['text']}"
+        yield {"text": text, "p_yes": detail["p_yes"]}
 
 
 def chain(checks: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any] | None]:

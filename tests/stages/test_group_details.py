@@ -23,7 +23,8 @@ def test_details_stand_with_their_sentence():
             score("d", p_yes=0.7),
         ]
     }
-    assert group_details(["A cat.", "A tree.", "Rain."], ASKED, checks) == [
+    blocks, lines = group_details(["A cat.", "A tree.", "Rain."], ASKED, checks)
+    assert blocks == [
         {
             "sentence": "A cat.",
             "details": [
@@ -36,6 +37,13 @@ def test_details_stand_with_their_sentence():
             "details": [{"object": "tree", "position": True, "text": "d", "p_yes": 0.7}],
         },
         {"sentence": "Rain.", "details": []},
+    ]
+    assert lines == [
+        {"text": "Sentence: A cat.", "p_yes": None},
+        {"text": "Details about cat: a", "p_yes": 0.9},
+        {"text": "Details about the position of cat: c", "p_yes": 0.8},
+        {"text": "Sentence: A tree.", "p_yes": None},
+        {"text": "Details about the position of tree: d", "p_yes": 0.7},
     ]
 
 

@@ -14,7 +14,7 @@ def _registry(monkeypatch):
 
 
 def test_every_stage_of_the_seed_is_there():
-    expected = {"answer", "caption", "complete", "fuse", "parse_questions", "split_sentences", "verify"}
+    expected = {"fuse", "generate", "parse_questions", "split_sentences", "verify"}
     assert expected <= set(names())
 
 
@@ -72,12 +72,12 @@ def test_a_class_without_settings():
 
 
 def test_a_taken_name_is_refused():
-    def caption(text: str) -> str:
+    def generate(text: str) -> str:
         return text
 
-    caption.__module__ = "scalecap.stages.other"
-    with pytest.raises(ValueError, match=r"'caption' is taken by scalecap\.stages\.caption"):
-        stage(caption)
+    generate.__module__ = "scalecap.stages.other"
+    with pytest.raises(ValueError, match=r"'generate' is taken by scalecap\.stages\.generate"):
+        stage(generate)
 
 
 def _no_type(text, *, n: int = 1) -> str:
@@ -127,7 +127,7 @@ def test_entry_points_are_loaded_only_for_an_unknown_name_of_their_package(monke
 
     entries = [Entry("x", "outer.stages", "scalecap.stages"), Entry("y", "another", "scalecap.stages")]
     monkeypatch.setattr(stages, "entry_points", lambda group: entries)
-    assert find("caption") is not None
+    assert find("generate") is not None
     assert find("nothing") is None
     assert loaded == []
     assert find("outer/late") is not None

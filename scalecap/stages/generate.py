@@ -1,0 +1,144 @@
+"""Ask a model for text."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from scalecap.prompts import Template
+from scalecap.replies import lines
+from scalecap.shortening import by_probability, from_the_end, generate_fitting, limit
+from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, stage, together
+
+
+@stage
+class Generate:
+    """Fills a prompt from columns and writes the model's reply, with the picture when `image` is given.
+
+    `variables` names columns that fill the prompt; the items of a list (texts, or records with a `text`)
+    stand on lines of their own. Without a picture, a prompt whose variables are all empty is not asked.
+
+    `each` names list columns of equal length and asks once an item: the column is then a list with a reply
+    an item, in their order.
+
+    `parse: lines` makes a list of the reply's lines, without the marks of a list. With `each`, the lines of
+    all replies are one list, and the side column `about` has the place of each line's item.
+
+    `max_sentences` and `max_characters` hold a text to a length: what is over is cut off at the end of a
+    sentence (of a first one that is too long, at a clause or a word), marked "shortened". A prompt too long
+    for the model loses items of its lists until it takes about three quarters of the context, marked
+    "shortened": those with the lowest `p_yes` first, then from the end of the longest list.
+
+    The default `model` is `vlm` with a picture and `llm` without.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompt: Template,
+        parse: Literal["text", "lines"] = "text",
+        max_sentences: int | None = None,
+        max_characters: int | None = None,
+        model: Role = "vlm",
+        sampling: Sampling | None = None,
+    ) -> None:
+        for name, least in (("max_sentences", max_sentences), ("max_characters", max_characters)):
+            if least is not None and least < 1:
+                raise ValueError(f"{name}: {least} must be 1 or more")
+            if least is not None and parse != "text":
+                raise ValueError(f"{name} needs `parse: text`")
+        self.prompt, self.parse = prompt, parse
+        self.max_sentences, self.max_characters = max_sentences, max_characters
+        self.model, self.sampling = model, sampling
+
+    @staticmethod
+    def shape(stage: Stage, given: Mapping[str, Any]) -> Stage:
+        """The columns of a step with these settings."""
+        if not any(given.get(name) for name in ("image", "variables", "each")):
+            raise ValueError("shows the model nothing: write `image: image`, `variables: …` or `each: …`")
+        model = replace(stage.settings["model"], default="vlm" if given.get("image") else "llm")
+        kind: Kind = "texts" if given.get("each") or given.get("parse") == "lines" else "text"
+        about = ("about",) if given.get("each") and given.get("parse") == "lines" else ()
+        return replace(
+            stage,
+            settings={**stage.settings, "model": model},
+            side=about,
+            kinds=(kind, "any") if about else (kind,),
+        )
+
+    async def __call__(
+        self,
+        ask: Ask,
+        *,
+        image: Image | None = None,
+        variables: Columns | None = None,
+        each: Items | None = None,
+    ) -> Any:
+        shared = variables or {}
+        if each is None:
+            return await self._reply(ask, image, shared)
+        replies = await together(self._reply(ask, image, {**shared, **item}) for item in items(each))
+        if self.parse != "lines":
+            return replies
+        about = [place for place, found in enumerate(replies) for _ in found]
+        return [line for found in replies for line in found], about
+
+    async def _reply(self, ask: Ask, image: Image | None, values: Mapping[str, Any]) -> Any:
+        """One reply, parsed."""
+        if image is None and not any(as_text(value).strip() for value in values.values()):
+            return [] if self.parse == "lines" else ""
+        lists = [value for value in values.values() if isinstance(value, list)]
+        reply = await generate_fitting(
+            ask,
+            lambda dropped: self.prompt.render(**without(values, dropped)),
+            [len(as_text(item)) for value in lists for item in value],
+            drops(lists),
+            model=self.model,
+            sampling=self.sampling,
+            image=image,
+        )
+        if self.parse == "lines":
+            return lines(reply.text)
+        if self.max_sentences is None and self.max_characters is None:
+            return reply.text
+        text = limit(reply.text, self.max_sentences, self.max_characters)
+        if text != reply.text.strip():
+            ask.mark("shortened")
+        return text
+
+
+def items(each: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The values of each item, by variable. ValueError for lists of several lengths."""
+    lengths = {name: len(values) for name, values in each.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"each: lists of one length are wanted, these have {lengths}")
+    return [dict(zip(each, item, strict=True)) for item in zip(*each.values(), strict=True)]
+
+
+def without(variables: Mapping[str, Any], dropped: Collection[int]) -> dict[str, str]:
+    """The variables as texts; `dropped` are places among the items of all lists, end to end."""
+    texts, first = {}, 0
+    for name, value in variables.items():
+        if isinstance(value, list):
+            kept = [item for place, item in enumerate(value, first) if place not in dropped]
+            first += len(value)
+            value = kept
+        texts[name] = as_text(value)
+    return texts
+
+
+def as_text(value: Any) -> str:
+    """A list's items on lines of their own, the text of a record, nothing for None, else as it prints."""
+    if isinstance(value, list):
+        return "\n".join(map(as_text, value))
+    if isinstance(value, Mapping) and isinstance(value.get("text"), str):
+        return str(value["text"])
+    return "" if value is None else str(value)
+
+
+def drops(lists: Sequence[Sequence[Any]]) -> list[int]:
+    """Places among the items of all lists, end to end, in the order in which they are given up."""
+    items = [item for each in lists for item in each]
+    p_yes = [item.get("p_yes") if isinstance(item, Mapping) else None for item in items]
+    known = [place for place, p in enumerate(p_yes) if p is not None]
+    first = [known[place] for place in by_probability([p_yes[place] for place in known]) or []]
+    return [*first, *(place for place in from_the_end(lists) if place not in set(known))]

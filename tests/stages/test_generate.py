@@ -1,0 +1,135 @@
+"""generate: what is asked, of whom, what is made of the reply, and when nothing is asked."""
+
+import pytest
+
+from scalecap.engines.base import PromptTooLong, Sampling
+from scalecap.prompts import Template
+from scalecap.stages.generate import Generate
+
+PROMPT = Template("{{ sentences }}|{{ details }}")
+
+
+async def test_a_caption(asking, image):
+    asked = asking(lambda _: " A dog. ")
+    caption = Generate(prompt=Template("Describe."), sampling=Sampling(max_tokens=7))
+    assert await caption(asked.ask, image=image) == " A dog. "
+    (request,) = asked.requests
+    assert (request.prompt.text, request.prompt.image) == ("Describe.", image)
+    assert request.prompt.system == "You are a helpful assistant."
+    assert request.sampling == Sampling(max_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("variables", "prompt"),
+    [
+        ({"a": ["x", "y"], "b": "z"}, "x\ny|z"),
+        ({"a": [], "b": "z"}, "|z"),
+        ({"a": None, "b": 3}, "|3"),
+        ({"a": [{"text": "x", "p_yes": 0.5}, "y"], "b": {"text": "z"}}, "x\ny|z"),
+        ({"a": ["{{ b }}"], "b": "{% if %}"}, "{{ b }}|{% if %}"),
+    ],
+)
+async def test_columns_fill_the_prompt(asking, image, variables, prompt):
+    asked = asking(lambda _: "reply")
+    stage = Generate(prompt=Template("{{ a }}|{{ b }}"))
+    assert await stage(asked.ask, variables=variables) == "reply"
+    assert await stage(asked.ask, variables=variables, image=image) == "reply"
+    assert asked.texts == [prompt, prompt]
+    assert [request.prompt.image for request in asked.requests] == [None, image]
+
+
+@pytest.mark.parametrize("variables", [{"a": [], "b": ""}, {"a": ["", " "], "b": None}])
+async def test_nothing_is_asked_about_nothing_unless_there_is_a_picture(asking, image, variables):
+    asked = asking(lambda _: "reply")
+    stage = Generate(prompt=Template("{{ a }}|{{ b }}"))
+    assert await stage(asked.ask, variables=variables) == ""
+    assert await Generate(prompt=PROMPT, parse="lines")(asked.ask, variables=variables) == []
+    assert asked.requests == []
+    assert await stage(asked.ask, variables=variables, image=image) == "reply"
+
+
+async def test_each_item_has_a_reply_in_its_place(asking, image):
+    asked = asking(lambda request: request.prompt.text.upper())
+    stage = Generate(prompt=Template("{{ about }} {{ question }}"))
+    answers = await stage(
+        asked.ask, image=image, variables={"about": "q:"}, each={"question": ["b?", "a?", "b?"]}
+    )
+    assert answers == ["Q: B?", "Q: A?", "Q: B?"]
+    assert all(request.prompt.image == image for request in asked.requests)
+
+
+async def test_no_item_asks_nothing(asking, image):
+    asked = asking(lambda _: "")
+    assert await Generate(prompt=PROMPT)(asked.ask, image=image, each={"sentences": [], "details": []}) == []
+    assert asked.requests == []
+
+
+async def test_several_lists_go_side_by_side(asking):
+    asked = asking(lambda request: request.prompt.text)
+    each = {"sentences": ["a", "b"], "details": ["c", "d"]}
+    assert await Generate(prompt=PROMPT)(asked.ask, each=each) == ["a|c", "b|d"]
+    with pytest.raises(ValueError, match=r"one length are wanted, these have {'sentences': 1, 'details': 0}"):
+        await Generate(prompt=PROMPT)(asked.ask, each={"sentences": ["a"], "details": []})
+
+
+async def test_the_lines_of_all_replies_tell_their_item(asking):
+    replies = {"two": "- A dog.\n\n 2. It is brown. \n", "none": " \n", "one": "3 dogs.\n"}
+    asked = asking(lambda request: replies[request.prompt.text])
+    stage = Generate(prompt=Template("{{ s }}"), parse="lines")
+    found = await stage(asked.ask, each={"s": ["two", "none", "one", ""]})
+    assert found == (["A dog.", "It is brown.", "3 dogs."], [0, 0, 2])
+    assert len(asked.requests) == 3
+    assert await stage(asked.ask, variables={"s": "two"}) == ["A dog.", "It is brown."]
+
+
+async def test_a_reply_is_held_to_its_length(asking):
+    asked = asking(lambda _: " A dog runs. It is brown. It is fast. ")
+    stage = Generate(prompt=PROMPT, max_sentences=2, max_characters=250)
+    assert (
+        await stage(asked.ask, variables={"sentences": ["a"], "details": ["b"]}) == "A dog runs. It is brown."
+    )
+    assert asked.flags == ["shortened"]
+    asked = asking(lambda _: "A dog runs. ")
+    assert await stage(asked.ask, variables={"sentences": ["a"], "details": []}) == "A dog runs."
+    assert asked.flags == []
+
+
+def window(limit):
+    def answer(request):
+        if len(request.prompt.text) > limit:
+            raise PromptTooLong(len(request.prompt.text), limit)
+        return "x"
+
+    return answer
+
+
+async def test_items_are_dropped_from_the_end_of_the_longest_list(asking, image):
+    asked = asking(window(9))
+    variables = {"sentences": ["aa", "bb"], "details": ["cc", "dd", "ee"]}
+    assert await Generate(prompt=PROMPT)(asked.ask, variables=variables, image=image) == "x"
+    assert asked.texts[-1] == "aa|cc"
+    assert asked.flags == ["shortened"]
+    assert all(request.prompt.image == image for request in asked.requests)
+
+
+async def test_the_least_probable_item_is_dropped_first(asking):
+    asked = asking(window(12))
+    records = [{"text": text, "p_yes": p} for text, p in (("aaa", 0.6), ("bbb", 0.2), ("ccc", 0.9))]
+    stage = Generate(prompt=Template("{{ s }}"))
+    assert await stage(asked.ask, variables={"s": [{"text": "head", "p_yes": None}, *records]}) == "x"
+    assert asked.texts[-1] == "head\nccc"
+
+
+async def test_a_text_that_does_not_fit_is_the_rows_error(asking):
+    with pytest.raises(PromptTooLong):
+        await Generate(prompt=PROMPT)(
+            asking(window(1)).ask, variables={"sentences": "aa", "details": ["bb", "cc"]}
+        )
+
+
+@pytest.mark.parametrize("name", ["max_sentences", "max_characters"])
+def test_limits_are_at_least_one_and_of_texts(name):
+    with pytest.raises(ValueError, match=f"{name}: 0"):
+        Generate(prompt=PROMPT, **{name: 0})
+    with pytest.raises(ValueError, match=f"{name} needs `parse: text`"):
+        Generate(prompt=PROMPT, parse="lines", **{name: 1})
