@@ -39,6 +39,8 @@ class Count:
     cached_tokens: int = 0
     """Of the prompt tokens: not computed again, since the engine had them."""
     generated_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the generated tokens: before the answers."""
     retried: int = 0
     """Asked a second time because the first reply was truncated or looping."""
     reused_prompt_tokens: int = 0
@@ -54,6 +56,7 @@ class Count:
             self.prompt_tokens + other.prompt_tokens,
             self.cached_tokens + other.cached_tokens,
             self.generated_tokens + other.generated_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
             self.retried + other.retried,
             self.reused_prompt_tokens + other.reused_prompt_tokens,
             self.reused_generated_tokens + other.reused_generated_tokens,
@@ -156,6 +159,7 @@ class Asked:
         count.prompt_tokens += reply.usage.prompt_tokens
         count.cached_tokens += reply.usage.cached_tokens
         count.generated_tokens += reply.usage.generated_tokens
+        count.reasoning_tokens += reply.usage.reasoning_tokens
         if self.cache:
             await self.cache.put(name, reply)
         return reply
@@ -197,6 +201,8 @@ class StepAsk:
             fault = find_fault(reply)
         if fault:
             self.mark(fault)
+        if reply.reasoning:
+            self.mark("reasoned")
         return reply
 
     async def _draw(self, model: str, prompt: Prompt, sampling: Sampling, attempt: int) -> Generated:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from scalecap.engines.base import Chosen, Generated, Reply, Request, Scored, Token, Usage
 
 _log = logging.getLogger(__name__)
-_FORMAT = 2
+_FORMAT = 3
 """Part of every key: raise it when the meaning of a key or a value changes."""
 _BATCH = 4096
 _DIGEST = 16

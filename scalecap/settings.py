@@ -20,6 +20,20 @@ from scalecap.nearest import nearest
 ENGINES = ("auto", *EXTRAS)
 RUNNERS = ("local", "ray")
 WRITTEN = ("path", "bytes", "none")
+_OWN_VARIABLES = ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "tools")
+"""Arguments of `apply_chat_template` that are no variables to set."""
+_OWN_BODY = dict.fromkeys(
+    ("messages", "logprobs", "top_logprobs", "prompt_logprobs", "n", "stream"), "set by scalecap itself"
+) | {
+    "model": "set model.vlm.name",
+    "chat_template_kwargs": "set model.<role>.chat_template_kwargs",
+    "max_tokens": "set sampling.max_tokens",
+    "temperature": "set sampling.temperature",
+    "top_p": "set sampling.top_p",
+    "repetition_penalty": "set sampling.repetition_penalty",
+    "seed": "set seed",
+}
+"""Keys of a request's body that have a setting of their own, or none."""
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: as the wheel carries them, or the checkout's."""
@@ -50,6 +64,9 @@ class ModelSettings:
     """Smaller pictures are scaled up to this many pixels; None is the processor's own bound."""
     max_pixels: int | None = None
     """Larger pictures are scaled down to this many pixels: fewer is faster and sees less."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the model's chat template, e.g. `chat_template_kwargs.enable_thinking=false`, which turns
+    a hybrid model's reasoning off. With `engine=openai` they are sent with each request, under this name."""
 
 
 @dataclass
@@ -104,6 +121,9 @@ class EngineSettings:
     """Passed to vLLM as they are, e.g. `engine.args.tensor_parallel_size=2`. The memory that
     `gpu_memory_utilization` allows is for all models of the run: their weights, and of the rest the same for
     each; a 32nd of the GPU's is for encoded pictures."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Merged into the body of each request (engine=openai): what a server knows beyond OpenAI's protocol,
+    e.g. `engine.extra_body.provider.order=[a,b]`."""
 
 
 @dataclass
@@ -279,6 +299,15 @@ class Settings:
             found.append(
                 f"runner.name={self.runner.name}: no such runner; {nearest(self.runner.name, RUNNERS)}"
             )
+        found += [
+            f"engine.extra_body.{key}: {_OWN_BODY[key]}" for key in self.engine.extra_body if key in _OWN_BODY
+        ]
+        for role, model in vars(self.model).items():
+            found += [
+                f"model.{role}.chat_template_kwargs.{key}: set by scalecap itself"
+                for key in model.chat_template_kwargs
+                if key in _OWN_VARIABLES
+            ]
         if self.engine.name == "openai" and not self.engine.base_url:
             found.append("engine=openai needs engine.base_url=http://HOST:PORT/v1")
         judged = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
@@ -300,6 +329,9 @@ def schema() -> DictConfig:
     OmegaConf.set_readonly(node.sampling, False)
     OmegaConf.set_struct(node.pipeline.steps, False)
     OmegaConf.set_struct(node.engine.args, False)
+    OmegaConf.set_struct(node.engine.extra_body, False)
+    for model in node.model.values():
+        OmegaConf.set_struct(model.chat_template_kwargs, False)
     return node
 
 

@@ -156,6 +156,7 @@ class Summary:
                 "prompt": total.prompt_tokens,
                 "prompt_cached": total.cached_tokens,
                 "generated": total.generated_tokens,
+                "reasoning": total.reasoning_tokens,
                 "prompt_reused": total.reused_prompt_tokens,
                 "generated_reused": total.reused_generated_tokens,
             },

@@ -54,6 +54,18 @@ async def test_a_faulty_random_reply_is_drawn_once_more_and_the_better_kept(repl
     assert list(count.marks) == flags
 
 
+async def test_reasoning_is_kept_apart_marked_counted_and_cached(tmp_path):
+    cache = Cache(tmp_path)
+    for script in (lambda _: "<think>or a red dog</think>\n\nA cat.", []):
+        world = World(script, cache=cache)
+        reply = await world.ask.generate("text")
+        assert (reply.text, reply.reasoning) == ("A cat.", "or a red dog")
+        assert world.flags == ["reasoned"]
+        assert world.counts.steps["s"].marks == {"reasoned": 1}
+        assert world.counts.total.reasoning_tokens == (4 if callable(script) else 0)
+    cache.close()
+
+
 async def test_a_greedy_reply_is_never_drawn_again():
     world = World([CUT], GREEDY)
     assert await world.ask.generate("text") == CUT

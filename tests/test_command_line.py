@@ -115,12 +115,13 @@ def test_a_file_that_is_not_as_it_must_be(
     assert "Traceback" not in said
 
 
-def test_arguments_of_another_engine_are_refused(command: Typed, capsys: Any):
-    assert command("engine=transformers", "engine.args.tensor_parallel_size=2", "data.limit=1") == 1
-    assert (
-        "engine.args.tensor_parallel_size is for vLLM, and the engine is transformers"
-        in capsys.readouterr().err
-    )
+@pytest.mark.parametrize(
+    ("word", "meant"), [("args.tensor_parallel_size=2", "vLLM"), ("extra_body.top_k=2", "openai")]
+)
+def test_arguments_of_another_engine_are_refused(command: Typed, capsys: Any, word: str, meant: str):
+    assert command("engine=transformers", f"engine.{word}", "data.limit=1") == 1
+    key = word.partition("=")[0]
+    assert f"engine.{key} is for {meant}, and the engine is transformers" in capsys.readouterr().err
 
 
 def test_a_check_looks_for_the_model(typed: Typed, tmp_path: Path, capsys: Any):
@@ -202,6 +203,12 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ("runner.name=rai", "runner.name=rai: no such runner; nearest: ray"),
         ("engine=openai", "engine=openai needs engine.base_url=http://HOST:PORT/v1"),
         ("engine.timeout=0", "engine.timeout=0.0: must be above 0"),
+        ("engine.extra_body.max_tokens=9", "engine.extra_body.max_tokens: set sampling.max_tokens"),
+        ("engine.extra_body.stream=true", "engine.extra_body.stream: set by scalecap itself"),
+        (
+            "model.llm.chat_template_kwargs.tokenize=true",
+            "model.llm.chat_template_kwargs.tokenize: set by scalecap itself",
+        ),
         (
             "evaluate=density evaluate.caption=null",
             "evaluate.caption=COLUMN must say which captions are judged",

@@ -58,6 +58,10 @@ async def open_engine(
         log.info("engine: %s, because %s", name, why)
     if engine.args and name != "vllm":
         raise EngineError(f"engine.args.{next(iter(engine.args))} is for vLLM, and the engine is {name}")
+    if engine.extra_body and name != "openai":
+        raise EngineError(
+            f"engine.extra_body.{next(iter(engine.extra_body))} is for openai, and the engine is {name}"
+        )
     if name != "openai":
         model, *beside = (
             replace(each, name=str(embedded_model())) if each.name == EMBEDDED else each

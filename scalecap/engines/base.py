@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PixelImage
 
 
+Finish = Literal["stop", "length", "context"]
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a reply is drawn. `temperature=0` is greedy; the seed is the request's, not here."""
@@ -72,6 +75,8 @@ class Usage(NamedTuple):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the generated ones, before the answer; 0 where an engine does not count them."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,11 @@ class Generated:
     """A free reply. `finish` is "length" when `max_tokens` cut it, "context" when the context did."""
 
     text: str
-    finish: Literal["stop", "length", "context"]
+    """The answer alone; empty when the reply ended within its reasoning."""
+    finish: Finish
     usage: Usage = Usage()
+    reasoning: str = ""
+    """What the model wrote before the answer (see `scalecap.engines.reasoning`)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ class Scored:
     usage: Usage = Usage()
 
 
-def finish(reason: str | None, generated: int, wanted: int) -> Literal["stop", "length", "context"]:
+def finish(reason: str | None, generated: int, wanted: int) -> Finish:
     """What ended a reply of so many tokens of those wanted, by the reason that an engine tells."""
     if reason != "length":
         return "stop"

@@ -28,11 +28,11 @@ HARMLESS_ARGS = (
 """Arguments of vLLM (`engine.args`) that cannot change a reply beyond rounding. All others count."""
 
 _SERVED = ("base_url", "identity", "logprobs")
-"""Settings that engine=openai alone reads; it tells itself where and what the server is."""
+"""Settings by which engine=openai tells where and what the server is."""
 _UNREAD = {
     # A commit, or a digest of the weights, and the dtype that was settled on stand in `found`.
-    "transformers": {"revision", "dtype", "args", *_SERVED},
-    "vllm": {"revision", "dtype", *_SERVED},
+    "transformers": {"revision", "dtype", "args", "extra_body", *_SERVED},
+    "vllm": {"revision", "dtype", "extra_body", *_SERVED},
     # The server chose its weights.
     "openai": {"revision", "dtype", "trust_remote_code", "min_pixels", "args", *_SERVED},
 }

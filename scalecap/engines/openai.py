@@ -29,7 +29,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -50,6 +50,7 @@ from scalecap.engines.base import (
     finish,
 )
 from scalecap.engines.identity import identity
+from scalecap.engines.reasoning import split_reasoning
 from scalecap.engines.weights import ModelError
 from scalecap.settings import EngineSettings, ModelSettings
 
@@ -162,6 +163,11 @@ class OpenAIEngine:
         self._free = asyncio.Semaphore(self.concurrency)
         self._pictures: OrderedDict[str, asyncio.Task[str]] = OrderedDict()
         self._logprobs = logprobs
+        self._reasons = False
+        """Whether a reply had reasoning, which is logged once."""
+        self._body = dict(engine.extra_body)
+        if model.chat_template_kwargs:
+            self._body["chat_template_kwargs"] = dict(model.chat_template_kwargs)
         self._patience = engine.timeout
         self._back: asyncio.Task[bool] | None = None
 
@@ -182,12 +188,19 @@ class OpenAIEngine:
         choice = answer.choices[0]
         if choice.finish_reason == "content_filter":
             raise EngineError("the server's filter withheld the reply")
-        # JSON can hold half a character, which nothing else can.
-        text = (choice.message.content or "").encode("utf-8", "replace").decode()
+        text, reasoning = _said(choice.message)
+        if reasoning and not self._reasons:
+            self._reasons = True
+            log.warning(
+                "%s reasons before it answers, which costs tokens and spoils checks that read the first"
+                " token; most servers turn it off with"
+                " model.<role>.chat_template_kwargs.enable_thinking=false",
+                self._model.name,
+            )
         usage = _usage(answer)
         wanted = sampling.max_tokens
         ended = finish(choice.finish_reason, usage.generated_tokens or wanted, wanted)
-        return Generated(text, ended, usage)
+        return Generated(text, ended, usage, reasoning)
 
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token, or by its first word."""
@@ -196,7 +209,7 @@ class OpenAIEngine:
             told = _top(answer)
         else:
             answer = await self._ask(await self._messages(request.prompt), _WORDS, temperature=0)
-            word = re.search(r"[\w/]+", answer.choices[0].message.content or "")
+            word = re.search(r"[\w/]+", _said(answer.choices[0].message)[0])
             told = [(word.group(), 0.0)] if word else []
         return _weigh(told, request.options, _usage(answer))
 
@@ -236,7 +249,12 @@ class OpenAIEngine:
         await self._client.close()
 
     async def _ask(
-        self, messages: list[dict[str, Any]], room: int, read: Read | None = None, **settings: Any
+        self,
+        messages: list[dict[str, Any]],
+        room: int,
+        read: Read | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> Any:
         """One chat completion of at most `room` tokens, fewer where the context is almost full.
 
@@ -246,6 +264,7 @@ class OpenAIEngine:
 
         room = min(room, self.context_length or room)
         asked = {"model": self._model.name, "messages": messages, "max_tokens": room, **settings}
+        asked["extra_body"] = {**self._body, **(extra_body or {})}
         try:
             return await self._answered(asked, read)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -262,7 +281,7 @@ class OpenAIEngine:
             if long is None:
                 raise EngineError(f"the server refuses the request: {error.message}") from error
             if 0 < (left := long.limit - long.tokens) < room:
-                return await self._ask(messages, left, read, **settings)
+                return await self._ask(messages, left, read, extra_body, **settings)
             raise long from error
         except openai.APITimeoutError as error:
             raise EngineError(f"no answer within engine.timeout={self._patience:g} seconds") from error
@@ -345,6 +364,18 @@ class OpenAIEngine:
         return await asyncio.shield(task)
 
 
+def _said(message: Any) -> tuple[str, str]:
+    """Answer and reasoning, which servers tell apart or leave in one text."""
+    # JSON can hold half a character, which nothing else can.
+    content, *apart = (
+        told.encode("utf-8", "replace").decode() if isinstance(told, str) else ""
+        for told in (getattr(message, name, None) for name in ("content", "reasoning_content", "reasoning"))
+    )
+    text, before = split_reasoning(content)
+    # Some servers send the same reasoning under both names.
+    return text, "\n\n".join(dict.fromkeys(filter(None, [*apart, before])))
+
+
 def _data_url(image: Image, max_pixels: int | None) -> str:
     pixels = image.pixels
     if max_pixels and pixels.width * pixels.height > max_pixels:
@@ -415,4 +446,5 @@ def _usage(answer: Any) -> Usage:
     if (usage := answer.usage) is None:
         return Usage()
     cached = getattr(usage.prompt_tokens_details, "cached_tokens", None)
-    return Usage(usage.prompt_tokens, cached or 0, usage.completion_tokens)
+    reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None)
+    return Usage(usage.prompt_tokens, cached or 0, usage.completion_tokens, reasoning or 0)

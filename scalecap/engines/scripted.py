@@ -18,6 +18,7 @@ from scalecap.engines.base import (
     Token,
     Usage,
 )
+from scalecap.engines.reasoning import split_reasoning
 
 Line = Reply | str | float
 """A whole reply, or short for one: text for `generate`, an option or the probability of the first
@@ -61,8 +62,9 @@ class Scripted:
     async def generate(self, request: Generate) -> Generated:
         line = await self._line(request)
         if isinstance(line, str):
-            usage = Usage(len(request.prompt.text.split()), 0, len(line.split()))
-            return Generated(line, "stop", usage)
+            text, reasoning = split_reasoning(line)
+            usage = Usage(len(request.prompt.text.split()), 0, len(line.split()), len(reasoning.split()))
+            return Generated(text, "stop", usage, reasoning)
         if isinstance(line, Generated):
             return line
         raise EngineError(f"the script answers a request for text with {line!r}")

@@ -22,6 +22,7 @@ from scalecap.engines.base import (
     Chosen,
     EngineDead,
     EngineError,
+    Finish,
     Generate,
     Generated,
     Reply,
@@ -82,7 +83,9 @@ def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
         eyes = _eyes(weights, model) if sees else None
         context = config.get_text_config().max_position_embeddings
         context = min(context, model.max_context or context)
-        chat = Chat(tokenizer, weights.chat_template(), parts=sees)
+        chat = Chat(tokenizer, weights.chat_template(), parts=sees, variables=model.chat_template_kwargs)
+        for line in chat.warnings(model.name):
+            log.warning(line)
     ends = network.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     found = f"{weights.content} {str(dtype).removeprefix('torch.')}"
@@ -352,16 +355,19 @@ class TransformersEngine:
         for job, sampling, token in zip(jobs, samplings, drawn, strict=True):
             job.reply.append(token)
             job.seen.add(token)
-            usage = Usage(job.prompt, job.cached, len(job.reply))
             if token in self._ends:
-                self._settle(job, Generated(self._chat.decode(job.reply[:-1]), "stop", usage))
+                self._finish(job, job.reply[:-1], "stop")
             elif len(job.reply) == job.room:
-                ended = finish("length", job.room, sampling.max_tokens)
-                self._settle(job, Generated(self._chat.decode(job.reply), ended, usage))
+                self._finish(job, job.reply, finish("length", job.room, sampling.max_tokens))
         kept = [place for place, job in enumerate(self._writing) if not job.future.done()]
         if len(kept) < len(self._writing):
             self._writing = [self._writing[place] for place in kept]
             self._rows = self._rows.only(kept) if self._rows and kept else None
+
+    def _finish(self, job: _Job, ids: list[int], ended: Finish) -> None:
+        said = self._chat.reply(ids)
+        usage = Usage(job.prompt, job.cached, len(job.reply), said.reasoning_tokens)
+        self._settle(job, Generated(said.text, ended, usage, said.reasoning))
 
     def _settle(self, job: _Job, outcome: Reply | EngineError) -> None:
         """Hand over a reply or an error, once, and unless nobody waits for it any more."""

@@ -20,6 +20,7 @@ import dataclasses
 import gc
 import importlib.util
 import itertools
+import logging
 import math
 import os
 import re
@@ -51,6 +52,8 @@ from scalecap.engines.spelling import spellings
 from scalecap.engines.weights import ModelError, Weights, find, loading, size_of
 from scalecap.nearest import nearest
 from scalecap.settings import EngineSettings, ModelSettings
+
+log = logging.getLogger(__name__)
 
 _CPU_CONTEXT = 8192
 _CPU_CACHE = 4 << 30
@@ -114,9 +117,15 @@ async def open_vllm(
                     _keep_encoded(config, current_platform.get_device_total_memory())
                 dtype = str(config.model_config.dtype).removeprefix("torch.")
                 replicas = config.parallel_config.data_parallel_size
-                return VllmEngine(
+                chat = Chat(
+                    tokenizer,
+                    weights.chat_template(),
+                    parts=config.model_config.is_multimodal_model,
+                    variables=model.chat_template_kwargs,
+                )
+                opened = VllmEngine(
                     AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True),
-                    Chat(tokenizer, weights.chat_template(), parts=config.model_config.is_multimodal_model),
+                    chat,
                     identity=identity("vllm", f"{weights.content} {dtype}", model, engine),
                     concurrency=engine.concurrency
                     or min(config.scheduler_config.max_num_seqs, 32 if cpu else 256) * replicas,
@@ -126,6 +135,9 @@ async def open_vllm(
                 )
         except Exception as error:
             raise _failure(model, error, output) from error
+    for line in chat.warnings(model.name):  # not before: what is printed inside goes to the file
+        log.warning(line)
+    return opened
 
 
 def _check(args: dict[str, Any], known: list[str]) -> None:
@@ -301,7 +313,9 @@ class VllmEngine:
         )
         reply, usage = output.outputs[0], _usage(output)
         ended = finish(reply.finish_reason, usage.generated_tokens, sampling.max_tokens)
-        return Generated(self._chat.decode(list(reply.token_ids)), ended, usage)
+        said = self._chat.reply(list(reply.token_ids))
+        usage = usage._replace(reasoning_tokens=said.reasoning_tokens)
+        return Generated(said.text, ended, usage, said.reasoning)
 
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token; `mass` is exact, or nan from raw logits."""

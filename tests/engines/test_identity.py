@@ -25,6 +25,7 @@ MODEL: dict[str, tuple[Any, set[str]]] = {
     "max_context": (1000, ALL),
     "min_pixels": (1000, LOCAL),
     "max_pixels": (1000, ALL),
+    "chat_template_kwargs": ({"enable_thinking": False}, ALL),
 }
 ENGINE: dict[str, tuple[Any, set[str]]] = {
     "name": ("openai", set()),
@@ -38,6 +39,7 @@ ENGINE: dict[str, tuple[Any, set[str]]] = {
     "keep": (True, set()),
     "quiet": (False, set()),
     "args": ({"quantization": "fp8"}, {"vllm"}),
+    "extra_body": ({"top_k": 20}, {"openai"}),
 }
 """By setting: a value that is not its default, and the engines whose identity it changes."""
 

@@ -169,7 +169,7 @@ async def test_choice(fake: Server) -> None:
 async def test_choice_without_logprobs(
     fake: Server, refusal: Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = ["\nYes.", "No, his eyes are closed", "N/A", ""]
+    words = ["\nYes.", "<think>\n\n</think>No, his eyes are closed", "N/A", "<think>Yes, if"]
     fake.probe = refusal
     fake.answers = [(200, completion(word)) for word in words]
     with caplog.at_level(logging.WARNING):
@@ -191,6 +191,51 @@ async def test_a_server_that_answers_no_question_is_named_before_any_row(fake: S
     with pytest.raises(ModelError, match=r"answers no question: .*does not chat"):
         await open_openai(ModelSettings(name="m"), settings(fake))
     await (await open_openai(ModelSettings(name="m"), settings(fake, logprobs=False))).close()
+
+
+async def test_what_is_sent_beyond_the_protocol(fake: Server) -> None:
+    fake.answers = [(200, completion("Yes", top={"Yes": 1.0}))]
+    thinking = {"enable_thinking": False}
+    model = ModelSettings(name="m", chat_template_kwargs=thinking)
+    given = settings(fake, extra_body={"top_k": 20, "provider": {"order": ["a"]}})
+    engine = await open_openai(model, given)
+    await engine.generate(Generate(Prompt("?"), Sampling(repetition_penalty=1.05)))
+    await engine.choose(Choose(Prompt("?")))
+    await engine.close()
+    for asked in fake.asked:
+        assert asked["chat_template_kwargs"] == thinking
+        assert (asked["top_k"], asked["provider"]) == (20, {"order": ["a"]})
+    assert [asked.get("repetition_penalty") for asked in fake.asked] == [1.05, None]
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "reasoning"),
+    [
+        ({"content": "A cat.", "reasoning_content": "Or a dog?"}, "A cat.", "Or a dog?"),
+        ({"content": "A cat.", "reasoning": "Or a dog?"}, "A cat.", "Or a dog?"),
+        ({"content": "<think>Or a dog?</think>\nA cat."}, "A cat.", "Or a dog?"),
+        ({"content": "Or a dog?</think>\nA cat."}, "A cat.", "Or a dog?"),
+        ({"content": None, "reasoning_content": "Or", "reasoning": "Or"}, "", "Or"),
+        ({"content": "A cat.", "reasoning": None, "reasoning_content": ""}, "A cat.", ""),
+        ({"content": "A cat.", "reasoning": {"steps": 3}}, "A cat.", ""),
+    ],
+)
+async def test_reasoning_of_a_server(
+    fake: Server, caplog: pytest.LogCaptureFixture, message: Any, text: str, reasoning: str
+) -> None:
+    body = completion("")
+    body["choices"][0]["message"] = {"role": "assistant", **message}
+    body["usage"]["completion_tokens_details"] = {"reasoning_tokens": 1}
+    fake.answers = [(200, body)]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    with caplog.at_level(logging.WARNING):
+        replies = [await engine.generate(Generate(Prompt("?"))) for _ in range(2)]
+    await engine.close()
+    assert [(reply.text, reply.reasoning) for reply in replies] == [(text, reasoning)] * 2
+    assert replies[0].usage.reasoning_tokens == 1
+    warned = [record.getMessage() for record in caplog.records if "reasons before" in record.message]
+    assert len(warned) == (1 if reasoning else 0)
+    assert all("chat_template_kwargs.enable_thinking=false" in line for line in warned)
 
 
 async def test_score_needs_more_than_the_protocol(fake: Server) -> None:

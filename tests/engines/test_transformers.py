@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -241,6 +242,34 @@ async def test_pixel_bounds_reach_the_processor(tiny_model: Path, picture: Pictu
     assert 4 + 2 <= usage.prompt_tokens - without.prompt_tokens <= 9 + 2
     assert "max_pixels=7056" in engine.identity
     await engine.close()
+
+
+async def test_a_template_that_opens_a_thought(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "hybrid")
+    off = "{% if enable_thinking is false %}{{ '</think>' }}{% endif %}"
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content[-1].text + '<think>' }}" + off)
+    identities = []
+    for variables in ({}, {"enable_thinking": False}):
+        with caplog.at_level(logging.WARNING):
+            engine = await open_transformers(
+                ModelSettings(name=str(folder), chat_template_kwargs=variables), EngineSettings()
+            )
+        reply = await engine.generate(Generate(Prompt("What is it?"), GREEDY))
+        await engine.close()
+        identities.append(engine.identity)
+        assert reply.usage.generated_tokens
+        if variables:  # the random model never closes a thought
+            assert reply.text
+            assert (reply.reasoning, reply.usage.reasoning_tokens) == ("", 0)
+        else:
+            assert reply.reasoning
+            assert (reply.text, reply.usage.reasoning_tokens > 0) == ("", True)
+    warned = [record.getMessage() for record in caplog.records if "<think>" in record.getMessage()]
+    assert len(warned) == 1
+    assert warned[0].endswith("model.<role>.chat_template_kwargs.enable_thinking=false")
+    assert len(set(identities)) == 2
 
 
 async def test_odd_shapes(engine: TransformersEngine) -> None:
