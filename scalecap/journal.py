@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Self
 from scalecap.data import Row
 from scalecap.data.shard import WHOLE, Shard, parse_shard
 from scalecap.data.sources import plain
+from scalecap.settings import determining
 
 JOURNAL = "journal.jsonl"
 SYNC_SECONDS = 5.0
@@ -124,6 +125,7 @@ class Journal:
         if not len(self.entries):
             # Begun and nothing done: whatever comes now begins it.
             self._configs, self._end, self.entries = [], 0, Entries(_shards(config))
+        changes = ""
         if self._configs:
             changes = self.differences(self._configs[-1], config)
             if changes and not force:
@@ -133,7 +135,7 @@ class Journal:
                 )
             self.changes = self.differences(self._configs[0], config)
         self._file.truncate(self._end)
-        if not self._configs or self._configs[-1] != config:
+        if not self._configs or changes:
             self._write({"config": config})
 
     @property
@@ -149,8 +151,9 @@ class Journal:
 
     @staticmethod
     def differences(before: Any, now: Any) -> str:
-        """What differs in two configs, the first of it, for reading; empty when nothing does."""
-        old, new = dict(_leaves(before)), dict(_leaves(now))
+        """What differs in two configs as far as it determines rows, the first of it, for reading; empty when
+        nothing does."""
+        old, new = dict(_leaves(determining(before))), dict(_leaves(determining(now)))
         differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:5])
         return shown + (f"; and {len(differ) - 5} more" if len(differ) > 5 else "")
@@ -321,7 +324,7 @@ def _is_row(record: Mapping[str, Any]) -> bool:
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names of the values that hold no further ones."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, f"{name}.{key}" if name else str(key))
     else:

@@ -40,16 +40,6 @@ TOLD = 10
 """Changed rows told one by one; of more, the number."""
 REPORTED = 200
 """Rows of which a report is made unasked: it opens every picture once more."""
-CHANGES_NO_ROW = {
-    "": (
-        *("output", "resume", "check", "progress", "rows_in_flight", "max_failures", "cache"),
-        *("objective", "report", "runner", "write"),
-    ),
-    "data": ("limit", "allow_urls"),
-    "engine": ("concurrency", "batch_size", "timeout", "retries", "keep", "quiet"),
-}
-"""Settings that may change while a run goes on in the same folder."""
-
 process_engines = Engines()
 atexit.register(process_engines.close)
 
@@ -80,7 +70,7 @@ def run(
     try:
         with summary.phase("check"):
             source, pipeline = check(settings)
-            config = _config(settings) | ({"code": pipeline.code} if pipeline.code else {})
+            config = asdict(settings) | ({"code": pipeline.code} if pipeline.code else {})
             journal = Journal(summary.output, config, force=settings.resume == "force")
         with journal, _opened(settings) as cache:
             with _writing(summary.output):
@@ -393,15 +383,6 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "error": finished.error,
         **({"part": list(finished.row.part)} if finished.row.part else {}),
     }
-
-
-def _config(settings: Settings) -> dict[str, Any]:
-    """The settings that determine the rows."""
-    config = asdict(settings)
-    for group, names in CHANGES_NO_ROW.items():
-        for name in names:
-            del (config[group] if group else config)[name]
-    return config
 
 
 @contextmanager

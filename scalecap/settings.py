@@ -5,7 +5,9 @@ The text under a field says its unit and effect. Values come from YAML; a key th
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING as DEFAULTLESS
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +139,7 @@ class DataSettings:
     image: str = "image"
     """Column that holds the picture. With data=webdataset any name, or the extension that chooses among
     several pictures of a sample."""
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata=COST)
     """Takes the first so many rows; None takes all."""
     shard: str | None = None
     """`3/16` takes every sixteenth row from the fourth on; `0/16` to `15/16` together are all."""
@@ -147,11 +149,11 @@ class DataSettings:
     """Configuration of a hub data set that has several."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
-    streaming: bool = False
+    streaming: bool = field(default=False, metadata=COST)
     """Reads a hub data set while it downloads."""
     relative_to: str = "file"
     """Picture paths start at the JSONL's own folder (`file`) or at the working folder (`cwd`)."""
-    allow_urls: bool = False
+    allow_urls: bool = field(default=False, metadata=COST)
     """Lets pictures be fetched from URLs in the data."""
     count: int | None = None
     """Pictures to generate (data=scenes); None is the fixed sample in the package."""
@@ -229,28 +231,28 @@ class Settings:
     sampling: Sampling = field(default_factory=Sampling)
     """How free text is drawn where a step does not say otherwise."""
     engine: EngineSettings = field(default_factory=EngineSettings)
-    cache: CacheSettings = field(default_factory=CacheSettings)
-    runner: RunnerSettings = field(default_factory=RunnerSettings)
-    write: WriteSettings = field(default_factory=WriteSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings, metadata=NOTHING)
+    runner: RunnerSettings = field(default_factory=RunnerSettings, metadata=COST)
+    write: WriteSettings = field(default_factory=WriteSettings, metadata=NOTHING)
     seed: int = 0
     """Seed of every draw, together with the request's content."""
-    output: str = MISSING
+    output: str = field(default=MISSING, metadata=NOTHING)
     """Folder of this run; a finished row in it is not computed again."""
-    resume: str = "same"
+    resume: str = field(default="same", metadata=NOTHING)
     """`same` goes on in a folder only with the config it was begun with; `force` with another too."""
-    check: bool = False
+    check: bool = field(default=False, metadata=NOTHING)
     """Only checks the config and prints the plan; loads no model."""
-    progress: bool = True
+    progress: bool = field(default=True, metadata=NOTHING)
     """Shows a live bar on a terminal; lines in the log are written either way."""
-    objective: str | None = None
+    objective: str | None = field(default=None, metadata=NOTHING)
     """Metric whose mean a sweeper such as optuna makes as high as it can, and that a comparison marks the
     best of; `-metric` where lower is better."""
-    report: bool | None = None
+    report: bool | None = field(default=None, metadata=NOTHING)
     """Writes `report.html` at the end; None does for a single run of at most 200 rows."""
-    max_failures: str | None = "100%"
+    max_failures: str | None = field(default="100%", metadata=NOTHING)
     """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
     the 20th on); null never stops. What is done stays, and the same command goes on."""
-    rows_in_flight: int | None = None
+    rows_in_flight: int | None = field(default=None, metadata=NOTHING)
     """Rows worked on at once (by each actor, with runner=ray); None keeps the engine busy and the rows'
     pictures in its KV cache."""
 
@@ -316,6 +318,39 @@ class Settings:
         if self.engine.timeout <= 0:
             found.append(f"engine.timeout={self.engine.timeout}: must be above 0")
         return found
+
+
+def affects(key: str) -> str:
+    """What a key such as `engine.timeout` affects: `rows`, `cost` or `nothing`, as its definition says."""
+    kind: Any = Settings
+    for name in key.split("."):
+        found = [each for each in fields(kind) if each.name == name] if is_dataclass(kind) else []
+        if not found:
+            break
+        if "affects" in found[0].metadata:
+            return str(found[0].metadata["affects"])
+        kind = found[0].type
+    return "rows"
+
+
+def determining(config: Mapping[str, Any], kind: Any = Settings) -> dict[str, Any]:
+    """What in a run's config, as its journal keeps it, determines rows.
+
+    A key that is not there, as in a journal from before an upgrade, has its default.
+    """
+    known = {each.name: each for each in fields(kind)}
+    found = {name: value for name, value in config.items() if name not in known}
+    for name, each in known.items():
+        if "affects" in each.metadata:
+            continue
+        default: Any = each.default if each.default_factory is DEFAULTLESS else each.default_factory()
+        value = config.get(name, asdict(default) if is_dataclass(each.type) else default)
+        if is_dataclass(each.type) and isinstance(value, Mapping):
+            value = determining(value, each.type)
+        elif harmless := each.metadata.get("harmless"):
+            value = {key: inner for key, inner in value.items() if key not in harmless}
+        found[name] = value
+    return found
 
 
 class SettingsError(Exception):

@@ -14,14 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scalecap.intervals import Pair, escaped, measures, parts
+from scalecap.settings import affects
 
 ERROR = "error.txt"
 """In `.hydra`: why the job failed, when its last try did."""
-SILENT = (
-    *("output", "resume", "check", "progress", "report", "objective", "rows_in_flight", "max_failures"),
-    "write.image",
-)
-"""Overrides that change nothing a comparison is about."""
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
 """A word; in Chinese and Japanese, where nothing stands between them, a character."""
 
@@ -92,7 +88,7 @@ class Run:
         words = _yaml(self.folder / ".hydra" / "overrides.yaml")
         for word in words if isinstance(words, ListConfig) else ():
             key, _, value = str(word).lstrip("+").partition("=")
-            if key not in SILENT and not key.startswith("cache"):
+            if affects(key.lstrip("~")) != "nothing":
                 found[key.lstrip("~")] = "removed" if key.startswith("~") else value
         return found
 
