@@ -4,8 +4,6 @@ import asyncio
 import atexit
 import itertools
 import logging
-import signal
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -388,7 +386,7 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
 @contextmanager
 def _signals(stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[None]:
     """The first SIGINT or SIGTERM sets `stop`, the second ends the block at once."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    task = asyncio.current_task()
     asked_to_stop = False
 
     def handle() -> None:
@@ -401,17 +399,10 @@ def _signals(stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[Non
         stop.set()
         on_signal()
 
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if threading.current_thread() is not threading.main_thread():
-        signals = []  # only the main thread can have handlers
-    for each in signals:
-        loop.add_signal_handler(each, handle)
     try:
-        yield
+        with process_engines.loop.signals_to(handle):
+            yield
     except asyncio.CancelledError:
         if not asked_to_stop or task is None:
             raise
         task.uncancel()
-    finally:
-        for each in signals:
-            loop.remove_signal_handler(each)

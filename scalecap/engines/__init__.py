@@ -3,7 +3,6 @@
 An engine's file, and the heavy libraries it needs, are imported when it is opened, not before.
 """
 
-import asyncio
 import importlib
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalecap.engines.base import Engine, EngineError
+from scalecap.engines.loop import LoopThread
 
 if TYPE_CHECKING:
     from scalecap.settings import EngineSettings, ModelSettings
@@ -108,12 +108,12 @@ class Engines:
     """
 
     def __init__(self) -> None:
-        self._runner = asyncio.Runner()
+        self.loop = LoopThread()
         self._open: dict[str, Engine] = {}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` to its end on the engines' loop."""
-        return self._runner.run(work)
+        return self.loop.run(work)
 
     async def by_role(
         self, models: Mapping[str, "ModelSettings"], engine: "EngineSettings"
@@ -137,7 +137,6 @@ class Engines:
         """Closes all engines and the loop; a later run opens them anew."""
         try:
             for key in list(self._open):
-                self._runner.run(self._open.pop(key).close())
+                self.loop.run(self._open.pop(key).close())
         finally:
-            self._runner.close()
-            self._runner = asyncio.Runner()
+            self.loop.close()
