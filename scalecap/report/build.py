@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from scalecap import clauses
 from scalecap.data.files import public
 from scalecap.intervals import by_step, is_part, label, mean, parts
-from scalecap.report.folder import WORD, FolderError, Row, Run, checks
-from scalecap.report.page import MOST, Block, batches, block, picture_blocks, templates
+from scalecap.report.folder import MOST, WORD, FolderError, Row, Run, checks
+from scalecap.report.page import Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
 from scalecap.settings import DataSettings
 

@@ -1,11 +1,13 @@
 """A run as its folder tells it: `summary.json`, `captions.jsonl`, `.hydra`."""
 
+import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ from yaml import YAMLError
 from scalecap.intervals import Pair, escaped, measures, parts
 from scalecap.settings import affects
 
+MOST = 10_000
+"""Rows that a page shows; of a larger run the first so many."""
 ERROR = "error.txt"
 """In `.hydra`: why the job failed, when its last try did."""
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
@@ -148,6 +152,20 @@ class Run:
                 if isinstance(row, dict):
                     yield row
 
+    def drawable(self) -> Iterator[Row]:
+        """The rows that labels are drawn from: those of the report, less the failed ones.
+
+        Raises FolderError when they have no `row_id`.
+        """
+        for row in islice(self.rows(), MOST):
+            if "row_id" not in row:
+                raise FolderError(
+                    f"{self.folder / 'captions.jsonl'} has no row_id, by which labels name a row: an earlier"
+                    " version wrote it; the same command with the same output= writes it anew"
+                )
+            if not row.get("error"):
+                yield row
+
     def keyed(self) -> Iterator[tuple[str, Row]]:
         """The rows with what tells whether rows of two runs are the same picture's.
 
@@ -194,6 +212,15 @@ def checks(row: Row) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
     for column, value in row.items():
         if column.endswith("_scores") and isinstance(value, list):
             yield column.removesuffix("_scores"), [each for each in value if _is_score(each)]
+
+
+def drawn_from(rows: Iterable[Row], step: str) -> str:
+    """A digest of all statements that labels of the step are drawn from: of rows, by row and text."""
+    digest = hashlib.sha256()
+    for row in rows:
+        texts = [score["text"] for name, scores in checks(row) if name == step for score in scores]
+        digest.update(json.dumps([row["row_id"], texts]).encode() + b"\n")
+    return digest.hexdigest()[:12]
 
 
 def _is_score(value: Any) -> bool:

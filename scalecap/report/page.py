@@ -19,8 +19,6 @@ from markupsafe import Markup, escape
 
 BLOCK = 50
 """Rows that are unpacked together."""
-MOST = 10_000
-"""Rows that a page shows; of a larger run the first so many."""
 
 T = TypeVar("T")
 

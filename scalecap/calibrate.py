@@ -1,0 +1,143 @@
+"""Thresholds with a guarantee, from labelled statements of a run.
+
+    python -m scalecap.calibrate RUN --labels labels.jsonl --wrong 0.05 --confidence 0.95
+
+tells how good the run's checks are, and for each promise the loosest threshold that keeps it; writes
+RUN/calibration.json, which `calibration=` of a run reads.
+"""
+
+import argparse
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scalecap.binding import PipelineError
+from scalecap.calibration.calibrate import Outcome, calibrate
+from scalecap.calibration.labels import LabelError, read_labels
+from scalecap.calibration.record import NAME, CalibrationError, Promise, sentence
+from scalecap.calibration.statistics import Share
+from scalecap.journal import JournalError
+from scalecap.report.folder import FolderError
+from scalecap.settings import SettingsError
+
+
+def table(outcome: Outcome, wrong: float) -> Iterator[str]:
+    """What was found of one check, for a terminal; the promise asked for is marked."""
+    made, verdicts = outcome.calibration, outcome.verdicts
+    unsure = f", {verdicts['unsure']} unsure (taken as no)" if verdicts["unsure"] else ""
+    counted = f"{verdicts['yes']} yes, {verdicts['no']} no{unsure}"
+    yield f"{outcome.step}: {made.labels} labels, one a picture: {counted}"
+    if outcome.left_out:
+        yield f"  {outcome.left_out} more labels of the same pictures are left out, drawn at random"
+    yield (
+        f"  at the run's threshold {outcome.threshold:g}: {_share(outcome.accuracy)} right,"
+        f" {_share(outcome.true_kept)} of the true kept, {_share(outcome.wrong_dropped)} of the wrong dropped"
+    )
+    if not verdicts["no"] and not verdicts["unsure"]:
+        yield (
+            "  no statement is labelled no: if only the good ones were labelled, what follows promises"
+            " nothing; label every statement that is drawn"
+        )
+    yield "  P(yes)  labels  true, with 95 % intervals"
+    for point in made.reliability:
+        mean, low, high = point["y"]
+        yield f"    {point['x']:.2f}  {point['label']:>6}  {mean:.2f} ({low:.2f} to {high:.2f})"
+    if not made.promises:
+        yield "  These labels were drawn unsure first, so they are no random draw: nothing can be promised."
+        return
+    if outcome.looks > 1:
+        yield (
+            f"  This is calibration {outcome.looks} of this run, each with other labels: each look may find"
+            f" a threshold by luck, so the confidence is {made.confidence:.0%}"
+        )
+    yield "  at most wrong  threshold   true kept               of all kept   labels kept, wrong"
+    for promise in made.promises:
+        mark = "  <- asked for" if promise.wrong == wrong else ""
+        yield f"  {promise.wrong:>13.3g}  {_promise(promise, outcome)}{mark}"
+
+
+def _promise(promise: Promise, outcome: Outcome) -> str:
+    if promise.threshold is None:
+        if promise.labels_needed is None:
+            return "none: no threshold has so few wrong ones among these labels"
+        more = promise.labels_needed - outcome.calibration.labels
+        return f"none: about {max(more, 1):,} more labels may find one"
+    mean, low, high = promise.true_kept or (0.0, 0.0, 1.0)
+    return (
+        f"{promise.threshold:<10.4g}  {mean:.2f} ({low:.2f} to {high:.2f})"
+        f"     {outcome.run_kept[promise.threshold].mean:>8.2f}      {promise.kept}, {promise.kept_wrong}"
+    )
+
+
+def _share(share: Share) -> str:
+    low, high = share.interval
+    return f"{share.mean:.2f} ({low:.2f} to {high:.2f})" if share.of else "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scalecap.calibrate",
+        description="Thresholds with a guarantee, from labelled statements.",
+    )
+    parser.add_argument("run", type=Path, help="folder of the run that was labelled")
+    parser.add_argument(
+        "--labels", type=Path, nargs="+", required=True, metavar="FILE", help="label files of its report"
+    )
+    parser.add_argument(
+        "--wrong",
+        type=_share_of_one,
+        default=0.05,
+        metavar="SHARE",
+        help="the promise: at most this share wrong",
+    )
+    parser.add_argument("--confidence", type=_share_of_one, default=0.95, help="how sure the promise must be")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw among several labels of one picture")
+    arguments = parser.parse_args()
+    wrong = arguments.wrong
+    try:
+        labels = read_labels(arguments.labels)
+        found = calibrate(
+            arguments.run, labels, wrong=wrong, confidence=arguments.confidence, seed=arguments.seed
+        )
+    except (
+        LabelError,
+        CalibrationError,
+        FolderError,
+        JournalError,
+        PipelineError,
+        SettingsError,
+        OSError,
+    ) as error:
+        parser.exit(1, f"error: {error}\n")
+    for outcome in found:
+        print("\n".join(table(outcome, wrong)))
+    path = arguments.run / NAME
+    print(f"{path}  what was found")
+    print(next_step(found, path, wrong))
+
+
+def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
+    """What to do with the calibration, and what is promised then."""
+    kept = [
+        each for each in found if (made := each.calibration.promise(wrong)) and made.threshold is not None
+    ]
+    if not kept:
+        return f"No threshold is shown to keep wrong={wrong:g}: label more, or promise less."
+    steps = ", ".join(f"{each.step}: {wrong:g}" for each in kept)
+    promise = f"wrong={wrong:g}" if len(kept) == len(found) else shlex.quote(f"wrong={{{steps}}}")
+    confidence = min(each.calibration.confidence for each in kept)
+    return (
+        f"Next: the run's own command with\n  calibration={shlex.quote(str(path))} {promise}\n"
+        f"promises, with {confidence:.0%} confidence: {sentence(wrong)}"
+    )
+
+
+def _share_of_one(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below 1, e.g. 0.05")
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What labelled statements depend on: a promise made from them holds where all of it is the same."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from scalecap.data.sources import plain
+from scalecap.pipeline import Pipeline, Step
+from scalecap.prompts import Template
+from scalecap.settings import ModelSettings, Settings
+
+
+def scope(pipeline: Pipeline, step: str, settings: Settings) -> dict[str, Any]:
+    """The settings that make the step's statements and their P(yes), for JSON.
+
+    They are those of the step, its own threshold left out, of all steps that it reads from, directly or
+    not, and of the models that these ask; an outside stage's code counts too. A model that lies in a local
+    folder is not known by the folder's name, but by `identities`, once it is loaded.
+    """
+    steps, models, code = _upstream(pipeline, step), settings.model.by_role(), pipeline.code
+    return {
+        "steps": {each.name: _settings(each, own=each.name == step) for each in steps},
+        "models": {role: _model(models[role]) for role in _roles(steps)},
+        "sampling": asdict(settings.sampling),
+        "code": {each.stage.name: code[each.stage.name] for each in steps if each.stage.name in code},
+    }
+
+
+def identities(pipeline: Pipeline, step: str, models: Mapping[str, str]) -> dict[str, str]:
+    """By role, what answered or will answer the step's requests and those of the steps that it reads from.
+
+    Args:
+        models: by role, the identity of each loaded model.
+    """
+    return {role: models.get(role, "") for role in _roles(_upstream(pipeline, step))}
+
+
+def _upstream(pipeline: Pipeline, step: str) -> list[Step]:
+    """The step after all that it reads from, in the pipeline's order."""
+    wanted: set[str] = set()
+    waiting = [step]
+    by_name = {each.name: each for each in pipeline.steps}
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            reads = by_name[name].reads
+            waiting += [pipeline.writers[column] for column in reads if column in pipeline.writers]
+    return [each for each in pipeline.steps if each.name in wanted]
+
+
+def _roles(steps: list[Step]) -> list[str]:
+    return sorted({each.role for each in steps if each.role})
+
+
+def _settings(step: Step, own: bool) -> dict[str, Any]:
+    kept = {name: _plain(value) for name, value in step.settings.items() if not (own and name == "threshold")}
+    return {"stage": step.stage.name, **plain(dict(step.columns)), **kept}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Template):
+        return value.source
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    return plain(value)
+
+
+def _model(model: ModelSettings) -> dict[str, Any]:
+    known = asdict(model)
+    if Path(model.name).expanduser().is_dir():
+        known["name"] = "a local folder"
+    return known

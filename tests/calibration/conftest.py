@@ -1,0 +1,49 @@
+"""A run on a scripted engine whose check tells dogs, which are there, from most cats, which are not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scalecap.engines.base import Choose, Request
+from scalecap.engines.scripted import Scripted
+from scalecap.run import run
+from scalecap.settings import Settings
+
+STEPS = (
+    "pipeline.steps={init_caption: {stage: generate, prompt: Caption., image: image},"
+    " sentences: {stage: split_sentences, text: init_caption},"
+    " golden_sentences: {stage: verify, texts: sentences, prompt: 'True: {{ text }}'},"
+    " raw_answers: {stage: generate, prompt: '{{ q }}', image: image, each: {q: golden_sentences}},"
+    " final_details: {stage: verify, texts: raw_answers, prompt: 'True: {{ text }}'}}"
+)
+
+
+def says(request: Request) -> str | float:
+    image = request.prompt.image
+    red = image.pixels.getpixel((0, 0))[0] if image else 0
+    if isinstance(request, Choose):
+        return 0.05 + 0.06 * (red % 10) if "cat" in request.prompt.text else 0.6 + 0.019 * (red % 20)
+    if request.prompt.text == "Caption.":
+        return "There is a dog. There is a cat."
+    return "It is a brown dog."
+
+
+@pytest.fixture
+def engines() -> dict[str, Scripted]:
+    engine = Scripted(says)
+    return {"vlm": engine, "llm": engine}
+
+
+@pytest.fixture
+def made(
+    compose: Callable[..., Settings], rows: Callable[..., str], engines: dict[str, Scripted], tmp_path: Path
+) -> Path:
+    """The folder of a run over 120 rows."""
+    settings = compose("data=jsonl", rows(120), STEPS, "cache=off", "pipeline=none", "report=false")
+    run(settings, engines=engines, command="python -m scalecap data=jsonl")
+    path = tmp_path / "run" / "captions.jsonl"
+    lines = [{"row_id": str(n)} | json.loads(line) for n, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "run"

@@ -1,0 +1,118 @@
+"""From a run and its labels to calibration.json, by the command."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from labelled import labels_of, write_labels
+
+from scalecap.calibrate import main
+from scalecap.calibration.record import CalibrationError, read_calibration
+
+Calibrate = Callable[..., int]
+
+
+@pytest.fixture
+def calibrate(monkeypatch: pytest.MonkeyPatch, made: Path, tmp_path: Path) -> Calibrate:
+    """Runs `python -m scalecap.calibrate RUN --labels FILE …` on these labels; the exit code."""
+
+    def typed(labels: list[dict], *words: str) -> int:
+        path = write_labels(tmp_path / "labels.jsonl", labels)
+        monkeypatch.setattr(sys, "argv", ["calibrate", str(made), "--labels", str(path), *words])
+        try:
+            main()
+        except SystemExit as error:
+            return int(error.code or 0)
+        return 0
+
+    return typed
+
+
+def test_a_promise_from_labels(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture):
+    assert calibrate(labels_of(made, "golden_sentences"), "--wrong", "0.1") == 0
+    told = capsys.readouterr().out
+    assert "golden_sentences: 120 labels, one a picture: 60 yes, 60 no" in told
+    # Dogs get 0.6 to 0.961, cats 0.11 to 0.59: 12 of 60 cats are kept at 0.5.
+    assert (
+        "at the run's threshold 0.5: 0.90 (0.83 to 0.95) right, 1.00 (0.94 to 1.00) of the true kept" in told
+    )
+    assert "0.80 (0.68 to 0.89) of the wrong dropped" in told
+    made_file = read_calibration(made / "calibration.json")
+    step = made_file.steps["golden_sentences"]
+    promise = step.promise(0.1)
+    assert promise is not None
+    assert promise.threshold is not None
+    assert 0.5 < promise.threshold < 0.6
+    assert promise.kept_wrong <= 1
+    assert f"calibration={made / 'calibration.json'} wrong=0.1" in told
+    none = step.promise(0.01)
+    assert none is not None
+    assert none.threshold is None
+    assert "more labels may find one" in told
+    assert step.identities == {"vlm": "scripted"}
+    assert set(step.scope["steps"]) == {"init_caption", "sentences", "golden_sentences"}
+    assert "threshold" not in step.scope["steps"]["golden_sentences"]
+    assert step.reliability[0]["label"] == "12"
+
+
+def test_labels_that_promise_nothing_say_so(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture):
+    labels = labels_of(made, "golden_sentences")
+    assert calibrate(labels[:20]) == 0
+    assert "No threshold is shown to keep wrong=0.05: label more, or promise less." in capsys.readouterr().out
+    assert calibrate([label for label in labels if label["verdict"] == "yes"]) == 0
+    assert "no statement is labelled no: if only the good ones were labelled" in capsys.readouterr().out
+    assert calibrate([label | {"draw": "uncertain"} for label in labels]) == 0
+    assert (
+        "drawn unsure first, so they are no random draw: nothing can be promised" in capsys.readouterr().out
+    )
+    assert not read_calibration(made / "calibration.json").steps["golden_sentences"].promises
+
+
+def test_looking_again_with_more_labels_costs_confidence(
+    made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture
+):
+    labels = labels_of(made, "golden_sentences")
+    for given in (labels[:60], labels[:60], labels):
+        assert calibrate(given, "--wrong", "0.2") == 0
+    assert "This is calibration 2 of this run, each with other labels" in capsys.readouterr().out
+    assert read_calibration(made / "calibration.json").steps["golden_sentences"].confidence == 0.9
+
+
+def test_each_check_has_its_own_calibration(made: Path, calibrate: Calibrate):
+    assert calibrate(labels_of(made, "golden_sentences")) == 0
+    assert calibrate(labels_of(made, "final_details")) == 0
+    steps = read_calibration(made / "calibration.json").steps
+    assert set(steps) == {"golden_sentences", "final_details"}
+    assert steps["final_details"].scope["steps"]["golden_sentences"]["threshold"] == 0.5
+
+
+def test_errors_are_one_line(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture, tmp_path: Path):
+    labels = labels_of(made, "golden_sentences")
+    assert calibrate([labels[0] | {"verdict": "maybe"}]) == 1
+    assert "unknown verdict 'maybe'" in capsys.readouterr().err
+    assert calibrate(labels, "--wrong", "5") == 2
+    assert "5: must be above 0 and below 1" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (made / "captions.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["row_id"]
+    (made / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert calibrate(labels) == 1
+    assert "captions.jsonl has no row_id" in capsys.readouterr().err
+
+
+def test_a_calibration_changed_by_hand_is_refused(made: Path, calibrate: Calibrate, tmp_path: Path):
+    assert calibrate(labels_of(made, "golden_sentences"), "--wrong", "0.1") == 0
+    path = made / "calibration.json"
+    path.write_text(path.read_text().replace('"kept_wrong": 0', '"kept_wrong": -1'))
+    with pytest.raises(CalibrationError, match="was changed after it was made"):
+        read_calibration(path)
+    with pytest.raises(CalibrationError, match="can't read calibration="):
+        read_calibration(tmp_path / "none.json")
+    path.write_text("{}")
+    with pytest.raises(CalibrationError, match="is no calibration of this version"):
+        read_calibration(path)
+    path.write_text("nothing")
+    with pytest.raises(CalibrationError, match="is not JSON"):
+        read_calibration(path)
