@@ -36,8 +36,8 @@ class Promise:
 def sentence(wrong: float) -> str:
     """The promise in plain words."""
     return (
-        "of a picture like those labelled and one of its checked statements, both drawn at random, the statement"
-        f" is wrong with a probability of at most {100 * wrong:g} % if it is kept"
+        "a statement that is kept, drawn at random from a picture drawn at random, is wrong with a"
+        f" probability of at most {100 * wrong:g} %, on pictures like those labelled"
     )
 
 
