@@ -1,13 +1,14 @@
 """Replies kept between runs: same model, same request, same reply, no work.
 
-One SQLite file in write-ahead mode, so that several runs on one machine can share it (SQLite does
-not promise that for machines that share a network folder). Each reply is kept with a digest of
-itself, so a damaged one is computed again. A reply counts as answered once it is in the file: a run
-that is killed has lost those in flight and no other.
+One SQLite file for each host in write-ahead mode, which several runs on one host can share. Hosts that
+share the folder never open each other's files: write-ahead mode needs shared memory, and locks of
+network disks are not to be trusted. Each reply is kept with a digest of itself, so a damaged one is
+computed again. A reply counts as answered once it is in the file: a run that is killed has lost those
+in flight and no other.
 
     python -m scalecap.cache [DIR] [--clear]
 
-says how large it is, or forgets all replies.
+prints the size of each host's file, or deletes the replies of all hosts.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
+import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
@@ -66,7 +69,9 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         """Raises CacheError when the folder or file can't be opened."""
-        self._path = folder / "replies.sqlite"
+        # Containers have a new name each time they start, unless it is given (docker run --hostname).
+        host = re.sub(r"[^\w.-]", "_", socket.gethostname())
+        self._path = folder / f"replies-{host}.sqlite"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._reader, self._writes = self._connect(), self._connect()
@@ -94,16 +99,22 @@ class Cache:
         return int(count)
 
     def size(self) -> str:
-        """How many replies the file has and the space it takes, for reading."""
-        parts = (self._path, self._path.with_name(self._path.name + "-wal"))
-        space = sum(part.stat().st_size for part in parts if part.exists())
-        return f"{self.count():,} replies, {space / 1e6:.1f} MB in {self._path}"
+        """The space that each host's file takes, a line each; of this host's, also how many replies."""
+        own = f"{self.count():,} replies, {_space(self._path)}, this host's"
+        return "\n".join([own, *map(_space, self._others())])
 
     def clear(self) -> None:
-        """Forget all replies and give their space back; runs under way go on."""
+        """Forget the replies of all hosts and give their space back; runs under way go on."""
         self._reader.execute("DELETE FROM replies")
         self._reader.execute("VACUUM")
         self._reader.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for path in self._others():
+            for part in _parts(path):
+                part.unlink(missing_ok=True)
+
+    def _others(self) -> list[Path]:
+        """Files of other hosts, and of versions that had one for all."""
+        return sorted(path for path in self._path.parent.glob("replies*.sqlite") if path != self._path)
 
     def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None."""
@@ -115,11 +126,12 @@ class Cache:
         return _decode(key, row[0]) if row else None
 
     async def put(self, key: str, reply: Reply) -> None:
-        """Keep a finished reply, and wait until it is in the file; a truncated or empty one is not kept.
+        """Keep a reply, and wait until it is in the file. One that can't be written is warned about, not
+        raised: the run needs it no less.
 
-        One that can't be written is warned about, not raised: the run needs it no less.
+        An empty reply is not kept, nor one that the context cut: its room is not in the key.
         """
-        if isinstance(reply, Generated) and (reply.finish != "stop" or not reply.text.strip()):
+        if isinstance(reply, Generated) and (reply.finish == "context" or not reply.text.strip()):
             return
         written = asyncio.get_running_loop().create_future()
         self._queue.put(_Write(key, _encode(key, reply), written))
@@ -171,6 +183,17 @@ class Cache:
             _log.warning(message, self._path, error)
 
 
+def _parts(path: Path) -> Iterator[Path]:
+    """A file of SQLite's and those beside it."""
+    for suffix in ("", "-wal", "-shm"):
+        yield path.with_name(path.name + suffix)
+
+
+def _space(path: Path) -> str:
+    space = sum(part.stat().st_size for part in _parts(path) if part.exists())
+    return f"{space / 1e6:.1f} MB in {path}"
+
+
 def _settle(writes: Sequence[_Write]) -> None:
     for write in writes:
         if not write.written.done():  # whoever waited may have been cancelled
@@ -210,7 +233,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m scalecap.cache", description="The cache of replies.")
     parser.add_argument("dir", nargs="?", default=CacheSettings.dir, help="cache.dir (%(default)s)")
-    parser.add_argument("--clear", action="store_true", help="forget all replies")
+    parser.add_argument("--clear", action="store_true", help="delete the replies of all hosts")
     arguments = parser.parse_args()
     try:
         cache = Cache(Path(arguments.dir).expanduser())

@@ -54,6 +54,16 @@ async def test_a_faulty_random_reply_is_drawn_once_more_and_the_better_kept(repl
     assert list(count.marks) == flags
 
 
+async def test_truncated_draws_come_from_the_cache_in_a_later_run(tmp_path):
+    cache = Cache(tmp_path)
+    for script in ([CUT, LOOP], []):
+        world = World(script, cache=cache)
+        assert await world.ask.generate("text") == CUT
+        assert world.flags == ["truncated"]
+        assert len(world.requests) == len(script)
+    cache.close()
+
+
 async def test_reasoning_is_kept_apart_marked_counted_and_cached(tmp_path):
     cache = Cache(tmp_path)
     for script in (lambda _: "<think>or a red dog</think>\n\nA cat.", []):

@@ -1,14 +1,17 @@
 import asyncio
 import functools
+import re
+import socket
 import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image as Pillow
 
-from scalecap.cache import Cache, CacheError, key
+from scalecap.cache import Cache, CacheError, key, main
 from scalecap.engines.base import (
     Choose,
     Chosen,
@@ -28,6 +31,11 @@ from scalecap.engines.base import (
 def put(cache: Cache, key: str, reply: Reply) -> None:
     """Keep a reply from outside of a loop."""
     asyncio.run(cache.put(key, reply))
+
+
+def file(folder: Path) -> Path:
+    """This host's file."""
+    return folder / f"replies-{socket.gethostname()}.sqlite"
 
 
 REPLIES = [
@@ -50,10 +58,12 @@ def test_a_reply_comes_back_whole_at_once_and_from_the_file(tmp_path, reply):
     again.close()
 
 
-def test_a_truncated_reply_is_not_kept(tmp_path):
-    cache = Cache(tmp_path)
-    put(cache, "k", Generated("cut", "length"))
-    assert cache.get("k") is None
+@pytest.mark.parametrize(("finish", "kept"), [("length", True), ("context", False)])
+def test_a_truncated_reply_is_kept_where_the_request_alone_says_where_it_ends(tmp_path, finish, kept):
+    """`max_tokens` is in the key; what the context had room for is not."""
+    cache, reply = Cache(tmp_path), Generated("cut", finish)
+    put(cache, "k", reply)
+    assert cache.get("k") == (reply if kept else None)
     cache.close()
 
 
@@ -69,7 +79,7 @@ def test_a_changed_value_is_noticed(tmp_path):
     for name in "kl":
         put(cache, name, REPLIES[1])
     cache.close()
-    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+    with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("UPDATE replies SET reply = replace(reply, '0.25', '0.26') WHERE key = 'k'")
     again = Cache(tmp_path)
     assert (again.get("k"), again.get("l")) == (None, REPLIES[1])
@@ -80,7 +90,7 @@ def test_a_value_under_another_key_is_noticed(tmp_path):
     cache = Cache(tmp_path)
     put(cache, "k", REPLIES[1])
     cache.close()
-    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+    with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("UPDATE replies SET key = 'l'")
     again = Cache(tmp_path)
     assert again.get("l") is None
@@ -101,6 +111,33 @@ def test_the_command_tells_the_size_and_clears(tmp_path):
     assert tell([*command, "--clear"]).stdout.startswith("0 replies, 0.0 MB in ")
 
 
+def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, capsys):
+    """SQLite's write-ahead mode needs memory that all who open the file share."""
+    opened = []
+    for host in ("node-1", "node-2", "odd/../name"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        opened.append(Cache(tmp_path))
+        put(opened[-1], host, REPLIES[0])
+    names = {"replies-node-1.sqlite", "replies-node-2.sqlite", "replies-odd_.._name.sqlite"}
+    assert {path.name for path in tmp_path.glob("*.sqlite")} == names
+    assert [cache.get("node-1") for cache in opened] == [REPLIES[0], None, None]
+    for cache in opened:
+        cache.close()
+    (tmp_path / "replies.sqlite").write_bytes(bytes(3000))  # as earlier versions named it
+    monkeypatch.setattr(sys, "argv", ["cache", str(tmp_path)])
+    main()
+    assert re.fullmatch(
+        rf"1 replies, .* MB in {tmp_path}/replies-odd_\.\._name\.sqlite, this host's\n"
+        rf".* MB in {tmp_path}/replies-node-1\.sqlite\n.* MB in {tmp_path}/replies-node-2\.sqlite\n"
+        rf"0\.0 MB in {tmp_path}/replies\.sqlite\n",
+        capsys.readouterr().out,
+    )
+    monkeypatch.setattr(sys, "argv", ["cache", str(tmp_path), "--clear"])
+    main()
+    assert [path.name for path in tmp_path.iterdir()] == ["replies-odd_.._name.sqlite"]
+    assert capsys.readouterr().out.startswith("0 replies, ")
+
+
 def test_two_runs_share_a_file(tmp_path):
     one, two = Cache(tmp_path), Cache(tmp_path)
     for n in range(1000):
@@ -117,33 +154,33 @@ def test_two_runs_share_a_file(tmp_path):
 )
 def test_a_damaged_value_is_computed_again(tmp_path, value):
     cache = Cache(tmp_path)
-    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+    with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("INSERT INTO replies VALUES ('k', ?)", (value,))
     assert cache.get("k") is None
     cache.close()
 
 
 def test_a_damaged_file_is_named_with_the_mend(tmp_path):
-    (tmp_path / "replies.sqlite").write_bytes(b"no data base at all " * 100)
-    with pytest.raises(CacheError, match=r"replies\.sqlite can't be opened .*: delete it.*cache=off"):
+    (file(tmp_path)).write_bytes(b"no data base at all " * 100)
+    with pytest.raises(CacheError, match=r"replies-.*\.sqlite can't be opened .*: delete it.*cache=off"):
         Cache(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match=r"file/replies\.sqlite can't be opened"):
+    with pytest.raises(CacheError, match=r"file/replies-.*\.sqlite can't be opened"):
         Cache(tmp_path / "file")
 
 
 def test_a_failing_write_is_warned_about_once_and_later_ones_succeed(tmp_path, caplog):
     cache = Cache(tmp_path)
-    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+    with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("ALTER TABLE replies RENAME TO hidden")
     for name in "kl":
         put(cache, name, REPLIES[0])
     assert len(caplog.records) == 1
     assert "replies can't be kept in" in caplog.text
-    with sqlite3.connect(tmp_path / "replies.sqlite") as connection:
+    with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("ALTER TABLE hidden RENAME TO replies")
     put(cache, "m", REPLIES[1])
     cache.close()
@@ -163,7 +200,7 @@ def test_a_damaged_page_costs_the_replies_on_it_alone(tmp_path, caplog):
 
     asyncio.run(fill())
     cache.close()
-    path = tmp_path / "replies.sqlite"
+    path = file(tmp_path)
     content = bytearray(path.read_bytes())
     at = content.index(b"text 500 ") // 4096 * 4096
     content[at : at + 4096] = b"\xff" * 4096

@@ -363,7 +363,7 @@ def test_damaged_files(typed, engines, answer, tmp_path: Path, codes: set[int]):
     lines = journal.read_bytes().split(b"\n")
     lines[2] = b"\xff" * 40
     journal.write_bytes(b"\n".join(lines))
-    cache = tmp_path / "cache" / "replies.sqlite"
+    (cache,) = (tmp_path / "cache").glob("replies-*.sqlite")
     content = bytearray(cache.read_bytes())
     content[-4096:] = bytes(4096)
     cache.write_bytes(content)
