@@ -42,7 +42,7 @@ class Count:
     reasoning_tokens: int = 0
     """Of the generated tokens: before the answers."""
     retried: int = 0
-    """Asked a second time because the first reply was truncated or looping."""
+    """Asked a second time because the first reply was truncated, looping or could not be parsed."""
     reused_prompt_tokens: int = 0
     """Of the requests that were reused: what they would have cost."""
     reused_generated_tokens: int = 0
@@ -186,29 +186,40 @@ class StepAsk:
         model: str = "vlm",
         sampling: Sampling | None = None,
         whole: bool = False,
+        sample: int = 0,
+        schema: str | None = None,
+        fault: Callable[[str], str | None] = lambda text: None,
     ) -> Generated:
-        """Free text. A truncated or looping reply to a random draw is drawn once more; the better stays."""
+        """Free text. A faulty reply to a random draw is drawn once more; the better stays."""
         drawn = sampling or self._asked.sampling
-        reply = await self._draw(model, Prompt(text, image), drawn, attempt=0)
+
+        async def draw(attempt: int) -> Generated:
+            # A greedy reply has no seed, so that another run's seed finds it in the cache.
+            own = drawn.temperature > 0
+            chance = seed(self._asked.seed, prompt, attempt, sample) if own else 0
+            request = Generate(prompt, drawn, chance, schema)
+            return cast(Generated, await self._asked.send(model, request, self._step))
+
+        def faults(reply: Generated) -> list[str]:
+            """What is wrong with the reply, from its text's own fault to how it ended."""
+            return [name for name in (fault(reply.text), find_fault(reply)) if name]
+
+        def rank(reply: Generated) -> tuple[bool, int]:
+            return fault(reply.text) is not None, _FAULTS.index(find_fault(reply))
+
+        prompt = Prompt(text, image)
+        reply = await draw(0)
         if whole and reply.finish == "context":
             usage = reply.usage
             raise PromptTooLong(usage.prompt_tokens, usage.prompt_tokens + usage.generated_tokens)
-        fault = find_fault(reply)
-        if fault and drawn.temperature > 0:
+        if faults(reply) and drawn.temperature > 0:
             self._asked.counts.steps[self._step].retried += 1
-            again = await self._draw(model, Prompt(text, image), drawn, attempt=1)
-            reply = min(reply, again, key=lambda each: _FAULTS.index(find_fault(each)))
-            fault = find_fault(reply)
-        if fault:
-            self.mark(fault)
+            reply = min(reply, await draw(1), key=rank)
+        for name in faults(reply):
+            self.mark(name)
         if reply.reasoning:
             self.mark("reasoned")
         return reply
-
-    async def _draw(self, model: str, prompt: Prompt, sampling: Sampling, attempt: int) -> Generated:
-        # A greedy reply has no seed, so that another run's seed finds it in the cache.
-        drawn = seed(self._asked.seed, prompt, attempt) if sampling.temperature > 0 else 0
-        return cast(Generated, await self._asked.send(model, Generate(prompt, sampling, drawn), self._step))
 
     async def choose(
         self,
@@ -262,7 +273,8 @@ def loops(text: str, *, times: int = 4, characters: int = 100) -> bool:
     return False
 
 
-def seed(run: int, prompt: Prompt, attempt: int) -> int:
+def seed(run: int, prompt: Prompt, attempt: int, sample: int = 0) -> int:
     """A request's seed, 0 to 2³¹ − 1, from the run's seed and content alone: never from timing."""
-    content = f"{run}\0{attempt}\0{prompt.image.hash if prompt.image else ''}\0{prompt.text}"
+    draw = f"{attempt}.{sample}" if sample else f"{attempt}"
+    content = f"{run}\0{draw}\0{prompt.image.hash if prompt.image else ''}\0{prompt.text}"
     return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:4]) >> 1

@@ -5,6 +5,7 @@ loads, and sorts the steps by the names they read.
 """
 
 import importlib
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -144,6 +145,9 @@ def _bind(
             settings[parameter.name] = fit(given[parameter.name], parameter.annotation, sampling)
         except ValueError as error:
             problems.append(f"{parameter.name}: {error}")
+    for setting, value in settings.items():
+        if value is None and Sampling in typing.get_args(stage.settings[setting].annotation):
+            settings[setting] = sampling
     _check_prompts(stage, columns, settings, problems)
     unit: Callable[..., Any] = stage.unit
     if not problems:

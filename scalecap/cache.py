@@ -46,10 +46,11 @@ class CacheError(Exception):
 def key(identity: str, request: Request) -> str:
     """Hex digest of all that determines the reply: the engine's identity and the whole request.
 
-    Every field of a request counts; the image counts by its hash.
+    Every field of a request that is not None counts; the image counts by its hash.
     """
     prompt = request.prompt
-    content = {field.name: getattr(request, field.name) for field in fields(request)} | {
+    given = {field.name: getattr(request, field.name) for field in fields(request)}
+    content = {name: value for name, value in given.items() if value is not None} | {
         "prompt": [prompt.system, prompt.image.hash if prompt.image else None, prompt.text],
         "asks": type(request).__name__,
         "engine": identity,

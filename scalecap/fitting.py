@@ -33,6 +33,10 @@ def fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{value!r} is no list")
         return [fit(each, parts[0], sampling) for each in value]
+    if typing.get_origin(annotation) is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"expected a mapping, got {value!r}")
+        return value
     if annotation is Template:
         if isinstance(value, Mapping):
             raise ValueError(f"{value!r} is no text; a file of prompts/ begins with `# @package prompts`")

@@ -19,6 +19,7 @@ async def generate_fitting(
     model: str,
     sampling: Sampling | None,
     image: Image | None = None,
+    **settings: Any,
 ) -> Generated:
     """Ask; what does not fit, or leaves its reply no room, is asked again with less, marked "shortened".
 
@@ -27,6 +28,7 @@ async def generate_fitting(
         sizes: characters of each piece.
         drops: places of pieces in the order in which they are given up, until the prompt takes about
             three quarters of the context.
+        settings: what else `Ask.generate` takes.
 
     Raises:
         PromptTooLong: it does not fit with all of them dropped.
@@ -36,7 +38,12 @@ async def generate_fitting(
         prompt = render(set(drops[:dropped]))
         try:
             reply = await ask.generate(
-                prompt, image=image, model=model, sampling=sampling, whole=dropped < len(drops)
+                prompt,
+                image=image,
+                model=model,
+                sampling=sampling,
+                whole=dropped < len(drops),
+                **settings,
             )
         except PromptTooLong as error:
             if dropped == len(drops):

@@ -77,8 +77,7 @@ class Step:
 
     def plan(self) -> str:
         """Its line, the model asked, and its prompt with names in place of values."""
-        picture = ", with the picture" if self.pictures else ""
-        lines = [str(self), f"    {f'asks {self.role}{picture}' if self.role else 'no model'}"]
+        lines = [str(self), f"    {f'asks {self.role}{self._manner()}' if self.role else 'no model'}"]
         for place, _, template in templates(self.settings):
             values = {name: f"<{name}>" for name in template.variables}
             for bound in self.columns.values():
@@ -86,6 +85,21 @@ class Step:
                     values |= {name: f"<{column}>" for name, column in bound.items()}
             lines += [f"    {place}:", textwrap.indent(template.render(**values), "      | ")]
         return "\n".join(lines)
+
+    def _manner(self) -> str:
+        """How the model is asked: how often, and with which pictures."""
+        each = [bound for name, bound in self.columns.items() if self.stage.columns[name].kind == "items"]
+        lists = " and ".join(
+            column for bound in each if not isinstance(bound, str) for column in bound.values()
+        )
+        samples = self.settings.get("samples")
+        return "".join(
+            [
+                f", once an item of {lists}" if lists else "",
+                f", {samples} samples" if samples else "",
+                ", with the picture" if self.pictures else "",
+            ]
+        )
 
     async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
         """The columns written, from the columns so far; raises what the stage raises."""

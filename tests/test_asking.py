@@ -212,10 +212,12 @@ def test_a_seed_comes_from_content_alone():
         seed(1, Prompt("a"), 0),
         seed(0, Prompt("b"), 0),
         seed(0, Prompt("a"), 1),
+        seed(0, Prompt("a"), 0, 1),
+        seed(0, Prompt("a"), 1, 1),
         seed(0, Prompt("a", PICTURE), 0),
         seed(0, Prompt("a", OTHER), 0),
     }
-    assert len(drawn) == 6
+    assert len(drawn) == 8
     assert all(0 <= each < 2**31 for each in drawn)
     assert seed(0, Prompt("a"), 0) == 264778168  # in every process
 

@@ -44,6 +44,13 @@ def test_roles_are_only_those_asked(steps, roles):
     assert Pipeline.build(steps, DATA).roles == roles
 
 
+def test_the_plan_tells_how_often_a_model_is_asked():
+    plan = Pipeline.build(STEPS, None).plan()
+    assert "    asks vlm, once an item of q_list, with the picture\n" in plan
+    steps = one({"stage": "generate", "prompt": "p", "image": "image", "samples": 8})
+    assert "    asks vlm, 8 samples, with the picture\n" in Pipeline.build(steps, None).plan()
+
+
 def test_an_ensemble_is_part_of_the_plan():
     plan = Pipeline.build(changed(golden=STEPS["golden"] | {"ensemble": ["See {{ text }}?"]}), DATA).plan()
     assert "    ensemble.0:\n      | See <text>?\n" in plan
@@ -156,6 +163,26 @@ BAD = [
         "variables.s: neither a step nor the data has 'goldn'; nearest: golden; write `variables.s: golden`",
     ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "3 is no mapping"),
+    (
+        changed(init_caption=STEPS["init_caption"] | {"samples": 2, "sampling": {"temperature": 0}}),
+        "init_caption: samples: 2 greedy replies are the same: write `sampling:",
+    ),
+    (
+        changed(raw_answers=STEPS["raw_answers"] | {"samples": 2}),
+        "raw_answers: `each` and `samples` do not go together",
+    ),
+    (
+        changed(raw_answers=STEPS["raw_answers"] | {"each": {"question": "init_caption"}}),
+        "raw_answers: each.question: 'init_caption' holds a text, not a list",
+    ),
+    (
+        changed(init_caption=STEPS["init_caption"] | {"parse": "lines"}),
+        "sentences: text: 'init_caption' holds a list of texts, not a text",
+    ),
+    (
+        changed(init_caption=STEPS["init_caption"] | {"parse": "json", "schema": "box.json"}),
+        "init_caption: schema: expected a mapping, got 'box.json'",
+    ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": ["golden"]}), "unknown variable {{ s }}"),
     (
         changed(raw_questions=STEPS["raw_questions"] | {"variables": ["goldn"]}),

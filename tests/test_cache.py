@@ -230,6 +230,7 @@ BASE = Generate(Prompt("text", IMAGE), Sampling(), 1)
     "request_",
     [
         replace(BASE, seed=2),
+        replace(BASE, schema="{}"),
         replace(BASE, prompt=Prompt("text")),
         replace(BASE, prompt=Prompt("text", OTHER)),
         replace(BASE, prompt=Prompt("texts", IMAGE)),

@@ -51,6 +51,9 @@ class Generate:
     prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    schema: str | None = None
+    """A JSON schema, as JSON text. An engine that can constrain decoding lets no other reply come; one that
+    can't ignores it, so whoever asks validates the reply."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import base64
 import hashlib
 import io
 import itertools
+import json
 import logging
 import math
 import os
@@ -184,6 +185,7 @@ class OpenAIEngine:
             top_p=sampling.top_p,
             seed=request.seed % 2**63,
             extra_body=extra,
+            **_constraint(request.schema),
         )
         choice = answer.choices[0]
         if choice.finish_reason == "content_filter":
@@ -374,6 +376,14 @@ def _said(message: Any) -> tuple[str, str]:
     text, before = split_reasoning(content)
     # Some servers send the same reasoning under both names.
     return text, "\n\n".join(dict.fromkeys(filter(None, [*apart, before])))
+
+
+def _constraint(schema: str | None) -> dict[str, Any]:
+    """What asks a server for replies that follow a schema."""
+    if schema is None:
+        return {}
+    wanted = {"name": "reply", "schema": json.loads(schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": wanted}}
 
 
 def _data_url(image: Image, max_pixels: int | None) -> str:

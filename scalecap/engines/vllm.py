@@ -310,6 +310,7 @@ class VllmEngine:
             top_p=sampling.top_p if random else 1.0,
             repetition_penalty=sampling.repetition_penalty,
             seed=request.seed % 2**63 if random else None,
+            **_constraint(request.schema),
         )
         reply, usage = output.outputs[0], _usage(output)
         ended = finish(reply.finish_reason, usage.generated_tokens, sampling.max_tokens)
@@ -443,6 +444,15 @@ class VllmEngine:
         if tokens >= self.context_length:
             raise PromptTooLong(tokens, self.context_length)
         return self.context_length - tokens
+
+
+def _constraint(schema: str | None) -> dict[str, Any]:
+    """What holds a reply to a schema."""
+    if schema is None:
+        return {}
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return {"structured_outputs": StructuredOutputsParams(json=schema)}
 
 
 def _usage(output: Any) -> Usage:

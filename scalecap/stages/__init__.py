@@ -92,10 +92,17 @@ class Ask(Protocol):
         model: str = "vlm",
         sampling: Sampling | None = None,
         whole: bool = False,
+        sample: int = 0,
+        schema: str | None = None,
+        fault: Callable[[str], str | None] = ...,
     ) -> Generated:
-        """Free text; a truncated or looping reply is retried once, then marked.
+        """Free text; a truncated, looping or otherwise faulty reply is drawn once more, then marked.
 
-        With `whole`, PromptTooLong also when the prompt left the reply too little of the context.
+        Args:
+            whole: PromptTooLong also when the prompt left the reply too little of the context.
+            sample: which draw of this prompt; each has its own seed.
+            schema: JSON text of a JSON schema that engines which can make the reply follow.
+            fault: what is wrong with a reply's text, as the flag to set; None when nothing is.
         """
         ...
 

@@ -1,11 +1,12 @@
 """Ask a model for text."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from scalecap.prompts import Template
-from scalecap.replies import lines
+from scalecap.replies import Unparsed, json_value, lines
 from scalecap.shortening import by_probability, from_the_end, generate_fitting, limit
 from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, stage, together
 
@@ -18,10 +19,14 @@ class Generate:
     stand on lines of their own. Without a picture, a prompt whose variables are all empty is not asked.
 
     `each` names list columns of equal length and asks once an item: the column is then a list with a reply
-    an item, in their order.
+    an item, in their order. `samples: n` draws n replies to one prompt, each with its own seed: the column is
+    a list of them.
 
-    `parse: lines` makes a list of the reply's lines, without the marks of a list. With `each`, the lines of
-    all replies are one list, and the side column `about` has the place of each line's item.
+    `parse: lines` makes a list of the reply's lines, without the marks of a list. With `each` or `samples`
+    the lines of all replies are one list, and the side column `about` has the place of each line's item or
+    sample, from 0. `parse: json` reads the reply as JSON, which follows the JSON schema `schema` if one is
+    given; engines that can constrain decoding are held to it. A reply that can't be read is drawn once more
+    (not a greedy one, which would be the same), then it is null and marked "unparsed".
 
     `max_sentences` and `max_characters` hold a text to a length: what is over is cut off at the end of a
     sentence (of a first one that is too long, at a clause or a word), marked "shortened". A prompt too long
@@ -35,7 +40,9 @@ class Generate:
         self,
         *,
         prompt: Template,
-        parse: Literal["text", "lines"] = "text",
+        parse: Literal["text", "lines", "json"] = "text",
+        schema: Mapping[str, Any] | None = None,
+        samples: int | None = None,
         max_sentences: int | None = None,
         max_characters: int | None = None,
         model: Role = "vlm",
@@ -46,7 +53,17 @@ class Generate:
                 raise ValueError(f"{name}: {least} must be 1 or more")
             if least is not None and parse != "text":
                 raise ValueError(f"{name} needs `parse: text`")
-        self.prompt, self.parse = prompt, parse
+        if schema is not None:
+            if parse != "json":
+                raise ValueError("schema needs `parse: json`")
+            check_schema(schema)
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples: {samples} must be 1 or more")
+        self.prompt, self.parse, self.samples = prompt, parse, samples
+        self.schema, self._schema_text = (
+            schema,
+            None if schema is None else json.dumps(schema, sort_keys=True),
+        )
         self.max_sentences, self.max_characters = max_sentences, max_characters
         self.model, self.sampling = model, sampling
 
@@ -56,14 +73,25 @@ class Generate:
         if not any(given.get(name) for name in ("image", "variables", "each")):
             raise ValueError("shows the model nothing: write `image: image`, `variables: …` or `each: …`")
         model = replace(stage.settings["model"], default="vlm" if given.get("image") else "llm")
-        kind: Kind = "texts" if given.get("each") or given.get("parse") == "lines" else "text"
-        about = ("about",) if given.get("each") and given.get("parse") == "lines" else ()
+        if given.get("each") and given.get("samples"):
+            raise ValueError("`each` and `samples` do not go together: draw samples in a step before")
+        listed = bool(given.get("each") or given.get("samples"))
+        kind: Kind = "texts" if listed or given.get("parse") == "lines" else "text"
+        kind = "any" if given.get("parse") == "json" else kind
+        about = ("about",) if listed and given.get("parse") == "lines" else ()
         return replace(
             stage,
             settings={**stage.settings, "model": model},
             side=about,
             kinds=(kind, "any") if about else (kind,),
         )
+
+    def check(self, columns: Collection[str]) -> str | None:
+        if (self.samples or 1) > 1 and self.sampling and self.sampling.temperature == 0:
+            return (
+                f"samples: {self.samples} greedy replies are the same: write `sampling: {{temperature: 0.7}}`"
+            )
+        return None
 
     async def __call__(
         self,
@@ -74,18 +102,21 @@ class Generate:
         each: Items | None = None,
     ) -> Any:
         shared = variables or {}
-        if each is None:
+        if each is not None:
+            replies = await together(self._reply(ask, image, {**shared, **item}) for item in items(each))
+        elif self.samples is not None:
+            replies = await together(self._reply(ask, image, shared, draw) for draw in range(self.samples))
+        else:
             return await self._reply(ask, image, shared)
-        replies = await together(self._reply(ask, image, {**shared, **item}) for item in items(each))
         if self.parse != "lines":
             return replies
         about = [place for place, found in enumerate(replies) for _ in found]
         return [line for found in replies for line in found], about
 
-    async def _reply(self, ask: Ask, image: Image | None, values: Mapping[str, Any]) -> Any:
+    async def _reply(self, ask: Ask, image: Image | None, values: Mapping[str, Any], sample: int = 0) -> Any:
         """One reply, parsed."""
         if image is None and not any(as_text(value).strip() for value in values.values()):
-            return [] if self.parse == "lines" else ""
+            return {"text": "", "lines": [], "json": None}[self.parse]
         lists = [value for value in values.values() if isinstance(value, list)]
         reply = await generate_fitting(
             ask,
@@ -95,7 +126,12 @@ class Generate:
             model=self.model,
             sampling=self.sampling,
             image=image,
+            sample=sample,
+            schema=self._schema_text,
+            fault=self._fault,
         )
+        if self.parse == "json":
+            return None if self._fault(reply.text) else json_value(reply.text, self.schema)
         if self.parse == "lines":
             return lines(reply.text)
         if self.max_sentences is None and self.max_characters is None:
@@ -104,6 +140,25 @@ class Generate:
         if text != reply.text.strip():
             ask.mark("shortened")
         return text
+
+    def _fault(self, reply: str) -> str | None:
+        """The flag of a reply that can't be parsed."""
+        if self.parse == "json":
+            try:
+                json_value(reply, self.schema)
+            except Unparsed:
+                return "unparsed"
+        return None
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """ValueError for what is no JSON schema."""
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"schema: {error.json_path}: {error.message}") from error
 
 
 def items(each: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

@@ -75,6 +75,16 @@ async def test_reply_with_picture(fake: Server) -> None:
     assert (sent.format, sent.size) == ("PNG", (10, 5))
 
 
+async def test_a_schema_is_asked_for(fake: Server) -> None:
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    await engine.generate(Generate(Prompt("?")))
+    assert "response_format" not in fake.asked[-1]
+    await engine.generate(Generate(Prompt("?"), schema='{"type": "object"}'))
+    wanted = {"name": "reply", "schema": {"type": "object"}}
+    assert fake.asked[-1]["response_format"] == {"type": "json_schema", "json_schema": wanted}
+    await engine.close()
+
+
 async def test_half_a_character_is_replaced(fake: Server) -> None:
     fake.answers = [(200, completion("A \ud83d cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake))

@@ -1,5 +1,7 @@
 """generate: what is asked, of whom, what is made of the reply, and when nothing is asked."""
 
+import json
+
 import pytest
 
 from scalecap.engines.base import PromptTooLong, Sampling
@@ -80,6 +82,67 @@ async def test_the_lines_of_all_replies_tell_their_item(asking):
     assert found == (["A dog.", "It is brown.", "3 dogs."], [0, 0, 2])
     assert len(asked.requests) == 3
     assert await stage(asked.ask, variables={"s": "two"}) == ["A dog.", "It is brown."]
+
+
+async def test_samples_are_draws_of_their_own(asking, image):
+    replies = iter(["A dog.\nIt runs.", "", "A cat."])
+    asked = asking(lambda _: next(replies))
+    stage = Generate(prompt=Template("Describe."), samples=3, parse="lines")
+    assert await stage(asked.ask, image=image) == (["A dog.", "It runs.", "A cat."], [0, 0, 2])
+    assert len({request.seed for request in asked.requests}) == 3
+    again = asking(lambda request: str(request.seed))
+    one, more = Generate(prompt=Template("Describe."), samples=1), Generate(prompt=Template("Describe."))
+    # The first draw is that of a step without samples, so that a sweep over their number reuses it.
+    assert await one(again.ask, image=image) == [await more(again.ask, image=image)]
+    assert again.requests[0] == asked.requests[0]
+
+
+BOX = {
+    "type": "object",
+    "required": ["box"],
+    "properties": {"box": {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4}},
+}
+
+
+async def test_a_json_value_follows_its_schema(asking):
+    asked = asking(lambda _: 'Here it is:\n```json\n{"box": [1, 2, 3, 4]}\n```')
+    stage = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX)
+    assert await stage(asked.ask, variables={"s": "x"}) == {"box": [1, 2, 3, 4]}
+    assert json.loads(asked.requests[0].schema) == BOX
+    assert asked.flags == []
+    assert await stage(asked.ask, each={"s": ["x", ""]}) == [{"box": [1, 2, 3, 4]}, None]
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "none", '{"box": [1, 2, 3]}', '{"box": [1, 2, 3, "4"]}', '{"box": NaN}', "[" * 10_000]
+)
+async def test_what_does_not_parse_is_drawn_once_more_and_then_null(asking, reply):
+    asked = asking(lambda _: reply)
+    stage = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX)
+    assert await stage(asked.ask, variables={"s": "x"}) is None
+    assert asked.flags[0] == "unparsed"
+    assert len(asked.requests) == 2
+    replies = iter([reply, '{"box": [1, 2, 3, 4]}'])
+    asked = asking(lambda _: next(replies))
+    assert await stage(asked.ask, variables={"s": "x"}) == {"box": [1, 2, 3, 4]}
+    assert asked.flags == []
+    asked = asking(lambda _: reply)
+    greedy = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX, sampling=Sampling(temperature=0))
+    assert await greedy(asked.ask, variables={"s": "x"}) is None
+    assert len(asked.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 0}, "samples: 0 must be 1 or more"),
+        ({"schema": {}}, "schema needs `parse: json`"),
+        ({"parse": "json", "schema": {"type": "box"}}, r"schema: \$.type: 'box' is not valid"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Generate(prompt=PROMPT, **settings)
 
 
 async def test_a_reply_is_held_to_its_length(asking):
