@@ -165,7 +165,7 @@ BAD = [
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "3 is no mapping"),
     (
         changed(init_caption=STEPS["init_caption"] | {"samples": 2, "sampling": {"temperature": 0}}),
-        "init_caption: samples: 2 greedy replies are the same: write `sampling:",
+        "init_caption: samples: 2 greedy replies are equal: write `sampling:",
     ),
     (
         changed(raw_answers=STEPS["raw_answers"] | {"samples": 2}),

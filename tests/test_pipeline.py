@@ -311,7 +311,7 @@ async def test_a_row_that_is_still_being_read_holds_up_no_end(end: str):
         return answer(request)
 
     running = asyncio.create_task(
-        go(one({"stage": "caption", "prompt": "Caption."}), rows(), script, stop=stop)
+        go(one({"stage": "generate", "prompt": "Caption.", "image": "image"}), rows(), script, stop=stop)
     )
     await asyncio.to_thread(waits.wait, 5)
     if end == "cancel":

@@ -88,9 +88,7 @@ class Generate:
 
     def check(self, columns: Collection[str]) -> str | None:
         if (self.samples or 1) > 1 and self.sampling and self.sampling.temperature == 0:
-            return (
-                f"samples: {self.samples} greedy replies are the same: write `sampling: {{temperature: 0.7}}`"
-            )
+            return f"samples: {self.samples} greedy replies are equal: write `sampling: {{temperature: 0.7}}`"
         return None
 
     async def __call__(
