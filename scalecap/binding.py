@@ -15,7 +15,7 @@ from scalecap import stages
 from scalecap.engines.base import Sampling
 from scalecap.fitting import fit
 from scalecap.nearest import nearest
-from scalecap.prompts import Template
+from scalecap.prompts import Expression, Template
 from scalecap.stages import Kind, Parameter, Stage
 from scalecap.step import KIND_NAMES, Step, templates, written
 
@@ -116,7 +116,7 @@ def _bind(
     problems: list[str],
 ) -> Step:
     """The step, with what does not fit in `problems`; such a step is not fit to run."""
-    valid = [*stage.columns, *stage.settings]
+    valid = [*stage.columns, *stage.settings, "when", "otherwise"]
     problems += [
         f"{stage.name} has no setting {key!r}; {nearest(key, valid)}"
         for key in given
@@ -149,6 +149,7 @@ def _bind(
         if value is None and Sampling in typing.get_args(stage.settings[setting].annotation):
             settings[setting] = sampling
     _check_prompts(stage, columns, settings, problems)
+    when, otherwise = _condition(name, stage, given, kinds, open_ended, problems)
     unit: Callable[..., Any] = stage.unit
     if not problems:
         try:
@@ -158,7 +159,39 @@ def _bind(
         else:
             check: Callable[..., str | None] = getattr(unit, "check", lambda columns: None)
             problems += filter(None, [check(list(columns))])
-    return Step(name, stage, columns, shown, settings, unit)
+    return Step(name, stage, columns, shown, settings, unit, when, otherwise)
+
+
+def _condition(
+    name: str,
+    stage: Stage,
+    given: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    open_ended: bool,
+    problems: list[str],
+) -> tuple[Expression | None, str | None]:
+    """When the step runs, and the column whose value it has otherwise."""
+    when, otherwise = given.get("when"), given.get("otherwise")
+    if when is None:
+        if otherwise is not None:
+            problems.append("otherwise: needs `when: <expression>`")
+        return None, None
+    try:
+        expression: Expression = fit(when, Expression, Sampling())
+    except ValueError as error:
+        problems.append(f"when: {error}")
+        return None, None
+    own = written(name, stage)
+    others = [column for column in kinds if column not in own]
+    if not open_ended:
+        problems += [f"when: {problem}" for problem in expression.problems(others)]
+    if otherwise is not None:
+        anything = Parameter("otherwise", typing.Any, None)
+        column = _column(anything, otherwise, kinds, own, open_ended, problems)
+        if isinstance(column, str) and column in kinds and not _fits(kinds[column], stage.kinds[0]):
+            held, wanted = KIND_NAMES[kinds[column]], KIND_NAMES[stage.kinds[0]]
+            problems.append(f"otherwise: {column!r} holds {held}, and the step writes {wanted}")
+    return expression, otherwise
 
 
 def _shown(name: str, given: Any, problems: list[str]) -> tuple[str, ...]:
@@ -217,7 +250,7 @@ def _column(
 
 def _fits(held: str, wanted: Kind) -> bool:
     if wanted == "items":
-        return held in ("texts", "any")
+        return held in ("texts", "list", "any")
     return held == wanted or held == "any" or wanted in ("any", "columns")
 
 
@@ -230,10 +263,14 @@ def _check_prompts(
     """Each prompt against the variables that the stage fills, or that the step's own mapping names."""
     declared: Mapping[str, Sequence[str]] = getattr(stage.unit, "variables", {})
     mapped = [name for column in columns.values() if not isinstance(column, str) for name in column]
+    conditions = {place: value for place, value in settings.items() if isinstance(value, Expression)}
+    for place, condition in conditions.items():
+        problems += [f"{place}: {each}" for each in condition.problems(mapped)]
+    used_elsewhere = {name for condition in conditions.values() for name in condition.variables}
     for place, setting, template in templates(settings):
         problems += [f"{place}: {each}" for each in template.problems(declared.get(setting, mapped))]
         if template.variables and setting not in declared:
-            unused = [name for name in mapped if name not in template.variables]
+            unused = [name for name in mapped if name not in template.variables | used_elsewhere]
             problems += [f"{place}: the variable {name!r} is never used" for name in unused]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from scalecap.engines.base import Sampling
 from scalecap.nearest import nearest
-from scalecap.prompts import Template
+from scalecap.prompts import Expression, Template
 from scalecap.stages import ROLES, Role
 
 
@@ -43,6 +43,10 @@ def fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
         if not isinstance(value, str):
             raise ValueError(f"{value!r} is no text")
         return Template(value)
+    if annotation is Expression:
+        if not isinstance(value, str):
+            raise ValueError(f"expected an expression, got {value!r}")
+        return Expression(value)
     if annotation is Sampling:
         return _sampling(value, sampling)
     if annotation is float and type(value) is int:

@@ -1,6 +1,7 @@
-"""Prompts are Jinja templates: sandboxed, strict, and their variables are known before use."""
+"""Prompts are Jinja templates, conditions Jinja expressions: sandboxed, strict, with known variables."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -45,3 +46,34 @@ class Template:
             except PromptError as error:
                 found.append(str(error))
         return found
+
+
+class Expression:
+    """A condition over columns, such as `golden_sentences | length < 3`."""
+
+    def __init__(self, source: str) -> None:
+        """Raises PromptError when `source` is no valid Jinja expression."""
+        try:
+            self._evaluate = _environment.compile_expression(source, undefined_to_none=False)
+            self.variables = frozenset(
+                meta.find_undeclared_variables(_environment.parse("{{ " + source + " }}"))
+            )
+        except TemplateSyntaxError as error:
+            raise PromptError(f"{source!r} is not an expression: {error.message}") from error
+        self.source = source
+
+    def holds(self, **values: Any) -> bool:
+        """Whether it is true of `values`; PromptError when it can't be computed.
+
+        A filter's result (`scores | selectattr('kept')`) is true when it has an item.
+        """
+        try:
+            value = self._evaluate(values)
+            return any(True for _ in value) if isinstance(value, Iterator) else bool(value)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise PromptError(f"{self.source!r}: {error}") from error
+
+    def problems(self, valid: Collection[str]) -> list[str]:
+        """What is wrong with it where just the variables `valid` have values."""
+        unknown = sorted(self.variables.difference(valid))
+        return [f"unknown name {name!r}; {nearest(name, valid)}" for name in unknown]

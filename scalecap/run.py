@@ -367,7 +367,8 @@ def write(
         summary.notes.append(f"JSON text in dataset/, since their rows share no type: {', '.join(mixed)}.")
     checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
-    summary.add_rows(journal.records(indices), checks, _metrics(pipeline), overall)
+    conditions = {step.name: step.when.source for step in pipeline.steps if step.when}
+    summary.add_rows(journal.records(indices), checks, _metrics(pipeline), overall, conditions)
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

@@ -11,18 +11,25 @@ from typing import Any
 
 from scalecap.data import RowError
 from scalecap.engines.base import Image
-from scalecap.prompts import Template
-from scalecap.stages import Ask, Role, Stage
+from scalecap.prompts import Expression, Template
+from scalecap.stages import Ask, Kind, Role, Stage
 
 KIND_NAMES: dict[str, str] = {
     "text": "a text",
     "texts": "a list of texts",
     "number": "a number",
     "measures": "a record of numbers",
+    "list": "a list",
     "items": "a list",
     "any": "anything",
 }
-_TYPES: dict[str, Any] = {"text": str, "texts": list | tuple, "number": Real, "measures": Mapping}
+_TYPES: dict[str, Any] = {
+    "text": str,
+    "texts": list | tuple,
+    "list": list | tuple,
+    "number": Real,
+    "measures": Mapping,
+}
 """What a value of a kind is."""
 
 
@@ -40,6 +47,10 @@ class Step:
     """All settings, defaults too."""
     unit: Callable[..., Any]
     """The stage with its settings: the object of a class, or a partial function."""
+    when: Expression | None = None
+    """Over columns: it runs for the rows for which this holds."""
+    otherwise: str | None = None
+    """The column whose value it takes in the other rows; None leaves it empty."""
 
     @property
     def source(self) -> Path | None:
@@ -52,7 +63,9 @@ class Step:
     def reads(self) -> list[str]:
         """Columns read, each once; the picture is not among them."""
         bound = [[column] if isinstance(column, str) else column.values() for column in self.columns.values()]
-        return list(dict.fromkeys(column for group in bound for column in group))
+        condition = sorted(self.when.variables) if self.when else []
+        other = [self.otherwise] if self.otherwise else []
+        return list(dict.fromkeys(column for group in [*bound, condition, other] for column in group))
 
     @property
     def writes(self) -> list[str]:
@@ -77,7 +90,12 @@ class Step:
 
     def plan(self) -> str:
         """Its line, the model asked, and its prompt with names in place of values."""
-        lines = [str(self), f"    {f'asks {self.role}{self._manner()}' if self.role else 'no model'}"]
+        lines = [str(self)]
+        if self.when:
+            lines.append(
+                f"    when {self.when.source}" + (f", otherwise {self.otherwise}" if self.otherwise else "")
+            )
+        lines += [f"    {f'asks {self.role}{self._manner()}' if self.role else 'no model'}"]
         for place, _, template in templates(self.settings):
             values = {name: f"<{name}>" for name in template.variables}
             for bound in self.columns.values():
@@ -103,14 +121,17 @@ class Step:
 
     async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
         """The columns written, from the columns so far; raises what the stage raises."""
+        if missing := [column for column in self.reads if column not in values]:
+            raise RowError("missing_column", f"the row has no column {missing[0]!r}")
+        if self.when and not self.when.holds(**{name: values[name] for name in self.when.variables}):
+            ask.mark("skipped")
+            empty = {name: _empty(kind) for name, kind in zip(self.writes, self.stage.kinds, strict=True)}
+            return empty | ({self.name: values[self.otherwise]} if self.otherwise else {})
         arguments: dict[str, Any] = dict.fromkeys(self.shown, image)
-        try:
-            for parameter, bound in self.columns.items():
-                arguments[parameter] = (
-                    values[bound] if isinstance(bound, str) else {n: values[c] for n, c in bound.items()}
-                )
-        except KeyError as error:
-            raise RowError("missing_column", f"the row has no column {error}") from error
+        for parameter, bound in self.columns.items():
+            arguments[parameter] = (
+                values[bound] if isinstance(bound, str) else {n: values[c] for n, c in bound.items()}
+            )
         result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
         if inspect.isawaitable(result):
             result = await result
@@ -121,6 +142,13 @@ class Step:
             if part is not None and not isinstance(part, _TYPES.get(kind, object)):
                 raise TypeError(f"{self.stage.name} returned {part!r:.80}, not {KIND_NAMES[kind]}")
         return dict(zip(self.writes, parts, strict=True))
+
+
+def _empty(kind: Kind) -> Any:
+    """What stands in a column of a step that was skipped."""
+    if kind in ("texts", "list"):
+        return []
+    return "" if kind == "text" else None
 
 
 def templates(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Template]]:

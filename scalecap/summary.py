@@ -80,6 +80,7 @@ class Summary:
         checks: Sequence[str],
         metrics: Sequence[str],
         overall: Mapping[str, tuple[Overall, Sequence[str]]],
+        conditions: Mapping[str, str],
     ) -> None:
         """Counts finished rows.
 
@@ -87,8 +88,10 @@ class Summary:
             checks: the steps with a side column `scores`.
             metrics: the columns of numbers.
             overall: by step, what is counted over all rows, and the columns that it is counted from.
+            conditions: by step, the expression of its `when`.
         """
         written: dict[str, list[list[Any]]] = {name: [] for name in overall}
+        ran, skipped = Counter[str](), Counter[str]()
         for record in records:
             if record["error"] is None:
                 self.done += 1
@@ -101,12 +104,19 @@ class Summary:
             for step in checks:
                 for score in record["columns"].get(f"{step}_scores") or []:
                     (self.kept if score["kept"] else self.dropped)[step] += 1
+            for step in conditions.keys() & record["columns"].keys():
+                (skipped if "skipped" in record["flags"].get(step, ()) else ran)[step] += 1
             for column in metrics:
                 for name, pair in measures(column, record["columns"].get(column)):
                     self.measured.setdefault(name, []).append(pair)
             for name, (_, columns) in overall.items():
                 if all(record["columns"].get(column) is not None for column in columns):
                     written[name].append([record["columns"][column] for column in columns])
+        for step, condition in conditions.items():
+            rows = ran[step] + skipped[step]
+            if rows and not (ran[step] and skipped[step]):
+                held = f"all {rows} rows" if ran[step] else f"none of {rows} rows"
+                self.notes.append(f"{step}: `when: {condition}` held for {held}.")
         for name, (function, _) in overall.items():
             found = function(written[name]) if written[name] else {}
             self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}

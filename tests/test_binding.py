@@ -51,6 +51,21 @@ def test_the_plan_tells_how_often_a_model_is_asked():
     assert "    asks vlm, 8 samples, with the picture\n" in Pipeline.build(steps, None).plan()
 
 
+def test_the_plan_tells_conditions():
+    steps = changed(final=STEPS["final"] | {"when": "golden | length > 1", "otherwise": "init_caption"})
+    plan = Pipeline.build(steps, DATA).plan()
+    assert "    when golden | length > 1, otherwise init_caption\n    asks llm\n" in plan
+
+
+def test_a_step_comes_after_what_its_condition_reads():
+    steps = {
+        "a": {"stage": "split_sentences", "text": "id", "when": "b | length", "otherwise": "c"},
+        "b": {"stage": "split_sentences", "text": "id"},
+        "c": {"stage": "split_sentences", "text": "id"},
+    }
+    assert [step.name for step in Pipeline.build(steps, DATA).steps][-1] == "a"
+
+
 def test_an_ensemble_is_part_of_the_plan():
     plan = Pipeline.build(changed(golden=STEPS["golden"] | {"ensemble": ["See {{ text }}?"]}), DATA).plan()
     assert "    ensemble.0:\n      | See <text>?\n" in plan
@@ -163,6 +178,32 @@ BAD = [
         "variables.s: neither a step nor the data has 'goldn'; nearest: golden; write `variables.s: golden`",
     ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "3 is no mapping"),
+    (
+        changed(final=STEPS["final"] | {"when": "goldn | length > 1"}),
+        "final: when: unknown name 'goldn'; nearest: golden",
+    ),
+    (changed(final=STEPS["final"] | {"when": "final"}), "final: when: unknown name 'final'; there are: "),
+    (changed(final=STEPS["final"] | {"when": "golden |"}), "final: when: 'golden |' is not an expression: "),
+    (changed(final=STEPS["final"] | {"when": "golden }} {{ x"}), "is not an expression: "),
+    (changed(final=STEPS["final"] | {"when": "golden | len"}), "is not an expression: No filter named 'len'"),
+    (changed(final=STEPS["final"] | {"when": True}), "final: when: expected an expression, got True"),
+    (changed(final=STEPS["final"] | {"otherwise": "id"}), "final: otherwise: needs `when: <expression>`"),
+    (
+        changed(final=STEPS["final"] | {"when": "golden", "otherwise": "tags"}),
+        "final: otherwise: 'tags' holds a list of texts, and the step writes a text",
+    ),
+    (
+        changed(final=STEPS["final"] | {"when": "golden", "otherwise": "init_captoin"}),
+        "final: otherwise: neither a step nor the data has 'init_captoin'; nearest: init_caption",
+    ),
+    (
+        changed(raw_answers=STEPS["raw_answers"] | {"where": "qestion | length > 3"}),
+        "raw_answers: where: unknown name 'qestion'; nearest: question",
+    ),
+    (
+        changed(init_caption=STEPS["init_caption"] | {"where": "id"}),
+        "init_caption: where: chooses items, and there is no `each`",
+    ),
     (
         changed(init_caption=STEPS["init_caption"] | {"samples": 2, "sampling": {"temperature": 0}}),
         "init_caption: samples: 2 greedy replies are equal: write `sampling:",

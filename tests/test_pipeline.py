@@ -422,6 +422,41 @@ async def test_numbers_of_numpy_are_numbers():
     assert (done.error, done.columns["x"]) == (None, 1)
 
 
+async def test_a_step_runs_for_the_rows_for_which_its_condition_holds():
+    steps = {
+        "draft": {"stage": "generate", "prompt": "Caption.", "image": "image", "when": "n > 1"},
+        "sentences": {"stage": "split_sentences", "text": "draft"},
+        "golden": {
+            "stage": "verify",
+            "texts": "sentences",
+            "prompt": "True: {{ text }}",
+            "when": "sentences | length > 1",
+        },
+        "told": {"stage": "split_sentences", "text": "note", "when": "golden", "otherwise": "tags"},
+        "kept": {"stage": "split_sentences", "text": "note", "when": "golden_scores | selectattr('kept')"},
+    }
+    rows = [row(n, n=n, note="A.", tags=["x"]) for n in (2, 1)] + [row(3, n="many", note="A.", tags=["x"])]
+    (skipped, ran, failed), counts = await go(steps, rows)
+    assert ran.columns["golden"] == ["A dog."]
+    assert ran.columns["told"] == ran.columns["kept"] == ["A."]
+    assert ran.flags == {}
+    assert {
+        name: value for name, value in skipped.columns.items() if name not in ("id", "n", "note", "tags")
+    } == {
+        "draft": "",
+        "sentences": [],
+        "golden": [],
+        "golden_scores": [],
+        "told": ["x"],
+        "kept": [],
+    }
+    assert skipped.flags == {name: ["skipped"] for name in ("draft", "golden", "told", "kept")}
+    assert (failed.error["step"], failed.error["kind"]) == ("draft", "PromptError")
+    assert "'n > 1': '>' not supported" in failed.error["message"]
+    assert counts.total.marks == {"skipped": 4}
+    assert counts.total.requests == 3
+
+
 async def test_no_rows_and_no_steps():
     assert (await go(STEPS, []))[0] == []
     (done,), _ = await go({}, [row()])

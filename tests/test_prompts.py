@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalecap.prompts import PromptError, Template
+from scalecap.prompts import Expression, PromptError, Template
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,32 @@ def test_rendering_is_strict_and_sandboxed(source, message):
 )
 def test_problems(source, valid, problems):
     assert Template(source).problems(valid) == problems
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "holds"),
+    [
+        ("a > 0.3 and a < 0.7", {"a": 0.5}, True),
+        ("0.3 < a < 0.7", {"a": 0.7}, False),
+        ("texts | length", {"texts": []}, False),
+        ("texts | select('in', 'a dog')", {"texts": ["cat", "dog"]}, True),
+        ("scores | selectattr('p', 'lt', 0.5)", {"scores": [{"p": 0.9}]}, False),
+        ("'{{ 7 * 7 }}' == a", {"a": "{{ 7 * 7 }}"}, True),
+    ],
+)
+def test_a_condition_holds_or_not(source, values, holds):
+    assert Expression(source).holds(**values) is holds
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a.__class__.__mro__", "unsafe"),
+        ("a.b", "no attribute 'b'"),
+        ("a < 1", "not supported between"),
+        ("a.append(1)", "not safely callable|unsafe"),
+    ],
+)
+def test_a_condition_that_cannot_be_computed(source, message):
+    with pytest.raises(PromptError, match=message):
+        Expression(source).holds(a=["text"])

@@ -272,6 +272,24 @@ def test_flags_are_counted(compose: Compose, tmp_path: Path):
     assert captions(tmp_path)[0]["final_caption"] == "There is a cat."
 
 
+@pytest.mark.parametrize(
+    ("condition", "note"),
+    [
+        ("golden_sentences", "final_caption: `when: golden_sentences` held for all 2 rows."),
+        ("not golden_sentences", "final_caption: `when: not golden_sentences` held for none of 2 rows."),
+        ("id == 1", None),
+    ],
+)
+def test_a_condition_that_held_for_all_rows_or_none_is_told(
+    compose: Compose, engines: Engines, rows: Callable[..., str], condition: str, note: str | None
+):
+    step = f"+pipeline.steps.final_caption.when='{condition}'"
+    summary = run(compose("data=jsonl", rows(2), step), engines=engines)
+    assert [each for each in summary.notes if "when" in each] == ([note] if note else [])
+    skipped = {"golden_sentences": 0, "not golden_sentences": 2, "id == 1": 1}[condition]
+    assert summary.flags == ({"final_caption": {"skipped": skipped}} if skipped else {})
+
+
 def test_an_empty_data_set_is_an_error(compose: Compose, engines: Engines, tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text("\n")
     with pytest.raises(RunError, match=r"no rows|empty"):

@@ -60,7 +60,7 @@ __all__ = [
     "together",
 ]
 
-Kind = Literal["text", "texts", "number", "measures", "image", "columns", "items", "any"]
+Kind = Literal["text", "texts", "number", "measures", "list", "image", "columns", "items", "any"]
 ROLES = ("vlm", "llm", "judge")
 
 Role = Annotated[str, "role"]
@@ -277,8 +277,8 @@ def _kind(annotation: Any) -> Kind:
         return "text"
     if annotation in (int, float):
         return "number"
-    if typing.get_origin(annotation) in (list, Sequence) and typing.get_args(annotation) == (str,):
-        return "texts"
+    if typing.get_origin(annotation) in (list, Sequence):
+        return "texts" if typing.get_args(annotation) == (str,) else "list"
     return "any"
 
 

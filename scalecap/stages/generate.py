@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from scalecap.prompts import Template
+from scalecap.prompts import Expression, Template
 from scalecap.replies import Unparsed, json_value, lines
 from scalecap.shortening import by_probability, from_the_end, generate_fitting, limit
 from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, stage, together
@@ -21,6 +21,9 @@ class Generate:
     `each` names list columns of equal length and asks once an item: the column is then a list with a reply
     an item, in their order. `samples: n` draws n replies to one prompt, each with its own seed: the column is
     a list of them.
+
+    With `where`, an expression over the variables of `each`, only items for which it holds are asked about;
+    the others have an empty reply (null as JSON). A row without any such item is marked "skipped".
 
     `parse: lines` makes a list of the reply's lines, without the marks of a list. With `each` or `samples`
     the lines of all replies are one list, and the side column `about` has the place of each line's item or
@@ -43,6 +46,7 @@ class Generate:
         parse: Literal["text", "lines", "json"] = "text",
         schema: Mapping[str, Any] | None = None,
         samples: int | None = None,
+        where: Expression | None = None,
         max_sentences: int | None = None,
         max_characters: int | None = None,
         model: Role = "vlm",
@@ -59,7 +63,7 @@ class Generate:
             check_schema(schema)
         if samples is not None and samples < 1:
             raise ValueError(f"samples: {samples} must be 1 or more")
-        self.prompt, self.parse, self.samples = prompt, parse, samples
+        self.prompt, self.parse, self.samples, self.where = prompt, parse, samples, where
         self.schema, self._schema_text = (
             schema,
             None if schema is None else json.dumps(schema, sort_keys=True),
@@ -75,6 +79,8 @@ class Generate:
         model = replace(stage.settings["model"], default="vlm" if given.get("image") else "llm")
         if given.get("each") and given.get("samples"):
             raise ValueError("`each` and `samples` do not go together: draw samples in a step before")
+        if given.get("where") and not given.get("each"):
+            raise ValueError("where: chooses items, and there is no `each`: a step has `when: <expression>`")
         listed = bool(given.get("each") or given.get("samples"))
         kind: Kind = "texts" if listed or given.get("parse") == "lines" else "text"
         kind = "any" if given.get("parse") == "json" else kind
@@ -101,7 +107,14 @@ class Generate:
     ) -> Any:
         shared = variables or {}
         if each is not None:
-            replies = await together(self._reply(ask, image, {**shared, **item}) for item in items(each))
+            every = items(each)
+            chosen = [self.where is None or self.where.holds(**shared, **item) for item in every]
+            if every and not any(chosen):
+                ask.mark("skipped")
+            replies = await together(
+                self._reply(ask, image, {**shared, **item}) if asked else self._nothing()
+                for item, asked in zip(every, chosen, strict=True)
+            )
         elif self.samples is not None:
             replies = await together(self._reply(ask, image, shared, draw) for draw in range(self.samples))
         else:
@@ -114,7 +127,7 @@ class Generate:
     async def _reply(self, ask: Ask, image: Image | None, values: Mapping[str, Any], sample: int = 0) -> Any:
         """One reply, parsed."""
         if image is None and not any(as_text(value).strip() for value in values.values()):
-            return {"text": "", "lines": [], "json": None}[self.parse]
+            return await self._nothing()
         lists = [value for value in values.values() if isinstance(value, list)]
         reply = await generate_fitting(
             ask,
@@ -138,6 +151,10 @@ class Generate:
         if text != reply.text.strip():
             ask.mark("shortened")
         return text
+
+    async def _nothing(self) -> Any:
+        """The reply of an item that is not asked about."""
+        return {"text": "", "lines": [], "json": None}[self.parse]
 
     def _fault(self, reply: str) -> str | None:
         """The flag of a reply that can't be parsed."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scalecap.engines.base import PromptTooLong, Sampling
-from scalecap.prompts import Template
+from scalecap.prompts import Expression, PromptError, Template
 from scalecap.stages.generate import Generate
 
 PROMPT = Template("{{ sentences }}|{{ details }}")
@@ -95,6 +95,19 @@ async def test_samples_are_draws_of_their_own(asking, image):
     # The first draw is that of a step without samples, so that a sweep over their number reuses it.
     assert await one(again.ask, image=image) == [await more(again.ask, image=image)]
     assert again.requests[0] == asked.requests[0]
+
+
+async def test_only_items_for_which_the_condition_holds_are_asked_about(asking, image):
+    asked = asking(lambda request: request.prompt.text)
+    stage = Generate(prompt=Template("{{ s }}"), where=Expression("0.3 < check.p_yes < 0.7"))
+    checks = [{"p_yes": p} for p in (0.9, 0.5, 0.1)]
+    assert await stage(asked.ask, image=image, each={"s": ["a", "b", "c"], "check": checks}) == ["", "b", ""]
+    assert asked.texts == ["b"]
+    assert asked.flags == []
+    assert await stage(asked.ask, image=image, each={"s": ["a"], "check": checks[:1]}) == [""]
+    assert asked.flags == ["skipped"]
+    with pytest.raises(PromptError, match="p_yes"):
+        await stage(asked.ask, image=image, each={"s": ["a"], "check": [{"p_yes": None}]})
 
 
 BOX = {
