@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -31,37 +31,49 @@ class Prefix:
 
     ids: list[int]
     """Token ids; each token of the picture has one."""
-    layers: list[tuple[Tensor, Tensor]]
-    """Keys and values, each (1, heads, tokens, size)."""
+    cache: Any
+    """transformers' cache of one row; rows that go on from it copy it."""
     next: int
     """Position of the token that follows (pictures take fewer positions than tokens)."""
 
 
+class Rows(Protocol):
+    """What was read of the rows that are being continued."""
+
+    def only(self, kept: list[int]) -> Self:
+        """The rows at these places."""
+        ...
+
+    def join(self, other: Self) -> Self:
+        """These rows and then the other's."""
+        ...
+
+
 @dataclass
-class Rows:
-    """Keys and values of the rows that are being continued, padded on the left."""
+class PaddedRows:
+    """Keys and values, padded on the left."""
 
     layers: Any
     """DynamicCache of (rows, heads, tokens, size)."""
     mask: Tensor
     """(rows, tokens): 1 at a row's own tokens, 0 at padding."""
 
-    def only(self, kept: list[int]) -> "Rows":
+    def only(self, kept: list[int]) -> "PaddedRows":
         """The rows at these places, without columns that are padding in all of them."""
         mask = self.mask[kept]
         start = int(mask.any(0).int().argmax())
         layers = [
             (layer.keys[kept, :, start:], layer.values[kept, :, start:]) for layer in self.layers.layers
         ]
-        return Rows(DynamicCache(layers), mask[:, start:])
+        return PaddedRows(DynamicCache(layers), mask[:, start:])
 
-    def join(self, other: "Rows") -> "Rows":
+    def join(self, other: "PaddedRows") -> "PaddedRows":
         """These rows and then the other's."""
         width = max(self.mask.shape[1], other.mask.shape[1])
         pairs = zip(self.layers.layers, other.layers.layers, strict=True)
         layers = [(_stack([a.keys, b.keys], width), _stack([a.values, b.values], width)) for a, b in pairs]
         masks = [pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)]
-        return Rows(DynamicCache(layers), torch.cat(masks))
+        return PaddedRows(DynamicCache(layers), torch.cat(masks))
 
 
 def _stack(parts: list[Tensor], width: int) -> Tensor:
@@ -82,7 +94,7 @@ def _keep_double(model: Any) -> None:
 
 
 class Network:
-    """A causal model of transformers, with or without eyes.
+    """A causal model of transformers, with or without an image processor.
 
     Args:
         model: a loaded `…ForCausalLM` or `…ForImageTextToText`, in evaluation mode.
@@ -137,9 +149,10 @@ class Network:
         """
         width = max(len(prefix.ids) for prefix, _ in rows)
         length = max(len(ids) for _, ids in rows)
+        caches = zip(*(prefix.cache.layers for prefix, _ in rows), strict=True)
         layers = [
-            tuple(_stack([prefix.layers[layer][part] for prefix, _ in rows], width) for part in (0, 1))
-            for layer in range(len(rows[0][0].layers))
+            (_stack([each.keys for each in layer], width), _stack([each.values for each in layer], width))
+            for layer in caches
         ]
         ids, positions, mask = [], [], []
         for prefix, rest in rows:
@@ -148,15 +161,15 @@ class Network:
             positions.append(padding + list(range(prefix.next, prefix.next + len(rest))))
             before = [0] * (width - len(prefix.ids)) + [1] * len(prefix.ids)
             mask.append(before + padding + [1] * len(rest))
-        read = Rows(DynamicCache(layers), self._tensor(mask))
-        logits = self._forward(self._tensor(ids), keep, read, position_ids=self._tensor(positions))
-        return logits, read
+        read = PaddedRows(DynamicCache(layers), self._tensor(mask))
+        where = {"attention_mask": read.mask, "position_ids": self._tensor(positions)}
+        return self._forward(self._tensor(ids), keep, read.layers, **where), read
 
-    def step(self, rows: Rows, tokens: list[int], positions: list[int]) -> Tensor:
-        """Read one more token in every row; returns logits (rows, vocabulary)."""
+    def step(self, rows: Any, tokens: list[int], positions: list[int]) -> Tensor:
+        """Read one more token in every row of a `prefill`; returns logits (rows, vocabulary)."""
         rows.mask = pad(rows.mask, (0, 1), value=1)
-        column = self._tensor([tokens]).T
-        return self._forward(column, 1, rows, position_ids=self._tensor([positions]).T)[:, -1]
+        where = {"attention_mask": rows.mask, "position_ids": self._tensor([positions]).T}
+        return self._forward(self._tensor([tokens]).T, 1, rows.layers, **where)[:, -1]
 
     def forget(self) -> None:
         """Drop all kept prefixes and give the device's memory back."""
@@ -192,21 +205,19 @@ class Network:
         if inputs:
             described = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
             positions, _ = self._model.base_model.get_rope_index(column, **described)
-        read = Rows(DynamicCache(), torch.ones_like(column))
-        self._forward(column, 1, read, position_ids=positions, **inputs)
-        layers = [(layer.keys, layer.values) for layer in read.layers.layers]
-        return Prefix(ids, layers, int(positions.max()) + 1)
+        cache = self._empty()
+        self._forward(column, 1, cache, position_ids=positions, **inputs)
+        return Prefix(ids, cache, int(positions.max()) + 1)
+
+    def _empty(self) -> Any:
+        """The cache that a prefix is read into."""
+        return DynamicCache()
 
     @torch.no_grad()
-    def _forward(self, ids: Tensor, keep: int, rows: Rows, **inputs: Tensor) -> Tensor:
-        """Logits (rows, keep, vocabulary); `rows.layers` grows by the tokens read."""
+    def _forward(self, ids: Tensor, keep: int, cache: Any, **inputs: Tensor) -> Tensor:
+        """Logits (rows, keep, vocabulary); the cache grows by the tokens read."""
         logits: Tensor = self._model(
-            input_ids=ids,
-            attention_mask=rows.mask,
-            use_cache=True,
-            logits_to_keep=keep,
-            **{self._cache: rows.layers},
-            **inputs,
+            input_ids=ids, use_cache=True, logits_to_keep=keep, **{self._cache: cache}, **inputs
         ).logits
         return logits
 

@@ -63,7 +63,7 @@ def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
         transformers: Any = import_module("transformers")
         import torch
 
-        from scalecap.engines.network import Network
+        from scalecap.engines.unpadded import network_for
 
         if engine.quiet:
             transformers.logging.set_verbosity_error()
@@ -90,7 +90,11 @@ def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     found = f"{weights.content} {str(dtype).removeprefix('torch.')}"
     return TransformersEngine(
-        identity("transformers", found, model, engine), Network(network, eyes, context), chat, ends, engine
+        identity("transformers", found, model, engine),
+        network_for(network, eyes, context),
+        chat,
+        ends,
+        engine,
     )
 
 

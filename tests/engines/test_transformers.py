@@ -373,3 +373,22 @@ async def test_a_text_model_sees_nothing(tiny_model: Path, tmp_path: Path, pictu
     with pytest.raises(EngineError, match="sees no pictures"):
         await engine.choose(Choose(Prompt("yes?", picture(0))))
     await engine.close()
+
+
+async def test_padding_takes_no_place_in_a_sliding_window(tiny_model: Path, tmp_path: Path) -> None:
+    config = transformers.Qwen2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, eos_token_id=299, initializer_range=0.3,
+        use_sliding_window=True, sliding_window=24, max_window_layers=0,
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_model / file, tmp_path)
+    engine = await open_transformers(ModelSettings(name=str(tmp_path)), EngineSettings())
+    requests: list[Request] = [Choose(Prompt(text)) for text in TEXTS] + [Generate(Prompt("yes"), GREEDY)]
+    together = await asyncio.gather(*[ask(engine, request) for request in requests])
+    alone = [await ask(engine, request) for request in requests]
+    await engine.close()
+    for one, other in zip(together, alone, strict=True):
+        assert flat(one)[0] == flat(other)[0]
+        assert flat(one)[1] == pytest.approx(flat(other)[1], abs=1e-4)

