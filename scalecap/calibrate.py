@@ -48,7 +48,7 @@ def table(outcome: Outcome, wrong: float) -> Iterator[str]:
     if outcome.looks > 1:
         yield (
             f"  This is calibration {outcome.looks} of this run, each with other labels: each look may find"
-            f" a threshold by luck, so the confidence is {made.confidence:.0%}"
+            f" a threshold by luck, so the confidence is {100 * made.confidence:g} %"
         )
     yield "  at most wrong  threshold   true kept               of all kept   labels kept, wrong"
     for promise in made.promises:
@@ -128,7 +128,7 @@ def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
     confidence = min(each.calibration.confidence for each in kept)
     return (
         f"Next: the run's own command with\n  calibration={shlex.quote(str(path))} {promise}\n"
-        f"promises, with {confidence:.0%} confidence: {sentence(wrong)}"
+        f"promises, with {100 * confidence:g} % confidence: {sentence(wrong)}"
     )
 
 

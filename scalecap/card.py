@@ -68,7 +68,7 @@ def _parts(run: Run, repo: str, licence: str, pictures: str) -> Iterator[str]:
             "**Licence:** not stated by whoever made this. The pictures, and the terms of the models below,"
             " may each set their own."
         )
-    yield from _counts(told)
+    yield from _counts(told, run.promises)
     captions = ((column, row[column]) for row in _good(run) if (column := run.caption_column(row)))
     if shown := next((each for each in captions if each[1]), None):
         yield "## A row"
@@ -88,7 +88,7 @@ def _parts(run: Run, repo: str, licence: str, pictures: str) -> Iterator[str]:
     yield _table(("library", "version"), list(told.get("versions", {}).items()))
 
 
-def _counts(told: Mapping[str, Any]) -> Iterator[str]:
+def _counts(told: Mapping[str, Any], promised: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     rows = told["rows"]
     yield "## Rows"
     yield (
@@ -100,6 +100,9 @@ def _counts(told: Mapping[str, Any]) -> Iterator[str]:
         cells = [(code(step), f"{n['kept']:,}", f"{n['dropped']:,}") for step, n in checks.items()]
         yield "What the checks made of sentences and answers:"
         yield _table(("check", "kept", "dropped"), cells)
+    promises = [f"{code(step)}: {_plain(each['sentence'])}." for step, each in promised.items()]
+    if promises:
+        yield "\n".join(f"- {promise}" for promise in promises)
 
 
 def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -175,6 +175,7 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
                 seconds[phase] = seconds.get(phase, 0.0) + value
             notes |= dict.fromkeys(told["notes"])
             summary.models |= told["models"]
+            summary.promises = told.get("promises", {})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MergeError(
                 f"{path} can't be read ({error}); the shard's own command writes it anew"

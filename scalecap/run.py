@@ -14,6 +14,8 @@ from typing import Any
 
 from scalecap.asking import Asked
 from scalecap.cache import Cache, CacheError
+from scalecap.calibration.record import CalibrationError
+from scalecap.calibration.use import Applied, apply, check_models, check_scope, told
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import DataError, Row, Source, writer
 from scalecap.data.sources import open_source, read_pictures
@@ -67,7 +69,10 @@ def run(
     summary = Summary(Path(settings.output), command)
     try:
         with summary.phase("check"):
+            settings, promises = apply(settings)
             source, pipeline = check(settings)
+            check_scope(promises, pipeline, settings)
+            summary.promises = told(promises, pipeline)
             config = asdict(settings) | ({"code": pipeline.code} if pipeline.code else {})
             journal = Journal(summary.output, config, force=settings.resume == "force")
         with journal, _opened(settings) as cache:
@@ -77,10 +82,11 @@ def run(
             if journal.changes and len(journal.entries):
                 summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")
                 log.warning(summary.notes[-1])
+                summary.promises = told({}, pipeline)  # whose rows were made with other thresholds
             rows = _Rows(source, journal)
             # One that was stopped has rows left: the model loads while they are found.
             if (len(journal.entries) and journal.complete is None) or rows.any():
-                process_engines.run(_caption(settings, pipeline, rows, engines, cache, summary))
+                process_engines.run(_caption(settings, pipeline, promises, rows, engines, cache, summary))
             elif not rows.seen:
                 raise RunError(
                     f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": ")
@@ -108,7 +114,14 @@ def run(
                     )
                 summary.write()
             _report(settings, summary)
-    except (DataError, PipelineError, JournalError, EngineError, CacheError) as error:
+    except (
+        DataError,
+        PipelineError,
+        CalibrationError,
+        JournalError,
+        EngineError,
+        CacheError,
+    ) as error:
         raise RunError(str(error)) from error
     return summary
 
@@ -186,8 +199,10 @@ def _metrics(pipeline: Pipeline) -> list[str]:
 def plan(settings: Settings) -> str:
     """What a run would do, step by step. Raises RunError as the run would, before any model loads."""
     try:
+        settings, promises = apply(settings)
         source, pipeline = check(settings)
-    except (DataError, PipelineError) as error:
+        check_scope(promises, pipeline, settings)
+    except (DataError, PipelineError, CalibrationError) as error:
         raise RunError(str(error)) from error
     models = {role: model for role, model in settings.model.by_role().items() if role in pipeline.roles}
     for model in models.values():
@@ -197,12 +212,14 @@ def plan(settings: Settings) -> str:
         f"{source.total if source.total is not None else 'a stream of'} rows with {', '.join(source.columns)}"
     ]
     lines += [f"{role}: {model.name}" for role, model in models.items()]
+    lines += [f"{step}: {promise}" for step, promise in promises.items()]
     return "\n".join([*lines, "", pipeline.plan(), "", "Nothing to complain about."])
 
 
 async def _caption(
     settings: Settings,
     pipeline: Pipeline,
+    promises: Mapping[str, Applied],
     rows: "_Rows",
     engines: Mapping[str, Engine] | None,
     cache: Cache | None,
@@ -255,6 +272,7 @@ async def _caption(
                 take = partial(
                     pipeline.run, rows, asked, in_flight=lambda: settings.rows_in_flight or asked.rows()
                 )
+            check_models(promises, pipeline, settings, summary.models)
             await found
         progress.reused, rows.on_reuse = rows.reused, progress.reuse
         try:

@@ -234,6 +234,12 @@ class Settings:
     cache: CacheSettings = field(default_factory=CacheSettings, metadata=NOTHING)
     runner: RunnerSettings = field(default_factory=RunnerSettings, metadata=COST)
     write: WriteSettings = field(default_factory=WriteSettings, metadata=NOTHING)
+    calibration: str | None = field(default=None, metadata=NOTHING)
+    """`calibration.json` of a labelled run (`python -m scalecap.calibrate`), which sets the thresholds of the
+    checks that it knows so that they keep what `wrong` promises."""
+    wrong: Any = None
+    """The promise: at most this share of what a check keeps is wrong, e.g. 0.05 for all checks of the
+    calibration, or `{golden_sentences: 0.05}` for some."""
     seed: int = 0
     """Seed of every draw, together with the request's content."""
     output: str = field(default=MISSING, metadata=NOTHING)
@@ -315,6 +321,16 @@ class Settings:
         judged = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
         if self.evaluate.caption is None and any(step.get("captions", "") is None for step in judged):
             found.append("evaluate.caption=COLUMN must say which captions are judged")
+        if (self.calibration is None) != (self.wrong is None):
+            found.append(
+                "calibration=FILE and wrong=SHARE go together: the one keeps what the other promises"
+            )
+        wrong = self.wrong if isinstance(self.wrong, dict) else {"": self.wrong}
+        found += [
+            f"wrong={f'{{{step}: {value}}}' if step else value}: must be above 0 and below 1"
+            for step, value in wrong.items()
+            if value is not None and not (type(value) is float and 0 < value < 1)
+        ]
         if self.engine.timeout <= 0:
             found.append(f"engine.timeout={self.engine.timeout}: must be above 0")
         return found

@@ -51,6 +51,8 @@ class Summary:
     kept: Counter[str] = field(default_factory=Counter)
     """By step: texts that a check kept."""
     dropped: Counter[str] = field(default_factory=Counter)
+    promises: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By check: its threshold, and what is promised of it (`scalecap.calibration.use.told`)."""
     measured: dict[str, list[Pair]] = field(default_factory=dict)
     """By metric (`column`, or `column.name`): a pair for each row that has it."""
     overall: dict[str, Interval] = field(default_factory=dict)
@@ -175,6 +177,7 @@ class Summary:
                 step: {"kept": self.kept[step], "dropped": self.dropped[step]}
                 for step in sorted(self.kept | self.dropped)
             },
+            "promises": self.promises,
             "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
             "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
             "errors": dict(self.errors.most_common(100)),
@@ -199,7 +202,8 @@ class Summary:
         lines = [f"{heads[self.status]}: {done} captioned{reused}, {self.failed} failed; {phases}"]
         lines += [f"  {self.reason}"] if self.reason else []
         for step in sorted(self.kept | self.dropped):
-            lines.append(f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped")
+            promise = f"; {self.promises[step]['sentence']}" if step in self.promises else ""
+            lines.append(f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped{promise}")
         lines += [f"  {line}" for line in self._table()]
         for step, flags in sorted(self.flags.items()):
             lines.append(

@@ -21,6 +21,7 @@ from scalecap.calibration.record import (
 )
 from scalecap.calibration.scope import identities, scope
 from scalecap.calibration.statistics import THRESHOLDS, Share, counts, labels_needed, loosest, most_wrong
+from scalecap.data.files import public
 from scalecap.journal import Journal
 from scalecap.pipeline import Pipeline
 from scalecap.report.folder import Run, checks
@@ -84,6 +85,7 @@ def calibrate(
         p_yes, true = arrays(chosen)
         steps[step] = StepCalibration(
             labels=len(chosen),
+            pictures=public(f"data={settings.data.source} {settings.data.path or ''}".rstrip()),
             confidence=round(told_confidence, 6),
             scope=scope(pipeline, step, settings),
             identities=identities(pipeline, step, run.summary.get("models", {})),

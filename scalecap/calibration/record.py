@@ -47,6 +47,8 @@ class StepCalibration:
 
     labels: int
     """Labelled statements used, one a picture."""
+    pictures: str
+    """Where the labelled pictures came from, for reading."""
     confidence: float
     """Of each promise, earlier looks at the run's labels accounted for."""
     scope: Mapping[str, Any]

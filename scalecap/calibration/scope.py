@@ -8,7 +8,7 @@ from typing import Any
 from scalecap.data.sources import plain
 from scalecap.pipeline import Pipeline, Step
 from scalecap.prompts import Template
-from scalecap.settings import ModelSettings, Settings
+from scalecap.settings import ModelSettings, Settings, determining
 
 
 def scope(pipeline: Pipeline, step: str, settings: Settings) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 def _model(model: ModelSettings) -> dict[str, Any]:
-    known = asdict(model)
+    known = determining(asdict(model), ModelSettings)
     if Path(model.name).expanduser().is_dir():
         known["name"] = "a local folder"
     return known

@@ -133,7 +133,19 @@ class Run:
     def steps(self) -> dict[str, dict[str, Any]]:
         """Steps as the config has them, by the column that each writes."""
         steps = (self.config.get("pipeline") or {}).get("steps") or {}
-        return {name: step for name, step in steps.items() if isinstance(step, dict)}
+        # A promise sets a threshold in place of the config's.
+        promised = {name: each["threshold"] for name, each in self.promises.items()}
+        return {
+            name: step | ({"threshold": promised[name]} if name in promised else {})
+            for name, step in steps.items()
+            if isinstance(step, dict)
+        }
+
+    @property
+    def promises(self) -> dict[str, dict[str, Any]]:
+        """By check with a threshold: {threshold, wrong, sentence}; without a promise `wrong` is None."""
+        found = self.summary.get("promises")
+        return found if isinstance(found, dict) else {}
 
     def rows(self) -> Iterator[Row]:
         """The rows of `captions.jsonl`; none when there is no such file, or when the last try failed."""

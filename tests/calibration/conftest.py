@@ -5,19 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from labelled import STEPS
 
 from scalecap.engines.base import Choose, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.run import run
 from scalecap.settings import Settings
-
-STEPS = (
-    "pipeline.steps={init_caption: {stage: generate, prompt: Caption., image: image},"
-    " sentences: {stage: split_sentences, text: init_caption},"
-    " golden_sentences: {stage: verify, texts: sentences, prompt: 'True: {{ text }}'},"
-    " raw_answers: {stage: generate, prompt: '{{ q }}', image: image, each: {q: golden_sentences}},"
-    " final_details: {stage: verify, texts: raw_answers, prompt: 'True: {{ text }}'}}"
-)
 
 
 def says(request: Request) -> str | float:

@@ -6,6 +6,14 @@ from typing import Any
 
 from scalecap.report.folder import Run, checks, drawn_from
 
+STEPS = (
+    "pipeline.steps={init_caption: {stage: generate, prompt: Caption., image: image},"
+    " sentences: {stage: split_sentences, text: init_caption},"
+    " golden_sentences: {stage: verify, texts: sentences, prompt: 'True: {{ text }}'},"
+    " raw_answers: {stage: generate, prompt: '{{ q }}', image: image, each: {q: golden_sentences}},"
+    " final_details: {stage: verify, texts: raw_answers, prompt: 'True: {{ text }}'}}"
+)
+
 
 def labels_of(folder: Path, step: str, **changed: Any) -> list[dict[str, Any]]:
     """A right verdict on the first statement of each even row and on the second of each odd one."""

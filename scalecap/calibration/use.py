@@ -1,0 +1,114 @@
+"""A calibration used: thresholds set from promises, and refused where what was labelled is not what runs."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scalecap.calibration.record import CalibrationError, StepCalibration, read_calibration, sentence
+from scalecap.calibration.scope import identities, scope
+from scalecap.journal import Journal
+from scalecap.nearest import nearest
+from scalecap.pipeline import Pipeline
+from scalecap.settings import Settings
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A promise that a run keeps at one of its checks."""
+
+    wrong: float
+    threshold: float
+    calibration: StepCalibration
+
+    def __str__(self) -> str:
+        made = self.calibration
+        return (
+            f"promised with {100 * made.confidence:g} % confidence: {sentence(self.wrong)}"
+            f" ({made.labels} labels, {made.pictures})"
+        )
+
+
+def apply(settings: Settings) -> tuple[Settings, dict[str, Applied]]:
+    """The settings with thresholds that keep what `wrong` promises, and each promise by its step.
+
+    Raises:
+        CalibrationError: there is no such calibration, step or promise.
+    """
+    if settings.calibration is None:
+        return settings, {}
+    found = read_calibration(Path(settings.calibration).expanduser())
+    wrong = settings.wrong
+    wanted = wrong if isinstance(wrong, Mapping) else dict.fromkeys(found.steps, wrong)
+    steps, applied = deepcopy(settings.pipeline.steps), {}
+    for step, share in wanted.items():
+        if step not in found.steps:
+            close = nearest(step, list(found.steps))
+            raise CalibrationError(f"wrong: {settings.calibration} has no step {step!r}; {close}")
+        if not isinstance(steps.get(step), dict):
+            there = [name for name in found.steps if isinstance(steps.get(name), dict)]
+            others = ", ".join(f"{name}: {share}" for name in there) or "STEP: SHARE"
+            raise CalibrationError(
+                f"{settings.calibration} promises something of the step {step}, which this pipeline does not"
+                f" have; name those that it has: wrong={{{others}}}"
+            )
+        applied[step] = _applied(step, float(share), found.steps[step], settings.calibration)
+        steps[step]["threshold"] = applied[step].threshold
+    return replace(settings, pipeline=replace(settings.pipeline, steps=steps)), applied
+
+
+def _applied(step: str, wrong: float, made: StepCalibration, path: str) -> Applied:
+    promise = made.promise(wrong)
+    if promise is None or promise.threshold is None:
+        there = [f"{each.wrong:g}" for each in made.promises if each.threshold is not None]
+        fix = f"it has thresholds for {', '.join(there)}" if there else "it has a threshold for none"
+        why = (
+            f"was not made with --wrong {wrong:g}"
+            if promise is None
+            else f"found no threshold that keeps it with its {made.labels} labels"
+        )
+        raise CalibrationError(f"wrong={wrong:g}: {path} {why} for {step}: {fix}; or label more")
+    return Applied(wrong, promise.threshold, made)
+
+
+def check_scope(applied: Mapping[str, Applied], pipeline: Pipeline, settings: Settings) -> None:
+    """CalibrationError where the check, a step that it reads from or a model is not as it was labelled."""
+    for step, promise in applied.items():
+        now = scope(pipeline, step, settings)
+        if changes := Journal.differences(promise.calibration.scope, now):
+            raise CalibrationError(_refused(step, settings, changes))
+
+
+def check_models(
+    applied: Mapping[str, Applied], pipeline: Pipeline, settings: Settings, models: Mapping[str, str]
+) -> None:
+    """CalibrationError where a loaded model (its identity by role) is not the one that was labelled."""
+    for step, promise in applied.items():
+        now = identities(pipeline, step, models)
+        if changes := Journal.differences(promise.calibration.identities, now):
+            raise CalibrationError(_refused(step, settings, changes))
+
+
+def _refused(step: str, settings: Settings, changes: str) -> str:
+    return (
+        f"{settings.calibration} promises nothing about this run's {step}: what it was labelled with has"
+        f" changed ({changes}). Run without calibration=, label that run's report and calibrate it, or put"
+        " the setting back"
+    )
+
+
+def told(applied: Mapping[str, Applied], pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+    """By check with a threshold, what is promised about it: {threshold, wrong, sentence}.
+
+    `wrong` is None when nothing is.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for step in pipeline.steps:
+        threshold = step.settings.get("threshold")
+        if promise := applied.get(step.name):
+            found[step.name] = {"threshold": threshold, "wrong": promise.wrong, "sentence": str(promise)}
+        elif "scores" in step.stage.side and threshold is not None and step.settings.get("mode") != "sampled":
+            by_hand = f"threshold {threshold:g} set by hand: nothing is promised"
+            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": by_hand}
+    return found

@@ -1,0 +1,169 @@
+"""A calibration used by a run: its thresholds, what is told of it, and when it is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labelled import STEPS, labels_of, write_labels
+
+from scalecap.calibration.calibrate import calibrate
+from scalecap.calibration.labels import read_labels
+from scalecap.card import card
+from scalecap.engines.scripted import Scripted
+from scalecap.report.build import write_report
+from scalecap.report.folder import Run
+from scalecap.run import RunError, plan, run
+from scalecap.settings import Settings, SettingsError
+from scalecap.summary import Summary
+
+Again = Callable[..., Summary]
+
+
+@pytest.fixture
+def calibration(made: Path, tmp_path: Path) -> str:
+    """The override that names the calibration of both checks."""
+    labels = labels_of(made, "golden_sentences") + labels_of(made, "final_details")
+    path = write_labels(tmp_path / "labels.jsonl", labels)
+    calibrate(made, read_labels([path]), wrong=0.1, confidence=0.95)
+    return f"calibration={made / 'calibration.json'}"
+
+
+@pytest.fixture
+def again(compose: Callable[..., Settings], engines: dict[str, Scripted], tmp_path: Path) -> Again:
+    """Runs once more, with these overrides."""
+
+    def again(*overrides: str, engine: Scripted | None = None, steps: str = STEPS) -> Summary:
+        path = f"data.path={tmp_path}/rows.jsonl"
+        fixed = ("data=jsonl", path, steps, "pipeline=none", "report=false", f"output={tmp_path / 'again'}")
+        settings = compose(*fixed, "cache=off", *overrides)
+        return run(settings, engines={"vlm": engine, "llm": engine} if engine else engines, command="a b c d")
+
+    return again
+
+
+def test_a_promise_sets_the_threshold_and_is_told(calibration: str, again: Again, tmp_path: Path):
+    before = json.loads((tmp_path / "run" / "summary.json").read_text())
+    by_hand = before["promises"]["golden_sentences"]
+    assert by_hand == {
+        "threshold": 0.5,
+        "wrong": None,
+        "sentence": "threshold 0.5 set by hand: nothing is promised",
+    }
+    summary = again(calibration, "wrong={golden_sentences: 0.1}")
+    assert before["checks"]["golden_sentences"] == {"kept": 144, "dropped": 96}
+    assert (summary.kept["golden_sentences"], summary.dropped["golden_sentences"]) == (120, 120)
+    promise = (
+        "promised with 95 % confidence: a statement that is kept, drawn at random from a picture drawn"
+        " at random, is wrong with a probability of at most 10 %, on pictures like those labelled"
+        " (120 labels, data=jsonl"
+    )
+    assert f"golden_sentences: 120 kept, 120 dropped; {promise}" in summary.screen()
+    assert "final_details: 120 kept, 0 dropped; threshold 0.5 set by hand" in summary.screen()
+    made = Run(tmp_path / "again", "again")
+    assert made.promises["golden_sentences"]["wrong"] == 0.1
+    assert made.steps["golden_sentences"]["threshold"] == pytest.approx(0.5987, abs=1e-4)
+    page = write_report(made.folder).read_text()
+    assert "is wrong with a probability of at most 10 %" in page
+    assert "final_details: threshold 0.5 set by hand" in page
+
+
+def test_the_card_tells_the_promise(calibration: str, again: Again, tmp_path: Path):
+    import pyarrow.parquet as pq
+
+    again(calibration, "wrong={golden_sentences: 0.1}")
+    folder = tmp_path / "again"
+    (shard,) = (folder / "dataset").glob("*.parquet")
+    text = str(card(Run(folder, "again"), "me/photos", "cc0-1.0", pq.read_schema(shard)))
+    assert "- `golden_sentences`: promised with 95 % confidence" in text
+    assert "- `final_details`: threshold 0.5 set by hand: nothing is promised." in text
+
+
+def test_a_promise_for_all_checks_needs_labels_of_what_runs(calibration: str, again: Again):
+    # The details were labelled with sentences kept from 0.5 on; the promise keeps fewer, so they are others.
+    with pytest.raises(RunError) as error:
+        again(calibration, "wrong=0.1")
+    assert "promises nothing about this run's final_details" in str(error.value)
+    assert "steps.golden_sentences.threshold: was 0.5, is 0.59" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (STEPS.replace("'True: {{ text }}'}, raw", "'Is it so: {{ text }}'}, raw"), "prompt: was True"),
+        (STEPS.replace("Caption.", "'Say all.'"), "steps.init_caption.prompt: was Caption., is Say all."),
+    ],
+)
+def test_another_step_is_refused(
+    calibration: str, again: Again, changed: str, difference: str, tmp_path: Path
+):
+    assert changed != STEPS
+    with pytest.raises(RunError) as error:
+        again(calibration, "wrong={golden_sentences: 0.1}", steps=changed)
+    assert "what it was labelled with has changed" in str(error.value)
+    assert difference in str(error.value)
+    assert not (tmp_path / "again").exists()  # before the folder is begun, or a model loaded
+
+
+def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
+    with pytest.raises(RunError, match=r"sampling.temperature: was 0.7, is 0.2"):
+        again(calibration, "wrong={golden_sentences: 0.1}", "sampling.temperature=0.2")
+    with pytest.raises(RunError, match=r"models.vlm.max_pixels: was None, is 10000"):
+        again(calibration, "wrong={golden_sentences: 0.1}", "model.vlm.max_pixels=10000")
+    other = Scripted(lambda request: 0.9, identity="another")
+    with pytest.raises(RunError, match=r"vlm: was scripted, is another"):
+        again(calibration, "wrong={golden_sentences: 0.1}", engine=other)
+
+
+def test_what_changes_nothing_is_not_refused(calibration: str, again: Again):
+    again(calibration, "wrong={golden_sentences: 0.1}", "seed=7", "data.limit=30", "engine.batch_size=2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["wrong=0.07"],
+            "was not made with --wrong 0.07 for golden_sentences: it has thresholds for 0.05, 0.1",
+        ),
+        (["wrong=0.01"], "found no threshold that keeps it with its 120 labels for golden_sentences"),
+        (["wrong={golden_sentence: 0.1}"], "has no step 'golden_sentence'; nearest: golden_sentences"),
+        (
+            ["~pipeline.steps.final_details", "wrong=0.1"],
+            "the step final_details, which this pipeline does not",
+        ),
+    ],
+)
+def test_a_promise_that_was_not_made(calibration: str, again: Again, overrides: list[str], message: str):
+    with pytest.raises(RunError) as error:
+        again(calibration, *overrides)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["wrong=0.05"], "calibration=FILE and wrong=SHARE go together"),
+        (["calibration=c.json"], "calibration=FILE and wrong=SHARE go together"),
+        (["calibration=c.json", "wrong=5"], "wrong=5: must be above 0 and below 1"),
+        (["calibration=c.json", "wrong={a: much}"], "wrong={a: much}: must be above 0 and below 1"),
+    ],
+)
+def test_values_are_checked(compose: Callable[..., Settings], overrides: list[str], message: str):
+    with pytest.raises(SettingsError) as error:
+        compose(*overrides)
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_told_by_the_check(compose: Callable[..., Settings], rows: Callable[..., str]):
+    settings = compose("data=jsonl", rows(3), "calibration=none.json", "wrong=0.05")
+    with pytest.raises(RunError, match=r"can't read calibration=none.json: No such file"):
+        plan(settings)
+
+
+def test_rows_of_other_thresholds_void_the_promise(calibration: str, again: Again):
+    again("data.limit=10")
+    summary: Any = again(calibration, "wrong={golden_sentences: 0.1}", "resume=force")
+    assert summary.promises["golden_sentences"]["wrong"] is None
+    assert "nothing is promised" in summary.screen()
