@@ -194,9 +194,9 @@ class StepAsk:
         drawn = sampling or self._asked.sampling
 
         async def draw(attempt: int) -> Generated:
-            # A greedy reply has no seed, so that another run's seed finds it in the cache.
+            # A greedy reply has no seed, so that another run's seed, or another step, finds it in the cache.
             own = drawn.temperature > 0
-            chance = seed(self._asked.seed, prompt, attempt, sample) if own else 0
+            chance = seed(self._asked.seed, self._step, prompt, sample=sample, attempt=attempt) if own else 0
             request = Generate(prompt, drawn, chance, schema)
             return cast(Generated, await self._asked.send(model, request, self._step))
 
@@ -273,8 +273,16 @@ def loops(text: str, *, times: int = 4, characters: int = 100) -> bool:
     return False
 
 
-def seed(run: int, prompt: Prompt, attempt: int, sample: int = 0) -> int:
-    """A request's seed, 0 to 2³¹ − 1, from the run's seed and content alone: never from timing."""
-    draw = f"{attempt}.{sample}" if sample else f"{attempt}"
-    content = f"{run}\0{draw}\0{prompt.image.hash if prompt.image else ''}\0{prompt.text}"
+def seed(run: int, step: str, prompt: Prompt, *, sample: int = 0, attempt: int = 0) -> int:
+    """A request's seed, 0 to 2³¹ − 1, from the run's seed, the step's name and content: never from timing.
+
+    The row stands in it by its picture and by what the prompt says of it, not by its place in the data. So
+    a sweep's jobs, and later runs, find the reply of a step of the same name in the cache.
+
+    Args:
+        sample: which of several draws of one prompt.
+        attempt: 1 when a faulty reply is drawn once more.
+    """
+    image = prompt.image.hash if prompt.image else ""
+    content = f"{run}\0{step}\0{sample}\0{attempt}\0{image}\0{prompt.text}"
     return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:4]) >> 1

@@ -60,8 +60,15 @@ def _sampling(value: Any, base: Sampling) -> Sampling:
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is no mapping: write `sampling: {{temperature: 0}}`")
     known = {field.name: field for field in fields(Sampling)}
+    fitted: dict[str, Any] = {}
     for name, part in value.items():
         if name not in known:
             raise ValueError(f"no such value {name!r}; {nearest(name, list(known))}")
-        fit(part, known[name].type, base)
-    return replace(base, **value)
+        try:
+            fitted[name] = fit(part, known[name].type, base)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    sampling = replace(base, **fitted)
+    if problems := sampling.problems():
+        raise ValueError("; ".join(problems))
+    return sampling

@@ -274,18 +274,13 @@ class Settings:
             "runner.actors": (self.runner.actors, 1),
             "runner.gpus_per_actor": (self.runner.gpus_per_actor, 0),
             "engine.retries": (self.engine.retries, 0),
-            "sampling.max_tokens": (self.sampling.max_tokens, 1),
-            "sampling.temperature": (self.sampling.temperature, 0),
         }
         found = [
             f"{key}={value}: must be {least} or more"
             for key, (value, least) in at_least.items()
             if value is not None and value < least
         ]
-        if not 0 < self.sampling.top_p <= 1:
-            found.append(f"sampling.top_p={self.sampling.top_p}: must be above 0 and at most 1")
-        if not self.sampling.repetition_penalty > 0:
-            found.append(f"sampling.repetition_penalty={self.sampling.repetition_penalty}: must be above 0")
+        found += [f"sampling.{problem}" for problem in self.sampling.problems()]
         most = re.fullmatch(r"(\d+|\d+(?:\.\d+)?%)", self.max_failures or "100%")
         if most is None or not 0 < float(most[1].rstrip("%")) <= (100 if "%" in most[1] else math.inf):
             found.append(

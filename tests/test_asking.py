@@ -206,20 +206,36 @@ async def test_tokens_are_counted_per_step():
 PICTURE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))
 
 
-def test_a_seed_comes_from_content_alone():
+def test_a_seed_comes_from_the_run_the_step_and_content_alone():
     drawn = {
-        seed(0, Prompt("a"), 0),
-        seed(1, Prompt("a"), 0),
-        seed(0, Prompt("b"), 0),
-        seed(0, Prompt("a"), 1),
-        seed(0, Prompt("a"), 0, 1),
-        seed(0, Prompt("a"), 1, 1),
-        seed(0, Prompt("a", PICTURE), 0),
-        seed(0, Prompt("a", OTHER), 0),
+        seed(0, "s", Prompt("a")),
+        seed(1, "s", Prompt("a")),
+        seed(0, "t", Prompt("a")),
+        seed(0, "s", Prompt("b")),
+        seed(0, "s", Prompt("a"), sample=1),
+        seed(0, "s", Prompt("a"), attempt=1),
+        seed(0, "s", Prompt("a", PICTURE)),
+        seed(0, "s", Prompt("a", OTHER)),
     }
     assert len(drawn) == 8
     assert all(0 <= each < 2**31 for each in drawn)
-    assert seed(0, Prompt("a"), 0) == 264778168  # in every process
+    assert seed(0, "s", Prompt("a")) == 695282591  # in every process
+
+
+async def test_two_steps_with_one_prompt_draw_two_texts_and_share_a_greedy_one():
+    for sampling, requests in ((RANDOM, 2), (GREEDY, 1)):
+        world = World(lambda _: "fine", sampling)
+        await asyncio.gather(world.ask.generate("a"), world.asked.ask("t", print).generate("a"))
+        assert len(world.requests) == len({request.seed for request in world.requests}) == requests
+
+
+async def test_draws_of_one_prompt_differ_and_each_is_kept(tmp_path):
+    cache = Cache(tmp_path)
+    for computed in (3, 0):
+        world = World(lambda _: "fine", RANDOM, cache)
+        await asyncio.gather(*(world.ask.generate("a", sample=number) for number in range(3)))
+        assert len({request.seed for request in world.requests}) == computed
+    cache.close()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import pytest
 from steps import DATA, STEPS, changed, one
 
 from scalecap import stages
-from scalecap.engines.base import Sampling
+from scalecap.cache import key
+from scalecap.engines.base import Generate, Prompt, Sampling
 from scalecap.pipeline import Pipeline, PipelineError
 
 
@@ -85,6 +86,15 @@ def test_a_step_keeps_its_settings_defaults_too():
     assert golden.settings["sampling"] == Sampling(temperature=0, max_tokens=9)
 
 
+def test_a_steps_sampling_makes_the_cache_key_that_the_runs_makes(compose):
+    given = {"temperature": 0, "top_p": 1, "repetition_penalty": 1, "max_tokens": 9}
+    step = one({"stage": "generate", "image": "image", "prompt": "p", "sampling": given})
+    (own,) = Pipeline.build(step, DATA).steps
+    runs = compose(*(f"sampling.{name}={value}" for name, value in given.items())).sampling
+    keys = [key("m", Generate(Prompt("p"), sampling)) for sampling in (own.settings["sampling"], runs)]
+    assert keys[0] == keys[1]
+
+
 @pytest.mark.parametrize(
     "steps",
     [
@@ -150,7 +160,35 @@ BAD = [
     ),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "sampling": {"temperature": "hot"}}),
-        "sampling: 'hot' is no float",
+        "sampling: temperature: 'hot' is no float",
+    ),
+    (
+        one(
+            {
+                "stage": "generate",
+                "image": "image",
+                "prompt": "p",
+                "sampling": {"temperature": -3, "top_p": 7},
+            }
+        ),
+        "sampling: temperature=-3.0: must be 0 or more; top_p=7.0: must be above 0 and at most 1",
+    ),
+    (
+        one(
+            {
+                "stage": "generate",
+                "image": "image",
+                "prompt": "p",
+                "sampling": {"max_tokens": 0, "repetition_penalty": 0},
+            }
+        ),
+        "sampling: max_tokens=0: must be 1 or more; repetition_penalty=0.0: must be above 0",
+    ),
+    (
+        one(
+            {"stage": "generate", "image": "image", "prompt": "p", "sampling": {"temperature": float("nan")}}
+        ),
+        "sampling: temperature=nan: must be 0 or more",
     ),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "sampling": 0}),

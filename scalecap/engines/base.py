@@ -25,6 +25,20 @@ class Sampling:
     """Most tokens generated; an engine lowers it to what the context leaves."""
     repetition_penalty: float = 1.0
 
+    def problems(self) -> list[str]:
+        """Values out of their range, one line each."""
+        ranges = {
+            "temperature": (self.temperature >= 0, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        return [
+            f"{name}={getattr(self, name)}: must be {told}"
+            for name, (within, told) in ranges.items()
+            if not within or getattr(self, name) == math.inf
+        ]
+
 
 class Image(NamedTuple):
     """A decoded picture, made once a row and sent by its hash afterwards."""
