@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from scalecap.cache import Cache, key
@@ -25,6 +25,8 @@ from scalecap.engines.base import (
 )
 
 Flag = Callable[[str], None]
+CHOICES = 50
+"""Choices of one step after which the share of unanswered ones says something."""
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Count:
     generated_tokens: int = 0
     reasoning_tokens: int = 0
     """Of the generated tokens: before the answers."""
+    choices: int = 0
+    """Of the requests: choices among options; those that were none of them are marked unanswered."""
     retried: int = 0
     """Asked a second time because the first reply was truncated, looping or could not be parsed."""
     reused_prompt_tokens: int = 0
@@ -48,6 +52,11 @@ class Count:
     reused_generated_tokens: int = 0
     marks: Counter[str] = field(default_factory=Counter)
     """How often each flag was set: truncated, looping, shortened, fallback …"""
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether most choices were unanswered, of at least 50."""
+        return self.choices >= CHOICES and 2 * self.marks["unanswered"] > self.choices
 
     def __add__(self, other: "Count") -> "Count":
         return Count(
@@ -57,6 +66,7 @@ class Count:
             self.cached_tokens + other.cached_tokens,
             self.generated_tokens + other.generated_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
+            self.choices + other.choices,
             self.retried + other.retried,
             self.reused_prompt_tokens + other.reused_prompt_tokens,
             self.reused_generated_tokens + other.reused_generated_tokens,
@@ -74,9 +84,18 @@ class Counts:
     def total(self) -> Count:
         return sum(self.steps.values(), Count())
 
+    @property
+    def unreadable(self) -> str | None:
+        """The first step of whose choices most were unanswered, after 50 of them; None when there is none."""
+        return next((name for name, count in self.steps.items() if count.unreadable), None)
+
 
 class Asked:
-    """The engines by role (one engine may have several), with everything that replies share."""
+    """The engines by role (one engine may have several), with everything that replies share.
+
+    Args:
+        min_mass: a choice whose options have less probability together is unanswered.
+    """
 
     def __init__(
         self,
@@ -85,12 +104,14 @@ class Asked:
         sampling: Sampling,
         seed: int,
         counts: Counts,
+        min_mass: float = 0.0,
     ) -> None:
         self.engines = engines
         self.cache = cache
         self.sampling = sampling
         self.seed = seed
         self.counts = counts
+        self.min_mass = min_mass
         self._flying: dict[str, asyncio.Task[Reply]] = {}
         self._longest: dict[str, int] = {}
         """By engine: tokens of the longest prompt with a picture, 0 as long as there was none."""
@@ -229,10 +250,13 @@ class StepAsk:
         image: Image | None = None,
         model: str = "vlm",
     ) -> Chosen:
-        """Probabilities of the options; a reply that is none of them is marked."""
+        """Probabilities of the options, all 0 when the reply is none of them, which is marked."""
         request = Choose(Prompt(text, image), tuple(options))
         chosen = cast(Chosen, await self._asked.send(model, request, self._step))
-        if chosen.mass == 0:
+        self._asked.counts.steps[self._step].choices += 1
+        if chosen.mass < self._asked.min_mass:  # never where it is not known (nan)
+            chosen = replace(chosen, probabilities=(0.0,) * len(options))
+        if not chosen.answered:
             self.mark("unanswered")
         return chosen
 

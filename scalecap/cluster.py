@@ -65,7 +65,9 @@ class Actor:
         models = settings.model.by_role()
         models = {role: model for role, model in models.items() if role in self._pipeline.roles}
         engines = await Engines().by_role(models, settings.engine)
-        self._asked = Asked(engines, self._cache, settings.sampling, settings.seed, Counts())
+        self._asked = Asked(
+            engines, self._cache, settings.sampling, settings.seed, Counts(), settings.min_mass
+        )
 
     async def take(self, row: Row) -> tuple[Finished, Counts, int]:
         """One row; with it what was counted since the row before, and how many rows to have here."""

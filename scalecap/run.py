@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scalecap.asking import Asked
+from scalecap.asking import Asked, Count
 from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import Applied, apply, check_models, check_scope, told
@@ -251,6 +251,10 @@ async def _caption(
                 f"{progress.failed} of the first {progress.failed + progress.done} rows failed"
                 f" (max_failures={settings.max_failures})"
             )
+        if not stop.is_set() and settings.min_mass and (step := summary.counts.unreadable):
+            stop.set()
+            summary.status = "stopped"
+            summary.reason = _unreadable(step, pipeline, summary.counts.steps[step], settings.min_mass)
 
     def on_signal() -> None:
         summary.status = "interrupted"
@@ -268,7 +272,9 @@ async def _caption(
             else:
                 engines = engines or await process_engines.by_role(models, settings.engine)
                 summary.models = {role: engines[role].identity for role in models}
-                asked = Asked(engines, cache, settings.sampling, settings.seed, summary.counts)
+                asked = Asked(
+                    engines, cache, settings.sampling, settings.seed, summary.counts, settings.min_mass
+                )
                 take = partial(
                     pipeline.run, rows, asked, in_flight=lambda: settings.rows_in_flight or asked.rows()
                 )
@@ -293,6 +299,18 @@ def _too_many(most: str | None, failed: int, done: int) -> bool:
         ended = failed + done
         return ended >= LOOK and failed >= float(most[:-1]) / 100 * ended
     return failed >= int(most)
+
+
+def _unreadable(name: str, pipeline: Pipeline, count: Count, least: float) -> str:
+    """Why checks are mostly unanswered, as far as that is known, and what to do."""
+    role = next(step.role for step in pipeline.steps if step.name == name)
+    return (
+        f"{name}: {count.marks['unanswered']} of its first {count.choices} checks are unanswered: the options"
+        f" have a probability below min_mass={least:g} together, so the model would say something else. If it"
+        f" reasons first, turn that off: model.{role}.chat_template_kwargs.enable_thinking=false; else try"
+        f" another prompt ({name}.prompt), or min_mass=0 to take every answer. With another output=, since"
+        " the rows done stay as they are."
+    )
 
 
 class _Rows:
@@ -383,7 +401,12 @@ def write(
     mixed = writer.write(summary.output, rows, list(pipeline.writers), leave_out=leave_out, pictures=pictures)
     if mixed:
         summary.notes.append(f"JSON text in dataset/, since their rows share no type: {', '.join(mixed)}.")
-    checks = [step.name for step in pipeline.steps if "scores" in step.stage.side]
+    checks = {
+        step.name: column
+        for step in pipeline.steps
+        for side, column in zip(step.stage.side, step.writes[1:], strict=True)
+        if side in ("scores", "answers")
+    }
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
     conditions = {step.name: step.when.source for step in pipeline.steps if step.when}
     summary.add_rows(journal.records(indices), checks, _metrics(pipeline), overall, conditions)

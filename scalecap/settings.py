@@ -258,6 +258,10 @@ class Settings:
     max_failures: str | None = field(default="100%", metadata=NOTHING)
     """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
     the 20th on); null never stops. What is done stays, and the same command goes on."""
+    min_mass: float = 0.1
+    """A check counts as unanswered where its options (yes and no, say) have less probability than this
+    together: the model would say something else. When most checks of a step are unanswered, after 50 of
+    them, the run stops and says why. 0 takes every answer, and never stops."""
     rows_in_flight: int | None = field(default=None, metadata=NOTHING)
     """Rows worked on at once (by each actor, with runner=ray); None keeps the engine busy and the rows'
     pictures in its KV cache."""
@@ -286,6 +290,8 @@ class Settings:
             found.append(
                 f"max_failures={self.max_failures}: must be a count from 1 on, a share such as 5%, or null"
             )
+        if not 0 <= self.min_mass <= 1:
+            found.append(f"min_mass={self.min_mass}: must be a probability, from 0 to 1")
         if self.resume not in ("same", "force"):
             found.append(f"resume={self.resume}: must be same or force")
         if self.data.relative_to not in ("file", "cwd"):

@@ -23,6 +23,8 @@ LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", 
 
 TOLD = 3
 """Kinds of error on the screen."""
+CLEAR = 0.9
+"""Median mass of a step's choices from which on the screen leaves it out."""
 
 Status = Literal["finished", "interrupted", "stopped"]
 """`stopped`: every row failed from the start, or the engine or the data gave up."""
@@ -53,6 +55,10 @@ class Summary:
     dropped: Counter[str] = field(default_factory=Counter)
     promises: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By check: its threshold, and what is promised of it (`scalecap.calibration.use.told`)."""
+    unanswered: Counter[str] = field(default_factory=Counter)
+    """By step: choices among options that were none of them."""
+    masses: dict[str, Counter[float]] = field(default_factory=dict)
+    """By step: how often the options of a choice had this probability together, in hundredths."""
     measured: dict[str, list[Pair]] = field(default_factory=dict)
     """By metric (`column`, or `column.name`): a pair for each row that has it."""
     overall: dict[str, Interval] = field(default_factory=dict)
@@ -79,7 +85,7 @@ class Summary:
     def add_rows(
         self,
         records: Iterable[Mapping[str, Any]],
-        checks: Sequence[str],
+        checks: Mapping[str, str],
         metrics: Sequence[str],
         overall: Mapping[str, tuple[Overall, Sequence[str]]],
         conditions: Mapping[str, str],
@@ -87,7 +93,7 @@ class Summary:
         """Counts finished rows.
 
         Args:
-            checks: the steps with a side column `scores`.
+            checks: by step, its column of records, of which each may tell `kept`, `mass` and a probability.
             metrics: the columns of numbers.
             overall: by step, what is counted over all rows, and the columns that it is counted from.
             conditions: by step, the expression of its `when`.
@@ -103,9 +109,10 @@ class Summary:
                 self.errors[f"{error['step'] or 'row'}: {error['kind']}: {error['message']}"] += 1
             for step, flags in record["flags"].items():
                 self.flags.setdefault(step, Counter()).update(flags)
-            for step in checks:
-                for score in record["columns"].get(f"{step}_scores") or []:
-                    (self.kept if score["kept"] else self.dropped)[step] += 1
+            for step, column in checks.items():
+                for each in record["columns"].get(column) or []:
+                    if isinstance(each, Mapping):
+                        self._add_check(step, each)
             for step in conditions.keys() & record["columns"].keys():
                 (skipped if "skipped" in record["flags"].get(step, ()) else ran)[step] += 1
             for column in metrics:
@@ -122,6 +129,13 @@ class Summary:
         for name, (function, _) in overall.items():
             found = function(written[name]) if written[name] else {}
             self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}
+
+    def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
+        if "kept" in check:
+            (self.kept if check["kept"] else self.dropped)[step] += 1
+        if (mass := check.get("mass")) is not None:
+            self.masses.setdefault(step, Counter())[round(mass, 2)] += 1
+            self.unanswered[step] += check.get("p_yes", check.get("p")) is None
 
     @cached_property
     def metrics(self) -> dict[str, Interval]:
@@ -178,6 +192,14 @@ class Summary:
                 for step in sorted(self.kept | self.dropped)
             },
             "promises": self.promises,
+            "choices": {
+                step: {
+                    "asked": masses.total(),
+                    "unanswered": self.unanswered[step],
+                    "median_mass": _median(masses),
+                }
+                for step, masses in sorted(self.masses.items())
+            },
             "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
             "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
             "errors": dict(self.errors.most_common(100)),
@@ -202,8 +224,12 @@ class Summary:
         lines = [f"{heads[self.status]}: {done} captioned{reused}, {self.failed} failed; {phases}"]
         lines += [f"  {self.reason}"] if self.reason else []
         for step in sorted(self.kept | self.dropped):
+            line = f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped"
+            masses = self.masses.get(step)
+            if masses and (self.unanswered[step] or _median(masses) < CLEAR):
+                line += f", {self.unanswered[step]} of them unanswered (median mass {_median(masses):.2f})"
             promise = f"; {self.promises[step]['sentence']}" if step in self.promises else ""
-            lines.append(f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped{promise}")
+            lines.append(line + promise)
         lines += [f"  {line}" for line in self._table()]
         for step, flags in sorted(self.flags.items()):
             lines.append(
@@ -261,6 +287,16 @@ class Summary:
     def _look(self) -> str:
         path = shlex.quote(str(self.output / "captions.jsonl"))
         return f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
+
+
+def _median(counts: Mapping[float, int]) -> float:
+    """The middle value, of two the lower."""
+    below, half = 0, sum(counts.values()) / 2
+    for value in sorted(counts):
+        below += counts[value]
+        if below >= half:
+            return value
+    return math.nan
 
 
 def _cell(interval: Interval | None) -> str:

@@ -135,7 +135,7 @@ def rows(tmp_path: Path) -> Callable[..., str]:
 class Asking:
     """An `Ask` that answers from a script and keeps what was asked and marked."""
 
-    def __init__(self, script: Callable[[Request], Any]) -> None:
+    def __init__(self, script: Callable[[Request], Any], min_mass: float = 0.0) -> None:
         self.requests: list[Request] = []
         self.flags: list[str] = []
 
@@ -144,7 +144,9 @@ class Asking:
             return script(request)
 
         engine = Scripted(answer)
-        asked = Asked({"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, Counts())
+        asked = Asked(
+            {"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, Counts(), min_mass
+        )
         self.ask = StepAsk(asked, "step", self.flags.append)
 
     @property

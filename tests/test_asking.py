@@ -1,11 +1,12 @@
 import asyncio
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from scalecap.asking import Asked, Counts, loops, seed
+from scalecap.asking import Asked, Count, Counts, loops, seed
 from scalecap.cache import Cache
 from scalecap.engines.base import Chosen, EngineError, Generate, Generated, Image, Prompt, Sampling, Usage
 from scalecap.engines.scripted import Scripted
@@ -88,6 +89,33 @@ async def test_a_step_may_have_its_own_sampling():
     await world.ask.generate("text", sampling=GREEDY)
     assert world.requests[0].sampling == GREEDY
     assert world.requests[0].seed == 0
+
+
+async def test_choices_are_counted_with_those_that_are_none_of_the_options(tmp_path):
+    """The reply is kept as it was, so that another floor asks nothing again."""
+    cache, reply = Cache(tmp_path), Chosen((0.7, 0.3), mass=0.05)
+    for least, answered in ((0.0, True), (0.05, True), (0.06, False)):
+        world = World(lambda _: reply, cache=cache)
+        world.asked.min_mass = least
+        chosen = await world.ask.choose("a")
+        assert (chosen.answered, chosen.mass) == (answered, 0.05)
+        assert chosen.probabilities == ((0.7, 0.3) if answered else (0.0, 0.0))
+        assert world.flags == ([] if answered else ["unanswered"])
+        count = world.counts.total
+        assert (count.choices, count.marks["unanswered"]) == (1, int(not answered))
+        assert len(world.requests) == (1 if least == 0 else 0)
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    ("choices", "unanswered", "unreadable"),
+    [(49, 49, False), (50, 25, False), (50, 26, True), (90, 40, False)],
+)
+def test_most_choices_of_a_step_unanswered(choices, unanswered, unreadable):
+    counts = Counts()
+    counts.steps["other"] += Count(choices=1000)
+    counts.steps["s"] += Count(choices=choices, marks=Counter(unanswered=unanswered))
+    assert counts.unreadable == ("s" if unreadable else None)
 
 
 async def test_equal_requests_in_flight_are_computed_once():

@@ -196,6 +196,7 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
             "max_failures=101%",
             "max_failures=101%: must be a count from 1 on, a share such as 5%, or null",
         ),
+        ("min_mass=1.1", "min_mass=1.1: must be a probability, from 0 to 1"),
         ("resume=yes", "resume=yes: must be same or force"),
         ("data.relative_to=cdw", "data.relative_to=cdw: must be file or cwd"),
         ("write.image=byte", "write.image=byte: no such form; nearest: bytes"),

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from server import Server, storyteller
 
 from scalecap import stalls
-from scalecap.engines.base import EngineDead, Request
+from scalecap.engines.base import Choose, Chosen, EngineDead, Request
 from scalecap.engines.scripted import Scripted
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -291,6 +291,17 @@ def test_a_run_that_can_only_fail(typed, rows, capsys, codes: set[int]):
     assert {typed("data=jsonl", rows(40, broken=tuple(range(40))), "output=out")} == codes
     assert "20 of the first 20 rows failed (max_failures=100%)" in capsys.readouterr().out
     assert 20 <= len(captions(Path("out"))) < 40
+
+
+@line("most checks of a step are unanswered, after 50 of them (`min_mass`)")
+def test_checks_that_are_not_answered(typed, rows, engines, answer, capsys, codes: set[int]):
+    def says(request: Request) -> Any:
+        return Chosen((0.9, 0.1), mass=1e-6) if isinstance(request, Choose) else answer(request)
+
+    engines["vlm"]._answer = says
+    assert {typed("data=jsonl", rows(40), "rows_in_flight=1", "output=out")} == codes
+    assert "50 of its first 50 checks are unanswered" in capsys.readouterr().out
+    assert len(captions(Path("out"))) == 25
 
 
 @line("the output's disk is full")

@@ -60,16 +60,16 @@ async def test_a_row_goes_through_all_steps_of_the_seed():
         "sentences": ["A dog.", "A cat."],
         "golden": ["A dog."],
         "golden_scores": [
-            {"text": "A dog.", "p_yes": 0.95, "kept": True},
-            {"text": "A cat.", "p_yes": 0.2, "kept": False},
+            {"text": "A dog.", "p_yes": 0.95, "kept": True, "mass": 1.0},
+            {"text": "A cat.", "p_yes": 0.2, "kept": False, "mass": 1.0},
         ],
         "raw_questions": DOG,
         "q_list": [DOG, DOG_AT],
         "raw_answers": ["It is brown.", "It is left."],
         "details": ["It is brown."],
         "details_scores": [
-            {"text": "It is brown.", "p_yes": 0.95, "kept": True},
-            {"text": "It is left.", "p_yes": 0.8, "kept": False},
+            {"text": "It is brown.", "p_yes": 0.95, "kept": True, "mass": 1.0},
+            {"text": "It is left.", "p_yes": 0.8, "kept": False, "mass": 1.0},
         ],
         "final": "fused A dog.+It is brown.",
     }

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from scalecap import engines as opening
 from scalecap import progress
 from scalecap.asking import Counts
-from scalecap.engines.base import EngineDead, EngineError, Generate, Request
+from scalecap.engines.base import Choose, Chosen, EngineDead, EngineError, Generate, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.run import RunError, plan, run
 from scalecap.settings import EngineSettings, ModelSettings, Settings
@@ -56,7 +56,8 @@ def test_every_column_of_the_seed_is_written(
     ]
     assert row["init_caption"] == "There is a dog. There is a cat."
     assert row["golden_sentences"] == ["There is a dog."]
-    assert row["golden_sentences_scores"][1] == {"text": "There is a cat.", "p_yes": 0.1, "kept": False}
+    cat = {"text": "There is a cat.", "p_yes": 0.1, "kept": False, "mass": 1.0}
+    assert row["golden_sentences_scores"][1] == cat
     assert row["raw_answers"] == ["The dog is brown.", "The dog is at the left."]
     assert row["final_caption"] == "A dog, brown."
     loaded = datasets.load_dataset(str(tmp_path / "run" / "dataset"), split="train", cache_dir=str(tmp_path))
@@ -68,7 +69,12 @@ def test_the_seeds_sampled_checks_read_the_first_word(compose: Compose, engines:
     run(compose("data.limit=1", "pipeline=seed", "prompts=seed", *sampled), engines=engines)
     row = captions(tmp_path)[0]
     assert row["golden_sentences"] == ["There is a dog."]
-    assert row["golden_sentences_scores"][0] == {"text": "There is a dog.", "p_yes": None, "kept": True}
+    assert row["golden_sentences_scores"][0] == {
+        "text": "There is a dog.",
+        "p_yes": None,
+        "kept": True,
+        "mass": None,
+    }
 
 
 def test_the_summary_tells_what_was_done(compose: Compose, engines: Engines, tmp_path: Path):
@@ -78,6 +84,7 @@ def test_the_summary_tells_what_was_done(compose: Compose, engines: Engines, tmp
     assert written["rows"] == {"done": 2, "failed": 0, "reused": 0}
     assert written["checks"]["golden_sentences"] == {"kept": 2, "dropped": 2}
     assert written["checks"]["final_details"] == {"kept": 4, "dropped": 0}
+    assert written["choices"]["final_details"] == {"asked": 4, "unanswered": 0, "median_mass": 1.0}
     # a row: 1 caption, 2 checks, 1 for questions, 2 answers, 2 checks, 1 fusion
     assert written["requests"]["asked"] == 18
     assert written["requests"]["reused"] == 2  # texts alone are the same for both rows
@@ -90,6 +97,7 @@ def test_the_summary_tells_what_was_done(compose: Compose, engines: Engines, tmp
     screen = summary.screen()
     assert "2 rows captioned" in screen
     assert "golden_sentences: 2 kept, 2 dropped" in screen
+    assert "mass" not in screen
     assert str(tmp_path / "run" / "captions.jsonl") in screen
 
 
@@ -120,6 +128,42 @@ def test_a_finished_run_opens_no_engine(compose: Compose, engines: Engines, tmp_
     summary = run(compose("data.limit=2", "model.vlm.name=scenes"))  # the real engine would be opened
     assert (summary.exit_code, summary.done, summary.reused) == (0, 2, 2)
     assert captions(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("unread", "least", "rows"),
+    [("There is", 0.1, 25), ("There is", 0.0, 40), ("brown", 0.1, 40), ("nothing", 0.1, 40)],
+)
+def test_a_run_whose_checks_are_mostly_unanswered_stops(
+    answer: Answer, compose: Compose, tmp_path: Path, unread: str, least: float, rows: int
+):
+    """A row has two checks of sentences, and two of answers where a sentence is kept."""
+
+    def says(request: Request) -> Any:
+        if isinstance(request, Choose) and unread in request.prompt.text:
+            return Chosen((0.9, 0.1), mass=0.02)
+        return answer(request)
+
+    words = ("data.count=40", "rows_in_flight=1", f"min_mass={least}")
+    summary = run(compose(*words), engines=both(Scripted(says)), command="python -m scalecap")
+    assert (summary.done, summary.status) == (rows, "finished" if rows == 40 else "stopped")
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    first, second = (written["choices"].get(step) for step in ("golden_sentences", "final_details"))
+    screen = summary.screen()
+    if rows == 25:
+        assert summary.exit_code == 1
+        assert first == {"asked": 50, "unanswered": 50, "median_mass": 0.02}
+        assert second is None  # nothing was kept, so nothing was asked about
+        assert "golden_sentences: 50 of its first 50 checks are unanswered" in screen
+        assert "model.vlm.chat_template_kwargs.enable_thinking=false" in screen
+        assert "golden_sentences: 0 kept, 50 dropped, 50 of them unanswered (median mass 0.02)" in screen
+        assert all(row["golden_sentences_scores"][0]["p_yes"] is None for row in captions(tmp_path))
+        again = run(compose(*words), engines=both(Scripted(answer)))
+        assert (again.status, again.done, again.reused) == ("finished", 40, 25)
+    elif unread == "brown":  # half of a step's checks are not most of them
+        assert second == {"asked": 80, "unanswered": 40, "median_mass": 0.02}
+    elif least:
+        assert first == {"asked": 80, "unanswered": 0, "median_mass": 1.0}
 
 
 def test_more_rows_go_on_in_the_same_folder(compose: Compose, engines: Engines, tmp_path: Path):

@@ -127,6 +127,16 @@ class Chosen:
         mass = math.fsum(told)
         return cls(tuple(each / mass if mass else 0.0 for each in told), min(mass, 1.0), usage)
 
+    @property
+    def answered(self) -> bool:
+        """Whether an option was said."""
+        return any(self.probabilities)
+
+    @property
+    def known_mass(self) -> float | None:
+        """The mass, or None where the engine can't tell it."""
+        return None if math.isnan(self.mass) else self.mass
+
 
 class Token(NamedTuple):
     """One token of a scored text: characters `start:end`, log-probability, raw logit if known.

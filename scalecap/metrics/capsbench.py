@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from scalecap.metrics import by_category, records, share, texts
+from scalecap.metrics import by_category, choices, records, share, texts
 from scalecap.prompts import Template
 from scalecap.stages import Ask, Columns, Measures, Role, stage, together
 
@@ -14,8 +14,8 @@ class Capsbench:
     """Questions with the answers yes or no, answered from the caption alone: yes, no or n/a.
 
     `questions` is a list of {question, answer, category}. Of each caption: `accuracy`, in all and by
-    `category`, the share `unanswered` (n/a), and its length in `words`. The side column `answers` has
-    every answer with its probability.
+    `category`, the share `unanswered` (n/a, or none of the three), and its length in `words`. The side
+    column `answers` has every answer with its probability.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("caption", "question")}
@@ -32,25 +32,30 @@ class Capsbench:
         for name, caption in texts(captions, self.words):
             told = await together(self._answer(ask, caption, each["question"]) for each in asked)
             hits = [
-                reply == str(each["answer"]).strip().lower()
-                for each, (reply, _) in zip(asked, told, strict=True)
+                taken.option == str(each["answer"]).strip().lower()
+                for each, taken in zip(asked, told, strict=True)
             ]
             measured[name] = {
                 "accuracy": share(hits),
-                "unanswered": share(reply == "n/a" for reply, _ in told),
+                "unanswered": share(taken.option in ("n/a", "") for taken in told),
                 "words": len(caption.split()),
                 "category": by_category(
                     (str(each["category"]), hit) for each, hit in zip(asked, hits, strict=True)
                 ),
             }
             answers += [
-                {"caption": name, "question": each["question"], "told": reply, "p": p, "right": hit}
-                for each, (reply, p), hit in zip(asked, told, hits, strict=True)
+                {
+                    "caption": name,
+                    "question": each["question"],
+                    "told": taken.option,
+                    "p": taken.p,
+                    "right": hit,
+                    "mass": taken.mass,
+                }
+                for each, taken, hit in zip(asked, told, hits, strict=True)
             ]
         return measured, answers
 
-    async def _answer(self, ask: Ask, caption: str, question: str) -> tuple[str, float]:
+    async def _answer(self, ask: Ask, caption: str, question: str) -> choices.Taken:
         prompt = self.prompt.render(caption=caption, question=str(question))
-        chosen = await ask.choose(prompt, ANSWERS, model=self.model)
-        p = max(chosen.probabilities)
-        return ANSWERS[chosen.probabilities.index(p)] if p else "n/a", p
+        return choices.likeliest(await ask.choose(prompt, ANSWERS, model=self.model), ANSWERS)

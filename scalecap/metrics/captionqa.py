@@ -61,9 +61,9 @@ class Captionqa:
         # Seeded by the question, so that every caption meets it in the same order.
         random.Random(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()).shuffle(options)
         prompt = self.prompt.render(caption=caption, question=text, options=choices.listed(options))
-        told, p = await choices.take(ask, prompt, options, self.model)
+        told, p, mass = await choices.take(ask, prompt, options, self.model)
         score = 1.0 if told == right else 1 / len(offered) + 0.05 if told == CANNOT else 0.0
-        return {"question": text, "told": told, "p": p, "right": told == right, "score": score}
+        return {"question": text, "told": told, "p": p, "right": told == right, "score": score, "mass": mass}
 
 
 def is_yes_no(question: str, options: list[str]) -> bool:

@@ -2,9 +2,9 @@
 
 import string
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from scalecap.stages import Ask
+from scalecap.stages import Ask, Chosen
 
 LETTERS = string.ascii_uppercase
 
@@ -16,11 +16,28 @@ def listed(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
-async def take(ask: Ask, prompt: str, options: Sequence[str], model: str) -> tuple[str, float]:
-    """The option whose letter is likeliest, and its probability among the letters; "" when none is said."""
-    chosen = await ask.choose(prompt, LETTERS[: len(options)], model=model)
+class Taken(NamedTuple):
+    """What a model takes of several options."""
+
+    option: str
+    """The likeliest; "" when it said none of them."""
+    p: float | None
+    """Its probability among the options; None with no option."""
+    mass: float | None
+    """That of all options together (see `Chosen.mass`); None where an engine can't tell it."""
+
+
+def likeliest(chosen: Chosen, options: Sequence[str]) -> Taken:
+    """The option that has the largest probability, of equal ones the first."""
+    if not chosen.answered:
+        return Taken("", None, chosen.known_mass)
     p = max(chosen.probabilities)
-    return options[chosen.probabilities.index(p)] if p else "", p
+    return Taken(options[chosen.probabilities.index(p)], p, chosen.known_mass)
+
+
+async def take(ask: Ask, prompt: str, options: Sequence[str], model: str) -> Taken:
+    """The option whose letter is likeliest."""
+    return likeliest(await ask.choose(prompt, LETTERS[: len(options)], model=model), options)
 
 
 def find(answer: Any, options: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from scalecap.metrics import share, texts
+from scalecap.metrics import texts
 from scalecap.prompts import Template
 from scalecap.replies import lines
 from scalecap.stages import Ask, Columns, Image, Measures, Role, Sampling, stage, together
@@ -18,7 +18,8 @@ class Grounding:
 
     With a prompt `claims` the judge first takes each sentence apart into atomic claims, one a line, and
     answers about these instead, as FActScore does with texts (Min et al. 2023, arXiv 2305.14251). The
-    side column `answers` has every text with its probability.
+    side column `answers` has every text with its probability; one that is answered neither yes nor no is
+    `unanswered`, and not supported.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",), "claims": ("text",)}
@@ -45,21 +46,22 @@ class Grounding:
             if self.claims is not None:
                 taken = await together(self._take_apart(ask, sentence, self.claims) for sentence in told)
                 told = list(dict.fromkeys(claim for claims in taken for claim in claims))
-            yes = await together(self._p_yes(ask, text, image) for text in told)
+            checked = await together(self._check(ask, text, image) for text in told)
+            yes = [each["p_yes"] for each in checked if each["p_yes"] is not None]
             measured[name] = {
-                "supported": share(p >= self.threshold for p in yes),
+                "supported": {"count": sum(p >= self.threshold for p in yes), "of": len(told)},
                 "p_yes": {"count": sum(yes), "of": len(yes)},
+                "unanswered": {"count": len(told) - len(yes), "of": len(told)},
                 "statements": len(told),
                 "words": len(caption.split()),
             }
-            answers += [
-                {"caption": name, "text": text, "p_yes": p} for text, p in zip(told, yes, strict=True)
-            ]
+            answers += [{"caption": name, **each} for each in checked]
         return measured, answers
 
-    async def _p_yes(self, ask: Ask, text: str, image: Image) -> float:
+    async def _check(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:
         chosen = await ask.choose(self.prompt.render(text=text), ("yes", "no"), image=image, model=self.model)
-        return chosen.probabilities[0]
+        p_yes = chosen.probabilities[0] if chosen.answered else None
+        return {"text": text, "p_yes": p_yes, "mass": chosen.known_mass}
 
     async def _take_apart(self, ask: Ask, sentence: str, prompt: Template) -> list[str]:
         """The claims of a sentence; itself when the judge names none."""

@@ -41,15 +41,17 @@ class Qa:
                 caption=caption, question=question, options=choices.listed(offered) if offered else ""
             )
             if offered:
-                told, _ = await choices.take(ask, prompt, offered, self.model)
+                told, p, mass = await choices.take(ask, prompt, offered, self.model)
                 right = told == offered[choices.find(answer, offered)]
             else:
                 reply = await ask.generate(prompt, model=self.model, sampling=SHORT)
-                told = extract(reply.text)
+                told, p, mass = extract(reply.text), None, None
                 accepted = answer if isinstance(answer, list) else [answer]
                 right = plain(told) in {plain(str(each)) for each in accepted}
             measured[name] = {"accuracy": int(right), "words": len(caption.split())}
-            answers.append({"caption": name, "question": question, "told": told, "right": right})
+            answers.append(
+                {"caption": name, "question": question, "told": told, "p": p, "right": right, "mass": mass}
+            )
         return measured, answers
 
 

@@ -20,6 +20,8 @@ def quality(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
 
     Args:
         rows: (measures, answers) of each.
+
+    An unanswered statement counts as wrong, and has no part in what is read from probabilities.
     """
     answers = [[(each["p_yes"], each["label"], each["right"]) for each in row[1]] for row in rows]
     found = _quality(np.array([each for row in answers for each in row], float).reshape(-1, 3))
@@ -39,14 +41,16 @@ def quality(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
 
 def _quality(answers: np.ndarray) -> dict[str, float]:
     """Of (answers, 3): P(yes), label, right. Nothing without a true and a false statement."""
-    p, label, right = answers[:, 0], answers[:, 1] == 1, answers[:, 2]
-    true, false = p[label], p[~label]
+    label, right = answers[:, 1] == 1, answers[:, 2]
+    answered = ~np.isnan(answers[:, 0])
+    p, said = answers[answered, 0], label[answered]
+    true, false = p[said], p[~said]
     if not len(true) or not len(false):
         return {}
     # The chance that a true statement gets more than a false one, ties halved (Mann and Whitney 1947).
     below = np.searchsorted(np.sort(false), true, "left"), np.searchsorted(np.sort(false), true, "right")
     bins = np.minimum((p * 10).astype(int), 9)
-    gaps = [abs(p[bins == b].sum() - label[bins == b].sum()) for b in range(10)]
+    gaps = [abs(p[bins == b].sum() - said[bins == b].sum()) for b in range(10)]
     candidates = np.unique(p)
     accepted = 1 - np.searchsorted(np.sort(true), candidates) / len(true)
     refused = np.searchsorted(np.sort(false), candidates) / len(false)
@@ -67,7 +71,8 @@ class Verifier:
 
     Statements are a column `statements` of {text, label}, or one a row in `text` and `label`; a label is
     true or false, yes or no, 1 or 0. `accuracy` counts statements on the right side of `threshold`,
-    `true_accepted` and `false_refused` those of either label; over all rows come `balanced_accuracy`,
+    `true_accepted` and `false_refused` those of either label, `unanswered` those that were answered neither
+    yes nor no (counted as wrong); over all rows come `balanced_accuracy`,
     `auc`, `calibration_error` and the `best_threshold`. In yes/no sets such as POPE (Li et al. 2023, arXiv
     2305.10355) the text is the question.
     """
@@ -92,6 +97,7 @@ class Verifier:
             "accuracy": share(each["right"] for each in answers),
             "true_accepted": share(each["right"] for each in answers if each["label"]),
             "false_refused": share(each["right"] for each in answers if not each["label"]),
+            "unanswered": share(each["p_yes"] is None for each in answers),
         }
         return measured, answers
 
@@ -101,5 +107,6 @@ class Verifier:
             raise ValueError(f"the label {label!r:.80} is neither true nor false, yes nor no, 1 nor 0")
         prompt = self.prompt.render(text=str(text))
         chosen = await ask.choose(prompt, ("yes", "no"), image=image, model=self.model)
-        p_yes = chosen.probabilities[0]
-        return {"text": text, "label": true, "p_yes": p_yes, "right": (p_yes >= self.threshold) == true}
+        p_yes = chosen.probabilities[0] if chosen.answered else None
+        right = p_yes is not None and (p_yes >= self.threshold) == true
+        return {"text": text, "label": true, "p_yes": p_yes, "right": right, "mass": chosen.known_mass}

@@ -14,10 +14,14 @@ class Verify:
 
     `mode: choose` reads the probability of yes from one token and keeps a text from `threshold` up;
     `mode: sampled` samples a reply and keeps a text when the reply's first word is yes. The side
-    column `scores` has every text: {text, p_yes, kept}, with p_yes null when sampled.
+    column `scores` has every text: {text, p_yes, kept, mass}, with p_yes and mass null when sampled.
 
-    `ensemble` is a list of further prompts. The probability is then the mean over all of them; when
-    sampled, more than half must say yes.
+    `mass` is the probability of yes and no together (null where an engine can't tell it). Below the run's
+    `min_mass` the model would say something else: the text is not kept, p_yes is null, and the row is
+    marked "unanswered".
+
+    `ensemble` is a list of further prompts. The probability is then the mean over all of them, each of
+    which must be answered, and the mass is the smallest; when sampled, more than half must say yes.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",), "ensemble": ("text",)}
@@ -50,12 +54,15 @@ class Verify:
                 for prompt in prompts
             )
             yes = sum(says_yes(reply.text) for reply in replies)
-            return {"text": text, "p_yes": None, "kept": 2 * yes > len(replies)}
+            return {"text": text, "p_yes": None, "kept": 2 * yes > len(replies), "mass": None}
         answers = await together(
             ask.choose(prompt, ("yes", "no"), image=image, model=self.model) for prompt in prompts
         )
+        mass = min((each for chosen in answers if (each := chosen.known_mass) is not None), default=None)
+        if not all(chosen.answered for chosen in answers):
+            return {"text": text, "p_yes": None, "kept": False, "mass": mass}
         p_yes = math.fsum(chosen.probabilities[0] for chosen in answers) / len(answers)
-        return {"text": text, "p_yes": p_yes, "kept": p_yes >= self.threshold}
+        return {"text": text, "p_yes": p_yes, "kept": p_yes >= self.threshold, "mass": mass}
 
 
 def probability(threshold: float) -> float:

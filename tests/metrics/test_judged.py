@@ -50,7 +50,7 @@ async def test_capsbench_counts_answers_by_category_for_each_caption(asking):
         },
     }
     first = {"caption": "long", "question": "Is there a dog?", "told": "yes", "p": 1.0, "right": True}
-    assert answers[0] == first
+    assert answers[0] == first | {"mass": 1.0}
     assert len(answers) == 6
     assert all(isinstance(r, Choose) and r.prompt.image is None for r in asked.requests)
     assert asked.requests[0].options == ("yes", "no", "n/a")
@@ -64,7 +64,7 @@ async def test_a_judge_that_names_no_option_has_answered_nothing(asking):
         asking(silent).ask, captions={"a": "b"}, questions=QUESTIONS
     )
     assert measured["a"]["unanswered"] == {"count": 3, "of": 3}
-    assert {each["told"] for each in answers} == {"n/a"}
+    assert {(each["told"], each["p"], each["mass"]) for each in answers} == {("", None, 0.0)}
     measured, answers = await Captionqa(prompt=PICK)(
         asking(silent).ask, captions={"a": "b"}, questions=CHOICES
     )
@@ -168,7 +168,9 @@ async def test_qa_among_options(asking):
         ask, captions={"a": "b c"}, question="How many?", options=["one", "two"], answer="B"
     )
     assert measured == {"a": {"accuracy": 1, "words": 2}}
-    assert answers == [{"caption": "a", "question": "How many?", "told": "two", "right": True}]
+    assert answers == [
+        {"caption": "a", "question": "How many?", "told": "two", "p": 1.0, "right": True, "mass": 1.0}
+    ]
     measured, _ = await Qa(prompt=PICK)(
         ask, captions={"a": "b"}, question="How many?", options={"A": "one", "B": "two"}, answer="one"
     )
@@ -262,13 +264,26 @@ async def test_grounding_counts_sentences(asking, image):
     assert measured["a"] == {
         "supported": {"count": 1, "of": 2},
         "p_yes": {"count": pytest.approx(1.0), "of": 2},
+        "unanswered": {"count": 0, "of": 2},
         "statements": 2,
         "words": 4,
     }
     assert measured["b"]["supported"] == {"count": 1, "of": 1}
     assert measured["c"]["supported"] == {"count": 0, "of": 0}
-    assert answers[1] == {"caption": "a", "text": "A cat.", "p_yes": 0.2}
+    assert answers[1] == {"caption": "a", "text": "A cat.", "p_yes": 0.2, "mass": 1.0}
     assert all(request.prompt.image is image for request in asked.requests)
+
+
+async def test_a_sentence_without_an_answer_is_not_supported(asking, image):
+    asked = asking(lambda request: Chosen((0.9, 0.1), 0.01 if "cat" in request.prompt.text else 0.9), 0.1)
+    measured, answers = await Grounding(prompt=Template("True? {{ text }}"))(
+        asked.ask, captions={"a": "A dog. A cat."}, image=image
+    )
+    assert measured["a"]["supported"] == {"count": 1, "of": 2}
+    assert measured["a"]["p_yes"] == {"count": 0.9, "of": 1}
+    assert measured["a"]["unanswered"] == {"count": 1, "of": 2}
+    assert [(each["p_yes"], each["mass"]) for each in answers] == [(0.9, 0.9), (None, 0.01)]
+    assert asked.flags == ["unanswered"]
 
 
 async def test_claims_are_asked_in_place_of_sentences(asking, image):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from scalecap.engines.base import Chosen
 from scalecap.metrics.verifier import Verifier, quality
 from scalecap.prompts import Template
 
@@ -18,9 +19,26 @@ async def test_statements_are_judged_by_their_labels(asking, image):
         "accuracy": {"count": 2, "of": 4},
         "true_accepted": {"count": 1, "of": 2},
         "false_refused": {"count": 1, "of": 2},
+        "unanswered": {"count": 0, "of": 4},
     }
     assert [each["p_yes"] for each in answers] == list(p.values())
     assert [each["label"] for each in answers] == [True, True, False, False]
+
+
+async def test_a_statement_without_an_answer_is_wrong_and_has_no_probability(asking, image):
+    masses = {"a": 0.9, "b": 0.01, "c": 0.9, "d": 0.01}
+    asked = asking(
+        lambda r: Chosen((0.8, 0.2) if r.prompt.text < "c" else (0.2, 0.8), masses[r.prompt.text]), 0.1
+    )
+    statements = [{"text": t, "label": label} for t, label in zip("abcd", [1, 1, 0, 0], strict=True)]
+    measured, answers = await Verifier(prompt=PROMPT)(asked.ask, image=image, statements=statements)
+    assert measured["accuracy"] == {"count": 2, "of": 4}
+    assert measured["unanswered"] == {"count": 2, "of": 4}
+    assert [each["p_yes"] for each in answers] == [0.8, None, 0.2, None]
+    assert [each["mass"] for each in answers] == list(masses.values())
+    found = quality([(measured, answers)])
+    assert (found["balanced_accuracy"].mean, found["auc"].mean) == (0.5, 1.0)
+    assert found["calibration_error"].mean == pytest.approx(0.2)
 
 
 async def test_one_question_a_row(asking, image):

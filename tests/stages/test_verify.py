@@ -1,4 +1,5 @@
 import asyncio
+import math
 
 import pytest
 
@@ -24,7 +25,7 @@ async def test_choose_keeps_from_the_threshold_up(asking, image, threshold, kept
         asked.ask, texts=["a", "b", "c", "d"], image=image
     )
     assert texts == kept
-    assert scores == [{"text": t, "p_yes": p, "kept": t in kept} for t, p in P_YES.items()]
+    assert scores == [{"text": t, "p_yes": p, "kept": t in kept, "mass": 1.0} for t, p in P_YES.items()]
     assert asked.texts[0] == "Is 'a' true?"
     assert all(isinstance(r, Choose) and r.prompt.image == image for r in asked.requests)
 
@@ -35,8 +36,8 @@ async def test_sampled_reads_the_first_word(asking, image):
     texts, scores = await Verify(prompt=PROMPT, mode="sampled")(asked.ask, texts=["a", "b"], image=image)
     assert texts == ["a"]
     assert scores == [
-        {"text": "a", "p_yes": None, "kept": True},
-        {"text": "b", "p_yes": None, "kept": False},
+        {"text": "a", "p_yes": None, "kept": True, "mass": None},
+        {"text": "b", "p_yes": None, "kept": False, "mass": None},
     ]
     assert all(isinstance(r, Generate) and r.prompt.image == image for r in asked.requests)
 
@@ -62,7 +63,7 @@ async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(asking, image):
     asked = asking(lambda request: Chosen((0.0, 0.0), mass=0.0) if "'a'" in request.prompt.text else 0.9)
     texts, scores = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "b"], image=image)
     assert texts == ["b"]
-    assert scores[0] == {"text": "a", "p_yes": 0.0, "kept": False}
+    assert scores[0] == {"text": "a", "p_yes": None, "kept": False, "mass": 0.0}
     assert asked.flags == ["unanswered"]
 
 
@@ -115,3 +116,24 @@ def test_a_threshold_is_a_probability(threshold):
 )
 def test_says_yes(reply, yes):
     assert says_yes(reply) is yes
+
+
+@pytest.mark.parametrize(
+    ("mass", "p", "known"),
+    [(0.1, 0.7, 0.1), (0.0999, None, 0.0999), (1e-9, None, 1e-9), (math.nan, 0.7, None)],
+)
+async def test_a_small_mass_is_no_answer(asking, image, mass, p, known):
+    """A model that means something else, such as the beginning of a thought, is no confident yes."""
+    asked = asking(lambda _: Chosen((0.7, 0.3), mass), min_mass=0.1)
+    texts, scores = await Verify(prompt=PROMPT)(asked.ask, texts=["a"], image=image)
+    assert scores == [{"text": "a", "p_yes": p, "kept": p is not None, "mass": known}]
+    assert texts == (["a"] if p else [])
+    assert asked.flags == ([] if p else ["unanswered"])
+
+
+async def test_of_an_ensemble_every_prompt_must_be_answered(asking, image):
+    masses = {"Is 'a' true?": 0.9, "See a?": 0.01}
+    asked = asking(lambda request: Chosen((1.0, 0.0), masses[request.prompt.text]), min_mass=0.1)
+    ensemble = [Template("See {{ text }}?")]
+    _, scores = await Verify(prompt=PROMPT, ensemble=ensemble)(asked.ask, texts=["a"], image=image)
+    assert scores == [{"text": "a", "p_yes": None, "kept": False, "mass": 0.01}]

@@ -10,7 +10,7 @@ RATED = [
 ]
 VERIFIED = [
     {"text": "a, b", "kept": True, "p_yes": 0.8},
-    {"text": "c", "kept": True, "p_yes": 0.9},
+    {"text": "c", "kept": True, "p_yes": 0.9, "mass": 0.8},
     {"text": "d", "kept": False, "p_yes": 0.1},
     {"text": "e", "kept": False, "p_yes": 0.2},
 ]
@@ -27,6 +27,7 @@ def test_enough_checks_keep_a_text(at_least, kept):
         "p_yes": 0.9,
         "kept": at_least == 1,
         "remains": "c" if at_least == 1 else "",
+        "mass": 0.8,
         "votes": {"rated": False, "verified": True},
     }
 
