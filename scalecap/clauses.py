@@ -50,6 +50,11 @@ def sentences(text: str) -> list[Span]:
     return _tiled(text, cuts)
 
 
+def finished(sentence: str) -> bool:
+    """Whether a sentence ends with a mark that ends one."""
+    return _LAST_MARK.search(sentence) is not None
+
+
 def clauses(text: str) -> list[Span]:
     """Spans that cover a sentence once, cut after its commas."""
     return _tiled(text, (comma.end() for comma in _COMMA.finditer(text)))

@@ -5,14 +5,38 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-_MARK = re.compile(r"^\s*(?:[-•]\s*|\*\s+|\d+[.)]\s+)")
-"""Of a list's item: "- ", "1. ", not the number in "3 dogs"."""
+from scalecap.clauses import finished, sentences
+
+_MARK = re.compile(r"^(?:[-•+]\s*|\*\s+|#+\s+|\d+[.)]\s+)")
+"""Of a list's item or a heading: "- ", "1. ", "## ", not the number in "3 dogs"."""
+_BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
+_RULE = re.compile(r"[-*_]{3,}|```\w*")
+"""A line that only draws one, or that begins or ends a block of code."""
 
 
 def lines(reply: str) -> list[str]:
-    """The lines of a reply that hold something, stripped, without the marks of a list ("- ", "1. ")."""
-    found = (_MARK.sub("", line, count=1).strip() for line in reply.splitlines())
-    return [line for line in found if line]
+    """The lines of a reply, each once, without Markdown: list marks, headings, bold type, rules and fences.
+
+    A first line that announces the others ("Sure! Here they are:") is left out.
+    """
+    told = [line.strip() for line in reply.splitlines()]
+    told = [line for line in told if line and not _RULE.fullmatch(line)]
+    if len(told) > 1 and told[0].endswith((":", "：")) and not _MARK.match(told[0]):
+        del told[0]
+    found = (_BOLD.sub(r"\2", _MARK.sub("", line, count=1)).strip() for line in told)
+    return list(dict.fromkeys(line for line in found if line))
+
+
+def complete_sentences(reply: str) -> str:
+    """A reply that was cut, up to its last whole sentence that says something new.
+
+    A model that repeats itself is cut somewhere in its repetitions; their first round stays. A reply without
+    a whole sentence is left as it is.
+    """
+    told = [reply[start:end] for start, end in sentences(reply)]
+    while told and not (finished(told[-1]) and told[-1].strip() not in map(str.strip, told[:-1])):
+        del told[-1]
+    return "".join(told).strip() or reply
 
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)

@@ -1,9 +1,11 @@
 """Texts that must fit: into a model's context, or into a length."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scalecap.clauses import clauses, left, sentences, words
+from scalecap.replies import complete_sentences
 from scalecap.stages import Ask, Generated, Image, PromptTooLong, Sampling
 
 SHARE = 0.75
@@ -22,6 +24,8 @@ async def generate_fitting(
     **settings: Any,
 ) -> Generated:
     """Ask; what does not fit, or leaves its reply no room, is asked again with less, marked "shortened".
+
+    A reply that was cut ends with its last whole sentence.
 
     Args:
         render: the prompt without the pieces at these places.
@@ -57,7 +61,8 @@ async def generate_fitting(
         else:
             if dropped:
                 ask.mark("shortened")
-            return reply
+            cut = reply.finish != "stop"
+            return replace(reply, text=complete_sentences(reply.text)) if cut else reply
 
 
 def from_the_end(lists: Sequence[Sequence[Any]]) -> list[int]:

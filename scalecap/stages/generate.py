@@ -25,7 +25,7 @@ class Generate:
     With `where`, an expression over the variables of `each`, only items for which it holds are asked about;
     the others have an empty reply (null as JSON). A row without any such item is marked "skipped".
 
-    `parse: lines` makes a list of the reply's lines, without the marks of a list. With `each` or `samples`
+    `parse: lines` makes a list of the reply's lines, each once and without Markdown. With `each` or `samples`
     the lines of all replies are one list, and the side column `about` has the place of each line's item or
     sample, from 0. `parse: json` reads the reply as JSON, which follows the JSON schema `schema` if one is
     given; engines that can constrain decoding are held to it. A reply that can't be read is drawn once more

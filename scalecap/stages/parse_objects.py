@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scalecap.stages import stage
-from scalecap.stages.parse_questions import ASKS
+from scalecap.stages.parse_questions import ASKS, asking_lines
 
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
 _MARKS = " \t\"'“”‘’*_`[]()<>.,;:!?"
@@ -37,8 +37,8 @@ def parse_objects(texts: list[str], *, budget: int | None = None) -> tuple[list[
 
 
 def _objects(reply: str) -> Iterator[str]:
-    for line in reply.splitlines():
-        _, asks, rest = line.partition(ASKS)
+    for line in asking_lines(reply):
+        rest = line.partition(ASKS)[2]
         name = rest.partition(".")[0].strip().removeprefix("the position of ").strip(_MARKS)
-        if asks and name:
+        if name:
             yield name

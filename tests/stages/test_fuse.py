@@ -37,6 +37,12 @@ async def test_all_lists_are_lines_of_a_prompt_without_a_picture(asking):
     assert asked.flags == []
 
 
+async def test_a_cut_caption_ends_with_its_last_sentence(asking):
+    asked = asking(lambda _: Generated("A dog runs. It is brown. It i", "length"))
+    assert await fuse(asked, ["a"], ["b"], ["c"]) == "A dog runs. It is brown."
+    assert asked.flags == ["truncated"]
+
+
 @pytest.mark.parametrize(
     ("settings", "initial", "caption"),
     [({}, "first", "first"), ({}, None, ""), ({"fallback": "empty"}, "first", "")],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scalecap.engines.base import PromptTooLong, Sampling
+from scalecap.engines.base import Generated, PromptTooLong, Sampling
 from scalecap.prompts import Expression, PromptError, Template
 from scalecap.stages.generate import Generate
 
@@ -168,6 +168,15 @@ async def test_a_reply_is_held_to_its_length(asking):
     asked = asking(lambda _: "A dog runs. ")
     assert await stage(asked.ask, variables={"sentences": ["a"], "details": []}) == "A dog runs."
     assert asked.flags == []
+
+
+@pytest.mark.parametrize(
+    ("parse", "expected"), [("text", "A dog runs.\nIt is brown."), ("lines", ["A dog runs.", "It is brown."])]
+)
+async def test_a_cut_reply_ends_with_its_last_sentence(asking, image, parse, expected):
+    asked = asking(lambda _: Generated("A dog runs.\nIt is brown.\nIt is brown.\nIt i", "length"))
+    assert await Generate(prompt=Template("Describe."), parse=parse)(asked.ask, image=image) == expected
+    assert asked.flags == ["truncated"]
 
 
 def window(limit):

@@ -27,3 +27,10 @@ def test_each_object_once_in_order_then_the_positions():
 def test_the_budget_is_the_most_objects(budget, objects):
     questions, about = parse_objects(REPLIES, budget=budget)
     assert len(questions) == len(about) == 2 * objects
+
+
+def test_a_reply_that_goes_on_to_another_sentence_ends_there():
+    # SmolLM2-135M-Instruct, after the prompt's examples.
+    reply = "Describe more details about the man.\nSentence:\nA chart\nDescribe more details about the chart."
+    _, about = parse_objects([reply])
+    assert [entry["object"] for entry in about] == ["the man", "the man"]

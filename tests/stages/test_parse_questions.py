@@ -23,6 +23,14 @@ TREE_AT = "Describe more details about the position of the tree."
         ("describe more details about the dog.", []),
         ("Describe it. Describe more details about the dog.", ["Describe it.", "Describe it."]),
         (f"{DOG}\x0b{TREE}", [DOG, DOG_AT]),
+        (
+            "- Describe more details about **the dog**.\n2. Describe more details about [the tree].",
+            [DOG, TREE, DOG_AT, TREE_AT],
+        ),
+        # SmolLM2-135M-Instruct, which goes on to another sentence as the prompt's examples do.
+        (f"{DOG}\nSentence:\nA tree stands there\nInstructions:\n{TREE}", [DOG, DOG_AT]),
+        (f"{DOG}\n**Sentence: A tree**\n{TREE}", [DOG, DOG_AT]),
+        (f"Sentence:\nA dog\nInstructions:\n{DOG}\nSentence:\nA tree\nInstructions:\n{TREE}", [DOG, DOG_AT]),
     ],
 )
 def test_rule(text, questions):
