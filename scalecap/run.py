@@ -27,7 +27,7 @@ from scalecap.nearest import nearest
 from scalecap.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.progress import Progress
 from scalecap.report.build import write_report
-from scalecap.settings import Settings
+from scalecap.settings import ModelSettings, Settings
 from scalecap.stalls import Stalls
 from scalecap.summary import Summary
 from scalecap.threads import DaemonPool
@@ -51,7 +51,9 @@ class RunError(Exception):
 def run(
     settings: Settings,
     *,
+    source: Source | None = None,
     engines: Mapping[str, Engine] | None = None,
+    pool: Engines | None = None,
     command: str = "",
     begun: Callable[[], None] = lambda: None,
 ) -> Summary:
@@ -59,7 +61,9 @@ def run(
 
     Args:
         settings: all there is to set; `settings.output` is the run's folder.
+        source: the rows, in place of those that `settings.data` names.
         engines: by role, in place of those that the settings name (tests, dry runs).
+        pool: opens and keeps the engines; None is the process's own.
         command: what was typed, for the record.
         begun: called once the folder is this run's.
 
@@ -67,10 +71,11 @@ def run(
         RunError: nothing could be done. Rows that fail are counted in the summary instead.
     """
     summary = Summary(Path(settings.output), command)
+    pool = pool or process_engines
     try:
         with summary.phase("check"):
             settings, promises = apply(settings)
-            source, pipeline = check(settings)
+            source, pipeline = check(settings, source)
             check_scope(promises, pipeline, settings)
             summary.promises = told(promises, pipeline)
             config = asdict(settings) | ({"code": pipeline.code} if pipeline.code else {})
@@ -86,7 +91,7 @@ def run(
             rows = _Rows(source, journal)
             # One that was stopped has rows left: the model loads while they are found.
             if (len(journal.entries) and journal.complete is None) or rows.any():
-                process_engines.run(_caption(settings, pipeline, promises, rows, engines, cache, summary))
+                pool.run(_caption(settings, pipeline, promises, rows, engines, pool, cache, summary))
             elif not rows.seen:
                 raise RunError(
                     f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": ")
@@ -169,9 +174,9 @@ def _tell_resumed(journal: Journal, source: Source, cache: Cache | None) -> None
         log.info("resumed: %s%s rows done%s", f"{journal.entries.done:,}", of, on_hand)
 
 
-def check(settings: Settings) -> tuple[Source, Pipeline]:
+def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pipeline]:
     """The data and the pipeline, all checked that can be without a model. DataError, PipelineError."""
-    source = open_source(settings.data)
+    source = source or open_source(settings.data)
     if source.total == 0:
         empty = f", so that shard {settings.data.shard} of it is empty" if settings.data.shard else ""
         raise DataError(f"data={settings.data.source} has no rows{empty}")
@@ -222,17 +227,15 @@ async def _caption(
     promises: Mapping[str, Applied],
     rows: "_Rows",
     engines: Mapping[str, Engine] | None,
+    pool: Engines,
     cache: Cache | None,
     summary: Summary,
 ) -> None:
     """Loads the models and takes the rows through the pipeline, each to the journal as it ends."""
     models = {role: model for role, model in settings.model.by_role().items() if role in pipeline.roles}
-    if settings.data.source != "scenes" and EMBEDDED in (model.name for model in models.values()):
-        summary.notes.append(
-            "The embedded model knows its own world (data=scenes) and nothing else: what it says about other"
-            " pictures means nothing. Take a real one for them, e.g. model=qwen2.5-vl-3b."
-        )
-        log.warning(summary.notes[-1])
+    if note := foreign(models, settings.data.source):
+        summary.notes.append(note)
+        log.warning(note)
     if "judge" in models and models["judge"] in [models[role] for role in models.keys() - {"judge"}]:
         summary.notes.append(
             "The judge is the model that it judges, which is kind to itself: name another in"
@@ -270,7 +273,7 @@ async def _caption(
                 )
                 take = partial(stream, rows, cluster.take, in_flight=cluster.rows, changed=cluster.changed)
             else:
-                engines = engines or await process_engines.by_role(models, settings.engine)
+                engines = engines or await pool.by_role(models, settings.engine)
                 summary.models = {role: engines[role].identity for role in models}
                 asked = Asked(
                     engines, cache, settings.sampling, settings.seed, summary.counts, settings.min_mass
@@ -282,13 +285,23 @@ async def _caption(
             await found
         progress.reused, rows.on_reuse = rows.reused, progress.reuse
         try:
-            with summary.phase("rows"), progress, Stalls(pipeline.steps), _signals(stop, on_signal):
+            with summary.phase("rows"), progress, Stalls(pipeline.steps), _signals(pool, stop, on_signal):
                 await take(on_row=on_row, stop=stop)
         except (EngineDead, DataError) as error:
             summary.reason = str(error)
             if summary.status == "finished":
                 summary.status = "stopped"
     rows.complete = summary.status == "finished"
+
+
+def foreign(models: Mapping[str, ModelSettings], source: str) -> str:
+    """A warning where the embedded model is to caption pictures that are not of its world; else empty."""
+    if source == "scenes" or EMBEDDED not in (model.name for model in models.values()):
+        return ""
+    return (
+        "The embedded model knows its own world (data=scenes) and nothing else: what it says about other"
+        " pictures means nothing. Take a real one for them, e.g. model=qwen2.5-vl-3b."
+    )
 
 
 def _too_many(most: str | None, failed: int, done: int) -> bool:
@@ -426,7 +439,7 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
 
 
 @contextmanager
-def _signals(stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[None]:
+def _signals(pool: Engines, stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[None]:
     """The first SIGINT or SIGTERM sets `stop`, the second ends the block at once."""
     task = asyncio.current_task()
     asked_to_stop = False
@@ -442,7 +455,7 @@ def _signals(stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[Non
         on_signal()
 
     try:
-        with process_engines.loop.signals_to(handle):
+        with pool.loop.signals_to(handle):
             yield
     except asyncio.CancelledError:
         if not asked_to_stop or task is None:

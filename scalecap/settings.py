@@ -169,6 +169,8 @@ class PipelineSettings:
     """Free-form here: `scalecap.pipeline` binds each step to its stage and names what does not fit."""
     imports: list[str] = field(default_factory=list)
     """Modules to import first, which register stages of their own."""
+    cases: list[Any] = field(default_factory=list, metadata=NOTHING)
+    """Rows with scripted replies and the columns that they should give: `scalecap test` runs them."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -237,6 +238,18 @@ def drawn_from(rows: Iterable[Row], step: str) -> str:
 
 def _is_score(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("text"), str) and "kept" in value
+
+
+def open_run(folder: str | os.PathLike[str]) -> Run:
+    """A run's folder, to read its `rows()`, `summary`, `config` and `overrides`.
+
+    Raises:
+        FolderError: the folder holds no run.
+    """
+    path = Path(folder)
+    if not (path / "journal.jsonl").is_file() and not (path / "summary.json").is_file():
+        raise FolderError(f"{path} holds no run: it has neither a journal.jsonl nor a summary.json")
+    return Run(path, path.resolve().name)
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
