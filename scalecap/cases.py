@@ -153,7 +153,7 @@ class Script:
 
         def answer(request: Request) -> Line:
             if not left:
-                raise EngineError(f"more requests than the case has replies ({len(lines)}): {_shown(request)}")
+                raise EngineError(f"more requests than the case has replies ({len(lines)}): " + _shown(request))
             return _line(left.pop(0), request)
 
         return answer
