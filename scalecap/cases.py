@@ -153,7 +153,8 @@ class Script:
 
         def answer(request: Request) -> Line:
             if not left:
-                raise EngineError(f"more requests than the case has replies ({len(lines)}): " + _shown(request))
+                count = f"more requests than the case has replies ({len(lines)})"
+                raise EngineError(f"{count}: {_shown(request)}")
             return _line(left.pop(0), request)
 
         return answer
