@@ -62,9 +62,8 @@ class Actor:
 
     async def _open(self) -> None:
         settings = self._settings
-        models = settings.model.by_role()
-        models = {role: model for role, model in models.items() if role in self._pipeline.roles}
-        engines = await Engines().by_role(models, settings.engine)
+        roles = {role: each for role, each in settings.by_role().items() if role in self._pipeline.roles}
+        engines = await Engines().by_role(roles)
         self._asked = Asked(
             engines, self._cache, settings.sampling, settings.seed, Counts(), settings.min_mass
         )

@@ -18,6 +18,7 @@ from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import Applied, apply, check_models, check_scope, told
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import DataError, Row, Source, writer
+from scalecap.data.files import public
 from scalecap.data.sources import open_source, read_pictures
 from scalecap.engines import EMBEDDED, Engines, missing
 from scalecap.engines.base import Engine, EngineDead, EngineError
@@ -27,7 +28,7 @@ from scalecap.nearest import nearest
 from scalecap.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.progress import Progress
 from scalecap.report.build import write_report
-from scalecap.settings import ModelSettings, Settings
+from scalecap.settings import EngineSettings, ModelSettings, Settings
 from scalecap.stalls import Stalls
 from scalecap.summary import Summary
 from scalecap.threads import DaemonPool
@@ -209,16 +210,23 @@ def plan(settings: Settings) -> str:
         check_scope(promises, pipeline, settings)
     except (DataError, PipelineError, CalibrationError) as error:
         raise RunError(str(error)) from error
-    models = {role: model for role, model in settings.model.by_role().items() if role in pipeline.roles}
-    for model in models.values():
-        if reason := missing(model, settings.engine):
+    roles = {role: each for role, each in settings.by_role().items() if role in pipeline.roles}
+    for each in roles.values():
+        if reason := missing(*each):
             raise RunError(reason)
     lines = [
         f"{source.total if source.total is not None else 'a stream of'} rows with {', '.join(source.columns)}"
     ]
-    lines += [f"{role}: {model.name}" for role, model in models.items()]
+    lines += [f"{role}: {model.name}{_by(engine, settings)}" for role, (model, engine) in roles.items()]
     lines += [f"{step}: {promise}" for step, promise in promises.items()]
     return "\n".join([*lines, "", pipeline.plan(), "", "Nothing to complain about."])
+
+
+def _by(engine: EngineSettings, settings: Settings) -> str:
+    """What runs a role's model, where that is not what runs the others."""
+    if engine == settings.engine:
+        return ""
+    return f", engine={engine.name}" + (f" at {public(engine.base_url)}" if engine.base_url else "")
 
 
 async def _caption(
@@ -232,11 +240,11 @@ async def _caption(
     summary: Summary,
 ) -> None:
     """Loads the models and takes the rows through the pipeline, each to the journal as it ends."""
-    models = {role: model for role, model in settings.model.by_role().items() if role in pipeline.roles}
-    if note := foreign(models, settings.data.source):
+    roles = {role: each for role, each in settings.by_role().items() if role in pipeline.roles}
+    if note := foreign({role: model for role, (model, _) in roles.items()}, settings.data.source):
         summary.notes.append(note)
         log.warning(note)
-    if "judge" in models and models["judge"] in [models[role] for role in models.keys() - {"judge"}]:
+    if "judge" in roles and roles["judge"] in [roles[role] for role in roles.keys() - {"judge"}]:
         summary.notes.append(
             "The judge is the model that it judges, which is kind to itself: name another in"
             " model.judge.name=…, the same in every run that is compared."
@@ -273,8 +281,8 @@ async def _caption(
                 )
                 take = partial(stream, rows, cluster.take, in_flight=cluster.rows, changed=cluster.changed)
             else:
-                engines = engines or await pool.by_role(models, settings.engine)
-                summary.models = {role: engines[role].identity for role in models}
+                engines = engines or await pool.by_role(roles)
+                summary.models = {role: engines[role].identity for role in roles}
                 asked = Asked(
                     engines, cache, settings.sampling, settings.seed, summary.counts, settings.min_mass
                 )

@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING as DEFAULTLESS
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -48,51 +48,6 @@ rows, and replies where it is an engine's or a model's."""
 
 
 @dataclass
-class ModelSettings:
-    """The weights of one role."""
-
-    name: str = MISSING
-    """Hub name or local folder; `scenes` is the embedded model. With `engine=openai`, the name served."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; None is the newest."""
-    dtype: str = "auto"
-    """`auto` is the dtype of the weights; else `float32`, `bfloat16` or `float16`. With `float64`, which
-    the transformers engine alone has, no neighbour in a batch changes even the last digit of a reply."""
-    trust_remote_code: bool = False
-    """Lets the model's own Python files run on this machine."""
-    max_context: int | None = None
-    """Tokens of prompt and reply together; None is what the model was made for."""
-    min_pixels: int | None = None
-    """Smaller pictures are scaled up to this many pixels; None is the processor's own bound."""
-    max_pixels: int | None = None
-    """Larger pictures are scaled down to this many pixels: fewer is faster and sees less."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Variables of the model's chat template, e.g. `chat_template_kwargs.enable_thinking=false`, which turns
-    a hybrid model's reasoning off. With `engine=openai` they are sent with each request, under this name."""
-
-
-@dataclass
-class ModelsSettings:
-    """One model for each role a step may ask."""
-
-    vlm: ModelSettings = field(default_factory=ModelSettings)
-    """Sees the picture."""
-    llm: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
-    """Reads text alone; the `vlm` itself, loaded once, unless something is set here."""
-    judge: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
-    """Asked by `evaluate=`, with the picture or without; the `vlm` itself unless something is set here.
-    Name one, and the same in every run that is compared: a model judges itself kindly."""
-
-    def by_role(self) -> dict[str, ModelSettings]:
-        """The model of each role; one with nothing of its own is the `vlm`."""
-        untouched = ModelSettings(name=self.vlm.name)
-        given = {"llm": self.llm, "judge": self.judge}
-        return {"vlm": self.vlm} | {
-            role: self.vlm if model == untouched else model for role, model in given.items()
-        }
-
-
-@dataclass
 class EngineSettings:
     """What runs the models."""
 
@@ -126,6 +81,54 @@ class EngineSettings:
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Merged into the body of each request (engine=openai): what a server knows beyond OpenAI's protocol,
     e.g. `engine.extra_body.provider.order=[a,b]`."""
+
+
+@dataclass
+class ModelSettings:
+    """The weights of one role."""
+
+    name: str = MISSING
+    """Hub name or local folder; `scenes` is the embedded model. With `engine=openai`, the name served."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None is the newest."""
+    dtype: str = "auto"
+    """`auto` is the dtype of the weights; else `float32`, `bfloat16` or `float16`. With `float64`, which
+    the transformers engine alone has, no neighbour in a batch changes even the last digit of a reply."""
+    trust_remote_code: bool = False
+    """Lets the model's own Python files run on this machine."""
+    max_context: int | None = None
+    """Tokens of prompt and reply together; None is what the model was made for."""
+    min_pixels: int | None = None
+    """Smaller pictures are scaled up to this many pixels; None is the processor's own bound."""
+    max_pixels: int | None = None
+    """Larger pictures are scaled down to this many pixels: fewer is faster and sees less."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the model's chat template, e.g. `chat_template_kwargs.enable_thinking=false`, which turns
+    a hybrid model's reasoning off. With `engine=openai` they are sent with each request, under this name."""
+    engine: dict[str, Any] = field(default_factory=dict, metadata={"keys_of": EngineSettings})
+    """An engine of the role's own: any key of `engine`, e.g. `model.judge.engine.base_url=…`. Those not given
+    are as in `engine`; where `name` or `base_url` differs, what describes an engine (`args`, `identity`,
+    `logprobs`, `extra_body` …) begins at its default."""
+
+
+@dataclass
+class ModelsSettings:
+    """One model for each role a step may ask."""
+
+    vlm: ModelSettings = field(default_factory=ModelSettings)
+    """Sees the picture."""
+    llm: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
+    """Reads text alone; the `vlm` itself, loaded once, unless something is set here."""
+    judge: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
+    """Asked by `evaluate=`, with the picture or without; the `vlm` itself unless something is set here.
+    Name one, and the same in every run that is compared: a model judges itself kindly."""
+
+
+class RoleSettings(NamedTuple):
+    """What answers a role."""
+
+    model: ModelSettings
+    engine: EngineSettings
 
 
 @dataclass
@@ -268,6 +271,16 @@ class Settings:
     """Rows worked on at once (by each actor, with runner=ray); None keeps the engine busy and the rows'
     pictures in its KV cache."""
 
+    def by_role(self) -> dict[str, RoleSettings]:
+        """The model of each role and what runs it; a role with nothing of its own is the `vlm`."""
+        models = vars(self.model)
+        untouched = ModelSettings(name=self.model.vlm.name)
+        found = {}
+        for role, model in models.items():
+            taken = self.model.vlm if model == untouched else model
+            found[role] = RoleSettings(replace(taken, engine={}), _own_engine(self.engine, taken.engine))
+        return found
+
     def problems(self) -> list[str]:
         """Values that have the right type and make no sense, one line each."""
         at_least = {
@@ -275,11 +288,8 @@ class Settings:
             "evaluate.words": (self.evaluate.words, 1),
             "data.count": (self.data.count, 1),
             "rows_in_flight": (self.rows_in_flight, 1),
-            "engine.concurrency": (self.engine.concurrency, 1),
-            "engine.batch_size": (self.engine.batch_size, 1),
             "runner.actors": (self.runner.actors, 1),
             "runner.gpus_per_actor": (self.runner.gpus_per_actor, 0),
-            "engine.retries": (self.engine.retries, 0),
         }
         found = [
             f"{key}={value}: must be {least} or more"
@@ -302,25 +312,19 @@ class Settings:
             found.append(
                 f"write.image={self.write.image}: no such form; {nearest(self.write.image, WRITTEN)}"
             )
-        if self.engine.name not in ENGINES:
-            found.append(
-                f"engine.name={self.engine.name}: no such engine; {nearest(self.engine.name, ENGINES)}"
-            )
         if self.runner.name not in RUNNERS:
             found.append(
                 f"runner.name={self.runner.name}: no such runner; {nearest(self.runner.name, RUNNERS)}"
             )
-        found += [
-            f"engine.extra_body.{key}: {_OWN_BODY[key]}" for key in self.engine.extra_body if key in _OWN_BODY
-        ]
+        found += _engine_problems("engine", self.engine)
         for role, model in vars(self.model).items():
             found += [
                 f"model.{role}.chat_template_kwargs.{key}: set by scalecap itself"
                 for key in model.chat_template_kwargs
                 if key in _OWN_VARIABLES
             ]
-        if self.engine.name == "openai" and not self.engine.base_url:
-            found.append("engine=openai needs engine.base_url=http://HOST:PORT/v1")
+            if model.engine:
+                found += _engine_problems(f"model.{role}.engine", _own_engine(self.engine, model.engine))
         judged = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
         if self.evaluate.caption is None and any(step.get("captions", "") is None for step in judged):
             found.append("evaluate.caption=COLUMN must say which captions are judged")
@@ -334,9 +338,36 @@ class Settings:
             for step, value in wrong.items()
             if value is not None and not (type(value) is float and 0 < value < 1)
         ]
-        if self.engine.timeout <= 0:
-            found.append(f"engine.timeout={self.engine.timeout}: must be above 0")
         return found
+
+
+def _own_engine(shared: EngineSettings, given: Mapping[str, Any]) -> EngineSettings:
+    """The engine of a role that gives these keys; see `ModelSettings.engine`."""
+    place = ("name", "base_url")
+    if any(given.get(key, getattr(shared, key)) != getattr(shared, key) for key in place):
+        usage = {each.name for each in fields(shared) if "affects" in each.metadata} - {"base_url"}
+        shared = EngineSettings(**{key: getattr(shared, key) for key in ("name", *usage)})
+    return replace(shared, **given)
+
+
+def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
+    """Values of an engine's settings that make no sense; `key` is where they stand."""
+    at_least = {"concurrency": 1, "batch_size": 1, "retries": 0}
+    found = [
+        f"{key}.{name}={value}: must be {least} or more"
+        for name, least in at_least.items()
+        if (value := getattr(engine, name)) is not None and value < least
+    ]
+    if engine.timeout <= 0:
+        found.append(f"{key}.timeout={engine.timeout}: must be above 0")
+    if engine.name not in ENGINES:
+        found.append(f"{key}.name={engine.name}: no such engine; {nearest(engine.name, ENGINES)}")
+    if engine.name == "openai" and not engine.base_url:
+        found.append(f"{key}.name=openai needs {key}.base_url=http://HOST:PORT/v1")
+    found += [
+        f"{key}.extra_body.{each}: {_OWN_BODY[each]}" for each in engine.extra_body if each in _OWN_BODY
+    ]
+    return found
 
 
 def affects(key: str) -> str:
@@ -348,25 +379,28 @@ def affects(key: str) -> str:
             break
         if "affects" in found[0].metadata:
             return str(found[0].metadata["affects"])
-        kind = found[0].type
+        kind = found[0].metadata.get("keys_of", found[0].type)
     return "rows"
 
 
-def determining(config: Mapping[str, Any], kind: Any = Settings) -> dict[str, Any]:
+def determining(config: Mapping[str, Any], kind: Any = Settings, *, whole: bool = True) -> dict[str, Any]:
     """What in a run's config, as its journal keeps it, determines rows.
 
-    A key that is not there, as in a journal from before an upgrade, has its default.
+    A key that is not there, as in a journal from before an upgrade, has its default (if it is to be `whole`).
     """
     known = {each.name: each for each in fields(kind)}
     found = {name: value for name, value in config.items() if name not in known}
     for name, each in known.items():
-        if "affects" in each.metadata:
+        if "affects" in each.metadata or not (whole or name in config):
             continue
         default: Any = each.default if each.default_factory is DEFAULTLESS else each.default_factory()
         value = config.get(name, asdict(default) if is_dataclass(each.type) else default)
-        if is_dataclass(each.type) and isinstance(value, Mapping):
-            value = determining(value, each.type)
-        elif harmless := each.metadata.get("harmless"):
+        if isinstance(value, Mapping):
+            if is_dataclass(each.type):
+                value = determining(value, each.type)
+            elif keys_of := each.metadata.get("keys_of"):
+                value = determining(value, keys_of, whole=False)
+            harmless = each.metadata.get("harmless", ())
             value = {key: inner for key, inner in value.items() if key not in harmless}
         found[name] = value
     return found
@@ -386,6 +420,7 @@ def schema() -> DictConfig:
     OmegaConf.set_struct(node.engine.extra_body, False)
     for model in node.model.values():
         OmegaConf.set_struct(model.chat_template_kwargs, False)
+        OmegaConf.set_struct(model.engine, False)
     return node
 
 
@@ -398,9 +433,25 @@ def from_config(config: DictConfig) -> Settings:
     typed = OmegaConf.merge(schema(), OmegaConf.create(OmegaConf.to_container(config)))
     settings = OmegaConf.to_object(typed)
     assert isinstance(settings, Settings)
+    for role, model in vars(settings.model).items():
+        model.engine = _typed_engine(f"model.{role}.engine", model.engine)
     if problems := settings.problems():
         raise SettingsError("\n  ".join(problems))
     return settings
+
+
+def _typed_engine(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given of an engine's settings under `key`, each with its type. Raises as `from_config`."""
+    known = [each.name for each in fields(EngineSettings)]
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"{key}.{name}: no such key; {nearest(name, known)}")
+    # At its place in the config, so that an error names the whole key.
+    node = OmegaConf.create({})
+    OmegaConf.update(node, key, OmegaConf.structured(EngineSettings))
+    OmegaConf.update(node, key, dict(given))
+    typed: Any = OmegaConf.to_container(OmegaConf.select(node, key))
+    return {name: typed[name] for name in given}
 
 
 ConfigStore.instance().store(name="schema", node=schema())

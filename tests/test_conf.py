@@ -230,10 +230,10 @@ def test_seed_prompts_are_the_seeds(compose: Compose):
 
 
 def test_the_llm_is_the_vlm_unless_told(compose: Compose):
-    one = compose("model=qwen2.5-vl-3b", "model.vlm.revision=abc").model.by_role()
-    assert one["llm"] is one["vlm"]
-    two = compose("model=qwen2.5-vl-3b", "model.llm.name=other").model.by_role()
-    assert (two["vlm"].name, two["llm"].name) == ("Qwen/Qwen2.5-VL-3B-Instruct", "other")
+    one = compose("model=qwen2.5-vl-3b", "model.vlm.revision=abc").by_role()
+    assert one["llm"] == one["vlm"]
+    two = compose("model=qwen2.5-vl-3b", "model.llm.name=other").by_role()
+    assert (two["vlm"].model.name, two["llm"].model.name) == ("Qwen/Qwen2.5-VL-3B-Instruct", "other")
 
 
 def test_the_seed_splits_as_the_seed_does(compose: Compose):

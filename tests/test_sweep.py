@@ -18,7 +18,7 @@ import scalecap.engines
 from scalecap.engines import Engines
 from scalecap.engines.base import Request
 from scalecap.engines.scripted import Scripted
-from scalecap.settings import CONF, EngineSettings, ModelSettings
+from scalecap.settings import CONF, EngineSettings, ModelSettings, RoleSettings
 from scalecap.sweep import arranged
 
 Typed = Callable[..., int]
@@ -148,7 +148,8 @@ def test_a_closed_engine_leaves_no_model_in_memory():
     engines = Engines()
 
     async def open_(dtype: str) -> Any:
-        opened = await engines.by_role({"vlm": ModelSettings("scenes", dtype=dtype)}, EngineSettings())
+        role = RoleSettings(ModelSettings("scenes", dtype=dtype), EngineSettings())
+        opened = await engines.by_role({"vlm": role})
         return weakref.ref(opened["vlm"]._network)  # type: ignore[attr-defined]
 
     first = engines.run(open_("float32"))

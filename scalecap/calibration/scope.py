@@ -18,10 +18,10 @@ def scope(pipeline: Pipeline, step: str, settings: Settings) -> dict[str, Any]:
     not, and of the models that these ask; an outside stage's code counts too. A model that lies in a local
     folder is not known by the folder's name, but by `identities`, once it is loaded.
     """
-    steps, models, code = _upstream(pipeline, step), settings.model.by_role(), pipeline.code
+    steps, models, code = _upstream(pipeline, step), settings.by_role(), pipeline.code
     return {
         "steps": {each.name: _settings(each, own=each.name == step) for each in steps},
-        "models": {role: _model(models[role]) for role in _roles(steps)},
+        "models": {role: _model(models[role].model) for role in _roles(steps)},
         "sampling": asdict(settings.sampling),
         "code": {each.stage.name: code[each.stage.name] for each in steps if each.stage.name in code},
     }
@@ -71,6 +71,7 @@ def _plain(value: Any) -> Any:
 
 def _model(model: ModelSettings) -> dict[str, Any]:
     known = determining(asdict(model), ModelSettings)
+    del known["engine"]  # what runs the model is part of its identity
     if Path(model.name).expanduser().is_dir():
         known["name"] = "a local folder"
     return known

@@ -15,7 +15,7 @@ from scalecap.engines.base import Engine, EngineError
 from scalecap.engines.loop import LoopThread
 
 if TYPE_CHECKING:
-    from scalecap.settings import EngineSettings, ModelSettings
+    from scalecap.settings import EngineSettings, ModelSettings, RoleSettings
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,9 @@ T = TypeVar("T")
 
 
 def choose_engine(engine: "EngineSettings") -> tuple[str, str]:
-    """The engine that `engine=auto` takes on this machine, and why."""
+    """The engine that these settings ask for; of `auto`, the one that suits this machine, and why."""
+    if engine.name != "auto":
+        return engine.name, "it is named"
     if engine.base_url:
         return "openai", "engine.base_url is given"
     if find_spec("vllm") is None:
@@ -52,9 +54,8 @@ async def open_engine(
 
     Raises EngineError with one message and its mend when it can't be had.
     """
-    name = engine.name
-    if name == "auto":
-        name, why = choose_engine(engine)
+    name, why = choose_engine(engine)
+    if engine.name == "auto":
         log.info("engine: %s, because %s", name, why)
     if engine.args and name != "vllm":
         raise EngineError(f"engine.args.{next(iter(engine.args))} is for vLLM, and the engine is {name}")
@@ -115,22 +116,21 @@ class Engines:
         """Runs `work` to its end on the engines' loop."""
         return self.loop.run(work)
 
-    async def by_role(
-        self, models: Mapping[str, "ModelSettings"], engine: "EngineSettings"
-    ) -> dict[str, Engine]:
+    async def by_role(self, roles: "Mapping[str, RoleSettings]") -> dict[str, Engine]:
         """The engine of each role; equal settings share one.
 
         Others are closed first, for their memory, unless `engine.keep` says otherwise.
         """
-        keys = {role: repr((model, engine)) for role, model in models.items()}
-        if not engine.keep:
+        keys = {role: repr(settings) for role, settings in roles.items()}
+        if not any(settings.engine.keep for settings in roles.values()):
             for key in self._open.keys() - keys.values():
                 await self._open.pop(key).close()
-        apart = {keys[role]: model for role, model in models.items()}
-        for key, model in apart.items():
+        apart = {keys[role]: settings for role, settings in roles.items()}
+        for key, (model, engine) in apart.items():
             if key not in self._open:
                 others = [other for name, other in apart.items() if name != key]
-                self._open[key] = await open_engine(model, engine, others)
+                beside = [other.model for other in others if choose_engine(other.engine)[0] != "openai"]
+                self._open[key] = await open_engine(model, engine, beside)
         return {role: self._open[key] for role, key in keys.items()}
 
     def close(self) -> None:

@@ -54,7 +54,11 @@ def _given(settings: Any, unread: set[str]) -> Iterator[str]:
     """`key=value` of each setting that counts and is not at its default."""
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if field.name in ("name", *unread) or "affects" in field.metadata or value == _default(field):
+        if (
+            field.name in ("name", "engine", *unread)
+            or "affects" in field.metadata
+            or value == _default(field)
+        ):
             continue
         if not isinstance(value, dict):
             yield f"{field.name}={value}"

@@ -20,6 +20,7 @@ MODEL: dict[str, tuple[Any, set[str]]] = {
     "name": ("other", set()),
     "revision": ("abc", set()),
     "dtype": ("float64", set()),
+    "engine": ({"concurrency": 2}, set()),  # what it comes to is the engine's settings
     # Read from the settings.
     "trust_remote_code": (True, LOCAL),
     "max_context": (1000, ALL),
