@@ -56,7 +56,8 @@ def _roles(steps: list[Step]) -> list[str]:
 
 def _settings(step: Step, own: bool) -> dict[str, Any]:
     kept = {name: _plain(value) for name, value in step.settings.items() if not (own and name == "threshold")}
-    return {"stage": step.stage.name, **plain(dict(step.columns)), **kept}
+    when = {"when": step.when.source, "otherwise": step.otherwise} if step.when else {}
+    return {"stage": step.stage.name, **plain(dict(step.columns)), **kept, **when}
 
 
 def _plain(value: Any) -> Any:

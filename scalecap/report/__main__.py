@@ -12,9 +12,15 @@ def main() -> None:
         prog="python -m scalecap.report", description="Writes report.html, a page to look through a run."
     )
     parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of the statements drawn for labelling")
+    parser.add_argument(
+        "--uncertain",
+        action="store_true",
+        help="show those first of which a check is least sure: for estimates, which promise nothing",
+    )
     arguments = parser.parse_args()
     try:
-        path = write_report(arguments.run)
+        path = write_report(arguments.run, seed=arguments.seed, uncertain=arguments.uncertain)
     except (FolderError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

@@ -15,6 +15,7 @@ from scalecap import clauses
 from scalecap.data.files import public
 from scalecap.intervals import by_step, is_part, label, mean, parts
 from scalecap.report.folder import MOST, WORD, FolderError, Row, Run, checks
+from scalecap.report.labelling import draw
 from scalecap.report.page import Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
 from scalecap.settings import DataSettings
@@ -25,11 +26,14 @@ NEAR = 0.6
 """Share of a sentence's words that a text must have to be told as its source."""
 
 
-def write_report(folder: Path, data: DataSettings | None = None) -> Path:
+def write_report(
+    folder: Path, data: DataSettings | None = None, *, seed: int = 0, uncertain: bool = False
+) -> Path:
     """Writes `report.html` in the folder of a run.
 
     Args:
         data: where the run's data is; None is what the run's config says.
+        seed, uncertain: of the statements that are drawn for labelling (`scalecap.report.labelling.draw`).
 
     Raises:
         FolderError: the folder has no captions.
@@ -45,6 +49,7 @@ def write_report(folder: Path, data: DataSettings | None = None) -> Path:
     template = templates().get_template("report.html.j2")
     told = run.summary.get("rows", {})
     calibrated = calibration(rows)
+    drawn = draw(rows, seed, uncertain=uncertain)
     stream = template.stream(
         run=run,
         summary=dict.fromkeys(TOLD) | run.summary | {"command": public(run.summary.get("command", ""))},
@@ -53,9 +58,11 @@ def write_report(folder: Path, data: DataSettings | None = None) -> Path:
         total=max(len(rows), told.get("done", 0) + told.get("failed", 0)),
         metrics=by_step(run.summary.get("metrics", {})),
         calibrated=calibrated,
+        labelled=drawn if drawn["steps"] else None,
         blocks=[
             *_blocks(run, rows, thumbnails(run, rows, data)),
             block("calibration", list(calibrated.values())),
+            block("draw", drawn),
         ],
     )
     with part.open("wb") as file:

@@ -1,0 +1,181 @@
+"""The labelling mode: what is drawn, and a real browser from the first key to a run that keeps a promise."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile import HOSTILE, says
+
+from scalecap.calibrate import main as calibrate
+from scalecap.engines.scripted import Scripted
+from scalecap.report.build import write_report
+from scalecap.report.folder import Run
+from scalecap.report.labelling import draw
+from scalecap.run import run
+from scalecap.settings import Settings
+
+Browser = Callable[..., AbstractAsyncContextManager[Any]]
+
+
+def row(number: int, scores: list[tuple[str, float | None]], **more: Any) -> dict[str, Any]:
+    found = [{"text": text, "p_yes": p, "kept": True} for text, p in scores]
+    return {"row_id": f"r{number}", "image": f"{number}.png", "check_scores": found, "error": None, **more}
+
+
+ROWS = [row(n, [(f"a {n}", 0.9), (f"b {n}", 0.5 + n / 100), (f"c {n}", 0.2)]) for n in range(40)]
+
+
+def test_one_statement_of_each_picture_is_drawn_at_random():
+    drawn = draw(ROWS)
+    (step,) = drawn["steps"]
+    assert (drawn["draw"], drawn["seed"], step["step"]) == ("random", 0, "check")
+    assert sorted(number for number, *_ in step["statements"]) == list(range(40))
+    assert all(text.endswith(f" {number}") for number, _, text in step["statements"])
+    assert all(row_id == f"r{number}" for number, row_id, _ in step["statements"])
+    letters = [text[0] for *_, text in step["statements"]]
+    assert all(letters.count(letter) >= 6 for letter in "abc")
+    assert draw(ROWS) == drawn
+    assert draw(ROWS, 1)["steps"][0]["statements"] != step["statements"]
+    assert draw(ROWS, 1)["steps"][0]["run"] == step["run"]  # the statements drawn from are the same
+
+
+def test_what_cannot_be_drawn_is_left_out():
+    rows = [
+        row(0, [("a", 0.9)]),
+        row(1, [("b", 0.9)], error={"step": "x"}),
+        row(2, []),
+        row(3, [("d", None)]),
+        {"image": "of an earlier version", "check_scores": ROWS[0]["check_scores"]},
+    ]
+    assert sorted(text for *_, text in draw(rows)["steps"][0]["statements"]) == ["a", "d"]
+    assert draw([row(0, [("a", None)])])["steps"] == []  # a check that tells no P(yes)
+
+
+def test_the_unsure_come_first_when_asked_for():
+    drawn = draw([*ROWS[1:], row(0, [("sure", 0.99), ("not answered", None)])], uncertain=True)
+    assert drawn["draw"] == "uncertain"
+    assert [text for *_, text in drawn["steps"][0]["statements"]][:3] == ["not answered", "b 1", "b 2"]
+
+
+@pytest.fixture
+def labelled(hostile: Path) -> Path:
+    path = hostile / "captions.jsonl"
+    lines = [{"row_id": str(n)} | json.loads(line) for n, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(hostile)
+    return hostile
+
+
+async def label(page: Any, count: int) -> None:
+    """So many statements, by their texts: cats are not there."""
+    for _ in range(count):
+        text = await page.inner_text("#label-text")
+        await page.keyboard.press("n" if "cat" in text else "y")
+
+
+async def test_from_keys_to_a_promise(
+    labelled: Path,
+    browser: Browser,
+    compose: Callable[..., Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    async with browser(labelled / "report.html") as page:
+        await page.get_by_role("button", name="Label statements").click()
+        assert await page.locator("article:visible").count() == 0
+        assert not await page.locator(".scored:visible").count()  # no P(yes) is to be seen
+        assert await page.evaluate("document.activeElement.id") == "label-title"
+        await page.get_by_label("Your name").fill("Ada")
+        await page.get_by_role("heading", name="Is it true of the picture?").click()
+        await page.keyboard.press("j")  # walks nowhere
+        await label(page, 20)
+        assert "20 of 58 labelled" in await page.inner_text("#label-count")
+        before = await page.inner_text("#label-text")
+        await page.keyboard.press("?")
+        assert "1 unsure" in await page.inner_text("#label-count")
+        await page.keyboard.press("u")
+        assert await page.inner_text("#label-text") == before
+        assert "20 of 58 labelled" in await page.inner_text("#label-count")
+        await page.reload()
+        await page.get_by_role("button", name="Label statements").click()
+        assert await page.inner_text("#label-text") == before
+        assert await page.input_value("#label-author") == "Ada"
+        await page.wait_for_selector("#label-picture img")
+        assert await page.locator("#label-picture img").evaluate("each => each.naturalWidth") == 30
+        await label(page, 37)
+        await page.get_by_role("button", name="Yes").click()  # the last, wherever it belongs
+        await page.get_by_role("button", name="Undo").click()
+        await label(page, 1)
+        assert "All statements that were drawn are labelled." in await page.inner_text("#label-text")
+        assert await page.get_by_role("button", name="Yes").is_disabled()
+        async with page.expect_download() as waiting:
+            await page.get_by_role("button", name="Download labels.jsonl").click()
+        download = await waiting.value
+        assert download.suggested_filename == "labels.jsonl"
+        await download.save_as(tmp_path / "labels.jsonl")
+        await page.keyboard.press("Escape")
+        assert await page.locator("article:visible").count() > 0
+        assert await page.evaluate("document.activeElement.id") == "label-open"
+    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert len({each["row_id"] for each in labels}) == 58
+    assert {(each["author"], each["step"], each["draw"]) for each in labels} == {
+        ("Ada", "golden_sentences", "random")
+    }
+    assert {each["text"]: each["verdict"] for each in labels} == {HOSTILE: "yes", "There is a cat.": "no"}
+
+    words = ["calibrate", str(labelled), "--labels", str(tmp_path / "labels.jsonl"), "--wrong", "0.2"]
+    monkeypatch.setattr(sys, "argv", words)
+    calibrate()
+    assert "golden_sentences: 58 labels, one a picture" in capsys.readouterr().out
+
+    engine = Scripted(says)
+    rows = f"data.path={tmp_path}/rows.jsonl"
+    promise = (f"calibration={labelled}/calibration.json", "wrong=0.2", f"output={tmp_path}/promised")
+    summary = run(
+        compose("data=jsonl", rows, "report=true", "cache=off", *promise),
+        engines={"vlm": engine, "llm": engine},
+        command="python -m scalecap x",
+    )
+    assert "wrong with a probability of at most 20 %" in summary.screen()
+    async with browser(tmp_path / "promised" / "report.html") as page:
+        await page.get_by_text("The run in numbers").click()
+        assert "with a probability of at most 20 %" in await page.inner_text("header")
+
+
+async def test_each_check_is_labelled_by_itself(labelled: Path, browser: Browser):
+    async with browser(labelled / "report.html", 360, scheme="dark") as page:
+        await page.get_by_role("button", name="Label statements").click()
+        await label(page, 3)
+        await page.get_by_label("Check").select_option(label="final details")
+        assert "0 of 58 labelled" in await page.inner_text("#label-count")
+        await page.locator("#label-title").click()
+        await label(page, 2)
+        await page.get_by_label("Check").select_option(label="golden sentences")
+        assert "3 of 58 labelled" in await page.inner_text("#label-count")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        for name in ("Yes", "No", "Unsure"):
+            box = await page.get_by_role("button", name=name, exact=False).first.bounding_box()
+            assert box["height"] >= 44  # for a thumb
+        assert await page.locator("#label-text[aria-live=polite]").count() == 1
+
+
+async def test_a_browser_that_keeps_nothing_says_so(labelled: Path, browser: Browser):
+    async with browser(labelled / "report.html") as page:
+        await page.evaluate("(Storage.prototype.setItem = () => { throw new Error(0); }, null)")
+        await page.get_by_role("button", name="Label statements").click()
+        await label(page, 2)
+        assert "2 of 58 labelled" in await page.inner_text("#label-count")
+        assert "download the labels before you leave" in await page.inner_text("#label-warning")
+
+
+async def test_a_page_of_unsure_statements_promises_nothing(labelled: Path, browser: Browser):
+    page_of = write_report(labelled, uncertain=True)
+    async with browser(page_of) as page:
+        await page.get_by_role("button", name="Label statements").click()
+        assert "no promise can be made from them" in await page.inner_text("#label")
+    assert Run(labelled, "run").rows()
