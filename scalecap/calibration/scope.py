@@ -23,6 +23,7 @@ def scope(pipeline: Pipeline, step: str, settings: Settings) -> dict[str, Any]:
         "steps": {each.name: _settings(each, own=each.name == step) for each in steps},
         "models": {role: _model(models[role].model) for role in _roles(steps)},
         "sampling": asdict(settings.sampling),
+        "min_mass": settings.min_mass,
         "code": {each.stage.name: code[each.stage.name] for each in steps if each.stage.name in code},
     }
 
