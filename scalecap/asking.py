@@ -23,6 +23,7 @@ from scalecap.engines.base import (
     Score,
     Scored,
 )
+from scalecap.refusals import refuses
 
 Flag = Callable[[str], None]
 CHOICES = 50
@@ -210,11 +211,13 @@ class StepAsk:
         sample: int = 0,
         schema: str | None = None,
         fault: Callable[[str], str | None] = lambda text: None,
+        retry: str | None = None,
     ) -> Generated:
-        """Free text. A faulty reply to a random draw is drawn once more; the better stays."""
+        """Free text. A faulty reply to a random draw is drawn once more; `retry` is asked for one that is a
+        refusal or empty; the better stays."""
         drawn = sampling or self._asked.sampling
 
-        async def draw(attempt: int) -> Generated:
+        async def draw(prompt: Prompt, attempt: int) -> Generated:
             # A greedy reply has no seed, so that another run's seed, or another step, finds it in the cache.
             own = drawn.temperature > 0
             chance = seed(self._asked.seed, self._step, prompt, sample=sample, attempt=attempt) if own else 0
@@ -225,19 +228,27 @@ class StepAsk:
             """What is wrong with the reply, from its text's own fault to how it ended."""
             return [name for name in (fault(reply.text), find_fault(reply)) if name]
 
-        def rank(reply: Generated) -> tuple[bool, int]:
-            return fault(reply.text) is not None, _FAULTS.index(find_fault(reply))
+        def rank(reply: Generated) -> tuple[bool, bool, int]:
+            wrong = find_silence(reply) is not None, fault(reply.text) is not None
+            return *wrong, _FAULTS.index(find_fault(reply))
 
-        prompt = Prompt(text, image)
-        reply = await draw(0)
-        if whole and reply.finish == "context":
-            usage = reply.usage
-            raise PromptTooLong(usage.prompt_tokens, usage.prompt_tokens + usage.generated_tokens)
-        if faults(reply) and drawn.temperature > 0:
-            self._asked.counts.steps[self._step].retried += 1
-            reply = min(reply, await draw(1), key=rank)
-        for name in faults(reply):
-            self.mark(name)
+        async def best(prompt: Prompt) -> Generated:
+            reply = await draw(prompt, 0)
+            if whole and reply.finish == "context":
+                usage = reply.usage
+                raise PromptTooLong(usage.prompt_tokens, usage.prompt_tokens + usage.generated_tokens)
+            if faults(reply) and drawn.temperature > 0:
+                self._asked.counts.steps[self._step].retried += 1
+                reply = min(reply, await draw(prompt, 1), key=rank)
+            return reply
+
+        reply = await best(Prompt(text, image))
+        if retry is not None and find_silence(reply):
+            self.mark("reprompted")
+            reply = min(reply, await best(Prompt(retry, image)), key=rank)
+        for name in (*faults(reply), find_silence(reply)):
+            if name:
+                self.mark(name)
         if reply.reasoning:
             self.mark("reasoned")
         return reply
@@ -280,6 +291,13 @@ def find_fault(reply: Generated) -> str | None:
     if loops(reply.text):
         return "looping"
     return None if reply.finish == "stop" else "truncated"
+
+
+def find_silence(reply: Generated) -> str | None:
+    """Why the reply says nothing: "empty", "refused" or it does."""
+    if not reply.text.strip():
+        return "empty"
+    return "refused" if refuses(reply.text) else None
 
 
 def loops(text: str, *, times: int = 4, characters: int = 100) -> bool:

@@ -266,12 +266,16 @@ def _check_prompts(
     conditions = {place: value for place, value in settings.items() if isinstance(value, Expression)}
     for place, condition in conditions.items():
         problems += [f"{place}: {each}" for each in condition.problems(mapped)]
-    used_elsewhere = {name for condition in conditions.values() for name in condition.variables}
+    used = {name for condition in conditions.values() for name in condition.variables}
+    free = []
     for place, setting, template in templates(settings):
         problems += [f"{place}: {each}" for each in template.problems(declared.get(setting, mapped))]
         if template.variables and setting not in declared:
-            unused = [name for name in mapped if name not in template.variables | used_elsewhere]
-            problems += [f"{place}: the variable {name!r} is never used" for name in unused]
+            used |= template.variables
+            free.append(place)
+    if free:
+        unused = [name for name in mapped if name not in used]
+        problems += [f"{free[0]}: the variable {name!r} is never used" for name in unused]
 
 
 def _sort(steps: Sequence[Step], problems: list[str]) -> list[Step]:

@@ -21,6 +21,7 @@ async def generate_fitting(
     model: str,
     sampling: Sampling | None,
     image: Image | None = None,
+    retry: Callable[[Collection[int]], str] | None = None,
     **settings: Any,
 ) -> Generated:
     """Ask; what does not fit, or leaves its reply no room, is asked again with less, marked "shortened".
@@ -32,6 +33,7 @@ async def generate_fitting(
         sizes: characters of each piece.
         drops: places of pieces in the order in which they are given up, until the prompt takes about
             three quarters of the context.
+        retry: likewise the prompt for a refused or empty reply.
         settings: what else `Ask.generate` takes.
 
     Raises:
@@ -39,7 +41,8 @@ async def generate_fitting(
     """
     dropped = 0
     while True:
-        prompt = render(set(drops[:dropped]))
+        left_out = set(drops[:dropped])
+        prompt = render(left_out)
         try:
             reply = await ask.generate(
                 prompt,
@@ -47,6 +50,7 @@ async def generate_fitting(
                 model=model,
                 sampling=sampling,
                 whole=dropped < len(drops),
+                retry=retry(left_out) if retry else None,
                 **settings,
             )
         except PromptTooLong as error:

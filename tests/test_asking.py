@@ -84,6 +84,33 @@ async def test_a_greedy_reply_is_never_drawn_again():
     assert world.counts.total.retried == 0
 
 
+NO, SILENT = Generated("I'm sorry, but I can't assist.", "stop"), Generated(" ", "stop")
+
+
+@pytest.mark.parametrize(
+    ("replies", "retry", "kept", "flags"),
+    [
+        ([NO], None, NO, ["refused"]),
+        ([SILENT], None, SILENT, ["empty"]),
+        ([Generated("", "length", reasoning="or"), GOOD], None, GOOD, []),
+        ([NO, GOOD], "again", GOOD, ["reprompted"]),
+        ([SILENT, GOOD], "again", GOOD, ["reprompted"]),
+        ([NO, NO], "again", NO, ["reprompted", "refused"]),
+        ([NO, SILENT], "again", NO, ["reprompted", "refused"]),
+        ([NO, CUT, GOOD], "again", GOOD, ["reprompted"]),
+        ([NO, CUT, CUT], "again", CUT, ["reprompted", "truncated"]),
+        ([GOOD], "again", GOOD, []),
+    ],
+)
+async def test_a_refusal_or_an_empty_reply_is_marked_and_asked_otherwise_once(replies, retry, kept, flags):
+    world = World(replies)
+    assert await world.ask.generate("text", retry=retry) == kept
+    assert world.flags == flags
+    assert len(world.requests) == len(replies)
+    assert [request.prompt.text for request in world.requests][1:] == [retry or "text"] * (len(replies) - 1)
+    assert world.counts.steps["s"].marks == Counter(flags)
+
+
 async def test_a_step_may_have_its_own_sampling():
     world = World([CUT], RANDOM)
     await world.ask.generate("text", sampling=GREEDY)

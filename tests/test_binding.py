@@ -208,6 +208,10 @@ BAD = [
         "raw_questions: prompt: unknown variable {{ sentence }}; there are: s",
     ),
     (
+        changed(raw_questions=STEPS["raw_questions"] | {"retry_prompt": "Please: {{ text }}"}),
+        "raw_questions: retry_prompt: unknown variable {{ text }}; there are: s",
+    ),
+    (
         changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "golden", "t": "golden"}}),
         "raw_questions: prompt: the variable 't' is never used",
     ),

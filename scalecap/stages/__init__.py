@@ -95,14 +95,19 @@ class Ask(Protocol):
         sample: int = 0,
         schema: str | None = None,
         fault: Callable[[str], str | None] = ...,
+        retry: str | None = None,
     ) -> Generated:
         """Free text; a truncated, looping or otherwise faulty reply is drawn once more, then marked.
+
+        One that is refused or empty is marked so.
 
         Args:
             whole: PromptTooLong also when the prompt left the reply too little of the context.
             sample: which draw of this prompt; each has its own seed.
             schema: JSON text of a JSON schema that engines which can make the reply follow.
             fault: what is wrong with a reply's text, as the flag to set; None when nothing is.
+            retry: asked once in place of `text` when that is refused or the reply is empty, marked
+                "reprompted".
         """
         ...
 

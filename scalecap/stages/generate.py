@@ -1,7 +1,7 @@
 """Ask a model for text."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ class Generate:
     for the model loses items of its lists until it takes about three quarters of the context, marked
     "shortened": those with the lowest `p_yes` first, then from the end of the longest list.
 
+    A refusal ("I'm sorry, but I can't …") is marked "refused", a reply without text "empty". `retry_prompt`,
+    with the same variables, is then asked once, marked "reprompted".
+
     The default `model` is `vlm` with a picture and `llm` without.
     """
 
@@ -43,6 +46,7 @@ class Generate:
         self,
         *,
         prompt: Template,
+        retry_prompt: Template | None = None,
         parse: Literal["text", "lines", "json"] = "text",
         schema: Mapping[str, Any] | None = None,
         samples: int | None = None,
@@ -63,7 +67,8 @@ class Generate:
             check_schema(schema)
         if samples is not None and samples < 1:
             raise ValueError(f"samples: {samples} must be 1 or more")
-        self.prompt, self.parse, self.samples, self.where = prompt, parse, samples, where
+        self.prompt, self.retry_prompt = prompt, retry_prompt
+        self.parse, self.samples, self.where = parse, samples, where
         self.schema, self._schema_text = (
             schema,
             None if schema is None else json.dumps(schema, sort_keys=True),
@@ -129,14 +134,19 @@ class Generate:
         if image is None and not any(as_text(value).strip() for value in values.values()):
             return await self._nothing()
         lists = [value for value in values.values() if isinstance(value, list)]
+
+        def filled(prompt: Template) -> Callable[[Collection[int]], str]:
+            return lambda dropped: prompt.render(**without(values, dropped))
+
         reply = await generate_fitting(
             ask,
-            lambda dropped: self.prompt.render(**without(values, dropped)),
+            filled(self.prompt),
             [len(as_text(item)) for value in lists for item in value],
             drops(lists),
             model=self.model,
             sampling=self.sampling,
             image=image,
+            retry=filled(self.retry_prompt) if self.retry_prompt else None,
             sample=sample,
             schema=self._schema_text,
             fault=self._fault,

@@ -50,6 +50,18 @@ async def test_nothing_is_asked_about_nothing_unless_there_is_a_picture(asking, 
     assert await stage(asked.ask, variables=variables, image=image) == "reply"
 
 
+async def test_the_retry_prompt_is_filled_as_the_prompt_is(asking, image):
+    asked = asking(lambda r: "fine" if r.prompt.text.startswith("Please") else "I'm sorry, but I can't help.")
+    stage = Generate(prompt=Template("{{ a }}"), retry_prompt=Template("Please {{ a }}"))
+    assert await stage(asked.ask, image=image, each={"a": ["x", "y"]}) == ["fine", "fine"]
+    assert sorted(asked.texts) == ["Please x", "Please y", "x", "y"]
+    assert all(request.prompt.image is image for request in asked.requests)
+    assert asked.flags == ["reprompted", "reprompted"]
+    stage = Generate(prompt=Template("{{ a }}"))
+    assert await stage(asked.ask, variables={"a": "x"}) == "I'm sorry, but I can't help."
+    assert asked.flags[2:] == ["refused"]
+
+
 async def test_each_item_has_a_reply_in_its_place(asking, image):
     asked = asking(lambda request: request.prompt.text.upper())
     stage = Generate(prompt=Template("{{ about }} {{ question }}"))
