@@ -199,8 +199,8 @@ def _differences(case: Case, finished: Finished, script: Script) -> Iterator[str
         if column not in got:
             yield f"{column}: was not written"
         elif got[column] != wanted:
-            lines = [_lines(wanted), _lines(got[column])]
-            yield "\n  ".join([f"{column}: - expected, + got", *difflib.ndiff(*lines)])
+            differing = difflib.ndiff(_lines(wanted), _lines(got[column]))
+            yield "\n  ".join([f"{column}: - expected, + got", *differing])
     for step, left in script.unused.items():
         if left and not finished.error:
             yield f"{step}: replies that nothing asked for: {', '.join(map(repr, left))}"

@@ -40,7 +40,8 @@ def compose(
     folders = [CONF, *([Path(config_dir).expanduser().resolve()] if config_dir is not None else [])]
     if missing := next((folder for folder in folders if not folder.is_dir()), None):
         raise SettingsError(f"config_dir={config_dir}: {missing} is not a folder")
-    groups, leaves = [], []
+    groups: list[str] = []
+    leaves: list[str] = []
     for key, value in (values or {}).items():
         is_group = any((folder / key).is_dir() for folder in folders)
         if is_group and not isinstance(value, Mapping):

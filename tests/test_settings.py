@@ -16,7 +16,7 @@ MAY_CHANGE = {
     *("cache.enabled", "cache.dir", "write.image", "runner.name", "runner.actors", "runner.gpus_per_actor"),
     *("runner.address", "data.limit", "data.streaming", "data.allow_urls"),
     *("engine.base_url", "engine.concurrency", "engine.batch_size", "engine.timeout", "engine.retries"),
-    *("engine.keep", "engine.quiet", "calibration"),
+    *("engine.keep", "engine.quiet", "calibration", "pipeline.cases"),
 }
 """Settings that change no row. All others refuse to go on."""
 
