@@ -41,7 +41,7 @@ def compose(
     if missing := next((folder for folder in folders if not folder.is_dir()), None):
         raise SettingsError(f"config_dir={config_dir}: {missing} is not a folder")
     groups: list[str] = []
-    leaves: list[str] = []
+    leaves: list[tuple[str, Any]] = []
     for key, value in (values or {}).items():
         is_group = any((folder / key).is_dir() for folder in folders)
         if is_group and not isinstance(value, Mapping):
