@@ -12,6 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from scalecap import stages
+from scalecap.data import OUTPUT
 from scalecap.engines.base import Sampling
 from scalecap.fitting import fit
 from scalecap.nearest import nearest
@@ -19,8 +20,8 @@ from scalecap.prompts import Expression, Template
 from scalecap.stages import Kind, Parameter, Stage
 from scalecap.step import KIND_NAMES, Step, templates, written
 
-RESERVED = ("error", "flags", "image")
-"""Names that no step may have: two keys of every output row, and the row's picture."""
+RESERVED = (*OUTPUT, "image")
+"""Names that no step may have: keys of every output row, and the row's picture."""
 
 
 class PipelineError(Exception):

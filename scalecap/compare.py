@@ -3,7 +3,8 @@
     python -m scalecap.compare DIR... [--baseline JOB] [--objective METRIC] [--to DIR]
 
 reads the folders of runs, or of sweeps, and writes `comparison.md`, `.csv` and `.html`; a sweep does
-it by itself. Differences to the baseline are paired: only rows that both have count, picture by picture.
+it by itself. Differences to the baseline are paired, picture by picture (see `scalecap.report.pairing`):
+only rows that both have count.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
@@ -27,6 +29,7 @@ from scalecap.intervals import Interval, Pair, difference, is_part, label, mean,
 from scalecap.nearest import nearest
 from scalecap.report.folder import FolderError, Run, read_runs
 from scalecap.report.page import brief, shown
+from scalecap.report.pairing import ALONE, keys, pair
 
 COSTS = {
     "prompt tokens": "prompt",
@@ -120,6 +123,7 @@ class Comparison:
         self.baseline = self._baseline(baseline, values)
         known = {name for each in values.values() for name in each}.union(*self._means.values())
         self._aim = named(self._aim, known) or self._aim
+        self.partners = self._partners()
         self.names = self._names(values)
         if objective and self._aim not in known and self.baseline:
             close = nearest(objective, list(map(label, self.names)))
@@ -133,7 +137,27 @@ class Comparison:
             (run for run in self.runs if values[run.name] and (name is None or run.name == name)), None
         )
 
-    def _names(self, values: dict[str, dict[str, dict[str, Pair]]]) -> list[str]:
+    def _partners(self) -> dict[str, np.ndarray]:
+        """By run, for each of its rows the place of the baseline's row of the same picture, or ALONE."""
+        if self.baseline is None:
+            return {}
+        own, data = keys(self.baseline), self.baseline.reads
+        return {
+            run.name: np.arange(len(own.id))
+            if run is self.baseline
+            else pair(keys(run), own, same_data=bool(data) and data == run.reads)
+            for run in self.runs
+        }
+
+    def paired(self, run: Run) -> tuple[int, int, int]:
+        """Rows that the run and the baseline both have, that the run alone has, and the baseline alone."""
+        if self.baseline is None:
+            return 0, 0, 0
+        partner = self.partners[run.name]
+        both = int(np.count_nonzero(partner != ALONE))
+        return both, len(partner) - both, len(self.partners[self.baseline.name]) - both
+
+    def _names(self, values: dict[str, dict[str, dict[int, Pair]]]) -> list[str]:
         """The numbers, the objective first, then metrics, then what every run has."""
         found = dict.fromkeys(name for each in values.values() for name in each)
         found |= dict.fromkeys(name for each in self._means.values() for name in each)
@@ -162,7 +186,7 @@ class Comparison:
             if name == self._aim or not (is_part(name) or before.intersection(parts(name)[1:2]))
         ]
 
-    def _numbers(self, run: Run, values: dict[str, dict[str, dict[str, Pair]]]) -> dict[str, Number]:
+    def _numbers(self, run: Run, values: dict[str, dict[str, dict[int, Pair]]]) -> dict[str, Number]:
         found = {}
         for name in self.names:
             own, value = values[run.name].get(name, {}), self._means[run.name].get(name)
@@ -171,8 +195,9 @@ class Comparison:
             apart = None
             if self.baseline is not None and run is not self.baseline:
                 other = values[self.baseline.name].get(name, {})
-                both = [key for key in own if key in other]
-                apart = difference([own[key] for key in both], [other[key] for key in both])
+                partner = self.partners[run.name]
+                both = [row for row in own if partner[row] in other]
+                apart = difference([own[row] for row in both], [other[partner[row]] for row in both])
             found[name] = Number(value, apart, self._is_best(name, value.mean))
         return found
 
@@ -213,9 +238,7 @@ class Comparison:
                 f"Δ is the difference to job {self.baseline.name} over the pictures of which both have the"
                 " number, ▲ or ▼ when its interval leaves zero out."
             )
-            others = [line for line in self.lines if line.numbers and line.run is not self.baseline]
-            apart = [line.run.name for line in others if not any(n.difference for n in line.numbers.values())]
-            lines += [f"No picture in common with it: {', '.join(apart)}."] if apart else []
+            lines += self._unpaired()
         lines += [best] if self.metrics or self.objective else []
         lines.append("Tokens are those of all requests, reused ones too; seconds are as measured.")
         if left := len(self.names) - len(self.told):
@@ -223,6 +246,23 @@ class Comparison:
         if self.shared:
             lines.append(f"All: {' '.join(self.shared)}")
         return lines
+
+    def _unpaired(self) -> Iterator[str]:
+        assert self.baseline is not None
+        for line in self.lines:
+            both, own, others = self.paired(line.run)
+            if not (own + both):
+                continue
+            if not both:
+                yield (
+                    f"Job {line.run.name} has no row that can be paired with one of job {self.baseline.name}:"
+                    " they read other data, and no picture is there once in both."
+                )
+            elif own or others:
+                yield (
+                    f"Job {line.run.name}: {both:,} rows are paired; {own:,} of its own and {others:,} of job"
+                    f" {self.baseline.name}'s have no partner."
+                )
 
     def save(self, folder: Path) -> str:
         """Writes `comparison.md`, `.csv` and `.html` in `folder`; what to print on a terminal."""
@@ -295,13 +335,14 @@ class Comparison:
         file = io.StringIO()
         ends = ("", " low", " high", " rows", " difference", " difference low", " difference high", " best")
         heads = ["job", "folder", "status", "reason", *self.overrides, "rows done", "rows failed"]
+        heads += ["rows paired", "rows without a partner"]
         heads += [label(name) + end for name in self.names for end in ends]
         writer = csv.writer(file)
         writer.writerow([*heads, *COSTS, "requests computed", "requests", "seconds"])
         for line in self.lines:
             cells: list[Any] = [line.run.name, line.run.folder, line.run.status, line.run.reason]
             cells += [line.run.overrides.get(key) for key in self.overrides]
-            cells += line.rows
+            cells += [*line.rows, *self.paired(line.run)[:2]]
             for name in self.names:
                 number = line.numbers.get(name)
                 apart = number.difference[:3] if number and number.difference else (None,) * 3
@@ -311,12 +352,12 @@ class Comparison:
         return file.getvalue()
 
 
-def _values(run: Run) -> dict[str, dict[str, Pair]]:
-    """By number, then by the row's key: what the row adds to it."""
-    found: dict[str, dict[str, Pair]] = {}
-    for key, row in run.keyed():
-        for name, pair in run.numbers(row):
-            found.setdefault(name, {})[key] = pair
+def _values(run: Run) -> dict[str, dict[int, Pair]]:
+    """By number, then by the row's place: what the row adds to it."""
+    found: dict[str, dict[int, Pair]] = {}
+    for place, row in enumerate(run.rows()):
+        for name, value in run.numbers(row):
+            found.setdefault(name, {})[place] = value
     return found
 
 

@@ -35,17 +35,23 @@ class JournalError(Exception):
 class Journal:
     """Finished rows in `folder/journal.jsonl`, by index; a later record of a row replaces an earlier one.
 
-    A record is {index, stamp, input, columns, flags, error}, and of a part's last row `part`: [index of its
-    first, rows].
+    A record is {index, id, stamp, image, input, columns, flags, error}: `id` is the row's, `stamp` and
+    `image` (the hash of the pixels that were looked at) tell its picture; of a part's last row also `part`,
+    [index of its first, rows]. Records of earlier versions lack `id` and `image`.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any] | None, *, force: bool = False) -> None:
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any] | None, *, force: bool = False, cwd: str = ""
+    ) -> None:
         """Opens the journal, or begins it. JournalError when it is of another config, or in use.
 
         With `force` another config goes on in it: finished rows stay, and `changes` says what differs.
-        Without a config it is only read, and JournalError when it is not there.
+        Without a config it is only read, and JournalError when it is not there. `cwd` is where relative paths
+        of the config start, if not at the working folder.
         """
         self.path = folder / JOURNAL
+        self.cwd = cwd or os.getcwd()
+        """Where relative paths of the config start."""
         self.changes = ""
         """What differs from the config that the first rows were made with."""
         self.complete: int | None = None
@@ -104,6 +110,7 @@ class Journal:
             if not self._configs:
                 self.entries = Entries(_shards(record["config"]))
             self._configs.append(record["config"])
+            self.cwd = str(record.get("cwd", self.cwd))
         elif isinstance(record.get("complete"), int):
             self.complete, self.ended = record["complete"], True
         elif _is_row(record):
@@ -112,7 +119,8 @@ class Journal:
     def _enter(self, record: Mapping[str, Any], offset: int) -> None:
         stamp = record.get("stamp")  # journals of before had none
         entry = Entry(
-            offset, record["error"] is None, _digest(record["input"]), _digest(stamp) if stamp else _NONE
+            *(offset, record["error"] is None, _identity(record.get("id"), record["input"])),
+            _digest(stamp) if stamp else _NONE,
         )
         self.entries.put(record["index"], entry)
         self.ended = False
@@ -136,7 +144,7 @@ class Journal:
             self.changes = self.differences(self._configs[0], config)
         self._file.truncate(self._end)
         if not self._configs or changes:
-            self._write({"config": config})
+            self._write({"config": config, "cwd": self.cwd})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -206,7 +214,9 @@ class Journal:
             return "failed"
         stamp = _digest(row.stamp) if row.stamp else _NONE
         same_picture = _NONE in (stamp, entry.stamp) or stamp == entry.stamp
-        return "done" if same_picture and entry.digest == _digest(plain(row.columns)) else "changed"
+        columns = plain(row.columns)
+        same_row = entry.digest in (_identity(row.id, columns), _identity(None, columns))
+        return "done" if same_picture and same_row else "changed"
 
     def finished(self, stamp: str, first: int, rows: int | None = None, *, shard: Shard = WHOLE) -> int:
         """How many rows the part with that stamp has, if all of them (in this shard) are done; else 0.
@@ -309,6 +319,11 @@ def _shards(config: Any) -> int:
         case {"data": {"shard": str(text)}}:
             return parse_shard(text).of
     return 1
+
+
+def _identity(id: str | None, columns: Any) -> bytes:
+    """Of a row's id, where its record has one, and its input."""
+    return _digest(columns if id is None else [id, columns])
 
 
 def _digest(value: Any) -> bytes:

@@ -12,9 +12,8 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +24,9 @@ from yaml import YAMLError
 from scalecap.asking import Count
 from scalecap.binding import PipelineError
 from scalecap.data import DataError
+from scalecap.data.seen import Seen
 from scalecap.data.shard import Shard, parse_shard
-from scalecap.data.sources import open_source, read_pictures
+from scalecap.data.sources import open_source, readable
 from scalecap.journal import Journal, JournalError
 from scalecap.pipeline import Pipeline
 from scalecap.run import write
@@ -64,19 +64,11 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
         summary = _summary(parts, to, command)
         steps = config["pipeline"]["steps"]
         pipeline = Pipeline.build(steps, None, imports=config["pipeline"]["imports"])
-        whole = stack.enter_context(Journal(to, config))
+        whole = stack.enter_context(Journal(to, config, cwd=parts[0].journal.cwd))
         if len(whole.entries):
             raise MergeError(f"{to} already holds a run; give another --to=DIR")
-        by_number = {part.shard.number: part for part in parts}
         rows = sum(part.journal.complete or 0 for part in parts)
-        for index in range(rows):
-            part = by_number[index % len(parts)]
-            record = next(part.journal.records([index]), None)
-            if record is None:
-                raise MergeError(
-                    f"row {index} is not in {part.folder}, whose journal is damaged: its own command makes it"
-                    " again"
-                )
+        for record in _joined(parts, rows):
             whole.append(record)
         whole.finish(rows)
         data, form = DataSettings(**config["data"]), _form(parts[0])
@@ -86,10 +78,33 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
             whole.entries,
             summary,
             leave_out=data.image if form == "none" else None,
-            pictures=(data.image, partial(read_pictures, open_source(data))) if form == "bytes" else None,
+            pictures=(data.image, readable(open_source(data))) if form == "bytes" else None,
         )
         summary.write()
     return summary
+
+
+def _joined(parts: Sequence[Part], rows: int) -> Iterator[dict[str, Any]]:
+    """The records of all shards in the order of the data, each journal read once."""
+    shards = [
+        (part, part.journal.records(range(part.shard.number, rows, part.shard.of)))
+        for part in sorted(parts, key=lambda part: part.shard)
+    ]
+    seen = Seen()
+    for index in range(rows):
+        part, records = shards[index % len(shards)]
+        record = next(records, None)
+        if record is None or record["index"] != index:
+            raise MergeError(
+                f"row {index} is not in {part.folder}, whose journal is damaged: its own command makes it"
+                " again"
+            )
+        if record.get("id") is not None and not seen.add(record["id"]):
+            raise MergeError(
+                f"row {index} of {part.folder} has the id {record['id']!r} of a row before it: the data"
+                " changed between the shards' runs, so go on with each of them first"
+            )
+        yield record
 
 
 def _runs(folders: Sequence[Path]) -> list[Path]:

@@ -36,6 +36,8 @@ class Finished:
     """{step, kind, message}: step is null when the row and "image" when the picture can't be read."""
     flags: dict[str, list[str]]
     """Step to its marks, sorted: truncated, looping, shortened, fallback …"""
+    image_hash: str = ""
+    """`Image.hash` of the row's picture; empty when no step looked at it, or it could not be opened."""
 
 
 class Pipeline:
@@ -149,6 +151,7 @@ class Pipeline:
             {column: values[column] for column in order if column in values},
             _record(failed, errors[failed], steps[failed].source) if failed else None,
             {name: sorted(marks) for name, marks in flags.items() if marks},
+            image.hash if image else "",
         )
 
 

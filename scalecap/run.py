@@ -17,9 +17,9 @@ from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import Applied, apply, check_models, check_scope, told
 from scalecap.cluster import opened as cluster_of
-from scalecap.data import DataError, Row, Source, writer
+from scalecap.data import OUTPUT, DataError, Row, Source, writer
 from scalecap.data.files import public
-from scalecap.data.sources import open_source, read_pictures
+from scalecap.data.sources import open_source, readable
 from scalecap.engines import EMBEDDED, Engines, missing
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.intervals import label
@@ -97,9 +97,10 @@ def run(
                 raise RunError(
                     f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": ")
                 )
-            if taken := " and ".join(name for name in ("error", "flags") if name in source.columns):
+            taken = [name for name in OUTPUT if name in source.columns and name != settings.data.id]
+            if taken:
                 summary.notes.append(
-                    f"The data's own {taken} are left out: the output has its own of that name."
+                    f"The data's own {' and '.join(taken)} are left out: the output has its own of that name."
                 )
             summary.notes += rows.notes()
             summary.reused, summary.total = rows.reused, source.total
@@ -114,9 +115,7 @@ def run(
                         rows.finished(),
                         summary,
                         leave_out=image if form == "none" else None,
-                        pictures=(image, partial(read_pictures, source))
-                        if form == "bytes" and rows.complete
-                        else None,
+                        pictures=(image, readable(source)) if form == "bytes" and rows.complete else None,
                     )
                 summary.write()
             _report(settings, summary)
@@ -412,16 +411,22 @@ def write(
     summary: Summary,
     *,
     leave_out: str | None = None,
-    pictures: tuple[str, writer.Pictures] | None = None,
+    pictures: tuple[str, Iterable[Row]] | None = None,
 ) -> None:
     """The journal's rows with these indices as the run's files, counted in the summary.
 
     `leave_out` and `pictures` are those of `scalecap.data.writer.write`.
     """
     rows = partial(journal.records, indices)
-    mixed = writer.write(summary.output, rows, list(pipeline.writers), leave_out=leave_out, pictures=pictures)
-    if mixed:
-        summary.notes.append(f"JSON text in dataset/, since their rows share no type: {', '.join(mixed)}.")
+    written = writer.write(
+        summary.output, rows, list(pipeline.writers), leave_out=leave_out, pictures=pictures
+    )
+    if written.mixed:
+        summary.notes.append(
+            f"JSON text in dataset/, since their rows share no type: {', '.join(written.mixed)}."
+        )
+    for reason, count in written.missing.most_common(TOLD):
+        summary.notes.append(f"{count:,} pictures are not in dataset/: {reason}.")
     checks = {
         step.name: column
         for step in pipeline.steps
@@ -437,7 +442,9 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
     """The row as the journal keeps it, the input's columns apart from the steps'."""
     return {
         "index": finished.row.index,
+        "id": finished.row.id,
         "stamp": finished.row.stamp,
+        "image": finished.image_hash,
         "input": {name: value for name, value in finished.columns.items() if name not in pipeline.writers},
         "columns": {name: value for name, value in finished.columns.items() if name in pipeline.writers},
         "flags": finished.flags,

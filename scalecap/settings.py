@@ -142,6 +142,10 @@ class DataSettings:
     image: str = "image"
     """Column that holds the picture. With data=webdataset any name, or the extension that chooses among
     several pictures of a sample."""
+    id: str | None = None
+    """Column of texts or whole numbers that are the rows' ids (`row_id` in the output); a row that repeats
+    one fails. None is what the source has: the path with data=folder, `shard#key` with data=webdataset,
+    `file#row` with data=parquet, else the row's index."""
     limit: int | None = field(default=None, metadata=COST)
     """Takes the first so many rows; None takes all."""
     shard: str | None = None
@@ -158,6 +162,9 @@ class DataSettings:
     """Picture paths start at the JSONL's own folder (`file`) or at the working folder (`cwd`)."""
     allow_urls: bool = field(default=False, metadata=COST)
     """Lets pictures be fetched from URLs in the data."""
+    allow_outside: bool = field(default=False, metadata=COST)
+    """Lets `write.image=bytes` copy pictures from anywhere on this disk that a row names. Without it, only
+    those below the data's own folder are copied (rows of other pictures are captioned all the same)."""
     count: int | None = None
     """Pictures to generate (data=scenes); None is the fixed sample in the package."""
     seed: int = 0

@@ -18,14 +18,33 @@ Make = Callable[..., Run]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Writes a run's folder: a value of the metric `good` for each picture, None for a row that failed."""
+    """Writes a run's folder: a value of the metric `good` for each picture, None for a row that failed.
 
-    def make(name: str, goods: Sequence[float | None], *overrides: str, images: str = "abcdefgh") -> Run:
+    `before_ids` is a folder of a version that had none; `seen` says that steps looked at the pictures.
+    """
+
+    def make(
+        name: str,
+        goods: Sequence[float | None],
+        *overrides: str,
+        images: str = "abcdefgh",
+        data: str = "rows.jsonl",
+        before_ids: bool = False,
+        seen: bool = True,
+    ) -> Run:
         folder = tmp_path / "sweep" / name
         (folder / ".hydra").mkdir(parents=True)
         (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+        lines = [{"config": {"data": {"source": "jsonl", "path": data}}, "cwd": "/"}]
+        if not before_ids:
+            lines += [
+                {"index": n, "id": str(n), "stamp": f"{image}!", "image": f"{image}?" * seen, "input": {}}
+                for n, image in enumerate(images[: len(goods)])
+            ]
+        (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         rows = [
             {
+                **({} if before_ids else {"row_id": str(number)}),
                 "image": f"{image}.png",
                 "first_scores": [{"text": "A.", "p_yes": 0.9, "kept": True}, {"text": "B.", "kept": False}],
                 "final_caption": None if good is None else "Two words." + " more" * number,
@@ -76,11 +95,38 @@ def test_rows_are_paired_by_their_picture_not_by_their_place(make: Make):
     assert found == difference([(0.7, 1), (0.7, 1)], [(0.3, 1), (0.1, 1)])
 
 
-def test_pictures_that_stand_twice_are_paired_in_their_order(make: Make):
-    first, second = make("0", [0.1, 0.2, 0.3], images="aab"), make("1", [0.4, 0.6, 0.3], images="baa")
-    found = Comparison([first, second]).lines[1].numbers["good"].difference
-    assert found is not None
-    assert (found.rows, found.mean) == (3, pytest.approx((0.5 + 0.1 + 0.1) / 3))
+def paired(first: Run, second: Run) -> list[int]:
+    return list(Comparison([first, second]).partners[second.name])
+
+
+def test_pictures_that_stand_twice_are_paired_by_their_ids(make: Make):
+    assert paired(make("0", [1, 1, 1], images="aab"), make("1", [1, 1, 1], images="aab")) == [0, 1, 2]
+    # Rows 0 and 2 were replaced between the runs: of equal pictures, nothing tells which is which.
+    assert paired(make("2", [1, 1, 1], images="aab"), make("3", [1, 1, 1], images="baa")) == [2, 1, -1]
+
+
+def test_rows_of_other_data_are_paired_by_their_pixels_alone(make: Make):
+    first = make("0", [1, 1, 1, 1], images="abbc")
+    assert paired(first, make("1", [1, 1, 1, 1], images="bcda", data="other.jsonl")) == [-1, 3, -1, 0]
+    assert paired(first, make("2", [1, 1], images="ab", data="other.jsonl", seen=False)) == [-1, -1]
+    assert paired(first, make("3", [1, 1], images="ab", seen=False)) == [0, 1], "the files are the same"
+    assert paired(first, make("4", [1, 1], images="ac", seen=False)) == [0, -1], "the second is another"
+
+
+def test_rows_of_versions_before_ids_are_paired_by_names_that_are_there_once(make: Make):
+    old = make("0", [1, 1, 1], images="abb", before_ids=True)
+    assert paired(old, make("1", [1, 1, 1], images="bac")) == [-1, 0, -1]
+    assert paired(old, make("2", [1, 1], images="cb", before_ids=True)) == [-1, -1]
+    assert paired(old, make("3", [1], data="other.jsonl", before_ids=True)) == [-1]
+
+
+def test_rows_without_a_partner_are_counted(make: Make):
+    runs = [make("0", [1, 1, 1], images="abc"), make("1", [1, 1], images="ax")]
+    found = Comparison(runs)
+    assert found.paired(runs[1]) == (1, 1, 2)
+    assert "Job 1: 1 rows are paired; 1 of its own and 2 of job 0's have no partner." in found.notes
+    lines = list(csv.DictReader(found.csv().splitlines()))
+    assert (lines[1]["rows paired"], lines[1]["rows without a partner"]) == ("1", "1")
 
 
 def test_the_best_is_the_highest_or_the_lowest(make: Make):
@@ -151,7 +197,7 @@ def test_files_that_were_cut_off_are_as_if_not_there(make: Make):
     (run.folder / ".hydra" / "config.yaml").write_text("data: {image: [")
     (run.folder / ".hydra" / "hydra.yaml").write_text("hydra: {")
     run = Run(run.folder, "0")
-    assert (run.overrides, run.config, run.cwd) == ({}, {}, Path.cwd())
+    assert (run.overrides, run.config["data"]["path"], run.cwd) == ({}, "rows.jsonl", Path("/"))
     assert Comparison([run]).lines[0].rows == (2, 0)
     (run.folder / "captions.jsonl").write_bytes(b'{"image": "\xff"}\n')
     with pytest.raises(FolderError, match=r"line 1 of .*captions\.jsonl is not JSON"):
@@ -160,7 +206,8 @@ def test_files_that_were_cut_off_are_as_if_not_there(make: Make):
 
 def test_runs_over_other_pictures_are_told(make: Make):
     runs = [make("0", [0.1, 0.2]), make("1", [0.3, 0.4], images="xy"), make("2", [None, 0.2])]
-    assert "No picture in common with it: 1." in " ".join(Comparison(runs).notes)
+    (told,) = [note for note in Comparison(runs).notes if note.startswith("Job ")]
+    assert told.startswith("Job 1 has no row that can be paired with one of job 0")
 
 
 def test_only_what_differs_has_a_column(make: Make):

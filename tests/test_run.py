@@ -50,7 +50,15 @@ def test_every_column_of_the_seed_is_written(
     assert (summary.exit_code, summary.done, summary.failed) == (0, 3, 0)
     row = captions(tmp_path)[0]
     assert list(row) == [
-        *("image", "truth", "init_caption", "sentences", "golden_sentences", "golden_sentences_scores"),
+        *(
+            "row_id",
+            "image",
+            "truth",
+            "init_caption",
+            "sentences",
+            "golden_sentences",
+            "golden_sentences_scores",
+        ),
         *("raw_questions", "q_list", "raw_answers", "final_details", "final_details_scores", "final_caption"),
         *("flags", "error"),
     ]
@@ -405,7 +413,7 @@ def test_columns_of_the_data_that_the_output_has_too_are_told(compose, engines, 
     Pillow.new("RGB", (30, 30)).save(tmp_path / "a.png")
     (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "error": "old", "flags": {}}')
     summary = run(compose("data=jsonl", f"data.path={tmp_path}/rows.jsonl"), engines=engines)
-    assert "The data's own error and flags are left out" in summary.screen()
+    assert "The data's own flags and error are left out" in summary.screen()
     (line,) = (tmp_path / "run" / "captions.jsonl").read_text().splitlines()
     assert json.loads(line)["error"] is None
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from scalecap.data.shard import Shard
 
 
+OUTPUT = ("row_id", "flags", "error")
+"""Columns that every output row has besides those of the data and of the steps."""
+
+
 class DataError(Exception):
     """The data set can't be read at all; the message names the file or key and the mend."""
 
@@ -31,6 +35,8 @@ class RowError(Exception):
 class Row:
     """One input row: its place, its columns less the pixels, and how to get the picture.
 
+    `id` names the row and is unique in the data: the source's own key where it has one, else the index. It
+    stays when rows are added elsewhere, if it is a key; it is the `row_id` of the output.
     `open_image` opens, orients, decodes and hashes the picture; it raises RowError, is called
     once a row and off the event loop. `error` is set when the row itself could not be read
     (invalid JSON on a line): such a row is written with its error and nothing is asked about it.
@@ -49,11 +55,16 @@ class Row:
     stamp: str = ""
     read_image: Callable[[], bytes] | None = None
     part: tuple[int, int] | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", str(self.index))
 
 
-def failed(index: int, columns: Mapping[str, Any], error: RowError) -> Row:
+def failed(index: int, columns: Mapping[str, Any], error: RowError, *, id: str = "") -> Row:
     """A row that can't be read; opening its picture says why, too."""
-    return Row(index, columns, partial(_refuse, error), error)
+    return Row(index, columns, partial(_refuse, error), error, id=id)
 
 
 def _refuse(error: RowError) -> Image:

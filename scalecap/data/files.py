@@ -3,8 +3,8 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,11 +69,11 @@ def find(pattern: str, suffix: str) -> list[File]:
     """The files of a name or pattern (`{000..099}`, `{a,b}`, `*`, `?`, `[…]`), in order.
 
     Web servers and chained URLs (`…::…`) are not searched: for them, braces alone are a pattern. A folder
-    stands for the files below it with that suffix, but for names that begin with a dot. Raises DataError when
-    there are none, and when nothing installed reads the URL.
+    stands for the files below it with that suffix, but for names that begin with a dot. No two of them have
+    the same name. Raises DataError when there are none, and when nothing installed reads the URL.
     """
     try:
-        found = [file for each in _braces(pattern) for file in _matching(each, suffix)]
+        found = _named_apart(file for each in _braces(pattern) for file in _matching(each, suffix))
     except DataError:
         raise
     except (ImportError, ValueError) as error:
@@ -85,6 +85,18 @@ def find(pattern: str, suffix: str) -> list[File]:
     if not found:
         raise DataError(f"no file is named {pattern!r}; data.path=… takes names, patterns and folders")
     return found
+
+
+def _named_apart(files: Iterable[File]) -> list[File]:
+    """The files; one that is there again, or differs in its URL's query alone, as `NAME (2)`."""
+    found: dict[str, File] = {}
+    for file in files:
+        name, number = file.name, 1
+        while name in found:
+            number += 1
+            name = f"{file.name} ({number})"
+        found[name] = replace(file, name=name)
+    return list(found.values())
 
 
 def _matching(name: str, suffix: str) -> Iterator[File]:

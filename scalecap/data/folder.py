@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scalecap.data import DataError, Row, RowError, failed
 from scalecap.data.images import open_image, read_image, stamp
-from scalecap.data.sources import Rows, needed_path, plain
+from scalecap.data.sources import Rows, distinct, needed_path, plain
 from scalecap.settings import DataSettings
 
 SUFFIXES = (
@@ -32,7 +32,10 @@ SUFFIXES = (
 
 
 def open_folder(data: DataSettings) -> Rows:
-    """A row for each picture; its path relative to the folder is its one column. Raises DataError."""
+    """A row for each picture; its path relative to the folder is its id and its one column.
+
+    Raises DataError.
+    """
     folder = Path(needed_path(data)).expanduser().absolute()
     if not folder.is_dir():
         what = "is a file: data.path names the folder" if folder.is_file() else "does not exist"
@@ -45,12 +48,13 @@ def open_folder(data: DataSettings) -> Rows:
 
 def _rows(folder: Path, column: str) -> Iterator[Row]:
     for index, (path, error) in enumerate(_walk(folder)):
-        columns = {column: plain(path.relative_to(folder).as_posix())}
+        name = path.relative_to(folder).as_posix()
+        columns, id = {column: plain(name)}, distinct(name)
         if error:
-            yield failed(index, columns, error)
+            yield failed(index, columns, error, id=id)
         else:
             opened, read = partial(open_image, path), partial(read_image, path)
-            yield Row(index, columns, opened, stamp=stamp(path), read_image=read)
+            yield Row(index, columns, opened, stamp=stamp(path), read_image=read, id=id)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:

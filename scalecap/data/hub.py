@@ -2,11 +2,12 @@
 
 `data.path` is a hub name, a folder (parquet, webdataset tars, pictures, save_to_disk), or files by
 name or pattern (`shards/*.tar`). Pictures are read undecoded, so that a corrupt one fails its own
-row and not the iterator; with `data.streaming=true` nothing is downloaded ahead.
+row and not the iterator; with `data.streaming=true` nothing is downloaded ahead. A row's id is its index.
 """
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalecap.data import DataError, Row, RowError
 from scalecap.data.images import open_image, read_image, stamp
+from scalecap.data.shard import WHOLE, Shard
 from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
 from scalecap.engines.base import Image
 from scalecap.nearest import nearest
@@ -53,7 +55,8 @@ def open_hub(data: DataSettings) -> Rows:
             f"{path!r} has no column {data.image!r}: data.image names the picture's;"
             f" {nearest(data.image, columns)}"
         )
-    return Rows(columns, total, partial(_rows, stream, path, data))
+    of_shard = partial(_rows, opened, stream, path, data)
+    return Rows(columns, total, of_shard, of_shard=of_shard)
 
 
 def _loaded(path: str, data: DataSettings) -> "Dataset | IterableDataset":
@@ -141,18 +144,33 @@ def _guarded(rows: Iterator[Any], path: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path!r} can't be read on after {count} rows: {error}") from error
 
 
-def _rows(stream: "IterableDataset", path: str, data: DataSettings) -> Iterator[Row]:
+def _rows(
+    opened: "Dataset | IterableDataset",
+    stream: "IterableDataset",
+    path: str,
+    data: DataSettings,
+    shard: Shard = WHOLE,
+) -> Iterator[Row]:
+    """The rows of a shard. A set on this disk is read nowhere else; of a stream the others' pictures come
+    along, and are dropped unhashed."""
     where = Path(path)
     local = where.exists()
     folders = [where if where.is_dir() else where.parent, Path.cwd()] if local else [Path.cwd()]
+    within = None if data.allow_outside else [*folders[:-1], *_caches()]
+    places: Iterable[int] = itertools.count()
+    if shard != WHOLE and hasattr(opened, "select"):
+        places = shard.among(range(len(opened)))
+        stream = opened.select(places).to_iterable_dataset().decode(False)
     index = -1
-    for index, row in enumerate(_guarded(iter(stream), path)):
+    for index, row in zip(places, _guarded(iter(stream), path), strict=False):
+        if not shard.has(index):
+            continue
         cell = row.get(data.image)
         columns = {name: plain(value) for name, value in row.items()}
         opened = partial(_open, cell, folders, data.allow_urls, local)
-        read = partial(_read, cell, folders, data.allow_urls, local)
+        read = partial(_read, cell, folders, data.allow_urls, local, within)
         yield Row(index, columns, opened, stamp=stamp(cell, folders=folders), read_image=read)
-    if index < 0:
+    if index < 0 and shard == WHOLE:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")
 
 
@@ -160,8 +178,16 @@ def _open(cell: Any, folders: list[Path], allow_urls: bool, local: bool) -> Imag
     return open_image(_held(cell, local), folders=folders, allow_urls=allow_urls)
 
 
-def _read(cell: Any, folders: list[Path], allow_urls: bool, local: bool) -> bytes:
-    return read_image(_held(cell, local), folders=folders, allow_urls=allow_urls)
+def _read(cell: Any, folders: list[Path], allow_urls: bool, local: bool, within: list[Path] | None) -> bytes:
+    return read_image(_held(cell, local), folders=folders, allow_urls=allow_urls, within=within)
+
+
+def _caches() -> list[Path]:
+    """Where the libraries put what they fetch and unpack; cells of a hub's set name files there."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    return [Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
 
 
 def _held(cell: Any, local: bool) -> Any:

@@ -22,7 +22,7 @@ import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
@@ -82,8 +82,17 @@ def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
     raise RowError("bad_cell", f"the picture's cell holds {held}; it must hold a path or a picture's bytes")
 
 
-def read_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = False) -> bytes:
-    """The file of the picture that `open_image` opens, as it is. Raises RowError."""
+def read_image(
+    cell: Any,
+    *,
+    folders: Sequence[Path] = (),
+    allow_urls: bool = False,
+    within: Sequence[Path] | None = None,
+) -> bytes:
+    """The file that `open_image` opens, as it is, be it a picture or not. Raises RowError.
+
+    A path that leads out of all folders in `within` is refused; None allows every path.
+    """
     if isinstance(cell, Mapping):
         cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
     if isinstance(cell, bytes | bytearray):
@@ -98,6 +107,11 @@ def read_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
     if is_url(name):
         return _fetched(name, allow_urls)
     path = _found(name, folders)
+    if within is not None and not any(_is_below(path, folder) for folder in within):
+        raise RowError(
+            "outside_data",
+            f"{str(path)!r} is not below the data's folder; data.allow_outside=true copies it too",
+        )
     try:
         return path.read_bytes()
     except OSError as error:
@@ -123,6 +137,28 @@ def stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
             return ""
         return f"{found.st_size} bytes of {found.st_mtime_ns}"
     return ""
+
+
+class Fingerprint(NamedTuple):
+    """What tells a picture from another one in its place, the surest first; what is not known is empty."""
+
+    hash: str
+    """Of the pixels; see `scalecap.engines.base.Image`."""
+    stamp: str
+    """Of the file; see `stamp`."""
+    name: str
+    """What the data calls it."""
+
+    def matches(self, other: "Fingerprint") -> bool:
+        """Whether both are of one picture, by the surest that is known of both; False where nothing is."""
+        known = ((one, two) for one, two in zip(self, other, strict=True) if one and two)
+        return next((one == two for one, two in known), False)
+
+
+def name_of(cell: Any) -> str:
+    """What the data calls the picture in a cell; empty where it has no name."""
+    name = cell.get("path") if isinstance(cell, Mapping) else cell
+    return name if isinstance(name, str) else ""
 
 
 def is_url(name: str) -> bool:
@@ -151,8 +187,14 @@ def _found(name: str, folders: Sequence[Path]) -> Path:
     raise RowError("missing_file", f"no such file: {looked}")
 
 
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether the path stands in the folder as it is written, or where links lead."""
+    written = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+    return written or path.resolve().is_relative_to(folder.resolve())
+
+
 def _fetched(url: str, allow_urls: bool) -> bytes:
-    if not allow_urls:
+    if not allow_urls and not url.lower().startswith("data:"):
         raise RowError("url_refused", f"{_short(url)!r} is a URL; data.allow_urls=true lets it be fetched")
     if not url.lower().startswith(("http://", "https://", "data:")):
         raise RowError("url_refused", f"{_short(url)!r}: only http, https and data URLs are fetched")

@@ -29,7 +29,8 @@ def open_jsonl(data: DataSettings) -> Rows:
         raise DataError(f"can't read {str(path)!r}: {error.strerror}; data.path names the file") from error
     if not total:
         raise DataError(f"{str(path)!r} holds no rows: write one JSON object a line")
-    folders = [Path.cwd()] if data.relative_to == "cwd" else [path.parent.absolute(), Path.cwd()]
+    own = Path.cwd() if data.relative_to == "cwd" else path.parent.absolute()
+    folders = list(dict.fromkeys([own, Path.cwd()]))
     rows = Rows({}, total, partial(_rows, path, data, folders))
     looked = list(islice(rows, LOOK))
     read = [row for row in looked if row.error is None or row.error.kind == "missing_key"]
@@ -64,7 +65,8 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
         if isinstance(cell, str) and cell.startswith("data:"):
             columns[data.image] = None  # it is the pixels
         opened = partial(open_image, cell, folders=folders, allow_urls=data.allow_urls)
-        read = partial(read_image, cell, folders=folders, allow_urls=data.allow_urls)
+        within = None if data.allow_outside else folders[:1]
+        read = partial(read_image, cell, folders=folders, allow_urls=data.allow_urls, within=within)
         yield Row(index, plain(columns), opened, stamp=stamp(cell, folders=folders), read_image=read)
 
 

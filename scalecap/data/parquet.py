@@ -1,5 +1,7 @@
 """`data=parquet`: parquet files, their pictures in a column of bytes, or of paths.
 
+A row's id is `file#row`, the file as `data.path` names it and the row counted from 0.
+
 Columns are read less the bytes; pictures in the file are streamed when their rows ask for them, a row group
 at a time, and a row group whose rows are all finished is not read at all: how many it has is in the
 file's footer.
@@ -72,6 +74,7 @@ class Picture:
     name: str
     folders: tuple[Path, ...]
     allow_urls: bool
+    within: tuple[Path, ...] | None
 
     def open(self) -> Image:
         """The picture. Raises RowError."""
@@ -79,7 +82,7 @@ class Picture:
 
     def read(self) -> bytes:
         """Its file's bytes. Raises RowError."""
-        return read_image(self._cell(), folders=self.folders, allow_urls=self.allow_urls)
+        return read_image(self._cell(), folders=self.folders, allow_urls=self.allow_urls, within=self.within)
 
     def _cell(self) -> Any:
         content = None
@@ -216,7 +219,7 @@ def _unfinished(tables: list[Table], data: DataSettings, finished: FinishedParts
     index = 0
     for table in tables:
         if table.error:
-            yield failed(index, {data.image: table.file.name}, table.error)
+            yield failed(index, {data.image: table.file.name}, table.error, id=f"{table.file.name}#")
             index += 1
             continue
         with ExitStack() as stack:
@@ -248,7 +251,7 @@ def _group(
         error = RowError("unreadable_file", f"{table.file.name!r} can't be read on: {why(cause)}")
         for number in range(done, rows):
             cell = f"{table.file.name}#{before + number}"
-            yield failed(index + number, {data.image: cell}, error)
+            yield failed(index + number, {data.image: cell}, error, id=cell)
 
 
 def _row(
@@ -258,10 +261,13 @@ def _row(
     path = (held or {}).get("path") if table.pixels and not isinstance(held, str) else held
     here = () if "://" in table.file.url else (Path(table.file.url).parent,)
     folders = (*here, Path.cwd())
+    within = None if data.allow_outside else here
     picture = Picture(
-        table.file, table.stamp, table.pixels, group, row, path, path or place, folders, data.allow_urls
+        *(table.file, table.stamp, table.pixels, group, row, path, path or place, folders),
+        allow_urls=data.allow_urls,
+        within=within,
     )
     columns = {name: plain(value) for name, value in values.items()}
     columns[data.image] = plain(path or place) if table.pixels else plain(path)
     mark = table.stamp if table.pixels else stamp(path, folders=folders)
-    return Row(index, columns, picture.open, stamp=mark, read_image=picture.read)
+    return Row(index, columns, picture.open, stamp=mark, read_image=picture.read, id=place)

@@ -40,7 +40,8 @@ def _rows(seed: int, count: int) -> Iterator[Row]:
     for index in range(count):
         scene = sample(unseen(seed, index))
         columns = {"image": f"scene-{scene.seed}.png", "truth": scene.truth()}
-        yield Row(index, columns, partial(_drawn, scene), read_image=partial(_png, scene))
+        stamp = f"scene {scene.seed}"
+        yield Row(index, columns, partial(_drawn, scene), stamp=stamp, read_image=partial(_png, scene))
 
 
 def _drawn(scene: "Scene") -> Image:

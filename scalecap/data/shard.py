@@ -29,9 +29,12 @@ class Shard(NamedTuple):
         """Its own of consecutive indices."""
         return indices[(self.number - indices.start) % self.of :: self.of]
 
+    def has(self, index: int) -> bool:
+        return index % self.of == self.number
+
     def take(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Its rows."""
-        return (row for row in rows if row.index % self.of == self.number)
+        return (row for row in rows if self.has(row.index))
 
     def pass_over(
         self, rows: Callable[[FinishedParts], Iterator[Row | range]], finished: FinishedParts
@@ -46,7 +49,7 @@ class Shard(NamedTuple):
                     last = None
                     yield self.among(each)
                     continue
-                if each.index % self.of == self.number:
+                if self.has(each.index):
                     if last:
                         yield last
                     last = each

@@ -4,14 +4,15 @@ import logging
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
-from scalecap.data import DataError, FinishedParts, Row, Source, nothing_finished
-from scalecap.data.shard import parse_shard
+from scalecap.data import DataError, FinishedParts, Row, RowError, Source, failed, nothing_finished
+from scalecap.data.seen import Seen
+from scalecap.data.shard import Shard, parse_shard
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
 
@@ -26,13 +27,15 @@ LOOK = 64
 class Rows:
     """A source: what its rows hold, how many will come (None: not known), and how to begin.
 
-    One whose rows stand in parts also says how to pass over those that are finished.
+    One whose rows stand in parts also says how to pass over those that are finished; one that would read
+    the pictures of rows that another shard has says how to begin with a shard's own.
     """
 
     columns: Mapping[str, str]
     total: int | None
     begin: Callable[[], Iterator[Row]]
     passing: Callable[[FinishedParts], Iterator[Row | range]] | None = None
+    of_shard: Callable[[Shard], Iterator[Row]] | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return self.begin()
@@ -59,14 +62,59 @@ def open_source(data: DataSettings) -> Source:
         raise DataError(f"no data source is named {data.source!r}; {nearest(data.source, SOURCES)}")
     module = import_module(f"scalecap.data.{data.source}")  # none but the one that is needed
     rows: Rows = getattr(module, f"open_{data.source}")(data)
+    if data.id:
+        rows = _named_by(data.id, rows)
     if limit := data.limit:
         total = None if rows.total is None else min(rows.total, limit)
-        rows = Rows(rows.columns, total, partial(islice, rows, limit), partial(_first, rows, limit))
+        of_shard = partial(_below, limit, rows.of_shard) if rows.of_shard else None
+        rows = Rows(rows.columns, total, partial(islice, rows, limit), partial(_first, rows, limit), of_shard)
     if data.shard:
         shard = parse_shard(data.shard)
         parts = partial(shard.pass_over, rows.passing) if rows.passing else None
-        rows = Rows(rows.columns, shard.total(rows.total), partial(shard.take, rows), parts)
+        begin = partial(rows.of_shard, shard) if rows.of_shard else partial(shard.take, rows)
+        rows = Rows(rows.columns, shard.total(rows.total), begin, parts)
     return rows
+
+
+def _named_by(column: str, rows: Rows) -> Rows:
+    """The rows with the values of a column as ids. All of them are read, since one may be there twice."""
+    if column not in rows.columns:
+        hint = nearest(column, rows.columns)
+        raise DataError(
+            f"the data has no column {column!r}: data.id names the one that tells rows apart; {hint}"
+        )
+
+    def begin() -> Iterator[Row]:
+        seen = Seen()
+        for row in rows:
+            if row.error:
+                yield replace(row, id=_unlike("", row.index, seen))
+                continue
+            value = row.columns.get(column)
+            text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+            if text and seen.add(text):
+                yield replace(row, id=text)
+                continue
+            kind, what = ("repeated_id", "has the id of a row before it") if text else ("no_id", "has no id")
+            message = (
+                f"row {row.index} {what}: {column!r} is {value!r:.80}; data.id names a column of unique texts"
+            )
+            error = RowError(kind, f"{message} or whole numbers")
+            yield failed(row.index, row.columns, error, id=_unlike(text, row.index, seen))
+
+    return Rows(rows.columns, rows.total, begin)
+
+
+def _unlike(text: str, index: int, seen: Seen) -> str:
+    """An id for a row that has none of its own."""
+    text = f"{text}#{index}"
+    while not seen.add(text):
+        text += "#"
+    return text
+
+
+def _below(limit: int, of_shard: Callable[[Shard], Iterator[Row]], shard: Shard) -> Iterator[Row]:
+    return takewhile(lambda row: row.index < limit, of_shard(shard))
 
 
 def _first(rows: Source, limit: int, finished: FinishedParts) -> Iterator[Row | range]:
@@ -80,11 +128,10 @@ def _first(rows: Source, limit: int, finished: FinishedParts) -> Iterator[Row | 
             return
 
 
-def read_pictures(source: Source) -> Iterator[tuple[int, Callable[[], bytes] | None]]:
-    """Indices of rows with what reads their pictures' files, as far as the data can be read."""
+def readable(source: Source) -> Iterator[Row]:
+    """The rows, as far as the data can be read; where it can't, a warning."""
     try:
-        for row in source:
-            yield row.index, row.read_image
+        yield from source
     except DataError as error:
         log.warning("the pictures from here on are not in the data set: %s", error)
 
@@ -113,6 +160,12 @@ def _kind(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return "texts"
     return "any"
+
+
+def distinct(text: str) -> str:
+    """A name as UTF-8 can hold it, no two of them alike: a backslash is doubled, and a byte that is not UTF-8
+    (a lone surrogate in Python) is written `\\udcXX`."""
+    return text.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
 
 
 def plain(value: Any) -> Any:

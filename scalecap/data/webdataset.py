@@ -5,6 +5,9 @@ then read by its place in the tar. Small texts beside it become columns: the key
 `text`, `caption` and `cls` under their own names; a key whose name is taken is `json.<key>`. Other files
 are not read. A member's name is text and never a path.
 
+A row's id is `shard#key`, the shard as `data.path` names it (a `#` in its name is written `\\#`); a key that
+is there again in its shard has `#2` behind it.
+
 `datasets` streams such tars too (`data=hub`), but reads every body on its way, and its iterator ends at the
 first sample that is not well-formed.
 """
@@ -23,7 +26,8 @@ from scalecap.data import DataError, FinishedParts, Row, RowError, failed
 from scalecap.data.files import File, find, why
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.images import open_image
-from scalecap.data.sources import LOOK, Rows, in_parts, kinds, needed_path, plain
+from scalecap.data.seen import Seen
+from scalecap.data.sources import LOOK, Rows, distinct, in_parts, kinds, needed_path, plain
 from scalecap.engines.base import Image
 from scalecap.settings import DataSettings
 
@@ -84,7 +88,7 @@ def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Itera
         try:
             size, stamp = file.stat()
         except RowError as error:
-            yield failed(index, {image: file.name}, error)
+            yield failed(index, {image: file.name}, error, id=_id(file))
             index += 1
             continue
         stamp, first, before = f"{image} in {stamp}", index, None
@@ -92,13 +96,24 @@ def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Itera
             yield range(first, first + rows)
             index += rows
             continue
+        seen = Seen()
         for row in _samples(file, size, image):
             if before:
                 yield before
-            before = replace(row, index=index, stamp=stamp)
+            id, number = row.id, 1
+            while not seen.add(id):
+                number += 1
+                id = f"{row.id}#{number}"
+            before = replace(row, index=index, stamp=stamp, id=id)
             index += 1
         if before:
             yield replace(before, part=(first, index - first))
+
+
+def _id(file: File, key: str | None = None) -> str:
+    """Of a sample, or of a shard that can't be read; no two become the same."""
+    shard = distinct(file.name).replace("#", "\\#")
+    return shard if key is None else f"{shard}#{distinct(key)}"
 
 
 def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
@@ -122,11 +137,16 @@ def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
             if members:
                 yield _row(key, members, image, tar)
     except RowError as error:
-        yield failed(0, {image: f"{file.name}#{plain(key)}" if members else file.name}, error)
+        yield _unreadable(file, key if members else None, image, error)
     except Exception as error:  # tarfile and file systems raise what broken files make them raise
         where = f" after {key!r}" if members else " as a tar"
         reason = RowError("unreadable_shard", f"{file.name!r} can't be read{where}: {why(error)}")
-        yield failed(0, {image: f"{file.name}#{plain(key)}" if members else file.name}, reason)
+        yield _unreadable(file, key if members else None, image, reason)
+
+
+def _unreadable(file: File, key: str | None, image: str, error: RowError) -> Row:
+    cell = file.name if key is None else f"{file.name}#{plain(key)}"
+    return failed(0, {image: cell}, error, id=_id(file, key))
 
 
 def _headers(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
@@ -148,13 +168,13 @@ def _headers(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
 
 
 def _row(key: str, members: list[Member], image: str, tar: IO[bytes]) -> Row:
-    cell = f"{members[0].file.name}#{plain(key)}"
+    cell, id = f"{members[0].file.name}#{plain(key)}", _id(members[0].file, key)
     try:
         picture = _picture(cell, members, image)
         columns = {image: str(picture), KEY: plain(key), **_texts(members, {image, KEY}, tar)}
     except RowError as error:
-        return failed(0, {image: cell}, error)
-    return Row(0, columns, picture.open, read_image=picture.read)
+        return failed(0, {image: cell}, error, id=id)
+    return Row(0, columns, picture.open, read_image=picture.read, id=id)
 
 
 def _extension(member: Member) -> str:

@@ -5,14 +5,18 @@ import itertools
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from scalecap.data import Row
+from scalecap.data.images import Fingerprint, name_of, open_image
+from scalecap.messages import Messages
 
 BATCH = 1000
 """Rows held in memory at once, which are a row group."""
@@ -27,10 +31,17 @@ READERS = 16
 ERROR = pa.struct([("step", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 
 T = TypeVar("T")
-Rows = Callable[[], Iterable[Mapping[str, Any]]]
-Read = Callable[[], bytes]
-Pictures = Callable[[], Iterable[tuple[int, Read | None]]]
-"""Begins anew on each call: rows' indices, rising, with what reads their pictures' files."""
+Record = Mapping[str, Any]
+Rows = Callable[[], Iterable[Record]]
+
+
+class Written(NamedTuple):
+    """What the reader of the files must know."""
+
+    mixed: list[str]
+    """Columns whose rows share no type, which are JSON text in `dataset/`."""
+    missing: Messages
+    """Why pictures that a step looked at are not in `dataset/`."""
 
 
 def write(
@@ -39,27 +50,29 @@ def write(
     columns: Sequence[str],
     *,
     leave_out: str | None = None,
-    pictures: tuple[str, Pictures] | None = None,
-) -> list[str]:
+    pictures: tuple[str, Iterable[Row]] | None = None,
+) -> Written:
     """Writes `captions.jsonl` and `dataset/` in `folder`, in the order of the records.
 
-    Returns the columns whose rows share no type, which are JSON text in `dataset/`.
-
-    A record is {index, input, columns, flags, error}, as the journal holds it; `records` gives them anew on
-    each call. `columns` are the steps' columns in the order wanted; a row that failed has null in
-    those it lacks. In parquet, `flags` and a column whose rows do not share a type are JSON text.
+    A record is as the journal holds it; `records` gives them anew on each call. `row_id` is the row's id,
+    null in records of versions that had none. `columns` are the steps' columns in the order wanted; a row
+    that failed has null in those it lacks. In parquet, `flags` and a column whose rows do not share a type
+    are JSON text.
 
     Args:
         leave_out: a column that `dataset/` lacks.
-        pictures: a column that is the pictures' files in `dataset/`, and what reads them; null in a row
-            whose picture can't be read.
+        pictures: a column that is the pictures' files in `dataset/`, and the data's rows in the order of the
+            records. It is null where the row is another one now, and where its file can't be read, is no
+            picture or another one than was captioned.
     """
+    missing = Messages()
 
     def rows() -> Iterator[dict[str, Any]]:
         for record in records():
             written = record["columns"]
             yield {
-                **record["input"],
+                "row_id": record.get("id"),
+                **{name: value for name, value in record["input"].items() if name != "row_id"},
                 **{name: written.get(name) for name in columns},
                 "flags": record["flags"],
                 "error": record["error"],
@@ -74,12 +87,12 @@ def write(
         del types[leave_out]
     groups = _batches(rows(), BATCH)
     if pictures:
-        image, begin = pictures
-        groups = _filled(rows(), image, _reads(records(), begin()))
+        image, own = pictures
+        groups = _filled(rows(), image, _paired(records(), own), missing)
     with _Shards(folder / "dataset", types, image=pictures and pictures[0]) as shards:
         for group in groups:
             shards.add(group)
-    return [name for name, type_ in types.items() if type_ is None and name != "flags"]
+    return Written([name for name, type_ in types.items() if type_ is None and name != "flags"], missing)
 
 
 class _Shards:
@@ -140,31 +153,35 @@ class _Shards:
         self._rows += len(group)
 
 
-def _reads(
-    records: Iterable[Mapping[str, Any]], pictures: Iterable[tuple[int, Read | None]]
-) -> Iterator[Read | None]:
-    """What reads each record's picture; None for one that could not be opened."""
-    found = iter(pictures)
-    index, read = -1, None
+def _paired(records: Iterable[Record], rows: Iterable[Row]) -> Iterator[tuple[Record, Row | None]]:
+    """Each record with the data's row in its place, if there is one."""
+    found = iter(rows)
+    row: Row | None = None
     for record in records:
-        while index < record["index"]:
-            index, read = next(found, (sys.maxsize, None))
-        opened = record["error"] is None or record["error"]["step"] not in (None, "image")
-        yield read if opened and index == record["index"] else None
+        while row is None or row.index < record["index"]:
+            if (row := next(found, None)) is None:
+                break
+        yield record, row if row and row.index == record["index"] else None
 
 
 def _filled(
-    rows: Iterable[dict[str, Any]], image: str, reads: Iterable[Read | None]
+    rows: Iterable[dict[str, Any]],
+    image: str,
+    paired: Iterable[tuple[Record, Row | None]],
+    missing: Messages,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Row groups with the files of their pictures in place of their names."""
+    """Row groups with the files of their pictures in place of their names; the reasons of those that lack."""
     group: list[dict[str, Any]] = []
     size = 0
     with ThreadPoolExecutor(READERS, "pictures") as pool:
-        for batch in _batches(zip(rows, reads, strict=True), READERS):
-            contents = pool.map(_content, (read for _, read in batch))
+        for batch in _batches(zip(rows, paired, strict=True), READERS):
+            contents = pool.map(partial(_content, image), (pair for _, pair in batch))
             for (row, _), content in zip(batch, contents, strict=True):
                 cell = row.get(image)
                 name = cell.get("path") if isinstance(cell, Mapping) else cell
+                if isinstance(content, str):
+                    missing.add(content)
+                    content = None
                 group.append({**row, image: {"bytes": content, "path": name} if content else None})
                 size += len(content or b"")
                 if size >= GROUP_BYTES or len(group) >= BATCH:
@@ -174,11 +191,25 @@ def _filled(
         yield group
 
 
-def _content(read: Read | None) -> bytes | None:
-    try:
-        return read() if read else None
-    except Exception:  # whatever became of it since its row was done
+def _content(image: str, pair: tuple[Record, Row | None]) -> bytes | str | None:
+    """A picture's file, or why it is not to be had; None where its row says so itself."""
+    record, row = pair
+    if record["error"] and record["error"]["step"] in (None, "image"):
         return None
+    if row is None or row.id != record.get("id", row.id):
+        return "the data has another row there now"
+    if row.read_image is None:
+        return "the data does not give the files of its pictures"
+    name = name_of(record["input"].get(image))
+    captioned = Fingerprint(record.get("image") or "", record.get("stamp") or "", name)
+    try:
+        content = row.read_image()
+        hash = open_image({"bytes": content, "path": name}).hash
+        if not captioned.matches(Fingerprint(hash, row.stamp, name_of(row.columns.get(image)))):
+            return "it was replaced after it was captioned"
+    except Exception as error:  # whatever became of it since its row was done
+        return str(error)
+    return content
 
 
 def _cell(value: Any, type_: pa.DataType | None) -> Any:

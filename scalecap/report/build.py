@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scalecap import clauses
+from scalecap.data import OUTPUT
 from scalecap.data.files import public
 from scalecap.intervals import by_step, is_part, label, mean, parts
 from scalecap.report.folder import MOST, WORD, FolderError, Row, Run, checks
@@ -161,7 +162,7 @@ def told(run: Run, row: Row) -> dict[str, Any]:
     """A row as the page shows it: its parts in the order of the columns."""
     steps, scored = run.steps, dict(checks(row))
     final = run.caption_column(row)
-    hidden = {"error", "flags", run.image, *(f"{name}_scores" for name in scored)}
+    hidden = {*OUTPUT, run.image, *(f"{name}_scores" for name in scored)}
     numbers = list(_numbers(run, row))
     hidden |= {parts(name)[0] for name, _ in numbers}
     shown: list[dict[str, Any]] = []

@@ -29,15 +29,15 @@ Segments = list[tuple[int, str]]
 def page(comparison: "Comparison", folder: Path) -> str:
     """The whole page as HTML, for a file in `folder`."""
     jobs = [line.run.name for line in comparison.lines]
-    keyed = list(islice(comparison.baseline.keyed(), MOST)) if comparison.baseline else []
+    rows = list(islice(comparison.baseline.rows(), MOST)) if comparison.baseline else []
     template = templates().get_template("comparison.html.j2")
     return template.render(
         comparison=comparison,
         label=label,
-        shown=len(keyed),
+        shown=len(rows),
         total=max((sum(line.rows) for line in comparison.lines), default=0),
         reports={run.name: link for run in comparison.runs if (link := _report(run, folder))},
-        blocks=_blocks(comparison, jobs, keyed),
+        blocks=_blocks(comparison, jobs, rows),
     )
 
 
@@ -49,13 +49,13 @@ def _report(run: Run, folder: Path) -> str | None:
     return quote(path.relative_to(folder.resolve()).as_posix())
 
 
-def _blocks(comparison: "Comparison", jobs: list[str], keyed: list[tuple[str, Row]]) -> Iterator[Block]:
-    rows = _side_by_side(comparison, keyed)
-    for number, batch in enumerate(batches(rows)):
+def _blocks(comparison: "Comparison", jobs: list[str], rows: list[Row]) -> Iterator[Block]:
+    told = _side_by_side(comparison, rows)
+    for number, batch in enumerate(batches(told)):
         yield block(f"rows-{number}", batch)
     if comparison.baseline:
-        yield from picture_blocks(thumbnails(comparison.baseline, [row for _, row in keyed]))
-    yield block("index", _index(comparison, rows))
+        yield from picture_blocks(thumbnails(comparison.baseline, rows))
+    yield block("index", _index(comparison, told))
     yield block("chart", _chart(comparison, jobs))
 
 
@@ -82,19 +82,22 @@ def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
     }
 
 
-def _side_by_side(comparison: "Comparison", keyed: list[tuple[str, Row]]) -> list[dict[str, Any]]:
+def _partners(comparison: "Comparison", run: Run, most: int) -> dict[int, Row]:
+    """The run's rows of the baseline's first pictures, by the places of those."""
+    rows = zip(comparison.partners[run.name].tolist(), run.rows(), strict=True)
+    return {place: row for place, row in rows if 0 <= place < most}
+
+
+def _side_by_side(comparison: "Comparison", own: list[Row]) -> list[dict[str, Any]]:
     """For each row of the baseline, every job's caption as it differs from the baseline's."""
-    wanted = {key for key, _ in keyed}
-    captions: list[dict[str, Row]] = [
-        {key: row for key, row in run.keyed() if key in wanted} for run in comparison.runs
-    ]
+    captions = [_partners(comparison, run, len(own)) for run in comparison.runs] if own else []
     rows = []
-    for key, row in keyed:
+    for place, row in enumerate(own):
         assert comparison.baseline
         first = _caption(comparison.baseline, row)
         told = []
-        for run, own in zip(comparison.runs, captions, strict=True):
-            there = own.get(key)
+        for run, theirs in zip(comparison.runs, captions, strict=True):
+            there = theirs.get(place)
             text = None if there is None else _caption(run, there)
             error = there and there.get("error")
             told.append(

@@ -1,4 +1,4 @@
-"""A run as its folder tells it: `summary.json`, `captions.jsonl`, `.hydra`."""
+"""A run as its folder tells it: `summary.json`, `captions.jsonl`, `.hydra`, heads of the journal's rows."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -16,11 +17,13 @@ from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from scalecap.data.images import name_of
 from scalecap.intervals import Pair, escaped, measures, parts
 from scalecap.settings import affects
 
 MOST = 10_000
 """Rows that a page shows; of a larger run the first so many."""
+JOURNAL = "journal.jsonl"
 ERROR = "error.txt"
 """In `.hydra`: why the job failed, when its last try did."""
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
@@ -109,7 +112,37 @@ class Run:
             }
             return found | {"objective": loaded.get("objective")}
         except (OmegaConfBaseException, AttributeError, TypeError, ValueError):
-            return _journalled(self.folder / "journal.jsonl")
+            config = self._begun_with.get("config")
+            return config if isinstance(config, dict) else {}
+
+    @cached_property
+    def _begun_with(self) -> dict[str, Any]:
+        """The journal's last line with a config: {config, cwd}."""
+        found: dict[str, Any] = {}
+        with suppress(OSError, ValueError), (self.folder / JOURNAL).open("rb") as file:
+            for line in file:
+                if line.startswith(b'{"config":'):
+                    found = json.loads(line)
+        return found
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What data it reads, however many of its rows: equal for two runs of the same data. Empty when not
+        known."""
+        data = dict(self.config.get("data") or {})
+        if not data.get("source"):
+            return {}
+        path = data.get("path")
+        if isinstance(path, str) and "://" not in path:
+            place = self.cwd / Path(path).expanduser()
+            data["path"] = str(place) if data["source"] != "hub" or place.exists() else path
+        if data.get("relative_to") == "cwd":
+            data["relative_to"] = str(self.cwd)
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None and name != "shard" and affects(f"data.{name}") == "rows"
+        }
 
     @property
     def image(self) -> str:
@@ -117,10 +150,8 @@ class Run:
         return str((self.config.get("data") or {}).get("image", "image"))
 
     def picture_name(self, row: Row) -> str:
-        """What the data calls the row's picture; empty where it has no name."""
-        cell = row.get(self.image)
-        name = cell.get("path") if isinstance(cell, Mapping) else cell
-        return name if isinstance(name, str) else ""
+        """What the data calls the row's picture, or the row where its picture has no name."""
+        return name_of(row.get(self.image)) or str(row.get("row_id") or "")
 
     @property
     def cwd(self) -> Path:
@@ -128,7 +159,7 @@ class Run:
         try:
             return Path(str(_yaml(self.folder / ".hydra" / "hydra.yaml").hydra.runtime.cwd))
         except (OmegaConfBaseException, AttributeError):
-            return Path.cwd()
+            return Path(str(self._begun_with.get("cwd") or Path.cwd()))
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
@@ -171,30 +202,33 @@ class Run:
         Raises FolderError when they have no `row_id`.
         """
         for row in islice(self.rows(), MOST):
-            if "row_id" not in row:
+            if row.get("row_id") is None:
                 raise FolderError(
                     f"{self.folder / 'captions.jsonl'} has no row_id, by which labels name a row: an earlier"
-                    " version wrote it; the same command with the same output= writes it anew"
+                    " version made it; the same command with another output= makes it again (equal requests"
+                    " come from the cache)"
                 )
             if not row.get("error"):
                 yield row
 
-    def keyed(self) -> Iterator[tuple[str, Row]]:
-        """The rows with what tells whether rows of two runs are the same picture's.
-
-        It is the picture's cell, and which of the rows with that cell this is.
-        """
-        seen: Counter[str] = Counter()
-        for row in self.rows():
-            cell = json.dumps(row.get(self.image), sort_keys=True, ensure_ascii=False)
-            seen[cell] += 1
-            yield f"{seen[cell]} {cell}", row
+    def captioned(self) -> Iterator[tuple[str, str, str]]:
+        """Of each of the journal's records the row's id, and the hash and the stamp of its picture as it was
+        captioned, empty where not known. A later record of a row replaces an earlier one."""
+        with suppress(OSError), (self.folder / JOURNAL).open("rb") as file:
+            for line in file:
+                try:
+                    # What comes after it, all that was said about the picture, is not parsed.
+                    record = json.loads(line.partition(b', "input": {')[0] + b"}")
+                except ValueError:
+                    continue  # a damaged line, or one that is not a row's
+                if isinstance(record.get("id"), str):
+                    yield record["id"], str(record.get("image") or ""), str(record.get("stamp") or "")
 
     def caption_column(self, row: Row) -> str | None:
         """The column of the final caption: `final_caption`, or the last text that a step wrote."""
         if "final_caption" in row:
             return "final_caption"
-        written = [name for name in row if name in self.steps] or list(row)
+        written = [name for name in row if name in self.steps] or [name for name in row if name != "row_id"]
         texts = [name for name in written if isinstance(row[name], str)]
         return texts[-1] if texts else None
 
@@ -291,16 +325,3 @@ def _yaml(path: Path) -> Any:
         return OmegaConf.load(path)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException):
         return None
-
-
-def _journalled(path: Path) -> dict[str, Any]:
-    """The config that the journal holds (the last, when it was changed)."""
-    found: dict[str, Any] = {}
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if line.startswith(b'{"config":'):
-                    found = json.loads(line)["config"]
-    except (OSError, ValueError, KeyError):
-        pass
-    return found if isinstance(found, dict) else {}

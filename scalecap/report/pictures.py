@@ -1,11 +1,9 @@
 """Thumbnails of a run's pictures, opened anew where the run's data has them."""
 
-import hashlib
 import io
-import json
 import logging
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import fields, replace
@@ -16,8 +14,8 @@ from typing import Any
 from PIL import Image as Pillow
 
 from scalecap.data import DataError, Row, RowError
+from scalecap.data.images import Fingerprint, name_of
 from scalecap.data.sources import open_source
-from scalecap.engines.base import Image
 from scalecap.report.folder import Run
 from scalecap.settings import DataSettings
 
@@ -38,9 +36,11 @@ def thumbnails(
 ) -> list[bytes | str]:
     """A WebP for each row, or the reason why there is none.
 
+    A row's picture is found by the row's id, and shown if it is still the one that was captioned. Rows of
+    versions before ids have theirs by its name, where no other row of the run or of the data has that.
+
     Args:
-        rows: of the run's captions, in their order; a row's picture is found by the columns that
-            the data gave it.
+        rows: of the run's captions, in any order.
         data: where the run's data is; None is what the run's config says.
     """
     found: list[bytes | str] = ["it is no longer in the data"] * len(rows)
@@ -48,12 +48,8 @@ def thumbnails(
     there = run.cwd if data is None and run.cwd.is_dir() else Path.cwd()
     try:
         with chdir(there):
-            source = open_source(data or _data(run))
-            names = [name for name in source.columns if name not in (*run.steps, "error", "flags")]
-            wanted: defaultdict[bytes, deque[int]] = defaultdict(deque)
-            for number, row in enumerate(rows):
-                wanted[_digest(row, names)].append(number)
-            for number, picture in _opened(_matched(source, names, wanted), side_of(len(rows))):
+            matched = _matched(run, rows, open_source(data or _data(run)))
+            for number, picture in _opened(run, rows, matched, side_of(len(rows))):
                 found[number] = picture
     except Exception as error:  # a page without pictures is better than none
         known = isinstance(error, DataError | RowError)
@@ -77,35 +73,54 @@ def _data(run: Run) -> DataSettings:
     return replace(DataSettings(**{name: told[name] for name in known & told.keys()}), limit=None)
 
 
-def _matched(
-    source: Any, names: Sequence[str], wanted: Mapping[bytes, deque[int]]
-) -> Iterator[tuple[int, Callable[[], Image]]]:
-    """Numbers of rows with what opens their pictures, until all are found."""
-    left = sum(map(len, wanted.values()))
-    row: Row
-    for row in source:
-        numbers = wanted.get(_digest(row.columns, names))
-        if numbers:
-            yield numbers.popleft(), row.open_image
-            left -= 1
-        if not left:
-            break
+def _matched(run: Run, rows: Sequence[Mapping[str, Any]], source: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+    """Numbers of rows with the data's rows of the same id, or of the same name where a row has no id."""
+    ids: defaultdict[str, list[int]] = defaultdict(list)
+    names: defaultdict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        id, name = row.get("row_id"), name_of(row.get(run.image))
+        if id or name:
+            (ids[id] if id else names[name]).append(number)
+    left, named, seen = len(ids), dict[str, Row](), Counter[str]()
+    for each in source:
+        for number in ids.get(each.id, ()):
+            yield number, each
+        left -= each.id in ids
+        if names and (name := name_of(each.columns.get(run.image))) in names:
+            named[name] = each
+            seen[name] += 1
+        if not left and not names:
+            return
+    yield from ((names[name][0], each) for name, each in named.items() if seen[name] == len(names[name]) == 1)
 
 
 def _opened(
-    matched: Iterator[tuple[int, Callable[[], Image]]], side: int
+    run: Run, rows: Sequence[Mapping[str, Any]], matched: Iterator[tuple[int, Row]], side: int
 ) -> Iterator[tuple[int, bytes | str]]:
+    ids = {row.get("row_id") for row in rows}
+    known = {id: (hash, stamp) for id, hash, stamp in run.captioned() if id in ids}
+
+    def made(number: int, row: Row) -> bytes | str:
+        captioned = None
+        if rows[number].get("row_id"):
+            captioned = Fingerprint(*known.get(row.id, ("", "")), name_of(rows[number].get(run.image)))
+        return _thumbnail(row, name_of(row.columns.get(run.image)), captioned, side)
+
     with ThreadPoolExecutor(thread_name_prefix="thumbnails") as pool:
         while batch := list(islice(matched, _AHEAD)):
-            made = pool.map(lambda each: _thumbnail(each[1], side), batch)
-            yield from zip((number for number, _ in batch), made, strict=True)
+            yield from zip(
+                (number for number, _ in batch), pool.map(lambda each: made(*each), batch), strict=True
+            )
 
 
-def _thumbnail(open_image: Callable[[], Image], side: int) -> bytes | str:
+def _thumbnail(row: Row, name: str, captioned: Fingerprint | None, side: int) -> bytes | str:
+    """The row's picture, if it is the one that was captioned (None: there is no telling, nor a need to)."""
     try:
-        pixels = open_image().pixels
+        hash, pixels = row.open_image()
     except Exception as error:  # its row has failed for the same reason
         return str(error)
+    if captioned and not captioned.matches(Fingerprint(hash, row.stamp, name)):
+        return "it was replaced after it was captioned"
     if max(pixels.size) > side:
         pixels = pixels.copy()
         pixels.thumbnail((side, side), Pillow.Resampling.LANCZOS, reducing_gap=2.0)
@@ -118,8 +133,3 @@ def _thumbnail(open_image: Callable[[], Image], side: int) -> bytes | str:
         quality -= 20
         if quality <= 0:
             quality, pixels = QUALITY, pixels.reduce(2)
-
-
-def _digest(row: Mapping[str, Any], names: Sequence[str]) -> bytes:
-    content = json.dumps([row.get(name) for name in names], sort_keys=True, default=str)
-    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -257,7 +257,7 @@ def test_cut_anywhere_is_a_row_error_or_a_picture(format: str, cut: int) -> None
         (b"", "empty_file", "0 bytes"),
         ("https://example.com/a.png", "url_refused", "data.allow_urls=true"),
         ({"bytes": None, "path": "http://example.com/a.png"}, "url_refused", "data.allow_urls=true"),
-        ("data:image/png;base64,AAAA", "url_refused", "data.allow_urls=true"),
+        ("data:image/png;base64,AAAA", "unreadable_image", "not a picture"),
     ],
 )
 def test_bad_cells(tmp_path: Path, cell: Any, kind: str, words: str) -> None:

@@ -1,6 +1,7 @@
 import functools
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pillow
 
-from scalecap.data import writer
+from scalecap.data import Row, writer
 
 ERROR = {"step": "image", "kind": "truncated", "message": "no end"}
 
@@ -19,7 +20,15 @@ def written(
 ) -> tuple[list[dict[str, Any]], datasets.Dataset]:
     """The rows as both files give them back; the last `failed` of them failed."""
     records = [
-        {"input": {"id": n, "image": f"{n}.png"}, "columns": {"x": value}, "flags": {}, "error": None}
+        {
+            **{
+                "index": n,
+                "id": f"row {n}",
+                "input": {"id": n, "image": f"{n}.png"},
+                "columns": {"x": value},
+            },
+            **{"flags": {}, "error": None},
+        }
         for n, value in enumerate(values)
     ]
     records += [{**records[0], "columns": {}, "flags": {"x": ["truncated"]}, "error": ERROR}] * failed
@@ -31,8 +40,11 @@ def written(
 
 def test_rows_come_back_in_order_with_their_errors(tmp_path: Path):
     lines, loaded = written(tmp_path, ["a", "b"], failed=1)
-    assert lines[0] == {"id": 0, "image": "0.png", "x": "a", "flags": {}, "error": None}
-    assert lines[2] == {"id": 0, "image": "0.png", "x": None, "flags": {"x": ["truncated"]}, "error": ERROR}
+    own = {"row_id": "row 0", "id": 0, "image": "0.png"}
+    assert lines[0] == {**own, "x": "a", "flags": {}, "error": None}
+    assert list(lines[0]) == ["row_id", "id", "image", "x", "flags", "error"]
+    assert lines[2] == {**own, "x": None, "flags": {"x": ["truncated"]}, "error": ERROR}
+    assert loaded["row_id"] == ["row 0", "row 1", "row 0"]
     assert loaded["x"] == ["a", "b", None]
     assert loaded["error"] == [None, None, ERROR]
     assert [json.loads(flags) for flags in loaded["flags"]] == [{}, {}, {"x": ["truncated"]}]
@@ -89,7 +101,10 @@ def test_writing_again_replaces_what_was_there(tmp_path: Path):
 
 def records(count: int) -> list[dict[str, Any]]:
     return [
-        {"index": n, "input": {"image": f"{n}.png"}, "columns": {"x": n}, "flags": {}, "error": None}
+        {
+            **{"index": n, "id": str(n), "stamp": f"stamp {n}", "input": {"image": f"{n}.png"}},
+            **{"columns": {"x": n}, "flags": {}, "error": None},
+        }
         for n in range(count)
     ]
 
@@ -119,7 +134,7 @@ def test_features_are_told(tmp_path: Path):
     assert b"huggingface" in pq.read_schema(path).metadata
     text = datasets.Value("string")
     assert features == {
-        **{"image": text, "x": datasets.Value("int64"), "flags": text},
+        **{"row_id": text, "image": text, "x": datasets.Value("int64"), "flags": text},
         "error": {"step": text, "kind": text, "message": text},
     }
 
@@ -127,7 +142,7 @@ def test_features_are_told(tmp_path: Path):
 def test_a_column_is_left_out(tmp_path: Path):
     rows = records(2)
     writer.write(tmp_path, lambda: rows, ["x"], leave_out="image")
-    assert pq.read_schema(next((tmp_path / "dataset").iterdir())).names == ["x", "flags", "error"]
+    assert pq.read_schema(next((tmp_path / "dataset").iterdir())).names == ["row_id", "x", "flags", "error"]
     assert '"image"' in (tmp_path / "captions.jsonl").read_text()
 
 
@@ -140,15 +155,20 @@ def test_pictures_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     def gone() -> bytes:
         raise OSError("gone")
 
+    def row(number: int, read: Callable[[], bytes], stamp: str = "") -> Row:
+        stamp = stamp or f"stamp {number}"
+        return Row(number, {}, lambda: pytest.fail("opened"), stamp=stamp, read_image=read)
+
     monkeypatch.setattr(writer, "READERS", 3)
     monkeypatch.setattr(writer, "GROUP_BYTES", 2 * len(png(0)))
     rows = records(9)
     rows[2]["error"] = {"step": "image", "kind": "unreadable_image", "message": "broken"}
     rows[3]["error"] = {"step": "x", "kind": "Timeout", "message": "late"}
     del rows[5]  # it was in no journal
-    reads = [(n, functools.partial(png, n)) for n in range(8) if n != 6]
-    reads.insert(6, (6, gone))
-    writer.write(tmp_path, lambda: rows, ["x"], pictures=("image", lambda: reads))
+    own = [row(n, functools.partial(png, n)) for n in range(8) if n != 6]
+    own.insert(6, row(6, gone))
+    written = writer.write(tmp_path, lambda: rows, ["x"], pictures=("image", own))
+    assert dict(written.missing) == {"gone": 1, "the data has another row there now": 1}
     (path,) = (tmp_path / "dataset").iterdir()
     assert pq.read_metadata(path).num_row_groups >= 3
     loaded = datasets.load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "hf"))

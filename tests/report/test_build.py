@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from scalecap.data import Row
 from scalecap.data.images import open_image
 from scalecap.engines.scripted import Scripted
 from scalecap.report import __main__ as command
@@ -126,7 +127,8 @@ def test_a_folder_without_captions_is_one_message(tmp_path: Path, monkeypatch: A
 def test_a_thumbnail_is_bounded_in_pixels_and_bytes(tmp_path: Path, side: int):
     noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
     Pillow.fromarray(noise).save(tmp_path / "noise.png")
-    found = pictures._thumbnail(lambda: open_image(str(tmp_path / "noise.png")), side)
+    row = Row(0, {}, lambda: open_image(str(tmp_path / "noise.png")))
+    found = pictures._thumbnail(row, "", None, side)
     assert isinstance(found, bytes)
     assert len(found) <= side * side / 6
     with Pillow.open(io.BytesIO(found)) as picture:

@@ -1,0 +1,232 @@
+"""The picture beside a caption is its own: from every source, however the run ended, in every output.
+
+Each picture has one colour and its caption names it, so the test looks at the picture that stands beside.
+"""
+
+import asyncio
+import base64
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from data.pictures import picture, tar
+from omegaconf import OmegaConf
+from PIL import Image as Pillow
+
+from scalecap.compare import Comparison
+from scalecap.engines.base import EngineDead, Request
+from scalecap.engines.scripted import Scripted
+from scalecap.merge import merge
+from scalecap.push import lay_out
+from scalecap.report.build import write_report
+from scalecap.report.folder import read_runs
+from scalecap.run import run
+from scalecap.settings import Settings
+
+COLOURS = {
+    **{"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)},
+    **{"cyan": (0, 255, 255), "magenta": (255, 0, 255), "black": (0, 0, 0), "grey": (128, 128, 128)},
+}
+ROWS = ("grey", "red", "grey", "green", "blue", "grey", "yellow", "red", "cyan", "magenta", "black")
+"""Colours of the rows; some pictures are equal, and so are their rows where nothing else tells them apart."""
+SLOW = ("grey", "blue", "black")
+"""Pictures that a run which is stopped never captions: what it leaves out lies between what it has."""
+
+
+def colour_of(pixels: Pillow.Image) -> str:
+    """The name of the colour in the middle."""
+    found = pixels.convert("RGB").getpixel((pixels.width // 2, pixels.height // 2))
+    assert isinstance(found, tuple)
+    return min(COLOURS, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], found, strict=True)))
+
+
+def jsonl(folder: Path) -> list[str]:
+    lines = []
+    for number, colour in enumerate(ROWS):
+        name = f"{colour}.png" if colour == "grey" else f"{number}.png"  # equal rows name one file
+        (folder / name).write_bytes(picture(COLOURS[colour]))
+        lines.append(json.dumps({"image": name}))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return ["data=jsonl", f"data.path={folder}/rows.jsonl"]
+
+
+def jsonl_bytes(folder: Path) -> list[str]:
+    """Pictures that are in the rows themselves."""
+    urls = [f"data:image/png;base64,{base64.b64encode(picture(COLOURS[each])).decode()}" for each in ROWS]
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps({"image": url}) for url in urls))
+    return ["data=jsonl", f"data.path={folder}/rows.jsonl", "data.allow_urls=true"]
+
+
+def folder_of_pictures(folder: Path) -> list[str]:
+    for number, colour in enumerate(ROWS):
+        path = folder / "photos" / (f"{number:02}/a.png" if number % 2 else f"{number:02}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(COLOURS[colour]))
+    return ["data=folder", f"data.path={folder}/photos"]
+
+
+def pil(folder: Path, **more: Any) -> datasets.Dataset:
+    """A data set of pictures that have no paths."""
+    cells = [Pillow.new("RGB", (40, 30), COLOURS[colour]) for colour in ROWS]
+    features = datasets.Features({"image": datasets.Image()} | dict.fromkeys(more, datasets.Value("string")))
+    return datasets.Dataset.from_dict({"image": cells, **more}, features=features)
+
+
+def saved(folder: Path) -> list[str]:
+    pil(folder).save_to_disk(folder / "saved")
+    return ["data=hub", f"data.path={folder}/saved"]
+
+
+def streamed(folder: Path) -> list[str]:
+    pil(folder).to_parquet(folder / "saved.parquet")
+    return ["data=hub", f"data.path={folder}/saved.parquet", "data.streaming=true"]
+
+
+def parquet(folder: Path) -> list[str]:
+    rows = pil(folder)
+    for number in range(2):
+        rows.shard(2, number, contiguous=True).to_parquet(folder / f"{number}.parquet", batch_size=3)
+    return ["data=parquet", f"data.path={folder}/*.parquet"]
+
+
+def webdataset(folder: Path) -> list[str]:
+    for number in range(2):
+        half = ROWS[number * 6 : number * 6 + 6]
+        members = [(f"{key}.png", picture(COLOURS[colour])) for key, colour in enumerate(half)]
+        (folder / f"{number}.tar").write_bytes(tar(*members))
+    return ["data=webdataset", f"data.path={folder}/*.tar"]
+
+
+def named(folder: Path) -> list[str]:
+    """Rows that a column of their own names."""
+    pil(folder, sku=[f"sku-{number * 7 % 11}" for number in range(len(ROWS))]).to_parquet(
+        folder / "0.parquet"
+    )
+    return ["data=parquet", f"data.path={folder}/0.parquet", "data.id=sku"]
+
+
+SOURCES = [jsonl, jsonl_bytes, folder_of_pictures, saved, streamed, parquet, webdataset, named]
+Runs = Callable[..., Path]
+
+
+@pytest.fixture(params=SOURCES, ids=lambda source: source.__name__)
+def captioned(request: pytest.FixtureRequest, compose: Callable[..., Settings], tmp_path: Path) -> Runs:
+    """Captions the source's rows with the names of their colours; the run's folder."""
+    (tmp_path / "data").mkdir()
+    data = request.param(tmp_path / "data")
+
+    settings = compose(*data, "cache=off", "rows_in_flight=16", "progress=false", "write.image=bytes")
+    settings.pipeline.steps = {"caption": settings.pipeline.steps["init_caption"]}
+
+    def made(name: str, *, shard: str | None = None, stopped: bool = False) -> Path:
+        folder = tmp_path / "runs" / name
+        data = replace(settings.data, shard=shard)
+        caption(replace(settings, data=data, output=str(folder), report=False), stopped=stopped)
+        return folder
+
+    return made
+
+
+def caption(settings: Settings, *, stopped: bool) -> None:
+    """A run; one that is `stopped` loses its engine once all but the slow pictures are done."""
+    folder = Path(settings.output)
+    (folder / ".hydra").mkdir(parents=True)  # as the command line does
+    OmegaConf.save(OmegaConf.structured(settings), folder / ".hydra" / "config.yaml")
+    left = sum(colour not in SLOW for colour in ROWS)
+    last = asyncio.Event()
+
+    async def answer(asked: Request) -> str:
+        nonlocal left
+        assert asked.prompt.image
+        colour = colour_of(asked.prompt.image.pixels)
+        if stopped and colour in SLOW:
+            await last.wait()
+            raise EngineDead("it is gone")
+        left -= 1
+        if not left:
+            asyncio.get_running_loop().call_later(0.05, last.set)
+        return colour
+
+    summary = run(settings, engines={"vlm": Scripted(answer)})
+    assert summary.status == ("stopped" if stopped else "finished"), summary.reason
+
+
+def blocks(page: Path, name: str) -> list[Any]:
+    """The values in the page's blocks of that name, joined."""
+    found = re.findall(rf'id="data-{name}-\d+">([^<]*)<', page.read_text(encoding="utf-8"))
+    return [each for block in found for each in json.loads(gzip.decompress(base64.b64decode(block)))]
+
+
+def thumbnail(cell: dict[str, str]) -> str:
+    """The colour of a page's picture, or why there is none."""
+    if "none" in cell:
+        return cell["none"]
+    with Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))) as shown:
+        return colour_of(shown)
+
+
+def reported(folder: Path) -> list[tuple[str, str]]:
+    """Captions with the pictures beside them, as the report shows them."""
+    page = write_report(folder)
+    texts = ["".join(each["text"] for each in row["parts"][-1]["texts"]) for row in blocks(page, "rows")]
+    return list(zip(texts, map(thumbnail, blocks(page, "pictures")), strict=True))
+
+
+def compared(folder: Path, *runs: Path) -> list[tuple[list[str | None], str]]:
+    """Captions of every run with the picture beside them, as the comparison shows them."""
+    folder.mkdir()
+    Comparison(read_runs(runs)).save(folder)
+    rows = blocks(folder / "comparison.html", "rows")
+    texts = [
+        [
+            job["segments"] and "".join(text for sign, text in job["segments"] if sign >= 0)
+            for job in row["jobs"]
+        ]
+        for row in rows
+    ]
+    return list(zip(texts, map(thumbnail, blocks(folder / "comparison.html", "pictures")), strict=True))
+
+
+def pushed(run: Path, to: Path) -> list[tuple[str, str]]:
+    """Captions with the pictures in the data set that would be uploaded."""
+    lay_out(run, "me/colours", to)
+    rows = [row for path in sorted((to / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
+    return [(row["caption"], colour_of(Pillow.open(io.BytesIO(row["image"]["bytes"])))) for row in rows]
+
+
+DONE = [colour for colour in ROWS if colour not in SLOW]
+DOUBLE = [(colour, colour) for colour in ROWS]
+
+
+def test_a_caption_keeps_its_picture(captioned: Runs, tmp_path: Path):
+    whole = captioned("whole")
+    assert reported(whole) == DOUBLE
+    assert pushed(whole, tmp_path / "pushed") == DOUBLE
+
+    stopped = captioned("stopped", stopped=True)
+    assert reported(stopped) == [(colour, colour) for colour in DONE]
+
+    shards = [captioned(f"shards/{number}", shard=f"{number}/2") for number in (0, 1)]
+    for number, shard in enumerate(shards):
+        assert reported(shard) == DOUBLE[number::2]
+    merge(shards, tmp_path / "merged")
+    assert reported(tmp_path / "merged") == DOUBLE
+    assert pushed(tmp_path / "merged", tmp_path / "again") == DOUBLE
+
+    both = [([colour, colour], colour) for colour in ROWS]
+    assert compared(tmp_path / "0", whole, tmp_path / "merged") == both
+    some = [([colour, colour if colour in DONE else None], colour) for colour in ROWS]
+    assert compared(tmp_path / "1", whole, stopped) == some
+    assert compared(tmp_path / "2", stopped, whole) == [([each, each], each) for each in DONE]
+    assert compared(tmp_path / "3", shards[1], whole) == both[1::2]
+    assert compared(tmp_path / "4", shards[1], shards[0]) == [
+        ([colour, None], colour) for colour in ROWS[1::2]
+    ]
