@@ -14,7 +14,7 @@ from scalecap.settings import Settings, affects
 MAY_CHANGE = {
     *("output", "resume", "check", "progress", "objective", "report", "max_failures", "rows_in_flight"),
     *("cache.enabled", "cache.dir", "write.image", "runner.name", "runner.actors", "runner.gpus_per_actor"),
-    *("runner.address", "data.limit", "data.streaming", "data.allow_urls"),
+    *("runner.address", "data.limit", "data.streaming", "data.allow_urls", "data.allow_outside"),
     *("engine.base_url", "engine.concurrency", "engine.batch_size", "engine.timeout", "engine.retries"),
     *("engine.keep", "engine.quiet", "calibration", "pipeline.cases"),
 }
