@@ -28,7 +28,7 @@ from scalecap.nearest import nearest
 from scalecap.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.progress import Progress
 from scalecap.report.build import write_report
-from scalecap.settings import EngineSettings, ModelSettings, Settings
+from scalecap.settings import EngineSettings, RoleSettings, Settings
 from scalecap.stalls import Stalls
 from scalecap.summary import Summary
 from scalecap.threads import DaemonPool
@@ -118,7 +118,7 @@ def run(
                         pictures=(image, readable(source)) if form == "bytes" and rows.complete else None,
                     )
                 summary.write()
-            _report(settings, summary)
+            _report(settings, summary, source)
     except (
         DataError,
         PipelineError,
@@ -131,14 +131,14 @@ def run(
     return summary
 
 
-def _report(settings: Settings, summary: Summary) -> None:
+def _report(settings: Settings, summary: Summary, source: Source) -> None:
     """`report.html`, if it is wanted; that it can't be written costs the run nothing."""
     rows = summary.done + summary.failed
     if settings.report is False or (settings.report is None and rows > REPORTED) or not rows:
         return
     with summary.phase("report"):
         try:
-            summary.report = write_report(summary.output, settings.data)
+            summary.report = write_report(summary.output, source)
         except Exception as error:
             log.warning("no report.html: %s: %s", type(error).__name__, error)
 
@@ -240,7 +240,7 @@ async def _caption(
 ) -> None:
     """Loads the models and takes the rows through the pipeline, each to the journal as it ends."""
     roles = {role: each for role, each in settings.by_role().items() if role in pipeline.roles}
-    if note := foreign({role: model for role, (model, _) in roles.items()}, settings.data.source):
+    if note := foreign(roles, settings.data.source):
         summary.notes.append(note)
         log.warning(note)
     if "judge" in roles and roles["judge"] in [roles[role] for role in roles.keys() - {"judge"}]:
@@ -301,9 +301,9 @@ async def _caption(
     rows.complete = summary.status == "finished"
 
 
-def foreign(models: Mapping[str, ModelSettings], source: str) -> str:
+def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:
     """A warning where the embedded model is to caption pictures that are not of its world; else empty."""
-    if source == "scenes" or EMBEDDED not in (model.name for model in models.values()):
+    if source == "scenes" or EMBEDDED not in (each.model.name for each in roles.values()):
         return ""
     return (
         "The embedded model knows its own world (data=scenes) and nothing else: what it says about other"

@@ -40,7 +40,15 @@ def open_hub(data: DataSettings) -> Rows:
     path = needed_path(data)
     if not path.startswith(("hf://", "http://", "https://")):
         path = str(Path(path).expanduser())
-    opened = _loaded(path, data)
+    return rows_of(_loaded(path, data), path, data)
+
+
+def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) -> Rows:
+    """The rows of a data set that is open; `path` is where it was opened, or what it is called in messages.
+
+    Raises:
+        DataError: it has no rows, or no column `data.image`.
+    """
     total = _total(opened, data.split)
     stream = opened.to_iterable_dataset() if hasattr(opened, "to_iterable_dataset") else opened
     if stream.features is None:
@@ -49,7 +57,7 @@ def open_hub(data: DataSettings) -> Rows:
         columns = {name: _kind(feature) for name, feature in stream.features.items()}
         stream = stream.decode(False)
     if not columns or total == 0:
-        raise DataError(f"{path!r} has no rows in its split {data.split!r}")
+        raise DataError(f"{path!r} has no rows" + (f" in its split {data.split!r}" if data.path else ""))
     if data.image not in columns:
         raise DataError(
             f"{path!r} has no column {data.image!r}: data.image names the picture's;"

@@ -6,20 +6,20 @@ writes it into the folder of a run. It is one file, to be opened from disk.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scalecap import clauses
 from scalecap.data import OUTPUT
+from scalecap.data import Row as DataRow
 from scalecap.data.files import public
 from scalecap.intervals import by_step, is_part, label, mean, parts
 from scalecap.report.folder import MOST, WORD, FolderError, Row, Run, checks
 from scalecap.report.labelling import draw
 from scalecap.report.page import Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
-from scalecap.settings import DataSettings
 
 TOLD = ("rows", "notes", "metrics", "checks", "steps", "errors", "models", "command", "seconds")
 """What the page tells of a summary, where there is one."""
@@ -28,12 +28,12 @@ NEAR = 0.6
 
 
 def write_report(
-    folder: Path, data: DataSettings | None = None, *, seed: int = 0, uncertain: bool = False
+    folder: Path, source: Iterable[DataRow] | None = None, *, seed: int = 0, uncertain: bool = False
 ) -> Path:
     """Writes `report.html` in the folder of a run.
 
     Args:
-        data: where the run's data is; None is what the run's config says.
+        source: the run's data; None opens what the run's config says.
         seed, uncertain: of the statements that are drawn for labelling (`scalecap.report.labelling.draw`).
 
     Raises:
@@ -61,7 +61,7 @@ def write_report(
         calibrated=calibrated,
         labelled=drawn if drawn["steps"] else None,
         blocks=[
-            *_blocks(run, rows, thumbnails(run, rows, data)),
+            *_blocks(run, rows, thumbnails(run, rows, source)),
             block("calibration", list(calibrated.values())),
             block("draw", drawn),
         ],

@@ -32,7 +32,7 @@ _AHEAD = 64
 
 
 def thumbnails(
-    run: Run, rows: Sequence[Mapping[str, Any]], data: DataSettings | None = None
+    run: Run, rows: Sequence[Mapping[str, Any]], source: Iterable[Row] | None = None
 ) -> list[bytes | str]:
     """A WebP for each row, or the reason why there is none.
 
@@ -41,14 +41,14 @@ def thumbnails(
 
     Args:
         rows: of the run's captions, in any order.
-        data: where the run's data is; None is what the run's config says.
+        source: the run's data; None opens what the run's config says.
     """
     found: list[bytes | str] = ["it is no longer in the data"] * len(rows)
     # The run's paths start at its own working folder, if that is on this machine.
-    there = run.cwd if data is None and run.cwd.is_dir() else Path.cwd()
+    there = run.cwd if source is None and run.cwd.is_dir() else Path.cwd()
     try:
         with chdir(there):
-            matched = _matched(run, rows, open_source(data or _data(run)))
+            matched = _matched(run, rows, open_source(_data(run)) if source is None else source)
             for number, picture in _opened(run, rows, matched, side_of(len(rows))):
                 found[number] = picture
     except Exception as error:  # a page without pictures is better than none

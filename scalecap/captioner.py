@@ -1,0 +1,306 @@
+"""Captions from Python: a script, a notebook or an async program.
+
+    from scalecap import Captioner
+
+    with Captioner("Qwen/Qwen3-VL-4B-Instruct", pipeline="scalecap") as captioner:
+        rows = captioner.map(dataset, output="runs/x")
+        one = captioner("cat.jpg")
+
+It composes the same configuration as the command line and calls the same `run`: the same checks, run folder,
+cache of replies, resume, failures and summary.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from html import escape
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from omegaconf import OmegaConf
+
+from scalecap.asking import Asked, Counts
+from scalecap.cache import Cache, CacheError
+from scalecap.compose import compose
+from scalecap.data import DataError, Row
+from scalecap.data.images import open_image
+from scalecap.data.memory import joined, open_memory, tabled
+from scalecap.data.sources import Rows, kinds, plain
+from scalecap.engines import Engines
+from scalecap.engines.base import EngineError
+from scalecap.pipeline import Pipeline, PipelineError, picture_pool
+from scalecap.progress import screen_handler
+from scalecap.report.build import write_report
+from scalecap.run import RunError, foreign, run
+from scalecap.settings import CONF, DataSettings, Settings, from_config
+from scalecap.summary import Summary
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+
+class CaptionError(Exception):
+    """One picture could not be captioned; `columns` are those that were written before the failure."""
+
+    def __init__(self, message: str, columns: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.columns = columns
+
+
+class Captioner:
+    """A pipeline and its models, ready to caption pictures; a context manager that frees the models.
+
+    The models are loaded with the first picture and stay until `close` (or the end of the `with` block).
+
+    Args:
+        model: hub name, local folder, or an option of `conf/model` such as `"qwen3-vl-4b"`. None is the
+            embedded model, which knows the embedded world and nothing else.
+        overrides: as on the command line: `"pipeline/check=both"`, `"model.llm.name=…"`.
+        config_dir: folder of your own YAML files, as `--config-dir`.
+        values: the same as Python values: a text or list chooses options of a group, a mapping sets keys:
+            `pipeline="scalecap"`, `also=["closing_check"]`, `prompts={"verify": "…{{ text }}…"}`,
+            `sampling={"temperature": 0.2}`, `seed=3`.
+
+    Raises:
+        SettingsError: a key or value does not fit; the message names it and its neighbours.
+        RunError: the pipeline can't run (unknown stage, missing column …).
+
+    Example:
+        >>> with Captioner() as captioner:
+        ...     captioner("scene.jpg")["final_caption"]
+        'The scene is at night. …'
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *overrides: str,
+        config_dir: str | os.PathLike[str] | None = None,
+        **values: Any,
+    ) -> None:
+        self._config, self._overrides = compose([*_model(model), *overrides], values, config_dir=config_dir)
+        self.settings: Settings = from_config(self._config)
+        """All settings, typed. What belongs to a data set or a run's folder is given to `map`."""
+        self._source: Rows | None = None
+        self.summary: Summary | None = None
+        """Counts of the last `map`: rows, requests, tokens, metrics, notes."""
+        self._engines = Engines()
+        self._pictures = picture_pool()
+        self._cache: Cache | None = None
+        self._asked: asyncio.Task[Asked] | None = None
+        self._closed = False
+        self._build(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the models and closes the cache; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._engines.close()
+        self._pictures.shutdown()
+        if self._cache:
+            self._cache.close()
+
+    def plan(self) -> str:
+        """What is done with each picture, step by step, with the prompts; loads no model."""
+        return self._build(None).plan()
+
+    def __call__(self, image: Any) -> dict[str, Any]:
+        """The columns of one picture, every step's, and `flags`; writes no folder.
+
+        Args:
+            image: a path, bytes or a PIL image; or a mapping with the picture under `"image"` and further
+                columns that the steps read.
+
+        Raises:
+            CaptionError: this picture failed; the message says where and why.
+            RunError: no picture can be captioned (a model can't be loaded, a column is missing).
+        """
+        with self._shown():
+            return self._engines.run(self._one(image))
+
+    async def acaption(self, image: Any) -> dict[str, Any]:
+        """`captioner(image)` for an async program; many may be awaited at once, and share the model."""
+        with self._shown():
+            return await asyncio.wrap_future(self._engines.loop.submit(self._one(image)))
+
+    def map(
+        self, data: Any, *, image: str = "image", output: str | os.PathLike[str] | None = None
+    ) -> "Dataset":
+        """Captions a data set and returns it with a column for each step, and `row_id`, `flags` and `error`.
+
+        Args:
+            data: a `datasets.Dataset` or `IterableDataset`, a pandas frame, or a list of paths, bytes, PIL
+                images or mappings. Nothing of a `Dataset` is copied to disk.
+            image: the column of the pictures.
+            output: the run's folder; the same folder again goes on where it was stopped. None is a new one
+                below `outputs/`.
+
+        Returns:
+            The rows in their order, the pictures still in them. A row that failed has its reason in `error`.
+
+        Raises:
+            RunError: nothing could be done, or the run was stopped; what is done stays in the folder.
+            KeyboardInterrupt: interrupted; rows in flight were finished, and the same call goes on.
+        """
+        if self._closed:
+            raise RunError("the captioner is closed: call it inside of its with block")
+        folder = Path(output) if output is not None else _new_folder()
+        own = DataSettings(source="memory", image=image)
+        settings = replace(self.settings, data=own, output=str(folder), check=False)
+        try:
+            table = tabled(data, image)
+            self._source = open_memory(table, own)
+        except DataError as error:
+            raise RunError(str(error)) from error
+        streamed = not hasattr(table, "num_rows")
+        if streamed:
+            settings = replace(settings, write=replace(settings.write, image="bytes"))
+        with self._shown():
+            self.summary = run(
+                settings,
+                source=self._source,
+                pool=self._engines,
+                command="Captioner.map",
+                begun=partial(self._record, folder, settings),
+            )
+        if self.summary.status == "interrupted":
+            raise KeyboardInterrupt(f"interrupted; the same call with output={str(folder)!r} goes on")
+        if self.summary.status == "stopped":
+            raise RunError(
+                f"stopped: {self.summary.reason}. Finished rows are in {folder}; the same call with"
+                f" output={str(folder)!r} goes on"
+            )
+        return joined(table, folder / "dataset")
+
+    def report(self) -> "Report":
+        """The page of the last `map`, shown inline by a notebook. RunError when there was none."""
+        if self.summary is None:
+            raise RunError("there is no run yet: captioner.map(…) makes one")
+        return Report(self.summary.report or write_report(self.summary.output, self._source))
+
+    def _build(self, columns: Mapping[str, str] | None) -> Pipeline:
+        pipeline = self.settings.pipeline
+        try:
+            return Pipeline.build(
+                pipeline.steps, columns, imports=pipeline.imports, sampling=self.settings.sampling
+            )
+        except PipelineError as error:
+            raise RunError(str(error)) from error
+
+    async def _one(self, image: Any) -> dict[str, Any]:
+        cells = dict(image) if isinstance(image, Mapping) and "bytes" not in image else {"image": image}
+        if cells.get("image") is None:
+            raise CaptionError("there is no picture: give it under 'image'", {})
+        opened = partial(open_image, cells["image"], folders=[Path.cwd()])
+        columns = {name: plain(value) for name, value in cells.items() if name != "image"}
+        if isinstance(cells["image"], str | os.PathLike):
+            columns = {"image": os.fspath(cells["image"]), **columns}
+        pipeline = self._build({"image": "any", **kinds([columns])})
+        try:
+            asked = await self._dispatcher(pipeline)
+            finished = await pipeline.take(Row(0, columns, opened), asked, self._pictures)
+        except (EngineError, CacheError) as error:
+            raise RunError(str(error)) from error
+        if failure := finished.error:
+            where = f"{failure['step']}: " if failure["step"] else ""
+            raise CaptionError(f"{where}{failure['message']}", finished.columns)
+        return {**finished.columns, "flags": finished.flags}
+
+    async def _dispatcher(self, pipeline: Pipeline) -> Asked:
+        """What asks the models; they are loaded once, however many wait for them."""
+        if self._closed:
+            raise RunError("the captioner is closed: call it inside of its with block")
+        failed = self._asked is not None and self._asked.done() and self._asked.exception() is not None
+        if self._asked is None or failed:
+            self._asked = asyncio.create_task(self._load(pipeline))
+        return await asyncio.shield(self._asked)
+
+    async def _load(self, pipeline: Pipeline) -> Asked:
+        settings = self.settings
+        roles = {role: each for role, each in settings.by_role().items() if role in pipeline.roles}
+        if note := foreign(roles, "memory"):
+            log.warning(note)
+        if settings.cache.enabled and self._cache is None:
+            self._cache = Cache(Path(settings.cache.dir).expanduser())
+        engines = await self._engines.by_role(roles)
+        return Asked(engines, self._cache, settings.sampling, settings.seed, Counts())
+
+    def _record(self, folder: Path, settings: Settings) -> None:
+        """`.hydra` in the run's folder, as the command line writes it: reports and comparisons read it."""
+        config = self._config.copy()
+        for key in ("data", "write", "output"):
+            OmegaConf.update(config, key, getattr(settings, key), merge=False)
+        record = folder / ".hydra"
+        record.mkdir(parents=True, exist_ok=True)
+        (record / "error.txt").unlink(missing_ok=True)
+        OmegaConf.save(config, record / "config.yaml")
+        OmegaConf.save({"hydra": {"runtime": {"cwd": os.getcwd()}}}, record / "hydra.yaml")
+        OmegaConf.save(OmegaConf.create(self._overrides), record / "overrides.yaml")
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Messages on the screen, unless the program has its own logging."""
+        logger = logging.getLogger("scalecap")
+        if not self.settings.progress or logger.hasHandlers():
+            yield
+            return
+        handler, level = screen_handler(), logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class Report:
+    """A run's page: a notebook shows it inline, `path` is the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Report({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        page = escape(self.path.read_text("utf-8"), quote=True)
+        style = "width:100%;height:700px;border:0"
+        return f'<iframe srcdoc="{page}" style="{style}" sandbox="allow-scripts allow-downloads"></iframe>'
+
+
+def _model(model: str | os.PathLike[str] | None) -> list[str]:
+    """The override that chooses a model: an option of `conf/model`, or any name."""
+    if model is None:
+        return []
+    name = os.fspath(model)
+    if (CONF / "model" / f"{name}.yaml").is_file():
+        return [f"model={name}"]
+    return ["model=own", f"model.vlm.name={name}"]
+
+
+def _new_folder() -> Path:
+    """`outputs/<date>/<time>`, one that is not there yet."""
+    first = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
+    folder, number = first, 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder

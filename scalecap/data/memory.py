@@ -1,0 +1,106 @@
+"""Data sets that a program holds: what `Captioner.map` takes, as rows, and with the captions again."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalecap.data import OUTPUT, DataError
+from scalecap.data.hub import rows_of
+from scalecap.data.sources import Rows
+from scalecap.settings import DataSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+def tabled(data: Any, image: str) -> "Dataset | IterableDataset":
+    """The data as a data set, pictures undecoded in a column of `datasets.Image`.
+
+    Args:
+        data: a `Dataset` or `IterableDataset` (returned as it is), a pandas frame, or a sequence of pictures
+            (paths, bytes, PIL images) or of mappings that have one under `image`.
+
+    Raises:
+        DataError: it is none of these, or has no pictures.
+    """
+    import datasets
+    import pandas as pd
+
+    if isinstance(data, datasets.Dataset | datasets.IterableDataset):
+        return data
+    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
+        splits = ", ".join(map(str, data))
+        raise DataError(
+            f"expected one split, got a DatasetDict: give one of {splits}, as in map(data['train'])"
+        )
+    if isinstance(data, pd.DataFrame):
+        columns = {str(name): data[name].tolist() for name in data.columns}
+    elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        if all(isinstance(each, Mapping) and "bytes" not in each for each in data):
+            names = dict.fromkeys(str(name) for each in data for name in each)
+            columns = {name: [each.get(name) for each in data] for name in names}
+        else:
+            columns = {image: list(data)}
+    else:
+        raise DataError(
+            f"expected a Dataset, a pandas frame or a list of pictures or mappings, got {type(data).__name__}"
+            + (
+                "; of one picture, call captioner(picture)"
+                if isinstance(data, str | bytes | os.PathLike)
+                else ""
+            )
+        )
+    if not columns or not next(iter(columns.values())):
+        raise DataError("the data has no rows")
+    if image not in columns:
+        raise DataError(
+            f"the data has no column {image!r}: image= names the pictures'; it has {', '.join(columns)}"
+        )
+    feature = datasets.Image()
+    cells = [_cell(feature, cell, row) for row, cell in enumerate(columns.pop(image))]
+    pictures = datasets.Dataset.from_dict({image: cells}, features=datasets.Features({image: feature}))
+    if not columns:
+        return pictures
+    others = datasets.Dataset.from_dict(columns)
+    return datasets.concatenate_datasets([others, pictures], axis=1)
+
+
+def _cell(feature: Any, cell: Any, row: int) -> Any:
+    """A picture as the data set holds it; one that can't be held is left to fail as its own row."""
+    if cell is None:
+        return None
+    if isinstance(cell, os.PathLike):
+        cell = os.fspath(cell)
+    try:
+        return feature.encode_example(cell)
+    except Exception as error:
+        raise DataError(
+            f"row {row}: expected a path, bytes or a PIL image, got {type(cell).__name__} ({error})"
+        ) from error
+
+
+def open_memory(table: "Dataset | IterableDataset", data: DataSettings) -> Rows:
+    """The rows of a data set in memory; a picture without a path is known by its bytes.
+
+    Raises:
+        DataError: it has no rows, or no column of pictures.
+    """
+    return rows_of(table, "the data", replace(data, allow_outside=True))  # the program itself names the files
+
+
+def joined(table: "Dataset | IterableDataset", written: Path) -> "Dataset":
+    """The data with the columns of a run's `dataset/` folder beside its own.
+
+    A stream's rows are read from the folder, pictures too: they were written there as files.
+    """
+    import datasets
+
+    files = sorted(str(path) for path in written.glob("*.parquet"))
+    captions = datasets.Dataset.from_parquet(files)
+    if not isinstance(table, datasets.Dataset):
+        return captions
+    kept = table.select_columns([name for name in table.column_names if name not in OUTPUT])
+    new = captions.select_columns([name for name in captions.column_names if name not in kept.column_names])
+    return datasets.concatenate_datasets([kept, new], axis=1)

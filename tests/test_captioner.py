@@ -1,0 +1,219 @@
+"""The Python door: pictures in, columns out, by the same run as the command line's."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+from PIL import Image as Pillow
+
+import scalecap
+from scalecap import Captioner, CaptionError, FolderError, RunError, SettingsError
+from scalecap.engines.base import Request
+from scalecap.engines.scripted import Scripted
+
+
+def picture(colour: int) -> Pillow.Image:
+    return Pillow.new("RGB", (30, 30), (colour, 0, 0))
+
+
+@pytest.fixture
+def captioner(opened: list[Any]) -> Iterator[Captioner]:
+    """On the scripted engine."""
+    with Captioner("some/model", pipeline="seed", progress=False) as captioner:
+        yield captioner
+
+
+@pytest.fixture
+def colour(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> None:
+    """The scripted model tells a picture's red in its first caption."""
+
+    def by_colour(request: Request) -> Any:
+        if request.prompt.image and "Describe the fine" in request.prompt.text:
+            return f"Red is {request.prompt.image.pixels.getpixel((0, 0))[0]}."
+        return answer(request)
+
+    engine = Scripted(by_colour)
+
+    async def open_engine(*_: Any) -> Scripted:
+        return engine
+
+    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+
+
+def forms(folder: Path) -> dict[str, Any]:
+    """The same three pictures in each form that `map` takes."""
+    pictures = [picture(10 * number) for number in range(3)]
+    paths = [folder / f"{number}.png" for number in range(3)]
+    for each, path in zip(pictures, paths, strict=True):
+        each.save(path)
+    rows = [{"image": each, "name": f"n{number}"} for number, each in enumerate(pictures)]
+    dataset = datasets.Dataset.from_list(rows)
+    return {
+        "dataset": dataset,
+        "stream": dataset.to_iterable_dataset(),
+        "frame": pd.DataFrame(rows),
+        "mappings": rows,
+        "paths": paths,
+        "names": [str(path) for path in paths],
+        "pil": pictures,
+    }
+
+
+@pytest.mark.usefixtures("colour")
+@pytest.mark.parametrize("form", ["dataset", "stream", "frame", "mappings", "paths", "names", "pil"])
+def test_each_form_comes_back_with_its_pictures_and_captions(form: str, tmp_path: Path):
+    with Captioner("some/model", pipeline="seed", progress=False) as captioner:
+        out = captioner.map(forms(tmp_path)[form], output=tmp_path / "run")
+    assert [row["image"].getpixel((0, 0))[0] for row in out] == [0, 10, 20]
+    assert out["init_caption"][:] == ["Red is 0.", "Red is 10.", "Red is 20."]
+    assert out["row_id"] == ["0", "1", "2"]
+    assert out["error"] == [None] * 3
+    if "name" in out.column_names:
+        assert out["name"] == ["n0", "n1", "n2"]
+    assert captioner.summary is not None
+    assert captioner.summary.done == 3
+
+
+def test_the_same_folder_goes_on_and_another_pipeline_is_refused(
+    captioner: Captioner, engines: dict[str, Scripted], tmp_path: Path
+):
+    pictures = [picture(number) for number in range(4)]
+    captioner.map(pictures[:2], output=tmp_path / "run")
+    captioner.map(pictures, output=tmp_path / "run")
+    assert captioner.summary is not None
+    assert captioner.summary.reused == 2
+    with (
+        Captioner("some/model", pipeline="default", progress=False) as other,
+        pytest.raises(RunError, match="another config"),
+    ):
+        other.map(pictures, output=tmp_path / "run")
+
+
+def test_one_picture_is_a_dict_of_columns(captioner: Captioner, tmp_path: Path):
+    picture(5).save(tmp_path / "cat.png")
+    row = captioner(tmp_path / "cat.png")
+    assert row["golden_sentences"] == ["There is a dog."]
+    assert row["image"] == str(tmp_path / "cat.png")
+    assert captioner(picture(5))["final_caption"] == row["final_caption"]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_columns_beside_the_picture_are_read_by_steps(opened: list[Any]):
+    step = {"stage": "parse_questions", "text": "notes"}
+    with Captioner("m", pipeline={"steps": {"more": step}}, progress=False) as captioner:
+        row = captioner({"image": picture(1), "notes": "Describe more details about the dog."})
+        assert row["more"][0] == "Describe more details about the dog."
+        with pytest.raises(RunError, match="notes"):
+            captioner(picture(1))
+
+
+async def test_an_async_program_awaits_many_at_once_with_one_model(captioner: Captioner, opened: list[Any]):
+    rows = await asyncio.gather(*(captioner.acaption(picture(number)) for number in range(5)))
+    assert [row["golden_sentences"] for row in rows] == [["There is a dog."]] * 5
+    assert len(opened) == 1
+    assert captioner(picture(9))["golden_sentences"] == ["There is a dog."]  # inside of a running loop
+
+
+def test_a_picture_that_fails_says_where_and_a_row_of_a_set_keeps_its_reason(
+    captioner: Captioner, tmp_path: Path
+):
+    (tmp_path / "bad.png").write_text("no picture")
+    with pytest.raises(CaptionError, match=r"bad\.png"):
+        captioner(tmp_path / "bad.png")
+    out = captioner.map([tmp_path / "bad.png", picture(1)], output=tmp_path / "run")
+    assert out["error"][0]["step"] == "image"
+    assert out["golden_sentences"][1] == ["There is a dog."]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (datasets.DatasetDict(), "one split"),
+        ("cat.jpg", r"captioner\(picture\)"),
+        ([], "no rows"),
+        ([{"photo": "a.png"}], "no column 'image'"),
+        ([3], "row 0: expected a path"),
+        (datasets.Dataset.from_dict({"text": ["a"]}), "no column 'image'"),
+    ],
+)
+def test_what_is_no_data_is_refused(data: Any, message: str, captioner: Captioner):
+    with pytest.raises(RunError, match=message):
+        captioner.map(data)
+
+
+def test_wrong_settings_are_refused_before_a_model_loads(opened: list[Any]):
+    with pytest.raises(SettingsError, match=r"sampling\.temprature"):
+        Captioner(sampling={"temprature": 1})
+    with pytest.raises(RunError, match="verfy"):
+        Captioner(pipeline={"steps": {"x": {"stage": "verfy"}}})
+    assert opened == []
+
+
+def test_a_report_is_made_of_pictures_in_memory_and_shown_inline(captioner: Captioner, tmp_path: Path):
+    with pytest.raises(RunError, match="no run yet"):
+        captioner.report()
+    captioner.map([picture(200)], output=tmp_path / "run")
+    report = captioner.report()
+    assert report.path == tmp_path / "run" / "report.html"
+    assert "iframe" in report._repr_html_()
+    assert "no longer in the data" not in report.path.read_text()
+
+
+def test_a_run_made_from_python_is_a_run(captioner: Captioner, tmp_path: Path):
+    captioner.map([picture(1), picture(2)], output=tmp_path / "run")
+    run = scalecap.open_run(tmp_path / "run")
+    assert [row["row_id"] for row in run.rows()] == ["0", "1"]
+    assert run.summary["rows"]["done"] == 2
+    assert run.overrides["model.vlm.name"] == "some/model"
+    assert run.config["data"]["source"] == "memory"
+    with pytest.raises(FolderError, match="holds no run"):
+        scalecap.open_run(tmp_path / "absent")
+
+
+def test_leaving_the_block_closes_the_model(opened: list[Any]):
+    with Captioner("m", pipeline="seed", progress=False) as captioner:
+        captioner(picture(1))
+    with pytest.raises(RunError, match="closed"):
+        captioner(picture(1))
+    with pytest.raises(RunError, match="closed"):
+        captioner.map([picture(1)])
+
+
+def test_a_prompt_of_ones_own_reaches_the_model(
+    engines: dict[str, Scripted], opened: list[Any], asked: list[str]
+):
+    with Captioner(
+        "m", pipeline="default", prompts={"verify": "Own words: {{ text }}"}, progress=False
+    ) as own:
+        own(picture(3))
+    assert any(text.startswith("Own words: There is a") for text in asked)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> list[str]:
+    """Texts of the prompts that reach the scripted engine."""
+    texts: list[str] = []
+    script = engines["vlm"]._answer
+
+    def record(request: Request) -> Any:
+        texts.append(request.prompt.text)
+        return script(request)
+
+    monkeypatch.setattr(engines["vlm"], "_answer", record)
+    return texts
+
+
+def test_captions_are_as_the_command_line_writes_them(
+    captioner: Captioner, typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path
+):
+    words = ["model=own", "model.vlm.name=some/model", "pipeline=seed", "data=jsonl", rows(3)]
+    assert typed(*words, f"output={tmp_path}/cli", "progress=false") == 0
+    own = captioner.map([str(tmp_path / f"{number}.png") for number in range(3)], output=tmp_path / "python")
+    lines = [json.loads(line) for line in (tmp_path / "cli" / "captions.jsonl").read_text().splitlines()]
+    for column in ("init_caption", "golden_sentences", "q_list", "final_details", "final_caption"):
+        assert own[column] == [line[column] for line in lines]
