@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from scalecap import sweep
+from scalecap import __version__, sweep
 from scalecap.explain import explain
 from scalecap.run import RunError, process_engines
 from scalecap.settings import CONF, SettingsError
@@ -20,6 +20,9 @@ from scalecap.settings import CONF, SettingsError
 def main() -> int:
     """Run what the command line asks for; the exit code."""
     words = sys.argv[1:]
+    if "--version" in words:  # Hydra would tell its own
+        print(f"scalecap {__version__}")
+        return 0
     sweep.begin(words)
     if "check=true" in (word.lower() for word in words):
         # A check leaves nothing behind.

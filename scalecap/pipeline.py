@@ -77,6 +77,10 @@ class Pipeline:
         files = {step.stage.name: step.source for step in self.steps if step.source}
         return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for name, file in files.items()}
 
+    def missing(self) -> list[str]:
+        """What the stages need and this machine does not have: modules, weights, each with the fix."""
+        return [reason for step in self.steps for reason in step.missing()]
+
     def plan(self) -> str:
         """What will be done, step by step, for reading."""
         return "\n".join(step.plan() for step in self.steps)
@@ -90,7 +94,7 @@ class Pipeline:
         on_row: Callable[[Finished], None],
         stop: asyncio.Event | None = None,
     ) -> None:
-        """Take every row through the steps; see `stream`."""
+        """Take every row through the steps, and close these; see `stream`."""
         with picture_pool() as pictures:
             try:
                 await stream(
@@ -103,6 +107,8 @@ class Pipeline:
                 )
             finally:
                 await asked.abandon()
+                for step in self.steps:
+                    step.close()
 
     async def take(self, row: Row, asked: Asked, pictures: Executor) -> Finished:
         """Take one row through all steps that it can go through.

@@ -20,7 +20,7 @@ from scalecap.cluster import opened as cluster_of
 from scalecap.data import OUTPUT, DataError, Row, Source, writer
 from scalecap.data.files import public
 from scalecap.data.sources import open_source, readable
-from scalecap.engines import EMBEDDED, Engines, missing
+from scalecap.engines import EMBEDDED, Engines, look
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.intervals import label
 from scalecap.journal import Journal, JournalError
@@ -188,6 +188,8 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
     )
     if not pipeline.steps:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
+    if missing := pipeline.missing():
+        raise PipelineError(missing)
     wanted, metrics = label((settings.objective or "").lstrip("-")), _metrics(pipeline)
     if wanted and not any(f"{wanted}.".startswith(f"{step}.") for step in metrics):
         wanted = wanted.partition(".")[0]
@@ -210,15 +212,23 @@ def plan(settings: Settings) -> str:
     except (DataError, PipelineError, CalibrationError) as error:
         raise RunError(str(error)) from error
     roles = {role: each for role, each in settings.by_role().items() if role in pipeline.roles}
-    for each in roles.values():
-        if reason := missing(*each):
-            raise RunError(reason)
+    try:
+        unchecked = look(list(roles.values()))
+    except EngineError as error:
+        raise RunError(str(error)) from error
     lines = [
         f"{source.total if source.total is not None else 'a stream of'} rows with {', '.join(source.columns)}"
     ]
     lines += [f"{role}: {model.name}{_by(engine, settings)}" for role, (model, engine) in roles.items()]
     lines += [f"{step}: {promise}" for step, promise in promises.items()]
-    return "\n".join([*lines, "", pipeline.plan(), "", "Nothing to complain about."])
+    if roles:
+        unchecked.append("that prompts fit the context of the models")
+    if any(step.pictures for step in pipeline.steps):
+        unchecked.append("that pictures can be opened")
+    if settings.runner.name == "ray":
+        unchecked.append("what the machines of the cluster have")
+    verdict = "Configuration OK." + (f" Not checked: {'; '.join(unchecked)}." if unchecked else "")
+    return "\n".join([*lines, "", pipeline.plan(), "", verdict])
 
 
 def _by(engine: EngineSettings, settings: Settings) -> str:

@@ -5,6 +5,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ class Step:
     """Over columns: it runs for the rows for which this holds."""
     otherwise: str | None = None
     """The column whose value it takes in the other rows; None leaves it empty."""
+
+    def missing(self) -> Iterator[str]:
+        """What the stage needs and this machine does not have, each with the fix."""
+        for module, package in self.stage.requires.items():
+            if find_spec(module) is None:
+                yield f'{self.name}: {self.stage.name} needs the module {module}: pip install "{package}"'
+                return  # what it looks for itself may need it
+        look: Callable[[], str | None] = getattr(self.unit, "missing", lambda: None)
+        if reason := look():
+            yield f"{self.name}: {reason}"
+
+    def close(self) -> None:
+        """Lets the stage give back what it holds, at the end of the run."""
+        close: Callable[[], None] = getattr(self.unit, "close", lambda: None)
+        close()
 
     @property
     def source(self) -> Path | None:

@@ -87,15 +87,33 @@ def embedded_model() -> Path:
     return folder
 
 
-def missing(model: "ModelSettings", engine: "EngineSettings") -> str:
-    """Why the model can't be opened, as far as that is known without loading it; empty when it may be."""
-    name = engine.name
-    if name != "auto" and find_spec(name) is None:  # each is named by its library
-        return _needs(name, name)
-    if name == "openai" or model.name == EMBEDDED or not model.name.startswith(("/", ".", "~")):
-        return ""
-    found = (Path(model.name).expanduser() / "config.json").is_file()
-    return "" if found else f"{model.name} is no folder of a model: it holds no config.json"
+def look(roles: "Sequence[RoleSettings]") -> list[str]:
+    """Sees that the models can be had, without loading one: what could not be seen, for reading.
+
+    A server is asked which models it has, the hub whether it has one that is not in its local cache.
+
+    Raises:
+        EngineError: a library, a model or the server is not there; the message has the fix.
+    """
+    unseen: dict[str, None] = {}
+    for model, engine in roles:
+        name = "openai" if engine.name == "auto" and engine.base_url else engine.name
+        if name != "auto" and find_spec(name) is None:  # each is named by its library
+            raise EngineError(_needs(name, name))
+        if name == "openai":
+            unseen[importlib.import_module(f"{__name__}.openai").look(model, engine)] = None
+            unseen["that the server answers"] = None
+            continue
+        if model.name == EMBEDDED:
+            embedded_model()
+        else:
+            weights = importlib.import_module(f"{__name__}.weights")
+            try:
+                weights.look(model)
+            except weights.HubAwayError:
+                unseen[f"whether the hub, which can't be reached, has {model.name}"] = None
+        unseen["that the models load and fit memory"] = None
+    return [each for each in unseen if each]
 
 
 def _needs(name: str, module: str | None) -> str:

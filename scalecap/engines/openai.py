@@ -69,6 +69,8 @@ _TRIES = 2
 """Times that a request may get garbage, or lose its connection though the server is there."""
 _LOOK = 2.0
 """Seconds before each look whether a server is back."""
+_LOOK_TIMEOUT = 5.0
+"""Seconds that a server has to list its models when a config is checked."""
 PROBE = Prompt("Is a cat an animal? Answer yes or no.")
 """Asked when an engine is opened, to see whether the server tells log-probabilities."""
 
@@ -83,31 +85,8 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
 
     if not engine.base_url:
         raise ModelError("engine=openai needs the server's address: engine.base_url=http://localhost:8000/v1")
-    client = openai.AsyncOpenAI(
-        base_url=engine.base_url,
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",
-        timeout=engine.timeout,
-        max_retries=engine.retries,
-    )
-    try:
-        served = [card async for card in client.models.list()]
-    except openai.APIConnectionError as error:
-        await client.close()
-        raise ModelError(
-            f"no server answers at engine.base_url={engine.base_url} ({error.__cause__ or error})"
-        ) from error
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        await client.close()
-        raise ModelError(_refused(engine.base_url)) from error
-    except (openai.OpenAIError, ValueError, TypeError) as error:
-        # Some servers answer requests and list nothing.
-        log.debug("the server does not list its models: %s", error)
-        served = []
-    card = next((card for card in served if card.id == model.name), None)
-    if served and card is None:
-        await client.close()
-        names = ", ".join(card.id for card in served[:10])
-        raise ModelError(f"{engine.base_url} has no model {model.name}: set model.vlm.name to one of {names}")
+    card = await asyncio.to_thread(_listed, model, engine, timeout=engine.timeout, retries=engine.retries)
+    client = openai.AsyncOpenAI(**_connection(engine), timeout=engine.timeout, max_retries=engine.retries)
     if engine.logprobs is not None:
         return OpenAIEngine(client, model, engine, card, engine.logprobs)
     opened = OpenAIEngine(client, model, engine, card, logprobs=True)
@@ -119,6 +98,43 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
         raise ModelError(f"{engine.base_url} lists {model.name} and answers no question: {error}") from error
     log.warning("the server tells no log-probabilities: yes or no is read from the reply's first word")
     return OpenAIEngine(client, model, engine, card, logprobs=False)
+
+
+def look(model: ModelSettings, engine: EngineSettings) -> str:
+    """Sees within seconds that a server has the model: what could not be seen; ModelError as `_listed`."""
+    card = _listed(model, engine, timeout=_LOOK_TIMEOUT, retries=0)
+    return "" if card else f"whether the server has a model {model.name}, since it lists none"
+
+
+def _connection(engine: EngineSettings) -> dict[str, Any]:
+    return {"base_url": engine.base_url, "api_key": os.environ.get("OPENAI_API_KEY") or "none"}
+
+
+def _listed(model: ModelSettings, engine: EngineSettings, *, timeout: float, retries: int) -> Any:
+    """What the server lists about the model; None when it lists nothing, as some do that answer requests.
+
+    Raises:
+        ModelError: no server there, it refuses the key, or it has other models.
+    """
+    import openai
+
+    try:
+        with openai.OpenAI(**_connection(engine), timeout=timeout, max_retries=retries) as client:
+            served = list(client.models.list())
+    except openai.APIConnectionError as error:
+        raise ModelError(
+            f"no server answers at engine.base_url={engine.base_url} ({error.__cause__ or error})"
+        ) from error
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        raise ModelError(_refused(engine.base_url or "")) from error
+    except (openai.OpenAIError, ValueError, TypeError) as error:
+        log.debug("the server does not list its models: %s", error)
+        return None
+    card = next((card for card in served if card.id == model.name), None)
+    if served and card is None:
+        names = ", ".join(card.id for card in served[:10])
+        raise ModelError(f"{engine.base_url} has no model {model.name}: set model.vlm.name to one of {names}")
+    return card
 
 
 def _found(model: ModelSettings, engine: EngineSettings, card: Any, logprobs: bool) -> str:

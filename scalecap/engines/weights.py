@@ -20,10 +20,18 @@ _NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken
 """Files that determine replies: configuration, weights, tokenizer, chat template."""
 
 
+_LOOK = 10.0
+"""Seconds that the hub has to say whether it has a model."""
+
+
 class ModelError(EngineDead):
     """The model can't be loaded; the message says the mend."""
 
     kind = "model"
+
+
+class HubAwayError(ModelError):
+    """The model is not here, and the hub can't be reached to ask for it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,23 @@ def find(model: ModelSettings) -> Weights:
     return Weights(folder, content or f"sha256:{_digest(folder)}", whole, mended)
 
 
+def look(model: ModelSettings) -> None:
+    """Sees that a model can be had, without loading it: here, in the hub's local cache, or on the hub.
+
+    Raises:
+        ModelError: no such folder, no model in it, no such model on the hub; HubAwayError when it can't say.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if folder := _local(model):
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder} holds no model: it has no config.json")
+        return
+    with _hub(model):
+        if not isinstance(try_to_load_from_cache(model.name, "config.json", revision=model.revision), str):
+            HfApi().model_info(model.name, revision=model.revision, timeout=_LOOK)
+
+
 def size_of(model: ModelSettings) -> int:
     """Bytes of a model's weights. Raises ModelError as `find` does."""
     folder, _ = _folder(model)
@@ -77,15 +102,22 @@ def size_of(model: ModelSettings) -> int:
 
 def _folder(model: ModelSettings) -> tuple[Path, str | None]:
     """Where the model is, and `name@commit` when it is the hub's."""
-    local = Path(model.name).expanduser()
-    if local.is_dir():
+    if local := _local(model):
         return local.resolve(), None
-    if model.name.startswith(("/", ".", "~")) or model.name.count("/") > 1:
-        raise ModelError(
-            f"no folder {model.name} (from {Path.cwd()}): set model.vlm.name to a model's folder"
-        )
     folder = _download(model)
     return folder, f"{model.name}@{folder.name}"
+
+
+def _local(model: ModelSettings) -> Path | None:
+    """Its folder here; None for a hub name."""
+    local = Path(model.name).expanduser()
+    if local.is_dir():
+        return local
+    if model.name.startswith(("/", ".", "~")) or model.name.count("/") > 1:
+        raise ModelError(
+            f"no folder {model.name} (from {Path.cwd()}): give a model's folder, or its name on the hub"
+        )
+    return None
 
 
 def mend_rope(config: dict[str, Any]) -> dict[str, Any]:
@@ -140,12 +172,21 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _download(model: ModelSettings) -> Path:
     """The hub's snapshot of a model; its folder is named by the commit."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_NEEDED, "*.py"] if model.trust_remote_code else [*_NEEDED]
+    with _hub(model):
+        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
+
+
+@contextmanager
+def _hub(model: ModelSettings) -> Iterator[None]:
+    """Turns what the hub's client raises into one message with the fix."""
+    from huggingface_hub import errors
 
     name, asked = model.name, f" (revision {model.revision})" if model.revision else ""
-    patterns = [*_NEEDED, "*.py"] if model.trust_remote_code else [*_NEEDED]
     try:
-        return Path(snapshot_download(name, revision=model.revision, allow_patterns=patterns))
+        yield
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{name} asks for consent: accept its terms on the hub, then `hf auth login`"
@@ -156,10 +197,10 @@ def _download(model: ModelSettings) -> Path:
             "a private one needs `hf auth login`"
         ) from error
     except (OSError, errors.HfHubHTTPError) as error:
-        raise ModelError(
+        raise HubAwayError(
             f"{name}{asked} is neither a folder here (from {Path.cwd()}) nor in the hub's local cache, and "
             "the hub can't be reached: check the network, or fetch it elsewhere with "
-            f"`hf download {name} --local-dir DIR` and set model.vlm.name=DIR ({error})"
+            f"`hf download {name} --local-dir DIR` and give DIR as its name ({error})"
         ) from error
 
 

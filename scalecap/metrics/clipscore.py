@@ -1,60 +1,120 @@
 """CLIPScore: how near a caption is to its picture in the space of a CLIP model."""
 
 import asyncio
-import threading
-from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from scalecap.metrics import texts
-from scalecap.stages import Columns, Image, Measures, stage
+from scalecap.stages import Ask, Columns, Image, Measures, stage
+from scalecap.threads import DaemonPool
 
-_one_at_a_time = threading.Lock()
 
-
-@stage
-async def clipscore(captions: Columns, image: Image, *, weights: str, words: int | None = None) -> Measures:
+@stage(requires={"torch": "scalecap[cpu]", "transformers": "scalecap[cpu]"})
+class Clipscore:
     """2.5 · max(cos, 0) between picture and caption (Hessel et al. 2021, arXiv 2104.08718).
 
     As there, a caption is read after the words "A photo depicts". CLIP reads 77 tokens or as many as the
     model was made for; the share of captions that are longer, and so not read to their end, is `cut`.
 
+    The model is loaded with the first row, beside the engine's, on a GPU if there is one, and freed when
+    the run ends. Rows are scored one at a time: in a batch, a score's last digits would depend on which
+    rows are beside it.
+
     Args:
-        weights: a hub name or local folder of a CLIP model; runs on a GPU if there is one.
+        weights: a hub name or local folder of a CLIP model.
     """
-    told = dict(texts(captions, words))
-    read = [f"A photo depicts {caption}" for caption in told.values()]
-    scores = await asyncio.to_thread(_score, weights, image, read) if read else []
-    return {name: {"score": score, "cut": int(cut)} for name, (score, cut) in zip(told, scores, strict=True)}
+
+    role: ClassVar[None] = None
+
+    def __init__(self, *, weights: str, words: int | None = None) -> None:
+        self.words = words
+        self._clip = Clip(weights)
+
+    def missing(self) -> str | None:
+        """Why the weights can't be had."""
+        return self._clip.missing()
+
+    async def __call__(self, ask: Ask, *, captions: Columns, image: Image) -> Measures:
+        told = dict(texts(captions, self.words))
+        read = [f"A photo depicts {caption}" for caption in told.values()]
+        scores = await self._clip.score(image, read) if read else []
+        named = zip(told, scores, strict=True)
+        return {name: {"score": 2.5 * max(cosine, 0.0), "cut": int(cut)} for name, (cosine, cut) in named}
+
+    def close(self) -> None:
+        self._clip.close()
 
 
-def _score(weights: str, image: Image, captions: list[str]) -> list[tuple[float, bool]]:
-    import torch
+class Clip:
+    """A CLIP model in a thread of its own, loaded when it is first needed."""
 
-    with _one_at_a_time, torch.inference_mode():
-        loaded = _clip(weights)
-        if isinstance(loaded, ValueError):
-            raise loaded
-        model, processor = loaded
+    def __init__(self, weights: str) -> None:
+        self._weights = weights
+        self._thread: DaemonPool | None = None
+        self._loaded: tuple[Any, Any] | ValueError | None = None
+        """Model and processor, or why they can't be had, so that not every row tries again."""
+
+    def missing(self) -> str | None:
+        from scalecap.engines.weights import ModelError, look
+        from scalecap.settings import ModelSettings
+
+        try:
+            look(ModelSettings(name=self._weights))
+        except ModelError as error:
+            return f"weights: {error}"
+        return None
+
+    async def score(self, image: Image, texts: list[str]) -> list[tuple[float, bool]]:
+        """For each text its cosine with the picture, and whether it was cut.
+
+        Raises:
+            ValueError: the model can't be loaded; the message says why.
+        """
+        self._thread = self._thread or DaemonPool(1, "clip")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, image, texts)
+
+    def _score(self, image: Image, texts: list[str]) -> list[tuple[float, bool]]:
+        import torch
+
+        if self._loaded is None:
+            self._loaded = _load(self._weights)
+        if isinstance(self._loaded, ValueError):
+            raise self._loaded
+        model, processor = self._loaded
         most = model.config.text_config.max_position_embeddings
-        lengths = [len(ids) for ids in processor.tokenizer(captions)["input_ids"]]
+        lengths = [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
         inputs = processor(
-            text=captions,
+            text=texts,
             images=image.pixels,
             return_tensors="pt",
             padding=True,
             truncation=True,
             max_length=most,
         ).to(model.device)
-        found = model(**inputs)
+        with torch.inference_mode():
+            found = model(**inputs)
         cosines = torch.nn.functional.cosine_similarity(found.text_embeds, found.image_embeds)
-    return [(2.5 * max(float(each), 0.0), n > most) for each, n in zip(cosines, lengths, strict=True)]
+        return [(float(cosine), length > most) for cosine, length in zip(cosines, lengths, strict=True)]
+
+    def close(self) -> None:
+        """Frees the model's memory; a later score loads it anew."""
+        if self._thread:
+            self._thread.submit(self._free)
+            self._thread.shutdown()
+            self._thread = None
+
+    def _free(self) -> None:
+        import torch
+
+        self._loaded = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-@cache
-def _clip(weights: str) -> Any:
-    """Model and processor; why they can't be had, so that not every row tries again."""
+def _load(weights: str) -> tuple[Any, Any] | ValueError:
+    """Model and processor, or why they can't be had."""
     from scalecap.engines.children import mend
+    from scalecap.engines.weights import out_of_memory
 
     try:
         mend()
@@ -63,8 +123,11 @@ def _clip(weights: str) -> Any:
 
         model = transformers.CLIPModel.from_pretrained(weights).eval()
         processor = transformers.CLIPProcessor.from_pretrained(weights, backend="pil")
-    except ImportError as error:
-        return ValueError(f'needs the module {error.name}: pip install "scalecap[cpu]"')
-    except (OSError, ValueError) as error:
+        return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    except (OSError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            return ValueError(
+                f"weights: no room for {weights} on the GPU beside the engine, which takes less with"
+                " engine.args.gpu_memory_utilization=0.85"
+            )
         return ValueError(f"weights: can't load a CLIP model from {weights}: {error}")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor

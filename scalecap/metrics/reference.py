@@ -36,7 +36,14 @@ def cider(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
     return found
 
 
-@stage(side=["texts", "references"], overall=cider)
+LIBRARIES = ("sacrebleu", "nltk", "pycocoevalcap")
+
+
+@stage(
+    side=["texts", "references"],
+    overall=cider,
+    requires=dict.fromkeys(LIBRARIES, "scalecap[metrics]"),
+)
 def reference(
     captions: Columns, references: Any, *, words: int | None = None
 ) -> tuple[Measures, list[dict[str, Any]], list[str]]:
@@ -61,12 +68,10 @@ def reference(
 
 
 def _likeness(caption: str, references: list[str]) -> dict[str, float]:
-    try:
-        import sacrebleu
-        from nltk.translate.meteor_score import meteor_score
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise ValueError(f'needs the module {error.name}: pip install "scalecap[metrics]"') from error
+    import sacrebleu
+    from nltk.translate.meteor_score import meteor_score
+    from pycocoevalcap.rouge.rouge import Rouge
+
     plain, known = _words(caption), [_words(each) for each in references]
     synonyms = _wordnet()
     bleu = sacrebleu.sentence_bleu(" ".join(plain), [" ".join(each) for each in known], tokenize="none")

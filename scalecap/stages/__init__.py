@@ -19,6 +19,10 @@ The name is the function's, or the class's in snake_case; outside this package i
 outer package's name (`package/name`). `variables` names what fills each prompt. A class may define
 `check(self, columns) -> str | None`, given the names of the column parameters that are bound: the
 text of a problem that is found before any model loads. One that only marks rows says `role = None`.
+What a stage imports beyond this package's own dependencies it declares, so that a run without it
+ends before a model loads: `@stage(requires={"nltk": "scalecap[metrics]"})`, module to what pip
+installs. A class that needs files too may define `missing(self) -> str | None`, what is not there;
+`close(self)`, if it is there, is called when the run ends.
 A stage whose columns depend on its settings defines `shape(stage, given) -> Stage` (see `Stage.given`).
 """
 
@@ -30,7 +34,7 @@ import re
 import types
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, Protocol, TypeVar, overload
 
@@ -184,6 +188,8 @@ class Stage:
     """First line of its docstring."""
     overall: "Overall | None" = None
     """Numbers of a metric that only all rows together have."""
+    requires: Mapping[str, str] = field(default_factory=dict)
+    """Top-level modules that it imports, each with what `pip install` brings it."""
 
     def given(self, step: Mapping[str, Any]) -> "Stage":
         """The stage as the YAML of one step makes it: what it writes may depend on its settings.
@@ -203,7 +209,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 def stage(unit: F) -> F: ...
 @overload
 def stage(
-    *, name: str | None = None, side: Sequence[str] = (), overall: Overall | None = None
+    *,
+    name: str | None = None,
+    side: Sequence[str] = (),
+    overall: Overall | None = None,
+    requires: Mapping[str, str] | None = None,
 ) -> Callable[[F], F]: ...
 def stage(
     unit: F | None = None,
@@ -211,22 +221,35 @@ def stage(
     name: str | None = None,
     side: Sequence[str] = (),
     overall: Overall | None = None,
+    requires: Mapping[str, str] | None = None,
 ) -> F | Callable[[F], F]:
     """Register a function or class as a stage. ValueError for a taken name, TypeError for a bad signature."""
     if unit is None:
-        return lambda later: _register(later, name, side, overall)
-    return _register(unit, name, side, overall)
+        return lambda later: _register(later, name, side, overall, requires)
+    return _register(unit, name, side, overall, requires)
 
 
-def _register(unit: F, name: str | None, side: Sequence[str], overall: Overall | None) -> F:
+def _register(
+    unit: F,
+    name: str | None,
+    side: Sequence[str],
+    overall: Overall | None,
+    requires: Mapping[str, str] | None,
+) -> F:
     name = name or re.sub(r"(?<!^)(?=[A-Z])", "_", unit.__name__).lower()
     package = unit.__module__.partition(".")[0]
     if "/" not in name and package != "scalecap":
         name = f"{package}/{name}"
-    if name in _stages:
-        raise ValueError(f"the stage name {name!r} is taken by {_stages[name].unit.__module__}")
-    _stages[name] = replace(_read(unit, name, tuple(side)), overall=overall)
+    taken = _stages.get(name)
+    if taken and _place(taken.unit) != _place(unit):
+        raise ValueError(f"the stage name {name!r} is taken by {taken.unit.__module__}")
+    _stages[name] = replace(_read(unit, name, tuple(side)), overall=overall, requires=requires or {})
     return unit
+
+
+def _place(unit: Callable[..., Any]) -> tuple[str, str]:
+    """Where it is defined: a notebook's cell that runs again, or a reloaded module, replaces its own."""
+    return unit.__module__, unit.__qualname__
 
 
 def _read(unit: Callable[..., Any], name: str, side: tuple[str, ...]) -> Stage:

@@ -39,6 +39,23 @@ def test_a_function_is_read_from_its_signature():
     assert (found.kinds, found.asks, found.summary) == (("number",), False, "Loud.")
 
 
+@pytest.mark.parametrize("module", ["__main__", "mine.steps"])
+def test_a_cell_that_runs_again_replaces_its_own_stage(module: str):
+    cell = """
+@stage
+def louder(text: str, *, {setting}: int = 2) -> str:
+    return text
+"""
+    place = {"__name__": module, "stage": stage}
+    for setting in ("times", "more"):
+        exec(cell.format(setting=setting), place)
+        found = find(f"{module.partition('.')[0]}/louder")
+        assert found is not None
+        assert list(found.settings) == [setting]
+    with pytest.raises(ValueError, match="is taken by"):
+        exec(cell.format(setting="x"), {"__name__": f"{module}.other", "stage": stage})
+
+
 def test_a_class_is_read_from_its_signatures():
     @stage(side=["notes", "sizes"])
     class LongName:

@@ -1,0 +1,151 @@
+"""`check=true` finds what a run would stop for, and says what it did not look at; so does the run itself."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import Server
+
+from scalecap import step
+from scalecap.engines import weights
+from scalecap.run import RunError, plan, run
+from scalecap.settings import Settings
+
+Compose = Callable[..., Settings]
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a module look as if it were not installed."""
+
+    def without(name: str) -> None:
+        find = step.find_spec
+        monkeypatch.setattr(step, "find_spec", lambda module: None if module == name else find(module))
+
+    return without
+
+
+@pytest.fixture
+def judged(compose: Compose, tmp_path: Path) -> Callable[..., Settings]:
+    """A run that judges captions that are there, and what its file has."""
+
+    def judged(*words: str) -> Settings:
+        (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "alt": "A dog.", "references": "A cat."}\n')
+        given = ("pipeline=none", "data=jsonl", f"data.path={tmp_path}/rows.jsonl", "evaluate.caption=alt")
+        return compose(*given, *words)
+
+    return judged
+
+
+def test_a_metrics_library_that_is_missing(judged: Callable[..., Settings], without: Callable[[str], None]):
+    without("sacrebleu")
+    message = r'- reference: reference needs the module sacrebleu: pip install "scalecap\[metrics\]"'
+    for work in (plan, run):
+        with pytest.raises(RunError, match=message):
+            work(judged("evaluate=reference"))
+    without("transformers")
+    with pytest.raises(RunError, match=r"clipscore needs the module transformers"):
+        plan(judged("evaluate=clipscore"))
+
+
+def test_a_metrics_weights_that_are_missing(
+    judged: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        (f"{tmp_path}/nowhere", r"- clipscore: weights: no folder .*nowhere"),
+        (f"{tmp_path}/empty", r"- clipscore: weights: .*empty holds no model: it has no config\.json"),
+        ("some/model", r"- clipscore: weights: some/model is neither a folder here .* hub can't be reached"),
+    ):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        for work in (plan, run):
+            with pytest.raises(RunError, match=message):
+                work(judged("evaluate=clipscore", f"pipeline.steps.clipscore.weights={name}"))
+
+
+def test_a_stage_from_outside_declares_what_it_needs(
+    typed: Callable[..., int], opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    (tmp_path / "needing.py").write_text(
+        "from scalecap.stages import stage\n"
+        '@stage(requires={"no_such_module": "no-such-package"})\n'
+        "def shout(text: str) -> str:\n"
+        "    return text.upper()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("pipeline.imports=[needing]", "pipeline.steps.loud={stage: needing/shout, text: final_caption}")
+    for more in ("check=true", "output=out"):
+        assert typed(*words, more) == 1
+        told = capsys.readouterr().err
+        assert 'loud: needing/shout needs the module no_such_module: pip install "no-such-package"' in told
+    assert opened == []
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+    server = Server()
+    yield server
+    server.stop()
+
+
+def test_a_server_is_asked_which_models_it_has(
+    compose: Compose, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    def checked(name: str = "m") -> str:
+        own = ("model=own", f"model.vlm.name={name}", "engine=openai", f"engine.base_url={server.url}")
+        return plan(compose(*own, "engine.timeout=600", "data.limit=1"))
+
+    assert "Configuration OK. Not checked: that the server answers; " in checked()
+    assert server.asked == []
+    with pytest.raises(RunError, match=r"has no model other: set model\.vlm\.name to one of m"):
+        checked("other")
+    server.models = (401, {"error": {"message": "no"}})
+    with pytest.raises(RunError, match="refuses the key: set the environment variable OPENAI_API_KEY"):
+        checked()
+    server.models = (404, {})
+    assert "Not checked: whether the server has a model m, since it lists none; " in checked()
+    monkeypatch.setattr("scalecap.engines.openai._LOOK_TIMEOUT", 0.2)
+    server.models = (200, "hang")
+    with pytest.raises(RunError, match="no server answers at"):
+        checked()
+    server.stop()
+    with pytest.raises(RunError, match="no server answers at"):
+        checked()
+    server.start()
+
+
+def test_models_by_folder_and_by_name(compose: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = ("model=own", "engine=transformers", "data.limit=1")
+    pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
+    shown = plan(compose(*words, "model.vlm.name=some/model"))
+    assert (
+        "Not checked: whether the hub, which can't be reached, has some/model; that the models load" in shown
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"holds no model: it has no config\.json"):
+        plan(compose(*words, f"model.vlm.name={tmp_path}/empty"))
+
+    def absent(_: Any) -> None:
+        raise weights.ModelError("no such model on the hub")
+
+    monkeypatch.setattr(weights, "look", absent)
+    with pytest.raises(RunError, match="no such model on the hub"):
+        plan(compose(*words, "model.vlm.name=some/model"))
+
+
+def test_it_says_what_it_did_not_check(compose: Compose, judged: Callable[..., Settings]):
+    assert plan(judged("evaluate=density")).endswith("\nConfiguration OK.")
+    assert plan(compose()).endswith(
+        "\nConfiguration OK. Not checked: that the models load and fit memory;"
+        " that prompts fit the context of the models; that pictures can be opened."
+    )
+    assert "what the machines of the cluster have" in plan(compose("runner=ray"))
+
+
+def test_the_version_is_scalecaps(command: Callable[..., int], capsys: Any):
+    assert command("--version") == 0
+    assert capsys.readouterr().out == "scalecap 0.1.0\n"
