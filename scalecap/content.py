@@ -10,7 +10,7 @@ from scalecap.clauses import Span, words
 
 _TAGS = ("JJ", "RB", "NN", "CD", "VB", "UH", "FW")
 """First letters of the Penn Treebank's tags of content words."""
-_AUXILIARIES = frozenset([
+AUXILIARIES = frozenset([
     "am", "is", "are", "was", "were", "be", "been", "being", "has", "have", "had", "having", "do", "does",
     "did", "can", "could", "may", "might", "must", "shall", "should", "will", "would", "ought", "not",
 ])  # fmt: skip
@@ -19,9 +19,7 @@ _AUXILIARIES = frozenset([
 def content(text: str) -> list[Span]:
     """The content words of a text, in order."""
     return [
-        span
-        for span, stem, tag in _tagged(text)
-        if tag.startswith(_TAGS) and stem.lower() not in _AUXILIARIES
+        span for span, stem, tag in tagged(text) if tag.startswith(_TAGS) and stem.lower() not in AUXILIARIES
     ]
 
 
@@ -31,12 +29,12 @@ def nouns(text: str) -> set[str]:
 
     return {
         singularize(stem.lower()) if tag.startswith("NNS") else stem.lower()
-        for _, stem, tag in _tagged(text)
+        for _, stem, tag in tagged(text)
         if tag.startswith("NN")
     }
 
 
-def _tagged(text: str) -> list[tuple[Span, str, str]]:
+def tagged(text: str) -> list[tuple[Span, str, str]]:
     """Each word, its stem, and its tag."""
     from textblob.taggers import PatternTagger
 

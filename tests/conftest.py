@@ -57,6 +57,8 @@ def _answer(request: Request) -> str | float | Scored:
         return 0.1 if "cat" in text else 0.9
     if "strictly yes or no" in text or "Answer yes or no" in text:
         return "No, not so." if "cat" in text else "Yes."
+    if request.prompt.image is None and ("Take apart" in text or "smallest statements" in text):
+        return text.rpartition(": ")[2]
     if request.prompt.image is None:
         return (
             "A dog, brown."

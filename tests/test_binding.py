@@ -14,11 +14,11 @@ def test_the_plan_is_sorted_by_names_whatever_the_order_of_keys():
     assert lines == [
         "init_caption: generate([]) -> [init_caption]",
         "sentences: split_sentences([init_caption]) -> [sentences]",
-        "golden: verify([sentences]) -> [golden, golden_scores]",
+        "golden: verify([sentences]) -> [golden, golden_scores, golden_refuted]",
         "raw_questions: generate([golden]) -> [raw_questions]",
         "q_list: parse_questions([raw_questions]) -> [q_list]",
         "raw_answers: generate([q_list]) -> [raw_answers]",
-        "details: verify([raw_answers]) -> [details, details_scores]",
+        "details: verify([raw_answers]) -> [details, details_scores, details_refuted]",
         "final: fuse([golden, details, init_caption]) -> [final]",
     ]
     backwards = Pipeline.build(dict(reversed(STEPS.items())), DATA)
@@ -122,7 +122,7 @@ BAD = [
     (one({"stage": "other/verify"}), "x: unknown stage 'other/verify' (is its module in pipeline.imports"),
     (
         one({"text": "id"}),
-        "x: names no stage: write `x: {stage: …}`; there are: assemble, capsbench, captionqa, ",
+        "x: names no stage: write `x: {stage: …}`; there are: assemble, best_of, ",
     ),
     (one("generate"), "x: names no stage"),
     (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; nearest: rule"),

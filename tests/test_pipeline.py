@@ -63,6 +63,7 @@ async def test_a_row_goes_through_all_steps_of_the_seed():
             {"text": "A dog.", "p_yes": 0.95, "kept": True, "mass": 1.0},
             {"text": "A cat.", "p_yes": 0.2, "kept": False, "mass": 1.0},
         ],
+        "golden_refuted": ["A cat."],
         "raw_questions": DOG,
         "q_list": [DOG, DOG_AT],
         "raw_answers": ["It is brown.", "It is left."],
@@ -71,6 +72,7 @@ async def test_a_row_goes_through_all_steps_of_the_seed():
             {"text": "It is brown.", "p_yes": 0.95, "kept": True, "mass": 1.0},
             {"text": "It is left.", "p_yes": 0.8, "kept": False, "mass": 1.0},
         ],
+        "details_refuted": ["It is left."],
         "final": "fused A dog.+It is brown.",
     }
     assert (done.error, done.flags) == (None, {})
@@ -447,6 +449,7 @@ async def test_a_step_runs_for_the_rows_for_which_its_condition_holds():
         "sentences": [],
         "golden": [],
         "golden_scores": [],
+        "golden_refuted": [],
         "told": ["x"],
         "kept": [],
     }

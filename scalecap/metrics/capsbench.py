@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar
 
-from scalecap.metrics import by_category, choices, records, share, texts
+from scalecap import choices
+from scalecap.metrics import by_category, records, share, texts
 from scalecap.prompts import Template
 from scalecap.stages import Ask, Columns, Measures, Role, stage, together
 

@@ -5,7 +5,8 @@ import string
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap.metrics import choices, texts
+from scalecap import choices
+from scalecap.metrics import texts
 from scalecap.prompts import Template
 from scalecap.stages import Ask, Columns, Measures, Role, Sampling, stage
 

@@ -162,7 +162,8 @@ def told(run: Run, row: Row) -> dict[str, Any]:
     """A row as the page shows it: its parts in the order of the columns."""
     steps, scored = run.steps, dict(checks(row))
     final = run.caption_column(row)
-    hidden = {*OUTPUT, run.image, *(f"{name}_scores" for name in scored)}
+    sides = (f"{name}_{side}" for name in scored for side in ("scores", "refuted"))
+    hidden = {*OUTPUT, run.image, *sides}
     numbers = list(_numbers(run, row))
     hidden |= {parts(name)[0] for name, _ in numbers}
     shown: list[dict[str, Any]] = []

@@ -8,13 +8,14 @@ from scalecap.prompts import Template
 from scalecap.stages import Ask, Image, Role, Sampling, stage, together
 
 
-@stage(side=["scores"])
+@stage(side=["scores", "refuted"])
 class Verify:
     """Asks yes or no about each text and keeps, in order, those answered yes.
 
     `mode: choose` reads the probability of yes from one token and keeps a text from `threshold` up;
     `mode: sampled` samples a reply and keeps a text when the reply's first word is yes. The side
     column `scores` has every text: {text, p_yes, kept, mass}, with p_yes and mass null when sampled.
+    The side column `refuted` has the texts that were answered no.
 
     `mass` is the probability of yes and no together (null where an engine can't tell it). Below the run's
     `min_mass` the model would say something else: the text is not kept, p_yes is null, and the row is
@@ -42,9 +43,11 @@ class Verify:
 
     async def __call__(
         self, ask: Ask, *, texts: list[str], image: Image
-    ) -> tuple[list[str], list[dict[str, Any]]]:
+    ) -> tuple[list[str], list[dict[str, Any]], list[str]]:
         scores = await together(self._score(ask, text, image) for text in texts)
-        return [score["text"] for score in scores if score["kept"]], scores
+        kept = [score["text"] for score in scores if score["kept"]]
+        answered = [score for score in scores if self.mode == "sampled" or score["p_yes"] is not None]
+        return kept, scores, [score["text"] for score in answered if not score["kept"]]
 
     async def _score(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:
         prompts = [prompt.render(text=text) for prompt in self.prompts]

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from scalecap.choices import find
 from scalecap.engines.base import Choose, Chosen, Generate
 from scalecap.metrics import records
 from scalecap.metrics.capsbench import Capsbench
 from scalecap.metrics.captionqa import CANNOT, Captionqa, is_yes_no
-from scalecap.metrics.choices import find
 from scalecap.metrics.grounding import Grounding
 from scalecap.metrics.qa import Qa, extract, plain
 from scalecap.prompts import Template

@@ -21,10 +21,10 @@ def p_yes(request):
 )
 async def test_choose_keeps_from_the_threshold_up(asking, image, threshold, kept):
     asked = asking(p_yes)
-    texts, scores = await Verify(prompt=PROMPT, threshold=threshold)(
+    texts, scores, refuted = await Verify(prompt=PROMPT, threshold=threshold)(
         asked.ask, texts=["a", "b", "c", "d"], image=image
     )
-    assert texts == kept
+    assert (texts, refuted) == (kept, [text for text in P_YES if text not in kept])
     assert scores == [{"text": t, "p_yes": p, "kept": t in kept, "mass": 1.0} for t, p in P_YES.items()]
     assert asked.texts[0] == "Is 'a' true?"
     assert all(isinstance(r, Choose) and r.prompt.image == image for r in asked.requests)
@@ -33,7 +33,7 @@ async def test_choose_keeps_from_the_threshold_up(asking, image, threshold, kept
 async def test_sampled_reads_the_first_word(asking, image):
     replies = {"Is 'a' true?": "Yes, it is.", "Is 'b' true?": "No, his eyes are closed."}
     asked = asking(lambda request: replies[request.prompt.text])
-    texts, scores = await Verify(prompt=PROMPT, mode="sampled")(asked.ask, texts=["a", "b"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT, mode="sampled")(asked.ask, texts=["a", "b"], image=image)
     assert texts == ["a"]
     assert scores == [
         {"text": "a", "p_yes": None, "kept": True, "mass": None},
@@ -46,7 +46,7 @@ async def test_an_ensemble_takes_the_mean_over_its_prompts(asking, image):
     p_yes = {"Is 'a' true?": 0.9, "See a?": 0.3, "Is 'b' true?": 0.5, "See b?": 0.4}
     asked = asking(lambda request: p_yes[request.prompt.text])
     stage = Verify(prompt=PROMPT, ensemble=[Template("See {{ text }}?")])
-    texts, scores = await stage(asked.ask, texts=["a", "b"], image=image)
+    texts, scores, _ = await stage(asked.ask, texts=["a", "b"], image=image)
     assert texts == ["a"]
     assert [score["p_yes"] for score in scores] == pytest.approx([0.6, 0.45])
     assert len(asked.requests) == 4
@@ -61,7 +61,7 @@ async def test_a_sampled_ensemble_needs_more_than_half(asking, image):
 
 async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(asking, image):
     asked = asking(lambda request: Chosen((0.0, 0.0), mass=0.0) if "'a'" in request.prompt.text else 0.9)
-    texts, scores = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "b"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "b"], image=image)
     assert texts == ["b"]
     assert scores[0] == {"text": "a", "p_yes": None, "kept": False, "mass": 0.0}
     assert asked.flags == ["unanswered"]
@@ -69,13 +69,13 @@ async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(asking, image):
 
 async def test_no_text_asks_nothing(asking, image):
     asked = asking(p_yes)
-    assert await Verify(prompt=PROMPT)(asked.ask, texts=[], image=image) == ([], [])
+    assert await Verify(prompt=PROMPT)(asked.ask, texts=[], image=image) == ([], [], [])
     assert asked.requests == []
 
 
 async def test_equal_texts_are_asked_once_and_kept_in_order(asking, image):
     asked = asking(p_yes)
-    texts, scores = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "c", "a"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "c", "a"], image=image)
     assert texts == ["a", "a"]
     assert len(scores) == 3
     assert len(asked.requests) == 2
@@ -129,6 +129,13 @@ async def test_a_small_mass_is_no_answer(asking, image, mass, p, known):
     assert scores == [{"text": "a", "p_yes": p, "kept": p is not None, "mass": known}]
     assert texts == (["a"] if p else [])
     assert asked.flags == ([] if p else ["unanswered"])
+
+
+async def test_what_was_not_answered_is_not_refuted(asking, image):
+    asked = asking(lambda r: Chosen((0.0, 0.0), 0.0) if "'a'" in r.prompt.text else 0.1)
+    assert (await Verify(prompt=PROMPT)(asked.ask, texts=["a", "b"], image=image))[2] == ["b"]
+    asked = asking(lambda r: "No." if "'a'" in r.prompt.text else "Yes.")
+    assert (await Verify(prompt=PROMPT, mode="sampled")(asked.ask, texts=["a", "b"], image=image))[2] == ["a"]
 
 
 async def test_of_an_ensemble_every_prompt_must_be_answered(asking, image):

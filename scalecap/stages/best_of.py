@@ -1,0 +1,48 @@
+"""Choose one of several texts by the scores of what they say."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from scalecap.stages import Ask, stage
+
+
+@stage(side=["scores"])
+class BestOf:
+    """The text with the highest mean score; of equal ones the first.
+
+    `scores` is the side column of a check: of the texts themselves, one each, or with `about`, of parts of
+    them (sentences, claims, objects), `about` having the place of each part's text. A score is P(yes), the
+    likelihood, or else 1 for what was kept and 0 for what was not. A text without a part ranks last; when
+    none has one, the first text is taken and marked "unscored". The side column `scores` has {text, score,
+    kept} of each text, kept of the one chosen.
+    """
+
+    role: ClassVar[None] = None
+
+    async def __call__(
+        self, ask: Ask, *, texts: list[str], scores: list[dict[str, Any]], about: list[int] | None = None
+    ) -> tuple[str, list[dict[str, Any]]]:
+        places = list(range(len(texts))) if about is None else about
+        if len(places) != len(scores):
+            raise ValueError(f"{len(scores)} scores and {len(places)} places of what they score")
+        parts: list[list[float]] = [[] for _ in texts]
+        for place, score in zip(places, scores, strict=True):
+            parts[place].append(value(score))
+        means = [math.fsum(each) / len(each) if each else None for each in parts]
+        if texts and not scores:
+            ask.mark("unscored")
+        ranks = [-1.0 if mean is None else mean for mean in means]
+        best = ranks.index(max(ranks)) if texts else None
+        return "" if best is None else texts[best], [
+            {"text": text, "score": mean, "kept": place == best}
+            for place, (text, mean) in enumerate(zip(texts, means, strict=True))
+        ]
+
+
+def value(score: Mapping[str, Any]) -> float:
+    """A check's verdict on one text as a number from 0 to 1."""
+    for name in ("p_yes", "likelihood"):
+        if score.get(name) is not None:
+            return float(score[name])
+    return float(score["kept"])

@@ -1,0 +1,93 @@
+"""Leave out what another text says too."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from scalecap.content import AUXILIARIES, tagged
+from scalecap.stages import Ask, stage
+
+FRAME = frozenset([
+    "image", "picture", "photo", "photograph", "scene", "show", "shows", "showing", "depict", "depicts",
+    "see", "seen", "visible", "appear", "appears", "there", "i", "set", "everything",
+])  # fmt: skip
+"""Words with which a caption speaks about the picture, not about what is in it."""
+_MODIFIERS = ("JJ", "RB", "CD")
+_HEADS = ("NN", "VB", "UH", "FW")
+"""First letters of the Penn Treebank's tags of words that others hang on, or that stand alone."""
+
+
+class Gist(NamedTuple):
+    """What a text says, without how it says it."""
+
+    heads: tuple[str, ...]
+    """Nouns and verbs, in order."""
+    modifiers: frozenset[tuple[str, str]]
+    """Adjectives, adverbs and numbers, each with the noun that it goes with."""
+
+    def within(self, other: "Gist") -> bool:
+        """Whether the other one says all of this."""
+        rest = iter(other.heads)
+        return self.modifiers <= other.modifiers and all(head in rest for head in self.heads)
+
+
+@stage(side=["repeats"])
+class Deduplicate:
+    """The texts, in order, without those whose content another one has; of equal ones the first stays.
+
+    A text is repeated by one that has its nouns and verbs in the same order and each of its adjectives and
+    numbers at the same noun ("I can see a dog." by "A brown dog is at the left."; "The dog is brown." is not
+    by "A dog and a brown cat."). Words are compared as they are written, but for case; "the picture shows"
+    and the like do not count. The side column `repeats` has {text, by} of each text left out.
+    """
+
+    role: ClassVar[None] = None
+
+    def __init__(self) -> None:
+        tagged("loads the lexicon now, while no row waits")
+
+    async def __call__(self, ask: Ask, *, texts: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+        gists = [gist(text) for text in texts]
+        by = [_repeated(place, gists) for place in range(len(texts))]
+        kept = [text for text, other in zip(texts, by, strict=True) if other is None]
+        repeats = [
+            {"text": text, "by": texts[other]}
+            for text, other in zip(texts, by, strict=True)
+            if other is not None
+        ]
+        return kept, repeats
+
+
+def _repeated(place: int, gists: Sequence[Gist]) -> int | None:
+    """The place of a text that says all of this one: the fullest such text."""
+    mine = gists[place]
+    others = [
+        other
+        for other, its in enumerate(gists)
+        if other != place and mine.within(its) and (other < place or not its.within(mine))
+    ]
+    size = [len(gists[other].heads) + len(gists[other].modifiers) for other in others]
+    return others[size.index(max(size))] if others else None
+
+
+def gist(text: str) -> Gist:
+    """What a text says."""
+    words = [
+        (stem.casefold(), tag)
+        for _, stem, tag in tagged(text)
+        if stem.casefold() not in FRAME and stem.casefold() not in AUXILIARIES
+    ]
+    heads = tuple(word for word, tag in words if tag.startswith(_HEADS))
+    modifiers = {
+        (word, _noun(words, place)) for place, (word, tag) in enumerate(words) if tag.startswith(_MODIFIERS)
+    }
+    return Gist(heads if heads or modifiers else (text.casefold(),), frozenset(modifiers))
+
+
+def _noun(words: Sequence[tuple[str, str]], place: int) -> str:
+    """The noun that a modifier goes with: the one right after it, else the first before it."""
+    after = place + 1
+    while after < len(words) and (words[after][1].startswith(_MODIFIERS) or words[after][0] == "and"):
+        after += 1
+    if after < len(words) and words[after][1].startswith("NN"):
+        return words[after][0]
+    return next((word for word, tag in words[:place] if tag.startswith("NN")), "")

@@ -1,0 +1,40 @@
+"""Rate texts by how likely they are as the reply to a prompt."""
+
+import math
+from typing import Any, ClassVar
+
+from scalecap.prompts import Template
+from scalecap.stages import Ask, Image, Role, stage, together
+from scalecap.stages.verify import probability
+
+
+@stage(side=["scores"])
+class Likelihood:
+    """Reads each text as the reply to one prompt about the picture and keeps, in order, the likely ones.
+
+    The likelihood is the product of the probabilities of the text's tokens, as in the language-prior-free
+    verification of SelfVal (arXiv 2601.22451): asked to name one thing, the model names what it sees, and
+    no caption before it makes an object likely that is not there. It is the joint probability of just
+    these tokens, so longer texts have less; how a reply ends is not counted. A text is kept from
+    `threshold` up. The side column `scores` has {text, likelihood, kept}.
+    """
+
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ()}
+
+    def __init__(self, *, prompt: Template, threshold: float = 0.0, model: Role = "vlm") -> None:
+        self.prompt, self.threshold, self.model = prompt, probability(threshold), model
+
+    async def __call__(
+        self, ask: Ask, *, texts: list[str], image: Image
+    ) -> tuple[list[str], list[dict[str, Any]]]:
+        scores = await together(self._score(ask, text, image) for text in texts)
+        return [score["text"] for score in scores if score["kept"]], scores
+
+    async def _score(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:
+        scored = await ask.score(self.prompt.render(), text, image=image, model=self.model)
+        likelihood = math.exp(math.fsum(token.logprob for token in scored.tokens))
+        if math.isnan(likelihood):
+            raise ValueError(
+                "this engine tells raw logits alone: leave engine.args.logprobs_mode=raw_logits out"
+            )
+        return {"text": text, "likelihood": likelihood, "kept": likelihood >= self.threshold}

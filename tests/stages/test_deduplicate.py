@@ -1,0 +1,80 @@
+"""The same said twice, in sentences by hand and in those of the embedded world, whose facts are known."""
+
+import random
+from collections import Counter
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalecap import clauses
+from scalecap.scenes.claims import facts
+from scalecap.scenes.grammar import describe
+from scalecap.scenes.grammar import sentences as read
+from scalecap.scenes.lessons import Curriculum, careless_caption, claim_all, claim_place, statements
+from scalecap.scenes.world import sample, unseen
+from scalecap.stages.deduplicate import Deduplicate, gist
+
+
+async def kept(asking, *texts):
+    left, repeats = await Deduplicate()(asking(lambda _: "").ask, texts=list(texts))
+    assert sorted([*left, *(each["text"] for each in repeats)]) == sorted(texts)
+    assert all(each["by"] in left for each in repeats)
+    return left
+
+
+@pytest.mark.parametrize(
+    ("texts", "left"),
+    [
+        (["I can see a dog.", "A brown dog is at the left."], ["A brown dog is at the left."]),
+        (
+            ["There is a brown dog.", "The dog is brown.", "The dog is large."],
+            ["There is a brown dog.", "The dog is large."],
+        ),
+        (["A dog.", "a dog", "A dog."], ["A dog."]),
+        (["A dog.", "Two dogs."], ["A dog.", "Two dogs."]),
+        (["A dog and a brown cat.", "The dog is brown."], ["A dog and a brown cat.", "The dog is brown."]),
+        (["A boy chases a girl.", "A girl chases a boy."], ["A boy chases a girl.", "A girl chases a boy."]),
+        (
+            ["The cat is at the top.", "The cat is at the bottom."],
+            ["The cat is at the top.", "The cat is at the bottom."],
+        ),
+        (["一只狗。", "一只狗。", "一只猫。"], ["一只狗。", "一只猫。"]),
+        (["The picture shows it.", "...", "", ""], ["The picture shows it.", "...", ""]),
+        ([], []),
+    ],
+)
+async def test_by_hand(asking, texts, left):
+    assert await kept(asking, *texts) == left
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+def test_any_texts(texts):
+    for text in texts:
+        assert gist(text).within(gist(text))
+
+
+def told(text, truth):
+    """The facts of a sentence of the world."""
+    return frozenset(fact for claims in read(text) for claim in claims for fact in facts(claim, truth))
+
+
+def test_on_labelled_pairs_of_the_world():
+    """Of two true sentences, the first one's facts are all in the second, or not."""
+    rng, counts = random.Random(0), Counter()
+    for index in range(20):
+        truth = sample(unseen(5, index)).truth()
+        drafts = [careless_caption(truth, rng) for _ in range(3)]
+        pool = [text[slice(*span)].strip() for text in drafts for span in clauses.sentences(text)]
+        for thing in truth["things"]:
+            pool += [describe(claim_all(thing)), describe(claim_place(thing))]
+        pool += [true for true, _ in (statements(truth, rng, Curriculum(0.2, 0.4)) for _ in range(3))]
+        known = {text: told(text, truth) for text in pool}
+        true = [text for text, its in known.items() if its and all(fact.true for fact in its)]
+        for one, other in permutations(true, 2):
+            counts[known[one] <= known[other], gist(one).within(gist(other))] += 1
+    assert counts.total() == 4580
+    assert counts[True, True] + counts[True, False] == 336
+    assert counts[False, True] <= 3  # left out though it says more; 2 when this was written
+    assert counts[True, False] <= 15  # repeated and not seen; 11

@@ -1,0 +1,108 @@
+"""split_each, likelihood, best_of, choose: drafts rated, and one of several taken."""
+
+import math
+
+import pytest
+
+from scalecap.engines.base import Chosen, Scored, Token
+from scalecap.prompts import Template
+from scalecap.stages.best_of import BestOf
+from scalecap.stages.choose import Choose
+from scalecap.stages.likelihood import Likelihood
+from scalecap.stages.split_each import split_each
+
+
+def test_sentences_tell_their_text():
+    texts = ["A dog. It runs.", "", "A cat."]
+    assert split_each(texts) == (["A dog.", "It runs.", "A cat."], [0, 0, 2])
+    assert split_each(["Dr. No. A cat."], rule="seed") == (["Dr.", "No.", "A cat."], [0, 0, 0])
+
+
+async def test_a_likelihood_is_the_product_over_tokens(asking, image):
+    asked = asking(lambda request: -0.5)
+    texts, scores = await Likelihood(prompt=Template("Name one."), threshold=0.5)(
+        asked.ask, texts=["Dog", "Red dog", ""], image=image
+    )
+    assert texts == ["Dog", ""]
+    assert [score["likelihood"] for score in scores] == pytest.approx([math.exp(-0.5), math.exp(-1), 1])
+    assert [score["kept"] for score in scores] == [True, False, True]
+    assert all(request.prompt.image == image for request in asked.requests)
+    assert (asked.texts[0], asked.requests[0].text) == ("Name one.", "Dog")
+
+
+async def test_a_likelihood_needs_log_probabilities(asking, image):
+    asked = asking(lambda _: Scored((Token(0, 3, math.nan, 4.0),)))
+    with pytest.raises(ValueError, match="raw logits alone"):
+        await Likelihood(prompt=Template("Name one."))(asked.ask, texts=["Dog"], image=image)
+
+
+def p(*values):
+    return [{"text": "x", "p_yes": value, "kept": True} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("scores", "about", "best", "means"),
+    [
+        (p(0.1, 0.9, 0.9), None, "b", [0.1, 0.9, 0.9]),
+        (p(0.2, 0.8, 0.6), [0, 0, 2], "c", [0.5, None, 0.6]),
+        (
+            [{"likelihood": 0.1, "kept": True}, {"likelihood": 0.3, "kept": False}],
+            [0, 2],
+            "c",
+            [0.1, None, 0.3],
+        ),
+        ([{"p_yes": None, "kept": True}, {"p_yes": None, "kept": False}], [1, 1], "b", [None, 0.5, None]),
+        (p(0.0), [1], "b", [None, 0.0, None]),
+    ],
+)
+async def test_the_best_has_the_highest_mean(asking, scores, about, best, means):
+    asked = asking(lambda _: "")
+    chosen, told = await BestOf()(asked.ask, texts=["a", "b", "c"], scores=scores, about=about)
+    assert chosen == best
+    assert [each["score"] for each in told] == pytest.approx(means)
+    assert [each["text"] for each in told if each["kept"]] == [best]
+    assert (asked.flags, asked.requests) == ([], [])
+
+
+async def test_texts_that_nothing_rates(asking):
+    asked = asking(lambda _: "")
+    assert (await BestOf()(asked.ask, texts=["a", "b"], scores=[], about=[]))[0] == "a"
+    assert asked.flags == ["unscored"]
+    assert await BestOf()(asked.ask, texts=[], scores=[], about=[]) == ("", [])
+    with pytest.raises(ValueError, match="1 scores and 2 places"):
+        await BestOf()(asked.ask, texts=["a", "b"], scores=p(0.5))
+
+
+async def test_one_of_several_statements_is_taken(asking, image):
+    replies = {"red": (0.2, 0.7, 0.1), "big": (0.4, 0.35, 0.25), "none": (0.3, 0.7)}
+    asked = asking(lambda r: Chosen(next(v for k, v in replies.items() if k in r.prompt.text)))
+    texts = ["It is red.", "It is big.", "It is blue.", "It is small.", "It is none.", "It is red."]
+    kept, scores = await Choose(prompt=Template("Which?\n{{ options }}"), threshold=0.3)(
+        asked.ask, texts=texts, about=[0, 2, 0, 2, 5, 0], image=image
+    )
+    assert asked.texts[0] == "Which?\nA. It is red.\nB. It is blue.\nC. None of these."
+    assert asked.requests[0].options == ("A", "B", "C")
+    assert asked.requests[0].prompt.image == image
+    assert kept == ["It is blue.", "It is big."]
+    assert [(each["text"], each["p_yes"], each["kept"], each["about"]) for each in scores] == [
+        ("It is blue.", 0.7, True, 0),
+        ("It is big.", 0.4, True, 2),
+        ("It is none.", 0.3, False, 5),
+    ]
+    assert scores[2]["options"] == [{"text": "It is none.", "p": 0.3}, {"text": "None of these.", "p": 0.7}]
+
+
+async def test_a_choice_that_was_not_answered(asking, image):
+    asked = asking(lambda _: Chosen((0.0, 0.0), 0.0))
+    kept, (score,) = await Choose(prompt=Template("{{ options }}"), threshold=0)(
+        asked.ask, texts=["It is red."], about=[0], image=image
+    )
+    assert (kept, score["p_yes"], score["kept"], asked.flags) == ([], None, False, ["unanswered"])
+
+
+async def test_more_statements_than_letters_are_cut(asking, image):
+    asked = asking(lambda _: "A")
+    stage = Choose(prompt=Template("{{ options }}"))
+    kept, _ = await stage(asked.ask, texts=[f"It is {n}." for n in range(40)], about=[0] * 40, image=image)
+    assert (kept, asked.flags, len(asked.requests[0].options)) == (["It is 0."], ["shortened"], 26)
+    assert await stage(asked.ask, texts=[], about=[], image=image) == ([], [])
