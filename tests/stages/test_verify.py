@@ -125,7 +125,7 @@ def test_says_yes(reply, yes):
 async def test_a_small_mass_is_no_answer(asking, image, mass, p, known):
     """A model that means something else, such as the beginning of a thought, is no confident yes."""
     asked = asking(lambda _: Chosen((0.7, 0.3), mass), min_mass=0.1)
-    texts, scores = await Verify(prompt=PROMPT)(asked.ask, texts=["a"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT)(asked.ask, texts=["a"], image=image)
     assert scores == [{"text": "a", "p_yes": p, "kept": p is not None, "mass": known}]
     assert texts == (["a"] if p else [])
     assert asked.flags == ([] if p else ["unanswered"])
@@ -142,5 +142,5 @@ async def test_of_an_ensemble_every_prompt_must_be_answered(asking, image):
     masses = {"Is 'a' true?": 0.9, "See a?": 0.01}
     asked = asking(lambda request: Chosen((1.0, 0.0), masses[request.prompt.text]), min_mass=0.1)
     ensemble = [Template("See {{ text }}?")]
-    _, scores = await Verify(prompt=PROMPT, ensemble=ensemble)(asked.ask, texts=["a"], image=image)
+    _, scores, _ = await Verify(prompt=PROMPT, ensemble=ensemble)(asked.ask, texts=["a"], image=image)
     assert scores == [{"text": "a", "p_yes": None, "kept": False, "mass": 0.01}]
