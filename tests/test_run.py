@@ -59,7 +59,15 @@ def test_every_column_of_the_seed_is_written(
             "golden_sentences",
             "golden_sentences_scores",
         ),
-        *("raw_questions", "q_list", "raw_answers", "final_details", "final_details_scores", "final_caption"),
+        *(
+            "raw_questions",
+            "q_list",
+            "raw_answers",
+            "final_details",
+            "final_details_scores",
+            "final_details_refuted",
+            "final_caption",
+        ),
         *("flags", "error"),
     ]
     assert row["init_caption"] == "There is a dog. There is a cat."
