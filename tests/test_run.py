@@ -50,24 +50,10 @@ def test_every_column_of_the_seed_is_written(
     assert (summary.exit_code, summary.done, summary.failed) == (0, 3, 0)
     row = captions(tmp_path)[0]
     assert list(row) == [
-        *(
-            "row_id",
-            "image",
-            "truth",
-            "init_caption",
-            "sentences",
-            "golden_sentences",
-            "golden_sentences_scores",
-        ),
-        *(
-            "raw_questions",
-            "q_list",
-            "raw_answers",
-            "final_details",
-            "final_details_scores",
-            "final_details_refuted",
-            "final_caption",
-        ),
+        *("row_id", "image", "truth", "init_caption", "sentences"),
+        *("golden_sentences", "golden_sentences_scores", "golden_sentences_refuted"),
+        *("raw_questions", "q_list", "raw_answers"),
+        *("final_details", "final_details_scores", "final_details_refuted", "final_caption"),
         *("flags", "error"),
     ]
     assert row["init_caption"] == "There is a dog. There is a cat."
