@@ -1,7 +1,7 @@
 """scalecap: long, dense, true captions by generate, verify, expand, fuse.
 
-From Python, `Captioner` captions pictures and data sets; `open_run` reads the folder of a run; `stage`
-registers a stage of one's own. The command line is `scalecap`.
+From Python, `Captioner` captions pictures and data sets, `open_run` reads the folder of a run, `compare`
+tabulates several, and `stage` registers a stage of one's own. The command line is `scalecap`.
 """
 
 from importlib import import_module
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalecap.captioner import Captioner, CaptionError
+    from scalecap.report.comparison import compare
     from scalecap.report.folder import FolderError, open_run
     from scalecap.run import RunError
     from scalecap.settings import SettingsError
@@ -22,6 +23,7 @@ __all__ = [
     "RunError",
     "SettingsError",
     "__version__",
+    "compare",
     "open_run",
     "stage",
 ]
@@ -32,6 +34,7 @@ _WHERE = {
     "FolderError": "report.folder",
     "RunError": "run",
     "SettingsError": "settings",
+    "compare": "report.comparison",
     "open_run": "report.folder",
     "stage": "stages",
 }

@@ -1,10 +1,14 @@
-"""The command line: Hydra composes the config, `scalecap.run` does the work.
+"""The command line: `scalecap [run|check|report|compare|calibrate|merge|push|cache|test]`.
+
+Of `run`, which may be left out, and `check`, Hydra composes the config and `scalecap.run` does the work; the
+others have a module with a `main` of its own.
 
 Exit codes: 0 every row done, 3 some rows failed, 1 the run could not be done, 130 interrupted.
 """
 
 import os
 import sys
+from importlib import import_module
 
 import hydra
 from hydra.errors import HydraException
@@ -16,10 +20,26 @@ from scalecap.explain import explain
 from scalecap.run import RunError, process_engines
 from scalecap.settings import CONF, SettingsError
 
+VERBS = {
+    "report": "scalecap.report.__main__",
+    "compare": "scalecap.report.comparison",
+    "calibrate": "scalecap.calibrate",
+    "merge": "scalecap.merge",
+    "push": "scalecap.push",
+    "cache": "scalecap.cache",
+    "test": "scalecap.cases",
+}
+"""Each with the module that does it, which is `python -m <module>` too."""
+
 
 def main() -> int:
     """Run what the command line asks for; the exit code."""
     words = sys.argv[1:]
+    if words and words[0] in VERBS:
+        sys.argv = [f"scalecap {words[0]}", *words[1:]]
+        return import_module(VERBS[words[0]]).main() or 0
+    if words and words[0] in ("run", "check"):
+        words = [*words[1:], *(["check=true"] if words[0] == "check" else [])]
     if "--version" in words:  # Hydra would tell its own
         print(f"scalecap {__version__}")
         return 0

@@ -232,7 +232,7 @@ def _decode(key: str, kept: str) -> Reply | None:
 def main() -> None:
     from scalecap.settings import CacheSettings
 
-    parser = argparse.ArgumentParser(prog="python -m scalecap.cache", description="The cache of replies.")
+    parser = argparse.ArgumentParser(prog="scalecap cache", description="The cache of replies.")
     parser.add_argument("dir", nargs="?", default=CacheSettings.dir, help="cache.dir (%(default)s)")
     parser.add_argument("--clear", action="store_true", help="delete the replies of all hosts")
     arguments = parser.parse_args()

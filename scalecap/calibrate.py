@@ -76,7 +76,7 @@ def _share(share: Share) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scalecap.calibrate",
+        prog="scalecap calibrate",
         description="Thresholds with a guarantee, from labelled statements.",
     )
     parser.add_argument("run", type=Path, help="folder of the run that was labelled")

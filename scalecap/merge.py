@@ -203,7 +203,7 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scalecap.merge", description="Joins runs over data.shard=0/4 to 3/4 into one run."
+        prog="scalecap merge", description="Joins runs over data.shard=0/4 to 3/4 into one run."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of shards, or one of all")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the whole run")

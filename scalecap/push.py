@@ -84,7 +84,7 @@ def push(run: Path, repo: str, *, private: bool = False, licence: str = "unknown
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scalecap.push",
+        prog="scalecap push",
         description="Pushes the data set of a finished run to the hub, with a card that tells how it was"
         " made: models, steps and prompts, counts, metrics, the command. A README.md that is there is"
         " replaced.",

@@ -21,9 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scalecap import compare
 from scalecap.explain import explain
 from scalecap.journal import JOURNAL
+from scalecap.report.comparison import Comparison
 from scalecap.report.folder import ERROR, FolderError, read_runs
 from scalecap.run import RunError, plan, run
 from scalecap.settings import SettingsError, from_config
@@ -181,9 +181,9 @@ class WriteComparison(Callback):
         if not runs:
             return
         try:
-            made = compare.Comparison(runs, objective=config.objective)
+            made = Comparison(runs, objective=config.objective)
         except FolderError as error:  # an objective that none has: the jobs are compared all the same
             print(f"error: {error}", file=sys.stderr)
             _codes.append(1)
-            made = compare.Comparison(runs)
+            made = Comparison(runs)
         _tell(made.save(folder))

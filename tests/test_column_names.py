@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from scalecap.card import card
-from scalecap.compare import Comparison
 from scalecap.report.build import index, told
 from scalecap.report.compared import page
+from scalecap.report.comparison import Comparison
 from scalecap.report.folder import Run, read_runs
 from scalecap.report.page import templates
 from scalecap.run import RunError, run

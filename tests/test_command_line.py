@@ -383,3 +383,19 @@ def test_it_works_from_any_folder_with_the_users_configs(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert "| Sure? <text>" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["report", "compare", "calibrate", "merge", "push", "cache", "test"])
+def test_each_verb_has_a_help_of_its_own(verb: str, command: Typed, capsys: Any):
+    with pytest.raises(SystemExit, match="0"):
+        command(verb, "--help")
+    assert capsys.readouterr().out.startswith(f"usage: scalecap {verb}")
+
+
+def test_run_and_check_are_verbs_too(typed: Typed, tmp_path: Path, opened: list[Any], capsys: Any):
+    assert typed("check", "data.limit=1") == 0
+    assert "golden_sentences: verify" in capsys.readouterr().out
+    assert opened == []
+    assert typed("run", "data.limit=1", f"output={tmp_path}/run", "report=false") == 0
+    assert typed("compare", f"{tmp_path}/run", "--to", str(tmp_path)) == 0
+    assert (tmp_path / "comparison.csv").is_file()

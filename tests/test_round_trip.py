@@ -21,12 +21,12 @@ from data.pictures import picture, tar
 from omegaconf import OmegaConf
 from PIL import Image as Pillow
 
-from scalecap.compare import Comparison
 from scalecap.engines.base import EngineDead, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.merge import merge
 from scalecap.push import lay_out
 from scalecap.report.build import write_report
+from scalecap.report.comparison import Comparison
 from scalecap.report.folder import read_runs
 from scalecap.run import run
 from scalecap.settings import Settings

@@ -98,7 +98,13 @@ def joined(table: "Dataset | IterableDataset", written: Path) -> "Dataset":
     import datasets
 
     files = sorted(str(path) for path in written.glob("*.parquet"))
-    captions = datasets.Dataset.from_parquet(files)
+    disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        captions = datasets.Dataset.from_parquet(files)
+    finally:
+        if not disabled:
+            datasets.enable_progress_bars()
     if not isinstance(table, datasets.Dataset):
         return captions
     kept = table.select_columns([name for name in table.column_names if name not in OUTPUT])

@@ -58,6 +58,8 @@ def open_source(data: DataSettings) -> Source:
 
     Raises DataError with the mend.
     """
+    if data.source == "memory":
+        raise DataError("the data was in a program's memory: captioner.report() shows its pictures")
     if data.source not in SOURCES:
         raise DataError(f"no data source is named {data.source!r}; {nearest(data.source, SOURCES)}")
     module = import_module(f"scalecap.data.{data.source}")  # none but the one that is needed

@@ -9,7 +9,7 @@ from scalecap.report.folder import FolderError
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scalecap.report", description="Writes report.html, a page to look through a run."
+        prog="scalecap report", description="Writes report.html, a page to look through a run."
     )
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--seed", type=int, default=0, help="of the statements drawn for labelling")

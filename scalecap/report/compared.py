@@ -14,7 +14,7 @@ from scalecap.report.page import Block, batches, block, picture_blocks, template
 from scalecap.report.pictures import thumbnails
 
 if TYPE_CHECKING:
-    from scalecap.compare import Comparison
+    from scalecap.report.comparison import Comparison
 
 MOST = 500
 """Rows shown side by side; of a larger data set the first so many."""

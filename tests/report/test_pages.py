@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hostile import HOSTILE
 
-from scalecap.compare import Comparison
 from scalecap.report.build import write_report
+from scalecap.report.comparison import Comparison
 from scalecap.report.folder import read_runs
 
 Browser = Callable[..., AbstractAsyncContextManager[Any]]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from scalecap import compare
-from scalecap.compare import Comparison
 from scalecap.intervals import difference, mean
+from scalecap.report import comparison
+from scalecap.report.comparison import Comparison, compare
 from scalecap.report.folder import FolderError, Run, read_runs
 
 Make = Callable[..., Run]
@@ -255,7 +255,7 @@ def test_the_command_reads_runs_made_apart(make: Make, tmp_path: Path, monkeypat
     make("a", [0.1, 0.2]), make("b", [0.3, 0.4])
     words = [str(tmp_path / "sweep" / "b"), str(tmp_path / "sweep" / "a"), "--to", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["compare", *words, "--baseline", "a"])
-    compare.main()
+    comparison.main()
     assert "difference to job a" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("comparison.md", "comparison.csv", "comparison.html")
@@ -283,7 +283,7 @@ def test_a_mistake_gives_one_clear_message(
         (tmp_path / "damaged" / "captions.jsonl").write_text("{")
     monkeypatch.setattr("sys.argv", ["compare", *words])
     with pytest.raises(SystemExit, match="1"):
-        compare.main()
+        comparison.main()
     assert message in capsys.readouterr().err
 
 
@@ -293,3 +293,15 @@ def test_jobs_are_in_the_order_of_their_numbers(make: Make, tmp_path: Path):
     assert [run.name for run in read_runs([tmp_path / "sweep"])] == ["1", "9", "10", "10²"]
     with pytest.raises(FolderError):
         read_runs([tmp_path / "no"])
+
+
+def test_from_python_it_is_a_frame(make: Make, tmp_path: Path):
+    make("0", [0.1, 0.2], "k=1")
+    make("1", [0.9, 0.4], "k=2")
+    frame = compare([tmp_path / "sweep"])
+    assert list(frame["job"]) == ["0", "1"]
+    assert list(frame["k"]) == ["1", "2"]
+    assert frame["good"][1] == pytest.approx(0.65)
+    assert frame["good difference"][1] == pytest.approx(0.5)
+    with pytest.raises(FolderError, match="absent"):
+        compare([tmp_path / "absent"])
