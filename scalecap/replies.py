@@ -17,14 +17,24 @@ _RULE = re.compile(r"[-*_]{3,}|```\w*")
 def lines(reply: str) -> list[str]:
     """The lines of a reply, each once, without Markdown: list marks, headings, bold type, rules and fences.
 
-    A first line that announces the others ("Sure! Here they are:") is left out.
+    What announces the lines, or more, is left out, as by `body`.
     """
     told = [line.strip() for line in reply.splitlines()]
-    told = [line for line in told if line and not _RULE.fullmatch(line)]
-    if len(told) > 1 and told[0].endswith((":", "：")) and not _MARK.match(told[0]):
-        del told[0]
+    told = body("\n".join(line for line in told if line and not _RULE.fullmatch(line))).splitlines()
     found = (_BOLD.sub(r"\2", _MARK.sub("", line, count=1)).strip() for line in told)
     return list(dict.fromkeys(line for line in found if line))
+
+
+def body(reply: str) -> str:
+    """A reply without a first line that announces it ("Sure! Here is …:") or a last that announces more."""
+    told = reply.strip().splitlines()
+    first = 1 if len(told) > 1 and _announces(told[0]) else 0
+    last = len(told) - (len(told) > first + 1 and _announces(told[-1]))
+    return reply if (first, last) == (0, len(told)) else "\n".join(told[first:last]).strip()
+
+
+def _announces(line: str) -> bool:
+    return line.rstrip().endswith((":", "：")) and not _MARK.match(line.lstrip())
 
 
 def complete_sentences(reply: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalecap.replies import complete_sentences, lines
+from scalecap.replies import body, complete_sentences, lines
 
 MAN = "The man wears a blue rain jacket and a grey helmet."
 
@@ -53,3 +53,19 @@ def test_lines(reply: str, expected: list[str]) -> None:
 )
 def test_a_cut_reply_ends_with_its_last_new_sentence(reply: str, expected: str) -> None:
     assert complete_sentences(reply) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (" A dog.\nA cat. ", " A dog.\nA cat. "),
+        ("Sure! Here is the description:\n\nA dog.\nA cat.", "A dog.\nA cat."),
+        ("Here is one:", "Here is one:"),
+        ("Here is one:\n\n", "Here is one:\n\n"),
+        ("- Dog:\n  brown", "- Dog:\n  brown"),
+        ("A sign reads:\nStop here:\nnow", "Stop here:\nnow"),
+        ("There is a tractor.\n\nYou may want to add:", "There is a tractor."),  # SmolLM2
+    ],
+)
+def test_a_line_that_announces_a_text_is_no_part_of_it(reply: str, expected: str) -> None:
+    assert body(reply) == expected

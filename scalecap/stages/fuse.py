@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 from scalecap.prompts import Template
+from scalecap.replies import body
 from scalecap.shortening import by_probability, from_the_end, generate_fitting, probabilities
 from scalecap.stages import Ask, PromptTooLong, Role, Sampling, stage
 
@@ -82,4 +83,4 @@ class Fuse:
             ask.mark("shortened")
             ask.mark("fallback")
             return " ".join(context)
-        return reply.text
+        return body(reply.text)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from scalecap.prompts import Expression, Template
-from scalecap.replies import Unparsed, json_value, lines
+from scalecap.replies import Unparsed, body, json_value, lines
 from scalecap.shortening import by_probability, from_the_end, generate_fitting, limit
 from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, stage, together
 
@@ -155,12 +155,13 @@ class Generate:
             return None if self._fault(reply.text) else json_value(reply.text, self.schema)
         if self.parse == "lines":
             return lines(reply.text)
+        text = body(reply.text)
         if self.max_sentences is None and self.max_characters is None:
-            return reply.text
-        text = limit(reply.text, self.max_sentences, self.max_characters)
-        if text != reply.text.strip():
+            return text
+        limited = limit(text, self.max_sentences, self.max_characters)
+        if limited != text.strip():
             ask.mark("shortened")
-        return text
+        return limited
 
     async def _nothing(self) -> Any:
         """The reply of an item that is not asked about."""

@@ -37,6 +37,11 @@ async def test_all_lists_are_lines_of_a_prompt_without_a_picture(asking):
     assert asked.flags == []
 
 
+async def test_the_caption_is_not_announced(asking):
+    asked = asking(lambda _: "Sure! Here is the description:\n\nA brown dog runs.")
+    assert await fuse(asked, ["a"], ["b"], ["c"]) == "A brown dog runs."
+
+
 async def test_a_cut_caption_ends_with_its_last_sentence(asking):
     asked = asking(lambda _: Generated("A dog runs. It is brown. It i", "length"))
     assert await fuse(asked, ["a"], ["b"], ["c"]) == "A dog runs. It is brown."

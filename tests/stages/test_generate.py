@@ -182,6 +182,13 @@ async def test_a_reply_is_held_to_its_length(asking):
     assert asked.flags == []
 
 
+async def test_an_announcement_takes_no_sentence_of_the_limit(asking):
+    asked = asking(lambda _: "Here is the alternative text:\nA dog runs. It is brown.\nYou may want to add:")
+    stage = Generate(prompt=PROMPT, max_sentences=2)
+    assert await stage(asked.ask, variables={"sentences": ["a"], "details": []}) == "A dog runs. It is brown."
+    assert asked.flags == []
+
+
 @pytest.mark.parametrize(
     ("parse", "expected"), [("text", "A dog runs.\nIt is brown."), ("lines", ["A dog runs.", "It is brown."])]
 )
