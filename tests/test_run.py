@@ -362,7 +362,8 @@ def test_a_fault_is_found_before_a_model_loads(compose: Compose, override: str, 
 
 def test_the_plan_shows_steps_models_and_prompts(compose: Compose):
     shown = plan(compose("model=scalecap-7b-72b"))
-    assert "golden_sentences: verify([sentences]) -> [golden_sentences, golden_sentences_scores, golden_sentences_refuted]" in shown
+    written = "[golden_sentences, golden_sentences_scores, golden_sentences_refuted]"
+    assert f"golden_sentences: verify([sentences]) -> {written}" in shown
     assert "llm: Qwen/Qwen2-72B-Instruct" in shown
     assert "Given the image, is the description '<text>' directly supported" in shown
 
