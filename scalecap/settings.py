@@ -30,6 +30,7 @@ _OWN_BODY = dict.fromkeys(
     "model": "set model.vlm.name",
     "chat_template_kwargs": "set model.<role>.chat_template_kwargs",
     "max_tokens": "set sampling.max_tokens",
+    "max_completion_tokens": "set sampling.max_tokens",
     "temperature": "set sampling.temperature",
     "top_p": "set sampling.top_p",
     "repetition_penalty": "set sampling.repetition_penalty",
@@ -67,9 +68,9 @@ class EngineSettings:
     batch_size: int = field(default=32, metadata=COST)
     """Most requests in one forward pass (engine=transformers)."""
     timeout: float = field(default=600.0, metadata=COST)
-    """Seconds that one request may take, and that a server may be away (engine=openai)."""
+    """Seconds that one request may take, retries included, and that a server may be away (engine=openai)."""
     retries: int = field(default=6, metadata=COST)
-    """Further tries after 429, 5xx and timeouts (engine=openai)."""
+    """Further tries after 429, 5xx and lost connections, within `timeout` (engine=openai)."""
     keep: bool = field(default=False, metadata=NOTHING)
     """Keeps the engines of other models open for later jobs of a sweep, where memory holds them all."""
     quiet: bool = field(default=True, metadata=NOTHING)

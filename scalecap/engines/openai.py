@@ -22,15 +22,14 @@ import asyncio
 import base64
 import hashlib
 import io
-import itertools
-import json
 import logging
 import math
 import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,15 +42,20 @@ from scalecap.engines.base import (
     Generated,
     Image,
     Prompt,
-    PromptTooLong,
     Score,
     Scored,
-    Token,
-    Usage,
     finish,
 )
+from scalecap.engines.completions import (
+    choice,
+    first_tokens,
+    schema_arguments,
+    text_and_reasoning,
+    token_usage,
+    tokens_of,
+    too_long,
+)
 from scalecap.engines.identity import identity
-from scalecap.engines.reasoning import split_reasoning
 from scalecap.engines.weights import ModelError
 from scalecap.settings import EngineSettings, ModelSettings
 
@@ -63,8 +67,10 @@ _TOP = 20
 """Most alternatives that OpenAI's protocol tells of a token."""
 _WORDS = 8
 """Tokens within which a reply's first word ends, where text must do."""
-_PICTURES = 64
-"""Encoded pictures kept."""
+_PICTURE_BYTES = 1 << 28
+"""Characters of encoded pictures that are kept."""
+_LATER_LIMIT = "max_completion_tokens"
+"""What OpenAI calls max_tokens by now; its newer models refuse the older name, other servers the newer."""
 _TRIES = 2
 """Times that a request may get garbage, or lose its connection though the server is there."""
 _LOOK = 2.0
@@ -85,14 +91,21 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
 
     if not engine.base_url:
         raise ModelError("engine=openai needs the server's address: engine.base_url=http://localhost:8000/v1")
-    card = await asyncio.to_thread(_listed, model, engine, timeout=engine.timeout, retries=engine.retries)
     client = openai.AsyncOpenAI(**_connection(engine), timeout=engine.timeout, max_retries=engine.retries)
-    if engine.logprobs is not None:
-        return OpenAIEngine(client, model, engine, card, engine.logprobs)
-    opened = OpenAIEngine(client, model, engine, card, logprobs=True)
     try:
+        served: list[Any] = []
+        with _listing(engine, engine.timeout):
+            async with asyncio.timeout(engine.timeout):
+                served = [card async for card in client.models.list()]
+        card = _card(served, model, engine)
+        if engine.logprobs is not None:
+            return OpenAIEngine(client, model, engine, card, engine.logprobs)
+        opened = OpenAIEngine(client, model, engine, card, logprobs=True)
         if await opened.tells_logprobs():
             return opened
+    except ModelError:
+        await client.close()
+        raise
     except EngineError as error:
         await client.close()
         raise ModelError(f"{engine.base_url} lists {model.name} and answers no question: {error}") from error
@@ -101,8 +114,20 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
 
 
 def look(model: ModelSettings, engine: EngineSettings) -> str:
-    """Sees within seconds that a server has the model: what could not be seen; ModelError as `_listed`."""
-    card = _listed(model, engine, timeout=_LOOK_TIMEOUT, retries=0)
+    """Sees within seconds that a server has the model: what could not be seen.
+
+    Raises:
+        ModelError: no server there, it refuses the key, or it has other models.
+    """
+    import openai
+
+    served: list[Any] = []
+    with (
+        _listing(engine, _LOOK_TIMEOUT),
+        openai.OpenAI(**_connection(engine), timeout=_LOOK_TIMEOUT, max_retries=0) as client,
+    ):
+        served = list(client.models.list())
+    card = _card(served, model, engine)
     return "" if card else f"whether the server has a model {model.name}, since it lists none"
 
 
@@ -110,26 +135,26 @@ def _connection(engine: EngineSettings) -> dict[str, Any]:
     return {"base_url": engine.base_url, "api_key": os.environ.get("OPENAI_API_KEY") or "none"}
 
 
-def _listed(model: ModelSettings, engine: EngineSettings, *, timeout: float, retries: int) -> Any:
-    """What the server lists about the model; None when it lists nothing, as some do that answer requests.
-
-    Raises:
-        ModelError: no server there, it refuses the key, or it has other models.
-    """
+@contextmanager
+def _listing(engine: EngineSettings, seconds: float) -> Iterator[None]:
+    """Failures of listing a server's models as ModelError; some that answer requests list nothing."""
     import openai
 
     try:
-        with openai.OpenAI(**_connection(engine), timeout=timeout, max_retries=retries) as client:
-            served = list(client.models.list())
-    except openai.APIConnectionError as error:
-        raise ModelError(
-            f"no server answers at engine.base_url={engine.base_url} ({error.__cause__ or error})"
-        ) from error
+        yield
+    except (TimeoutError, openai.APIConnectionError) as error:
+        why = f"({error.__cause__ or error})"
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            why = f"within {seconds:g} seconds"
+        raise ModelError(f"no server answers at engine.base_url={engine.base_url} {why}") from error
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise ModelError(_refused(engine.base_url or "")) from error
     except (openai.OpenAIError, ValueError, TypeError) as error:
         log.debug("the server does not list its models: %s", error)
-        return None
+
+
+def _card(served: Sequence[Any], model: ModelSettings, engine: EngineSettings) -> Any:
+    """What the server lists about the model; None when it lists nothing. ModelError: it has others."""
     card = next((card for card in served if card.id == model.name), None)
     if served and card is None:
         names = ", ".join(card.id for card in served[:10])
@@ -160,8 +185,8 @@ def _refused(url: str) -> str:
 
 
 class OpenAIEngine:
-    """Engine over an `AsyncOpenAI` client, which itself retries 429 (as Retry-After asks), 5xx,
-    timeouts and lost connections with growing, jittered pauses.
+    """Engine over an `AsyncOpenAI` client, which itself retries 429 (as Retry-After asks), 5xx and
+    lost connections with growing, jittered pauses, within the one deadline that a request has.
 
     Args:
         card: what the server lists about the model, if it does; vLLM's tells path and context.
@@ -179,6 +204,9 @@ class OpenAIEngine:
         self._model = model
         self._free = asyncio.Semaphore(self.concurrency)
         self._pictures: OrderedDict[str, asyncio.Task[str]] = OrderedDict()
+        """By hash, the latest last."""
+        self._limit = "max_tokens"
+        """What the server calls the most tokens of a reply."""
         self._logprobs = logprobs
         self._reasons = False
         """Whether a reply had reasoning, which is logged once."""
@@ -194,19 +222,19 @@ class OpenAIEngine:
         extra = (
             {"repetition_penalty": sampling.repetition_penalty} if sampling.repetition_penalty != 1 else {}
         )
-        answer = await self._ask(
+        answer, room = await self._ask(
             await self._messages(request.prompt),
             sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=request.seed % 2**63,
             extra_body=extra,
-            **_constraint(request.schema),
+            **schema_arguments(request.schema),
         )
-        choice = answer.choices[0]
-        if choice.finish_reason == "content_filter":
+        reply = answer.choices[0]
+        if reply.finish_reason == "content_filter":
             raise EngineError("the server's filter withheld the reply")
-        text, reasoning = _said(choice.message)
+        text, reasoning = text_and_reasoning(reply.message)
         if reasoning and not self._reasons:
             self._reasons = True
             log.warning(
@@ -215,21 +243,20 @@ class OpenAIEngine:
                 " model.<role>.chat_template_kwargs.enable_thinking=false",
                 self._model.name,
             )
-        usage = _usage(answer)
-        wanted = sampling.max_tokens
-        ended = finish(choice.finish_reason, usage.generated_tokens or wanted, wanted)
+        usage = token_usage(answer)
+        ended = finish(reply.finish_reason, usage.generated_tokens or room, sampling.max_tokens)
         return Generated(text, ended, usage, reasoning)
 
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token, or by its first word."""
         if self._logprobs:
             answer = await self._first_token(request.prompt)
-            told = _top(answer)
+            told = first_tokens(answer)
         else:
-            answer = await self._ask(await self._messages(request.prompt), _WORDS, temperature=0)
-            word = re.search(r"[\w/]+", _said(answer.choices[0].message)[0])
+            answer, _ = await self._ask(await self._messages(request.prompt), _WORDS, temperature=0)
+            word = re.search(r"[\w/]+", text_and_reasoning(answer.choices[0].message)[0])
             told = [(word.group(), 0.0)] if word else []
-        return _weigh(told, request.options, _usage(answer))
+        return choice(told, request.options, token_usage(answer))
 
     async def tells_logprobs(self) -> bool:
         """Whether the server tells log-probabilities. EngineError when it answers no question at all."""
@@ -242,9 +269,11 @@ class OpenAIEngine:
         return True
 
     async def _first_token(self, prompt: Prompt) -> Any:
-        """A reply of one token, with the likeliest that it could have been (see `_top`)."""
+        """A reply of one token, with the likeliest that it could have been (see `first_tokens`)."""
         messages = await self._messages(prompt)
-        return await self._ask(messages, 1, _top, temperature=0, logprobs=True, top_logprobs=_TOP)
+        told: dict[str, Any] = {"temperature": 0, "logprobs": True, "top_logprobs": _TOP}
+        answer, _ = await self._ask(messages, 1, first_tokens, **told)
+        return answer
 
     async def score(self, request: Score) -> Scored:
         """Rate a text as the reply, by vLLM's extension of the protocol."""
@@ -252,13 +281,15 @@ class OpenAIEngine:
             return Scored(())
         messages = [*await self._messages(request.prompt), {"role": "assistant", "content": request.text}]
         extra = {"continue_final_message": True, "add_generation_prompt": False, "prompt_logprobs": 0}
-        answer = await self._ask(messages, 1, temperature=0, extra_body=extra)
+        answer, _ = await self._ask(messages, 1, temperature=0, extra_body=extra)
         entries = getattr(answer, "prompt_logprobs", None)
         if not entries:
             raise EngineError("the server can't rate a given text: take engine=vllm, or serve with vLLM")
         pieces = [next(iter(entry.values())) for entry in entries if entry]
-        tokens = _tail([(piece["decoded_token"] or "", piece["logprob"]) for piece in pieces], request.text)
-        return Scored(tokens, _usage(answer)._replace(generated_tokens=0))
+        tokens = tokens_of(
+            [(piece["decoded_token"] or "", piece["logprob"]) for piece in pieces], request.text
+        )
+        return Scored(tokens, token_usage(answer)._replace(generated_tokens=0))
 
     async def close(self) -> None:
         """End the connections."""
@@ -273,18 +304,20 @@ class OpenAIEngine:
         read: Read | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **settings: Any,
-    ) -> Any:
-        """One chat completion of at most `room` tokens, fewer where the context is almost full.
+    ) -> tuple[Any, int]:
+        """One chat completion of at most `room` tokens, fewer where the context is almost full, and how many
+        it might have.
 
         An answer that `read` raises ValueError for counts as garbage: it is asked for once more.
         """
         import openai
 
         room = min(room, self.context_length or room)
-        asked = {"model": self._model.name, "messages": messages, "max_tokens": room, **settings}
+        limit = self._limit
+        asked = {"model": self._model.name, "messages": messages, limit: room, **settings}
         asked["extra_body"] = {**self._body, **(extra_body or {})}
         try:
-            return await self._answered(asked, read)
+            return await self._answered(asked, read), room
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             if "logprobs" in error.message:  # some hosts tell them of some models alone
                 raise EngineError(f"the server refuses the request: {error.message}") from error
@@ -294,39 +327,50 @@ class OpenAIEngine:
                 f"{self._client.base_url} has no chat completions of {self._model.name}: "
                 f"check engine.base_url and model.vlm.name ({error.message})"
             ) from error
-        except openai.BadRequestError as error:
-            long = _too_long(error.message, self.context_length)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if limit != _LATER_LIMIT and _LATER_LIMIT in error.message:
+                self._limit = _LATER_LIMIT
+                return await self._ask(messages, room, read, extra_body, **settings)
+            long = too_long(error.message, self.context_length)
             if long is None:
                 raise EngineError(f"the server refuses the request: {error.message}") from error
             if 0 < (left := long.limit - long.tokens) < room:
                 return await self._ask(messages, left, read, extra_body, **settings)
             raise long from error
-        except openai.APITimeoutError as error:
+        except TimeoutError as error:
             raise EngineError(f"no answer within engine.timeout={self._patience:g} seconds") from error
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise EngineError(f"{type(error).__name__}: {error.__cause__ or error}") from error
 
     async def _answered(self, asked: dict[str, Any], read: Read | None) -> Any:
-        """What the server answers, at last; raises what `openai` raises."""
+        """What the server answers, at last; raises what `openai` raises, or TimeoutError."""
         import openai
 
-        tries = 0
+        tries, left = 0, self._patience
         while True:
             try:
                 async with self._free:
-                    answer = await self._client.chat.completions.create(**asked)
+                    begun = time.monotonic()
+                    async with asyncio.timeout(left):
+                        answer = await self._client.chat.completions.create(**asked)
                 if not getattr(answer, "choices", None):
                     raise ValueError("the server's answer is not a chat completion")
                 if read:
                     read(answer)
                 return answer
-            except openai.APITimeoutError:
-                raise
-            except openai.APIConnectionError:
-                tries += not await self._was_away()
+            except (ValueError, TypeError, openai.APIResponseValidationError):
+                tries += 1
                 if tries == _TRIES:
                     raise
-            except (ValueError, TypeError, openai.APIResponseValidationError):
+                left -= time.monotonic() - begun
+            except (TimeoutError, openai.APIConnectionError) as error:
+                left -= time.monotonic() - begun
+                late = isinstance(error, TimeoutError | openai.APITimeoutError)
+                if await self._was_away():
+                    left = self._patience  # what was lost with the server begins anew
+                    continue
+                if late:
+                    raise TimeoutError from error
                 tries += 1
                 if tries == _TRIES:
                     raise
@@ -373,33 +417,23 @@ class OpenAIEngine:
         """A picture's data URL, made once while it is in use."""
         if image.hash not in self._pictures:
             work = asyncio.to_thread(_data_url, image, self._model.max_pixels)
-            self._pictures[image.hash] = asyncio.create_task(work)
+            task = self._pictures[image.hash] = asyncio.create_task(work)
+            task.add_done_callback(lambda _: self._drop_pictures())
         self._pictures.move_to_end(image.hash)
-        task = self._pictures[image.hash]
-        if len(self._pictures) > _PICTURES:
-            self._pictures.popitem(last=False)
         # One that gives up must not take the picture from the others who wait for it.
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._pictures[image.hash])
 
-
-def _said(message: Any) -> tuple[str, str]:
-    """Answer and reasoning, which servers tell apart or leave in one text."""
-    # JSON can hold half a character, which nothing else can.
-    content, *apart = (
-        told.encode("utf-8", "replace").decode() if isinstance(told, str) else ""
-        for told in (getattr(message, name, None) for name in ("content", "reasoning_content", "reasoning"))
-    )
-    text, before = split_reasoning(content)
-    # Some servers send the same reasoning under both names.
-    return text, "\n\n".join(dict.fromkeys(filter(None, [*apart, before])))
-
-
-def _constraint(schema: str | None) -> dict[str, Any]:
-    """What asks a server for replies that follow a schema."""
-    if schema is None:
-        return {}
-    wanted = {"name": "reply", "schema": json.loads(schema)}
-    return {"response_format": {"type": "json_schema", "json_schema": wanted}}
+    def _drop_pictures(self) -> None:
+        """Forgets those that could not be encoded, and the oldest of more than can be kept."""
+        for name, task in list(self._pictures.items()):
+            if task.done() and (task.cancelled() or task.exception()):
+                del self._pictures[name]
+        sizes = {name: len(task.result()) for name, task in self._pictures.items() if task.done()}
+        held = sum(sizes.values())
+        for name in list(self._pictures)[:-1]:  # the latest is in use, however large
+            if name in sizes and held > _PICTURE_BYTES:
+                held -= sizes[name]
+                del self._pictures[name]
 
 
 def _data_url(image: Image, max_pixels: int | None) -> str:
@@ -410,67 +444,3 @@ def _data_url(image: Image, max_pixels: int | None) -> str:
     file = io.BytesIO()
     pixels.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _top(answer: Any) -> list[tuple[str, float]]:
-    """The likeliest first tokens with their log-probabilities. ValueError when the answer has none."""
-    try:
-        top = [
-            (str(each.token), float(each.logprob))
-            for each in answer.choices[0].logprobs.content[0].top_logprobs
-        ]
-    except (AttributeError, IndexError, TypeError):
-        top = []
-    if not top:
-        raise ValueError("the server's answer has no logprobs")
-    return top
-
-
-def _weigh(top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage) -> Chosen:
-    """The choice that first tokens and their log-probabilities tell; 0 each where no option is among them."""
-    spelt = [option.casefold() for option in options]
-    each = [0.0] * len(options)
-    for token, logprob in top:
-        if (word := token.strip().casefold()) in spelt:
-            each[spelt.index(word)] += math.exp(logprob)
-    return Chosen.among(each, usage)
-
-
-def _tail(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...]:
-    """The last pieces that spell the text, as tokens; first bytes of a character, which have no text, join
-    the piece that ends it."""
-    ends = itertools.accumulate((len(piece) for piece, _ in reversed(pieces)), initial=0)
-    first = len(pieces) - next((count for count, length in enumerate(ends) if length >= len(text)), 0)
-    if "".join(piece for piece, _ in pieces[first:]) != text:
-        raise EngineError("the server's tokens don't spell the text that was to be rated")
-    while first > 0 and not pieces[first - 1][0]:
-        first -= 1
-    tokens: list[Token] = []
-    start, begun = 0, 0.0
-    for piece, logprob in pieces[first:]:
-        begun += logprob
-        if piece:
-            tokens.append(Token(start, start + len(piece), begun))
-            start, begun = start + len(piece), 0.0
-    return tuple(tokens)
-
-
-def _too_long(message: str, context: int | None) -> PromptTooLong | None:
-    """What a server's refusal says about the prompt's length; None when it is about something else."""
-    if not re.search(
-        r"context (length|window|size)|maximum model length|max_model_len", message, re.IGNORECASE
-    ):
-        return None
-    numbers = [int(number) for number in re.findall(r"\d+", message)]
-    limit = re.search(r"(?:context length|model length|context size|max_model_len)\D{0,20}(\d+)", message)
-    tokens = re.search(r"(\d+) (?:input tokens|tokens from the input|in the messages)", message)
-    most = int(limit.group(1)) if limit else context or 0
-    return PromptTooLong(int(tokens.group(1)) if tokens else max(numbers, default=most + 1), most)
-
-
-def _usage(answer: Any) -> Usage:
-    if (usage := answer.usage) is None:
-        return Usage()
-    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None)
-    reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None)
-    return Usage(usage.prompt_tokens, cached or 0, usage.completion_tokens, reasoning or 0)

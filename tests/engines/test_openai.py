@@ -29,7 +29,8 @@ from scalecap.settings import EngineSettings, ModelSettings
 
 openai = pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
 
-from scalecap.engines.openai import OpenAIEngine, _tail, _too_long, open_openai  # noqa: E402
+from scalecap.engines.completions import tokens_of, too_long  # noqa: E402
+from scalecap.engines.openai import OpenAIEngine, open_openai  # noqa: E402
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 Picture = Callable[[int], Image]
@@ -255,7 +256,7 @@ async def test_score_needs_more_than_the_protocol(fake: Server) -> None:
     await engine.close()
 
 
-async def test_prompt_too_long(fake: Server) -> None:
+async def test_prompttoo_long(fake: Server) -> None:
     message = (
         "This model's maximum context length is 100 tokens. However, you requested {} tokens "
         "({} in the messages, {} in the completion)."
@@ -291,7 +292,7 @@ async def test_prompt_too_long(fake: Server) -> None:
     ],
 )
 def test_refusals_of_servers(message: str, tokens: int, limit: int) -> None:
-    long = _too_long(message, None)
+    long = too_long(message, None)
     assert long
     assert (long.tokens, long.limit) == (tokens, limit)
 
@@ -336,10 +337,14 @@ async def test_bounded(fake: Server) -> None:
 
 def test_tokens_that_spell_a_text() -> None:
     pieces = [("<s>", -9.0), ("a", -1.0), (" c", -2.0), ("", -3.0), ("ä", -4.0), ("t", -5.0)]
-    assert [tuple(token[:3]) for token in _tail(pieces, " cät")] == [(0, 2, -2.0), (2, 3, -7.0), (3, 4, -5.0)]
-    assert [tuple(token[:3]) for token in _tail(pieces, "ät")] == [(0, 1, -7.0), (1, 2, -5.0)]
+    assert [tuple(token[:3]) for token in tokens_of(pieces, " cät")] == [
+        (0, 2, -2.0),
+        (2, 3, -7.0),
+        (3, 4, -5.0),
+    ]
+    assert [tuple(token[:3]) for token in tokens_of(pieces, "ät")] == [(0, 1, -7.0), (1, 2, -5.0)]
     with pytest.raises(EngineError, match="spell"):
-        _tail(pieces, "at")
+        tokens_of(pieces, "at")
 
 
 @pytest.mark.slow
@@ -408,4 +413,95 @@ async def test_one_reply_without_logprobs_changes_no_other(fake: Server) -> None
         await engine.choose(choice)
     assert (await engine.choose(choice)).probabilities == pytest.approx((0.55, 0.45))
     assert [asked["max_tokens"] for asked in fake.asked] == [1] * 5
+    await engine.close()
+
+
+@pytest.mark.parametrize("fault", [(200, "hang"), (429, error("slow down"))], ids=["hang", "429"])
+async def test_a_request_has_one_deadline_for_all_its_tries(
+    fake: Server, monkeypatch: pytest.MonkeyPatch, fault: Answer
+) -> None:
+    monkeypatch.setattr("scalecap.engines.openai._LOOK", 0.01)
+    fake.headers = {"Retry-After": "30"}
+    fake.answers = [fault, (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3, retries=3))
+    with pytest.raises(EngineError, match=r"no answer within engine\.timeout=0\.3 seconds"):
+        await engine.generate(Generate(Prompt("?")))
+    assert len(fake.asked) == 1
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    await engine.close()
+
+
+async def test_a_deadline_that_passes_while_the_server_is_away_begins_anew(
+    fake: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([True, False])
+
+    async def look(_: OpenAIEngine) -> bool:
+        return next(looks)
+
+    monkeypatch.setattr(OpenAIEngine, "_look", look)
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.5))
+    fake.answers = [(200, "hang"), (200, completion("A cat."))]
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    await engine.close()
+
+
+async def test_opening_has_the_deadline_too(fake: Server) -> None:
+    fake.models = (200, "hang")
+    with pytest.raises(ModelError, match=r"no server answers .* within 0\.3 seconds"):
+        await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3))
+
+
+async def test_a_reply_cut_by_the_context_is_told_from_one_cut_by_max_tokens(fake: Server) -> None:
+    """Even by a server that does not count tokens: the one is cached, the other is not."""
+    full = error("This model's maximum context length is 100 tokens. However, 90 in the messages")
+    cut = (200, completion("A cat", "length") | {"usage": None})
+    fake.answers = [(400, full), cut]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    for tokens, finish in [(50, "context"), (3, "length")]:
+        reply = await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=tokens)))
+        assert reply.finish == finish
+    await engine.close()
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_a_server_that_knows_max_completion_tokens_alone(fake: Server, status: int) -> None:
+    def script(asked: dict[str, Any]) -> Answer:
+        if "max_tokens" in asked:
+            refusal = "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            return status, error(refusal + "Use 'max_completion_tokens' instead.")
+        return 200, completion("A cat.")
+
+    fake.script = script
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    for _ in range(2):
+        assert (await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=9)))).text == "A cat."
+    limits = [{key: value for key, value in asked.items() if "tokens" in key} for asked in fake.asked]
+    assert limits == [{"max_tokens": 9}, {"max_completion_tokens": 9}, {"max_completion_tokens": 9}]
+    await engine.close()
+
+
+async def test_encoded_pictures_are_kept_by_their_bytes(
+    fake: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+
+    def encode(image: Image, _: int | None) -> str:
+        encoded.append(image.hash)
+        return "x" * (1000 if image.hash == "large" else 100)
+
+    monkeypatch.setattr("scalecap.engines.openai._data_url", encode)
+    monkeypatch.setattr("scalecap.engines.openai._PICTURE_BYTES", 300)
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+
+    async def show(*names: str) -> list[str]:
+        encoded.clear()
+        for name in names:
+            picture = Image(name, Pillow.new("RGB", (1, 1)))
+            await engine.generate(Generate(Prompt("?", picture)))
+        return encoded
+
+    assert await show("a", "b", "c", "a", "b", "c") == ["a", "b", "c"]
+    assert await show("d", "a") == ["d", "a"]  # "a" was the oldest
+    assert await show("large", "large", "a") == ["large", "a"]  # what is in use is kept, however large
     await engine.close()

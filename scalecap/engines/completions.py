@@ -1,0 +1,94 @@
+"""What OpenAI's protocol says in a chat completion: its text, its tokens' probabilities, and refusals."""
+
+import itertools
+import json
+import math
+import re
+from typing import Any
+
+from scalecap.engines.base import Chosen, EngineError, PromptTooLong, Token, Usage
+from scalecap.engines.reasoning import split_reasoning
+
+
+def text_and_reasoning(message: Any) -> tuple[str, str]:
+    """Answer and reasoning, which servers tell apart or leave in one text."""
+    # JSON can hold half a character, which nothing else can.
+    content, *apart = (
+        told.encode("utf-8", "replace").decode() if isinstance(told, str) else ""
+        for told in (getattr(message, name, None) for name in ("content", "reasoning_content", "reasoning"))
+    )
+    text, before = split_reasoning(content)
+    # Some servers send the same reasoning under both names.
+    return text, "\n\n".join(dict.fromkeys(filter(None, [*apart, before])))
+
+
+def schema_arguments(schema: str | None) -> dict[str, Any]:
+    """What asks a server for replies that follow a schema."""
+    if schema is None:
+        return {}
+    wanted = {"name": "reply", "schema": json.loads(schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": wanted}}
+
+
+def first_tokens(answer: Any) -> list[tuple[str, float]]:
+    """The likeliest first tokens with their log-probabilities. ValueError when the answer has none."""
+    try:
+        top = [
+            (str(each.token), float(each.logprob))
+            for each in answer.choices[0].logprobs.content[0].top_logprobs
+        ]
+    except (AttributeError, IndexError, TypeError):
+        top = []
+    if not top:
+        raise ValueError("the server's answer has no logprobs")
+    return top
+
+
+def choice(top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage) -> Chosen:
+    """The choice that first tokens and their log-probabilities tell; 0 each where no option is among them."""
+    spelt = [option.casefold() for option in options]
+    each = [0.0] * len(options)
+    for token, logprob in top:
+        if (word := token.strip().casefold()) in spelt:
+            each[spelt.index(word)] += math.exp(logprob)
+    return Chosen.among(each, usage)
+
+
+def tokens_of(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...]:
+    """The last pieces that spell the text, as tokens; first bytes of a character, which have no text, join
+    the piece that ends it."""
+    ends = itertools.accumulate((len(piece) for piece, _ in reversed(pieces)), initial=0)
+    first = len(pieces) - next((count for count, length in enumerate(ends) if length >= len(text)), 0)
+    if "".join(piece for piece, _ in pieces[first:]) != text:
+        raise EngineError("the server's tokens don't spell the text that was to be rated")
+    while first > 0 and not pieces[first - 1][0]:
+        first -= 1
+    tokens: list[Token] = []
+    start, begun = 0, 0.0
+    for piece, logprob in pieces[first:]:
+        begun += logprob
+        if piece:
+            tokens.append(Token(start, start + len(piece), begun))
+            start, begun = start + len(piece), 0.0
+    return tuple(tokens)
+
+
+def too_long(message: str, context: int | None) -> PromptTooLong | None:
+    """What a server's refusal says about the prompt's length; None when it is about something else."""
+    if not re.search(
+        r"context (length|window|size)|maximum model length|max_model_len", message, re.IGNORECASE
+    ):
+        return None
+    numbers = [int(number) for number in re.findall(r"\d+", message)]
+    limit = re.search(r"(?:context length|model length|context size|max_model_len)\D{0,20}(\d+)", message)
+    tokens = re.search(r"(\d+) (?:input tokens|tokens from the input|in the messages)", message)
+    most = int(limit.group(1)) if limit else context or 0
+    return PromptTooLong(int(tokens.group(1)) if tokens else max(numbers, default=most + 1), most)
+
+
+def token_usage(answer: Any) -> Usage:
+    if (usage := answer.usage) is None:
+        return Usage()
+    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None)
+    reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None)
+    return Usage(usage.prompt_tokens, cached or 0, usage.completion_tokens, reasoning or 0)
