@@ -4,7 +4,6 @@ It is only ever appended to, so a run that is killed loses at most the line it w
 """
 
 import errno
-import fcntl
 import hashlib
 import heapq
 import json
@@ -12,6 +11,8 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -19,11 +20,13 @@ from typing import Any, Literal, NamedTuple, Self
 from scalecap.data import Row
 from scalecap.data.shard import WHOLE, Shard, parse_shard
 from scalecap.data.sources import plain
+from scalecap.locks import lock
 from scalecap.settings import determining
+from scalecap.threads import DaemonPool
 
 JOURNAL = "journal.jsonl"
 SYNC_SECONDS = 5.0
-"""A crash of the machine, not of the run, may lose this much."""
+"""A crash of the machine, not of the run, may lose this much, and what came while the disk was written to."""
 
 State = Literal["new", "failed", "changed", "done"]
 
@@ -71,20 +74,25 @@ class Journal:
             raise JournalError(
                 f"can't write in {folder}: {error.strerror}; give another output=DIR"
             ) from error
-        try:
-            fcntl.flock(self._file, (fcntl.LOCK_SH if config is None else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            self._end = self._read()
-            if config is not None:
-                self._begin(plain(config), force)
-        except BlockingIOError as error:
-            self._file.close()
-            raise JournalError(
-                f"another run is writing to {folder}; wait, or give another output=DIR"
-            ) from error
-        except JournalError:
-            self._file.close()
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(self._file)
+            try:
+                lock(self._file, shared=config is None)
+                self._end = self._read()
+                if config is not None:
+                    self._begin(plain(config), force)
+            except BlockingIOError as error:
+                raise JournalError(
+                    f"another run is writing to {folder}; wait, or give another output=DIR"
+                ) from error
+            except OSError as error:
+                raise JournalError(
+                    f"can't read {self.path}: {error.strerror}; the same command goes on once it can be read"
+                ) from error
+            stack.pop_all()
         self._synced = time.monotonic()
+        self._syncing: Future[None] | None = None
+        self._thread: DaemonPool | None = None
 
     def _read(self) -> int:
         """Takes in what is there; where it ends, a torn last line left out."""
@@ -171,8 +179,12 @@ class Journal:
         record = plain(record)
         offset = self._write(record)
         self._enter(record, offset)
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            self._sync()
+        if self._syncing and self._syncing.done():
+            self._await_sync()
+        if self._syncing is None and time.monotonic() - self._synced > SYNC_SECONDS:
+            # A slow disk may take seconds, in which no row would go on; the next record has its failure.
+            self._thread = self._thread or DaemonPool(1, "journal")
+            self._syncing = self._thread.submit(os.fsync, self._file.fileno())
 
     def finish(self, rows: int) -> None:
         """Notes that all `rows` of the data were seen."""
@@ -188,16 +200,27 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._end = offset
-            self._file.truncate(offset)
+            with suppress(OSError):  # of a disk that is gone; a torn line is passed over when it is read
+                self._file.truncate(offset)
             raise self._broken(error) from error
         return offset
 
+    def _await_sync(self) -> None:
+        syncing, self._syncing = self._syncing, None
+        try:
+            if syncing:
+                syncing.result()
+        except OSError as error:
+            raise self._broken(error) from error
+        self._synced = time.monotonic()
+
     def _sync(self) -> None:
+        """All that is written is on the disk when it returns."""
+        self._await_sync()
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._broken(error) from error
-        self._synced = time.monotonic()
 
     def _broken(self, error: OSError) -> JournalError:
         return JournalError(
@@ -247,8 +270,12 @@ class Journal:
         try:
             if kind is None and self._file.writable():
                 self._sync()
+            elif self._syncing:
+                wait([self._syncing])  # its file must not be closed under it
         finally:
             self._file.close()
+            if self._thread:
+                self._thread.shutdown()
 
 
 class Entry(NamedTuple):

@@ -1,6 +1,9 @@
 """Each line of README's table of faults: what is kept, what is said, the exit code."""
 
+import errno
+import fcntl
 import json
+import os
 import re
 import subprocess
 import threading
@@ -340,6 +343,18 @@ def test_an_output_that_cannot_be_written(typed, opened, disk, capsys, codes: se
     assert re.search(r"error: can't write .*disk/out.*: Read-only file system; give another output=DIR", told)
     assert "Traceback" not in told
     assert not opened
+
+
+@line("the output's file system has no locks, or the system has none (Windows, which is not tested; WSL has)")
+def test_no_locks(typed, monkeypatch, capsys, codes: set[int]):
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    words = ("data.limit=2", "output=out", "cache=off")
+    assert {typed(*words)} == codes
+    assert "its file system has no locks" in capsys.readouterr().err
+    assert len(captions(Path("out"))) == 2
 
 
 @line("the data set raises while it is read")

@@ -1,10 +1,17 @@
+import errno
+import fcntl
 import json
+import os
 import signal
+import sys
+import threading
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import scalecap.journal as journal_module
 from scalecap.data import Row
 from scalecap.data.shard import Shard
 from scalecap.journal import Entries, Entry, Journal, JournalError
@@ -217,3 +224,107 @@ def test_a_shard_of_many_rows_takes_the_memory_of_its_own(of: int):
     assert sum(map(len, entries._pages.values())) < 30_000 * 25 + 4096 * 25
     entries.put(0, Entry(1, True, bytes(8), bytes(8)))
     assert next(iter(entries)) == 0, "a row of another shard, in its place"
+
+
+def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path: Path, monkeypatch: Any, caplog: Any):
+    def flock(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    for code in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        caplog.clear()
+        with Journal(tmp_path / str(code), CONFIG) as journal:
+            journal.append(record(0))
+        with Journal(tmp_path / str(code), CONFIG) as journal:
+            assert journal.state(row(0)) == "done"
+        assert f"its file system has no locks ({os.strerror(code)}): take care" in caplog.text
+        assert len(caplog.records) == 2
+
+
+def test_a_system_without_locks_is_told_of_wsl(tmp_path: Path, monkeypatch: Any, caplog: Any):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+    assert "on Windows, run it in WSL" in caplog.text
+    assert (tmp_path / "journal.jsonl").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("call", ["flock", "read"])
+def test_a_journal_that_cannot_be_read_is_closed_and_told(tmp_path: Path, monkeypatch: Any, call: str):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        if call == "flock":
+            patch.setattr(fcntl, "flock", stale)
+        else:
+            patch.setattr(Journal, "_take", stale)
+        with pytest.raises(JournalError, match=r"can't read .*journal\.jsonl: Stale file handle"):
+            Journal(tmp_path, CONFIG)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with Journal(tmp_path, CONFIG) as journal:
+        assert journal.state(row(0)) == "done"
+
+
+class Gone:
+    """A journal's file on a disk that went away."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, _: bytes) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    truncate = write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def test_a_disk_that_goes_away_is_one_message(tmp_path: Path):
+    journal = Journal(tmp_path, CONFIG)
+    journal.append(record(0))
+    journal._file = Gone(journal._file)  # type: ignore[assignment]
+    with pytest.raises(
+        JournalError, match=r"can't write to .*: Stale file handle\. The 1 rows in it are kept"
+    ):
+        journal.append(record(1))
+    journal._file.close()
+
+
+def test_the_disk_is_waited_for_apart_and_its_failure_is_told_with_the_next_row(
+    tmp_path: Path, monkeypatch: Any
+):
+    begun, released, broken = threading.Event(), threading.Event(), False
+
+    def slow(file: int) -> None:
+        begun.set()
+        released.wait(5)
+        if broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(journal_module, "SYNC_SECONDS", -1.0)
+    monkeypatch.setattr(os, "fsync", slow)
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+        assert begun.wait(5)
+        journal.append(record(1))  # while the disk is still busy
+        assert not released.is_set()
+        released.set()
+    assert journal.state(row(1)) == "done"
+    broken = True
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(2))
+        assert journal._syncing
+        wait([journal._syncing])
+        with pytest.raises(
+            JournalError, match=r"can't write to .*: Input/output error\. The 4 rows in it are"
+        ):
+            journal.append(record(3))
+        monkeypatch.undo()
+    with Journal(tmp_path, CONFIG) as journal:
+        assert [journal.state(row(index)) for index in range(4)] == ["done"] * 4

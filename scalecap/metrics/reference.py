@@ -1,5 +1,6 @@
 """Likeness to captions that people wrote: BLEU, METEOR, ROUGE-L, CIDEr."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -8,6 +9,7 @@ from typing import Any
 from scalecap.intervals import Interval, mean
 from scalecap.metrics import texts
 from scalecap.stages import Columns, Measures, stage
+from scalecap.threads import DaemonPool
 
 
 class _NoSynonyms:
@@ -44,7 +46,7 @@ LIBRARIES = ("sacrebleu", "nltk", "pycocoevalcap")
     overall=cider,
     requires=dict.fromkeys(LIBRARIES, "scalecap[metrics]"),
 )
-def reference(
+async def reference(
     captions: Columns, references: Any, *, words: int | None = None
 ) -> tuple[Measures, list[dict[str, Any]], list[str]]:
     """BLEU-4, METEOR, ROUGE-L and CIDEr of each caption against reference captions.
@@ -62,9 +64,17 @@ def reference(
     measured: dict[str, Any] = {}
     told = []
     for name, caption in texts(captions, words):
-        measured[name] = {**_likeness(caption, given), "words": len(caption.split())}
+        # METEOR takes 40 ms for a caption of 200 words, in which no other row would go on.
+        likeness = await asyncio.get_running_loop().run_in_executor(_thread(), _likeness, caption, given)
+        measured[name] = {**likeness, "words": len(caption.split())}
         told.append({"caption": name, "text": caption})
     return measured, told, given
+
+
+@cache
+def _thread() -> DaemonPool:
+    """One for all rows: nltk's corpora are not made for several."""
+    return DaemonPool(1, "reference")
 
 
 def _likeness(caption: str, references: list[str]) -> dict[str, float]:

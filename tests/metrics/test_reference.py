@@ -6,8 +6,8 @@ pytest.importorskip("sacrebleu", reason='needs pip install "scalecap[metrics]"')
 pytest.importorskip("pycocoevalcap", reason='needs pip install "scalecap[metrics]"')
 
 
-def test_an_equal_caption_scores_full():
-    measured, told, given = reference({"a": "A brown dog runs."}, ["a brown dog runs", "a cat"])
+async def test_an_equal_caption_scores_full():
+    measured, told, given = await reference({"a": "A brown dog runs."}, ["a brown dog runs", "a cat"])
     assert measured["a"]["bleu"] == pytest.approx(100)
     assert measured["a"]["rouge_l"] == 1
     assert measured["a"]["meteor"] > 0.99
@@ -15,24 +15,26 @@ def test_an_equal_caption_scores_full():
     assert given == ["a brown dog runs", "a cat"]
 
 
-def test_nothing_in_common_scores_nothing():
-    measured, _, _ = reference({"a": "x y z", "b": ""}, "a brown dog")
+async def test_nothing_in_common_scores_nothing():
+    measured, _, _ = await reference({"a": "x y z", "b": ""}, "a brown dog")
     assert measured["a"]["rouge_l"] == measured["a"]["meteor"] == 0
     assert measured["b"]["bleu"] == 0
     with pytest.raises(ValueError, match="no reference"):
-        reference({"a": "b"}, [])
+        await reference({"a": "b"}, [])
 
 
-def test_rouge_by_hand():
-    measured, _, _ = reference({"a": "a dog runs"}, "a dog")
+async def test_rouge_by_hand():
+    measured, _, _ = await reference({"a": "a dog runs"}, "a dog")
     # Precision 2/3, recall 1, F with β = 1.2.
     assert measured["a"]["rouge_l"] == pytest.approx((1 + 1.44) * (2 / 3) / (1 + 1.44 * (2 / 3)))
 
 
-def test_cider_prefers_the_right_picture():
+async def test_cider_prefers_the_right_picture():
     captions = ["a dog runs on grass", "two red cars parked", "a bowl of fruit"]
-    right = [reference({"a": text}, [text]) for text in captions]
-    mixed = [reference({"a": text}, [other]) for text, other in zip(captions, captions[::-1], strict=True)]
+    right = [await reference({"a": text}, [text]) for text in captions]
+    mixed = [
+        await reference({"a": text}, [other]) for text, other in zip(captions, captions[::-1], strict=True)
+    ]
     full, low = cider(right)["a.cider"], cider(mixed)["a.cider"]
     assert full.mean == pytest.approx(10, abs=2.6)
     assert low.mean < full.mean / 2
