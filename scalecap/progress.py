@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -22,10 +23,18 @@ LINE_SECONDS = 15.0
 def screen_handler() -> logging.Handler:
     """Messages on the same screen as the bar; progress lines only where there is no bar."""
     if not console.is_terminal:
-        return logging.StreamHandler()
+        handler: logging.Handler = logging.StreamHandler()
+        if _shows_bars():
+            handler.addFilter(lambda record: record.name != __name__)
+        return handler
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
     handler.addFilter(lambda record: record.name != __name__)
     return handler
+
+
+def _shows_bars() -> bool:
+    """Whether a bar can move here: on a terminal, or in a notebook that has ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class Progress:
@@ -41,7 +50,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not (live and console.is_terminal),
+            disable=not (live and _shows_bars()),
         )
         self._task = self._bar.add_task("rows", total=total, note="")
 

@@ -238,7 +238,7 @@ def _register(
 ) -> F:
     name = name or re.sub(r"(?<!^)(?=[A-Z])", "_", unit.__name__).lower()
     package = unit.__module__.partition(".")[0]
-    if "/" not in name and package != "scalecap":
+    if "/" not in name and package not in ("scalecap", "__main__"):  # a notebook names its own as they are
         name = f"{package}/{name}"
     taken = _stages.get(name)
     if taken and _place(taken.unit) != _place(unit):

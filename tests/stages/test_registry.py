@@ -39,8 +39,8 @@ def test_a_function_is_read_from_its_signature():
     assert (found.kinds, found.asks, found.summary) == (("number",), False, "Loud.")
 
 
-@pytest.mark.parametrize("module", ["__main__", "mine.steps"])
-def test_a_cell_that_runs_again_replaces_its_own_stage(module: str):
+@pytest.mark.parametrize(("module", "name"), [("__main__", "louder"), ("mine.steps", "mine/louder")])
+def test_a_cell_that_runs_again_replaces_its_own_stage(module: str, name: str):
     cell = """
 @stage
 def louder(text: str, *, {setting}: int = 2) -> str:
@@ -49,7 +49,7 @@ def louder(text: str, *, {setting}: int = 2) -> str:
     place = {"__name__": module, "stage": stage}
     for setting in ("times", "more"):
         exec(cell.format(setting=setting), place)
-        found = find(f"{module.partition('.')[0]}/louder")
+        found = find(name)
         assert found is not None
         assert list(found.settings) == [setting]
     with pytest.raises(ValueError, match="is taken by"):
