@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.engines.base import EngineDead
+from scalecap.engines.digests import digest
 from scalecap.settings import ModelSettings
 
 _NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
@@ -207,10 +208,6 @@ def _hub(model: ModelSettings) -> Iterator[None]:
 def _digest(folder: Path) -> str:
     """SHA-256 over names and contents of the files that determine replies; the folder's name has no part."""
     files = sorted({file for pattern in (*_NEEDED, "*.py") for file in folder.glob(pattern)})
-
-    def digest(file: Path) -> str:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     with ThreadPoolExecutor() as pool:
         lines = [f"{file.name} {sha}\n" for file, sha in zip(files, pool.map(digest, files), strict=True)]
