@@ -2,9 +2,9 @@
 
 import asyncio
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import cast
 
 from scalecap.cache import Cache, key
@@ -29,6 +29,13 @@ Flag = Callable[[str], None]
 CHOICES = 50
 """Choices of one step after which the share of unanswered ones says something."""
 
+REPEATS = 50
+"""Requests about pictures shown before, after which the share of cached tokens says something."""
+LITTLE = 0.05
+"""Cached share below which the prefix cache is of no use."""
+_SHOWN = 4096
+"""Pictures remembered as shown to an engine."""
+
 
 @dataclass
 class Count:
@@ -40,7 +47,15 @@ class Count:
     prompt_tokens: int = 0
     """Of the requests that an engine answered, as are all tokens."""
     cached_tokens: int = 0
-    """Of the prompt tokens: not computed again, since the engine had them."""
+    """Of the prompt tokens: not computed again, since the engine's prefix cache had them."""
+    told_tokens: int = 0
+    """Of the prompt tokens: those of replies that tell how many were cached."""
+    repeats: int = 0
+    """Of the requests that an engine answered, and told that of: about a picture that it was shown before."""
+    repeat_tokens: int = 0
+    """Prompt tokens of these."""
+    repeat_cached_tokens: int = 0
+    """Of these tokens: not computed again."""
     generated_tokens: int = 0
     reasoning_tokens: int = 0
     """Of the generated tokens: before the answers."""
@@ -59,20 +74,13 @@ class Count:
         """Whether most choices were unanswered, of at least 50."""
         return self.choices >= CHOICES and 2 * self.marks["unanswered"] > self.choices
 
+    @property
+    def cached_share(self) -> float | None:
+        """Share of the prompt tokens that the prefix cache had; None where no engine told."""
+        return self.cached_tokens / self.told_tokens if self.told_tokens else None
+
     def __add__(self, other: "Count") -> "Count":
-        return Count(
-            self.requests + other.requests,
-            self.reused + other.reused,
-            self.prompt_tokens + other.prompt_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.generated_tokens + other.generated_tokens,
-            self.reasoning_tokens + other.reasoning_tokens,
-            self.choices + other.choices,
-            self.retried + other.retried,
-            self.reused_prompt_tokens + other.reused_prompt_tokens,
-            self.reused_generated_tokens + other.reused_generated_tokens,
-            self.marks + other.marks,
-        )
+        return Count(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 @dataclass
@@ -84,6 +92,12 @@ class Counts:
     @property
     def total(self) -> Count:
         return sum(self.steps.values(), Count())
+
+    @property
+    def reuses_nothing(self) -> bool:
+        """Whether pictures' tokens are hardly reused: below 5 %, in 50 requests about one shown before."""
+        total = self.total
+        return total.repeats >= REPEATS and total.repeat_cached_tokens < LITTLE * total.repeat_tokens
 
     @property
     def unreadable(self) -> str | None:
@@ -114,6 +128,8 @@ class Asked:
         self.counts = counts
         self.min_mass = min_mass
         self._flying: dict[str, asyncio.Task[Reply]] = {}
+        self._shown: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Engine and picture of requests that were answered, the latest last."""
         self._longest: dict[str, int] = {}
         """By engine: tokens of the longest prompt with a picture, 0 as long as there was none."""
         self.longer = asyncio.Event()
@@ -166,6 +182,8 @@ class Asked:
 
     async def _compute(self, engine: Engine, name: str, request: Request, step: str) -> Reply:
         reply: Reply
+        image = request.prompt.image
+        shown = image is not None and (engine.identity, image.hash) in self._shown
         match request:
             case Generate():
                 reply = await engine.generate(request)
@@ -173,13 +191,24 @@ class Asked:
                 reply = await engine.choose(request)
             case Score():
                 reply = await engine.score(request)
-        tokens = reply.usage.prompt_tokens if request.prompt.image else 0
+        tokens = reply.usage.prompt_tokens if image else 0
         if tokens > self._longest.get(engine.identity, -1):
             self._longest[engine.identity] = tokens
             self.longer.set()
         count = self.counts.steps[step]  # not before: an actor hands its counts over in between
         count.prompt_tokens += reply.usage.prompt_tokens
-        count.cached_tokens += reply.usage.cached_tokens
+        if (cached := reply.usage.cached_tokens) is not None:
+            count.cached_tokens += cached
+            count.told_tokens += reply.usage.prompt_tokens
+            if shown:
+                count.repeats += 1
+                count.repeat_tokens += tokens
+                count.repeat_cached_tokens += cached
+        if image:
+            self._shown[engine.identity, image.hash] = None
+            self._shown.move_to_end((engine.identity, image.hash))
+            if len(self._shown) > _SHOWN:
+                self._shown.popitem(last=False)
         count.generated_tokens += reply.usage.generated_tokens
         count.reasoning_tokens += reply.usage.reasoning_tokens
         if self.cache:

@@ -146,7 +146,8 @@ class Script:
     def _asked(self, answer: Callable[[Request], Line]) -> Asked:
         engine = Scripted(answer)
         roles = {"vlm": engine, "llm": engine, "judge": engine}
-        return Asked(roles, None, self._settings.sampling, self._settings.seed, Counts())
+        settings = self._settings
+        return Asked(roles, None, settings.sampling, settings.seed, Counts(), settings.min_mass)
 
     def _in_order(self, step: str, lines: Sequence[Any]) -> Callable[[Request], Line]:
         left = self.unused[step] = list(lines)

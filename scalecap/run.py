@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scalecap.asking import Asked, Count
+from scalecap import advice
+from scalecap.asking import Asked
 from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import Applied, apply, check_models, check_scope, told
@@ -41,6 +42,7 @@ TOLD = 10
 """Changed rows told one by one; of more, the number."""
 REPORTED = 200
 """Rows of which a report is made unasked: it opens every picture once more."""
+
 process_engines = Engines()
 atexit.register(process_engines.close)
 
@@ -274,7 +276,8 @@ async def _caption(
         if not stop.is_set() and settings.min_mass and (step := summary.counts.unreadable):
             stop.set()
             summary.status = "stopped"
-            summary.reason = _unreadable(step, pipeline, summary.counts.steps[step], settings.min_mass)
+            role = next(each.role for each in pipeline.steps if each.name == step)
+            summary.reason = advice.unreadable(step, role, summary.counts.steps[step], settings.min_mass)
 
     def on_signal() -> None:
         summary.status = "interrupted"
@@ -309,6 +312,8 @@ async def _caption(
             if summary.status == "finished":
                 summary.status = "stopped"
     rows.complete = summary.status == "finished"
+    if summary.counts.reuses_nothing:
+        summary.notes.append(advice.NO_REUSE)
 
 
 def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:
@@ -317,7 +322,7 @@ def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:
         return ""
     return (
         "The embedded model knows its own world (data=scenes) and nothing else: what it says about other"
-        " pictures means nothing. Take a real one for them, e.g. model=qwen2.5-vl-3b."
+        " pictures means nothing. Take a real one for them, e.g. model=qwen3-vl-4b."
     )
 
 
@@ -329,18 +334,6 @@ def _too_many(most: str | None, failed: int, done: int) -> bool:
         ended = failed + done
         return ended >= LOOK and failed >= float(most[:-1]) / 100 * ended
     return failed >= int(most)
-
-
-def _unreadable(name: str, pipeline: Pipeline, count: Count, least: float) -> str:
-    """Why checks are mostly unanswered, as far as that is known, and what to do."""
-    role = next(step.role for step in pipeline.steps if step.name == name)
-    return (
-        f"{name}: {count.marks['unanswered']} of its first {count.choices} checks are unanswered: the options"
-        f" have a probability below min_mass={least:g} together, so the model would say something else. If it"
-        f" reasons first, turn that off: model.{role}.chat_template_kwargs.enable_thinking=false; else try"
-        f" another prompt ({name}.prompt), or min_mass=0 to take every answer. With another output=, since"
-        " the rows done stay as they are."
-    )
 
 
 class _Rows:

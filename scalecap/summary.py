@@ -203,7 +203,10 @@ class Summary:
             "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
             "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
             "errors": dict(self.errors.most_common(100)),
-            "steps": {name: vars(count) for name, count in self.counts.steps.items()},
+            "steps": {
+                name: vars(count) | {"cached_share": count.cached_share}
+                for name, count in self.counts.steps.items()
+            },
             "models": self.models,
             "versions": versions(),
             "command": self.command,
@@ -239,6 +242,10 @@ class Summary:
             f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"
             f" ({total.cached_tokens} cached), {total.generated_tokens} generated"
         )
+        shares = {name: each.cached_share for name, each in self.counts.steps.items() if each.repeats}
+        if shares:
+            told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
+            lines.append(f"  prompt tokens from the prefix cache: {told}")
         for message, count in self.errors.most_common(TOLD):
             lines.append(f"  {count} x {message}")
         if len(self.errors) > TOLD:
@@ -262,7 +269,7 @@ class Summary:
         else:
             lines += ["Next: read a row, with every step's column:", f"  {self._look()}"]
             if "data=" not in self.command and not joined:
-                own = "python -m scalecap model=qwen2.5-vl-3b data=folder data.path=DIR"
+                own = "python -m scalecap model=qwen3-vl-4b data=folder data.path=DIR"
                 lines += ["or your own pictures, with a real model:", f"  {own}"]
         return "\n".join(lines)
 

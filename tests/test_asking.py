@@ -150,7 +150,7 @@ async def test_equal_requests_in_flight_are_computed_once():
     first, _, twin = await asyncio.gather(
         world.ask.choose("a"), world.ask.choose("b"), world.asked.ask("t", print).choose("a")
     )
-    assert first == twin == Chosen((0.5, 0.5), usage=Usage(1, 0, 1))
+    assert first == twin == Chosen((0.5, 0.5), usage=Usage(1, None, 1))
     assert len(world.requests) == 2
     assert (world.counts.steps["s"].requests, world.counts.steps["s"].reused) == (2, 0)
     assert (world.counts.steps["t"].requests, world.counts.steps["t"].reused) == (1, 1)
@@ -256,6 +256,35 @@ async def test_tokens_are_counted_per_step():
     step, total = world.counts.steps["s"], world.counts.total
     assert (step.requests, step.prompt_tokens, step.cached_tokens, step.generated_tokens) == (2, 14, 4, 3)
     assert (total.requests, total.prompt_tokens, total.cached_tokens, total.generated_tokens) == (3, 24, 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("cached", "pictures", "share", "alarm"),
+    [
+        ([0] * 60, 1, 0.0, True),
+        ([None] * 60, 1, None, False),  # a server that tells nothing
+        ([0] * 30 + [None] * 30, 1, 0.0, False),  # told too seldom
+        ([0] * 60, 60, 0.0, False),  # no picture was shown twice
+        ([4] * 60, 1, 0.04, True),
+        ([80] * 60, 1, 0.8, False),
+        ([0, *[80] * 59], 1, 80 * 59 / 6000, False),
+    ],
+)
+async def test_pictures_whose_tokens_are_not_reused(cached, pictures, share, alarm):
+    replies = iter(cached)
+    world = World(lambda _: Chosen((1.0, 0.0), usage=Usage(100, next(replies), 1)))
+    for number in range(len(cached)):
+        picture = Image(f"{number % pictures}", Pillow.new("RGB", (1, 1)))
+        await world.ask.choose(f"{number}", image=picture)
+    assert world.counts.steps["s"].cached_share == (None if share is None else pytest.approx(share))
+    assert world.counts.reuses_nothing is alarm
+
+
+async def test_texts_alone_do_not_count_as_pictures_that_are_not_reused():
+    world = World(lambda _: Chosen((1.0, 0.0), usage=Usage(100, 0, 1)))
+    for number in range(60):
+        await world.ask.choose(f"{number}")
+    assert not world.counts.reuses_nothing
 
 
 PICTURE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))

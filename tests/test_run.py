@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from scalecap import engines as opening
 from scalecap import progress
 from scalecap.asking import Counts
-from scalecap.engines.base import Choose, Chosen, EngineDead, EngineError, Generate, Request
+from scalecap.engines.base import Choose, Chosen, EngineDead, EngineError, Generate, Generated, Request, Usage
 from scalecap.engines.scripted import Scripted
 from scalecap.run import RunError, plan, run
 from scalecap.settings import EngineSettings, ModelSettings, Settings
@@ -166,6 +166,27 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
         assert second == {"asked": 80, "unanswered": 40, "median_mass": 0.02}
     elif least:
         assert first == {"asked": 80, "unanswered": 0, "median_mass": 1.0}
+
+
+@pytest.mark.parametrize(("cached", "shown", "noted"), [(0, "golden_sentences 0%", True), (9, "90%", False)])
+def test_a_run_tells_what_the_prefix_cache_had(
+    answer: Answer, compose: Compose, tmp_path: Path, cached: int, shown: str, noted: bool
+):
+    def says(request: Request) -> Any:
+        said, usage = answer(request), Usage(10, cached if request.prompt.image else 0, 1)
+        if isinstance(request, Choose):
+            return Chosen((said, 1 - said), usage=usage)
+        return Generated(said, "stop", usage)
+
+    summary = run(compose("data.count=12"), engines=both(Scripted(says)), command="python -m scalecap")
+    screen = summary.screen()
+    assert "prompt tokens from the prefix cache: golden_sentences" in screen
+    assert shown in screen
+    assert ("hardly ever reused" in screen) is noted
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert written["steps"]["golden_sentences"]["cached_share"] == cached / 10
+    assert written["steps"]["raw_questions"]["cached_share"] == 0
+    assert len([note for note in written["notes"] if "enable_prefix_caching" in note]) == noted
 
 
 def test_more_rows_go_on_in_the_same_folder(compose: Compose, engines: Engines, tmp_path: Path):

@@ -87,10 +87,11 @@ class Score:
 
 
 class Usage(NamedTuple):
-    """Token counts of one request; `cached_tokens` of the prompt's were not computed again."""
+    """Token counts of one request."""
 
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
+    """Of the prompt's, those not computed again; None where an engine does not tell."""
     generated_tokens: int = 0
     reasoning_tokens: int = 0
     """Of the generated ones, before the answer; 0 where an engine does not count them."""

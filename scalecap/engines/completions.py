@@ -91,4 +91,4 @@ def token_usage(answer: Any) -> Usage:
         return Usage()
     cached = getattr(usage.prompt_tokens_details, "cached_tokens", None)
     reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None)
-    return Usage(usage.prompt_tokens, cached or 0, usage.completion_tokens, reasoning or 0)
+    return Usage(usage.prompt_tokens, cached, usage.completion_tokens, reasoning or 0)

@@ -63,7 +63,7 @@ class Scripted:
         line = await self._line(request)
         if isinstance(line, str):
             text, reasoning = split_reasoning(line)
-            usage = Usage(len(request.prompt.text.split()), 0, len(line.split()), len(reasoning.split()))
+            usage = Usage(len(request.prompt.text.split()), None, len(line.split()), len(reasoning.split()))
             return Generated(text, "stop", usage, reasoning)
         if isinstance(line, Generated):
             return line
@@ -71,7 +71,7 @@ class Scripted:
 
     async def choose(self, request: Choose) -> Chosen:
         line = await self._line(request)
-        usage = Usage(len(request.prompt.text.split()), 0, 1)
+        usage = Usage(len(request.prompt.text.split()), None, 1)
         if isinstance(line, str) and line in request.options:
             return Chosen(tuple(float(option == line) for option in request.options), usage=usage)
         if isinstance(line, float) and 0 <= line <= 1:

@@ -113,8 +113,9 @@ async def open_vllm(
                 # The context's name chooses vLLM's defaults for throughput.
                 context = UsageContext.LLM_CLASS
                 config = AsyncEngineArgs(**arguments).create_engine_config(context)
+                moved = ""
                 if config.model_config.is_multimodal_model:
-                    _keep_encoded(config, current_platform.get_device_total_memory())
+                    moved = _keep_encoded(config, current_platform.get_device_total_memory())
                 dtype = str(config.model_config.dtype).removeprefix("torch.")
                 replicas = config.parallel_config.data_parallel_size
                 chat = Chat(
@@ -135,7 +136,8 @@ async def open_vllm(
                 )
         except Exception as error:
             raise _failure(model, error, output) from error
-    for line in chat.warnings(model.name):  # not before: what is printed inside goes to the file
+    # Not before: what is printed inside goes to the file.
+    for line in [*chat.warnings(model.name), *([moved] if moved else [])]:
         log.warning(line)
     return opened
 
@@ -199,18 +201,34 @@ def share_of_memory(whole: float, memory: int, weights: Sequence[float]) -> floa
     return (weights[0] + more) / memory
 
 
-def _keep_encoded(config: Any, memory: int) -> None:
-    """Let encoded pictures stay as long as their rows are in flight; `memory` is the device's, in bytes.
+def _keep_encoded(config: Any, memory: int) -> str:
+    """Let encoded pictures stay as long as their rows are in flight.
 
     By itself vLLM keeps as many of their tokens as a batch has, those of a handful of pictures. Others are
     encoded again for every text that follows, though all their tokens but the last few are in the KV cache: a
     block that ends in text belongs to that text.
+
+    The field is not public (0.32 and 0.33 have it), so a version may have it elsewhere.
+
+    Args:
+        memory: the device's, in bytes.
+
+    Returns:
+        What could not be done, and what it costs; empty when all is well.
     """
-    model, scheduler = config.model_config, config.scheduler_config
-    vision = getattr(model.hf_config, "vision_config", None)
-    layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
-    token = model.get_hidden_size() * layers * model.dtype.itemsize
-    scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, int(memory * _ENCODED / token))
+    try:
+        model, scheduler = config.model_config, config.scheduler_config
+        vision = getattr(model.hf_config, "vision_config", None)
+        layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
+        token = model.get_hidden_size() * layers * model.dtype.itemsize
+        scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, int(memory * _ENCODED / token))
+    except AttributeError as error:
+        return (
+            f"this version of vLLM has its budget of encoded pictures elsewhere ({error}): it keeps few, and"
+            " encodes pictures again when many rows are in flight. Captions are the same; fewer"
+            " rows_in_flight, or a larger engine.args.max_num_batched_tokens, save time"
+        )
+    return ""
 
 
 def _dtype(name: str, cpu: bool) -> str:
@@ -457,4 +475,4 @@ def _constraint(schema: str | None) -> dict[str, Any]:
 
 def _usage(output: Any) -> Usage:
     generated = sum(len(reply.token_ids) for reply in output.outputs)
-    return Usage(len(output.prompt_token_ids), output.num_cached_tokens or 0, generated)
+    return Usage(len(output.prompt_token_ids), output.num_cached_tokens, generated)

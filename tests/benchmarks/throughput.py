@@ -132,7 +132,7 @@ class Acting:
         self.recorded.append((request, usage))
         self.result.requests += 1
         self.result.prompt += usage.prompt_tokens
-        self.result.cached += usage.cached_tokens
+        self.result.cached += usage.cached_tokens or 0
         self.result.generated += usage.generated_tokens
 
     async def generate(self, request: Generate) -> Generated:

@@ -12,7 +12,7 @@ RATE = Score(Prompt("Say:"), " a red  dog ")
 
 async def test_a_list_answers_in_order_and_ends():
     engine = Scripted(["fine thanks", "again"])
-    assert await engine.generate(ASK) == Generated("fine thanks", "stop", Usage(3, 0, 2))
+    assert await engine.generate(ASK) == Generated("fine thanks", "stop", Usage(3, None, 2))
     assert (await engine.generate(ASK)).text == "again"
     with pytest.raises(EngineError, match="no line left"):
         await engine.generate(ASK)

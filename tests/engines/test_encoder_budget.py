@@ -1,0 +1,47 @@
+"""vLLM's budget of encoded pictures, a field that it keeps to itself."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from scalecap.engines.vllm import _keep_encoded
+
+GB = 1 << 30
+
+
+def config(scheduler: Any, **vision: Any) -> Any:
+    """What `_keep_encoded` reads of vLLM's configuration: 1,000 values of 2 bytes a token."""
+    hf_config = SimpleNamespace(vision_config=SimpleNamespace(**vision))
+    model = SimpleNamespace(
+        hf_config=hf_config, dtype=SimpleNamespace(itemsize=2), get_hidden_size=lambda: 1000
+    )
+    return SimpleNamespace(model_config=model, scheduler_config=scheduler)
+
+
+@pytest.mark.parametrize(
+    ("vision", "before", "after"),
+    [
+        ({}, 4096, GB // 2000),
+        ({"deepstack_visual_indexes": [5, 11, 17]}, 4096, GB // 8000),
+        ({}, 10**9, 10**9),
+    ],
+)
+def test_it_holds_a_32nd_of_the_memory(vision: dict[str, Any], before: int, after: int) -> None:
+    scheduler = SimpleNamespace(encoder_cache_size=before)
+    assert _keep_encoded(config(scheduler, **vision), 32 * GB) == ""
+    assert scheduler.encoder_cache_size == after
+
+
+def test_a_version_that_has_it_elsewhere_is_told_and_runs_on() -> None:
+    class Frozen:
+        encoder_cache_size = property(lambda self: 4096)  # as of a class that can't be changed any more
+
+    for scheduler in (SimpleNamespace(), Frozen()):
+        message = _keep_encoded(config(scheduler), 32 * GB)
+        assert "this version of vLLM" in message
+        assert "encoder_cache_size" in message
+        assert "rows_in_flight" in message
+    assert "get_hidden_size" in _keep_encoded(
+        SimpleNamespace(model_config=SimpleNamespace(hf_config=None), scheduler_config=SimpleNamespace()), GB
+    )
