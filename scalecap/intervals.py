@@ -5,6 +5,7 @@ rows, as CHAIR's are, its numerator and denominator. The mean of pairs is Σ cou
 """
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -82,6 +83,59 @@ def by_step(metrics: Mapping[str, T]) -> dict[str, dict[str, dict[str, T]]]:
             caption, measure = rest if len(rest) == 2 else ("", *rest) if rest else ("", "")
             tables.setdefault(step, {}).setdefault(measure, {})[caption] = value
     return tables
+
+
+class Mean:
+    """The mean of pairs that come one by one, as `mean` has it of all of them together.
+
+    Fewer than MANY are held, in 16 bytes each, for the bootstrap; from there on the normal interval needs
+    their sums alone, so that memory does not grow.
+    """
+
+    __slots__ = ("_centre", "_count", "_of", "_pairs", "_rows", "_squares")
+
+    def __init__(self) -> None:
+        self._pairs = array("d")
+        self._rows = 0
+        self._count = self._of = self._centre = 0.0
+        self._squares = (0.0, 0.0, 0.0)
+        """Σ apart², Σ apart · of, Σ of², where apart = count - centre · of: the centre is a first estimate of
+        the mean, so that nothing large is taken from something large."""
+
+    def add(self, pair: Pair) -> None:
+        self._rows += 1
+        if self._rows <= MANY:
+            self._pairs.extend(pair)
+            if self._rows == MANY:
+                self._pack()
+        else:
+            self._take(*pair)
+
+    def _pack(self) -> None:
+        counts, ofs = self._pairs[::2], self._pairs[1::2]
+        self._centre = sum(counts) / sum(ofs) if sum(ofs) else 0.0
+        for count, of in zip(counts, ofs, strict=True):
+            self._take(count, of)
+        self._pairs = array("d")
+
+    def _take(self, count: float, of: float) -> None:
+        apart = count - self._centre * of
+        one, two, three = self._squares
+        self._count, self._of = self._count + count, self._of + of
+        self._squares = one + apart * apart, two + apart * of, three + of * of
+
+    def interval(self) -> Interval | None:
+        """None when there is nothing to divide by."""
+        if self._rows < MANY:
+            return _interval(np.array(self._pairs).reshape(-1, 2))
+        if not self._of:
+            return None
+        found = self._count / self._of
+        shift, (one, two, three) = found - self._centre, self._squares
+        # What each row moves the estimate by, squared and summed: see `_interval`.
+        moved = max(0.0, one - 2 * shift * two + shift * shift * three)
+        reach = 1.96 * float(np.sqrt(moved)) / abs(self._of)
+        return Interval(found, found - reach, found + reach, self._rows)
 
 
 def mean(pairs: Sequence[Pair]) -> Interval | None:

@@ -438,7 +438,7 @@ def write(
     }
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
     conditions = {step.name: step.when.source for step in pipeline.steps if step.when}
-    summary.add_rows(journal.records(indices), checks, _metrics(pipeline), overall, conditions)
+    summary.add_rows(rows, checks, _metrics(pipeline), overall, conditions)
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import platform
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalecap.asking import Counts
-from scalecap.intervals import Interval, Pair, by_step, mean, measures, named
+from scalecap.intervals import Interval, Mean, by_step, measures, named
+from scalecap.messages import Messages
 from scalecap.stages import Overall
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
@@ -59,14 +60,14 @@ class Summary:
     """By step: choices among options that were none of them."""
     masses: dict[str, Counter[float]] = field(default_factory=dict)
     """By step: how often the options of a choice had this probability together, in hundredths."""
-    measured: dict[str, list[Pair]] = field(default_factory=dict)
-    """By metric (`column`, or `column.name`): a pair for each row that has it."""
+    measured: dict[str, Mean] = field(default_factory=dict)
+    """By metric (`column`, or `column.name`), over the rows that have it."""
     overall: dict[str, Interval] = field(default_factory=dict)
     """By metric: numbers that only all rows together have."""
     flags: dict[str, Counter[str]] = field(default_factory=dict)
     """By step and flag: rows that have it."""
-    errors: Counter[str] = field(default_factory=Counter)
-    """By step, kind and message."""
+    errors: Messages = field(default_factory=Messages)
+    """By step and kind; messages that differ in names, paths or numbers alone count together."""
     counts: Counts = field(default_factory=Counts)
     models: dict[str, str] = field(default_factory=dict)
     """By role: the identity of what answered."""
@@ -84,29 +85,29 @@ class Summary:
 
     def add_rows(
         self,
-        records: Iterable[Mapping[str, Any]],
+        records: Callable[[], Iterable[Mapping[str, Any]]],
         checks: Mapping[str, str],
         metrics: Sequence[str],
         overall: Mapping[str, tuple[Overall, Sequence[str]]],
         conditions: Mapping[str, str],
     ) -> None:
-        """Counts finished rows.
+        """Counts finished rows. Memory does not grow with their number.
 
         Args:
+            records: the rows as the journal holds them, anew on each call.
             checks: by step, its column of records, of which each may tell `kept`, `mass` and a probability.
             metrics: the columns of numbers.
             overall: by step, what is counted over all rows, and the columns that it is counted from.
             conditions: by step, the expression of its `when`.
         """
-        written: dict[str, list[list[Any]]] = {name: [] for name in overall}
         ran, skipped = Counter[str](), Counter[str]()
-        for record in records:
+        for record in records():
             if record["error"] is None:
                 self.done += 1
             else:
                 self.failed += 1
                 error = record["error"]
-                self.errors[f"{error['step'] or 'row'}: {error['kind']}: {error['message']}"] += 1
+                self.errors.add(f"{error['step'] or 'row'}: {error['kind']}: {error['message']}")
             for step, flags in record["flags"].items():
                 self.flags.setdefault(step, Counter()).update(flags)
             for step, column in checks.items():
@@ -117,17 +118,15 @@ class Summary:
                 (skipped if "skipped" in record["flags"].get(step, ()) else ran)[step] += 1
             for column in metrics:
                 for name, pair in measures(column, record["columns"].get(column)):
-                    self.measured.setdefault(name, []).append(pair)
-            for name, (_, columns) in overall.items():
-                if all(record["columns"].get(column) is not None for column in columns):
-                    written[name].append([record["columns"][column] for column in columns])
+                    self.measured.setdefault(name, Mean()).add(pair)
         for step, condition in conditions.items():
             rows = ran[step] + skipped[step]
             if rows and not (ran[step] and skipped[step]):
                 held = f"all {rows} rows" if ran[step] else f"none of {rows} rows"
                 self.notes.append(f"{step}: `when: {condition}` held for {held}.")
-        for name, (function, _) in overall.items():
-            found = function(written[name]) if written[name] else {}
+        for name, (function, columns) in overall.items():
+            written = _Written(records, columns)
+            found = function(written) if any(True for _ in written) else {}
             self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}
 
     def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
@@ -140,7 +139,7 @@ class Summary:
     @cached_property
     def metrics(self) -> dict[str, Interval]:
         """By metric: its mean over the rows that have it, or what all rows together have."""
-        means = {name: mean(pairs) for name, pairs in self.measured.items()}
+        means = {name: each.interval() for name, each in self.measured.items()}
         return {name: each for name, each in means.items() if each is not None} | self.overall
 
     def value(self, objective: str | None) -> float | None:
@@ -304,6 +303,19 @@ def _median(counts: Mapping[float, int]) -> float:
         if below >= half:
             return value
     return math.nan
+
+
+class _Written:
+    """What a step wrote in each row that has all of its columns; read anew whenever it is gone through."""
+
+    def __init__(self, records: Callable[[], Iterable[Mapping[str, Any]]], columns: Sequence[str]) -> None:
+        self._records, self._columns = records, columns
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for record in self._records():
+            values = [record["columns"].get(column) for column in self._columns]
+            if all(value is not None for value in values):
+                yield values
 
 
 def _cell(interval: Interval | None) -> str:

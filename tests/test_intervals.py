@@ -5,7 +5,7 @@ import random
 import pytest
 
 from scalecap import intervals
-from scalecap.intervals import difference, escaped, is_part, mean, measures, parts
+from scalecap.intervals import Mean, difference, escaped, is_part, mean, measures, parts
 
 
 def test_the_numbers_of_a_metric_column_have_dotted_names():
@@ -89,3 +89,26 @@ def test_the_interval_of_many_rows_nears_the_bootstrap(monkeypatch: pytest.Monke
 def test_the_same_rows_give_the_same_interval():
     pairs = [(float(n % 7), 1.0) for n in range(50)]
     assert mean(pairs) == mean(pairs)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1_999, 2_000, 2_001, 5_000])
+@pytest.mark.parametrize("offset", [0, 1e6])
+def test_a_mean_of_pairs_one_by_one_is_that_of_all_together(rows: int, offset: float):
+    dice = random.Random(rows)
+    pairs = [(offset + dice.random(), float(dice.randrange(3))) for _ in range(rows)]
+    running = Mean()
+    for pair in pairs:
+        running.add(pair)
+    found, wanted = running.interval(), mean(pairs)
+    assert (found is None) == (wanted is None)
+    if found and wanted:
+        assert found == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_mean_of_equal_numbers_has_no_width():
+    running = Mean()
+    for _ in range(10_000):
+        running.add((0.1, 1.0))
+    found = running.interval()
+    assert found is not None
+    assert found == pytest.approx((0.1, 0.1, 0.1, 10_000))

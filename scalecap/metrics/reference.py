@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 from scalecap.intervals import Interval, mean
@@ -20,18 +21,45 @@ class _NoSynonyms:
         return []
 
 
-def cider(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
-    """CIDEr-D of each caption column (Vedantam et al. 2015), whose weights come from all references."""
+class _Cooked:
+    """A scorer's texts as it counts them, made anew whenever it goes through them."""
+
+    def __init__(self, count: int, made: Callable[[], Iterator[Any]]) -> None:
+        self._count, self._made = count, made
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._made()
+
+
+def _tests(rows: Iterable[Sequence[Any]], name: str) -> Iterator[Any]:
+    from pycocoevalcap.cider.cider_scorer import cook_test
+
+    return (cook_test(_joined(each["text"])) for row in rows for each in row[1] if each["caption"] == name)
+
+
+def _references(rows: Iterable[Sequence[Any]], name: str) -> Iterator[Any]:
+    from pycocoevalcap.cider.cider_scorer import cook_refs
+
+    return (
+        cook_refs(list(map(_joined, row[2]))) for row in rows for each in row[1] if each["caption"] == name
+    )
+
+
+def cider(rows: Iterable[Sequence[Any]]) -> dict[str, Interval]:
+    """CIDEr-D of each caption column (Vedantam et al. 2015), whose weights come from all references.
+
+    Of all rows, it holds how many references have each n-gram.
+    """
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     found = {}
-    names = dict.fromkeys(each["caption"] for row in rows for each in row[1])
-    for name in names:
+    for name, count in Counter(each["caption"] for row in rows for each in row[1]).items():
         scorer = CiderScorer()
-        for row in rows:
-            for each in row[1]:
-                if each["caption"] == name:
-                    scorer += (" ".join(_words(each["text"])), [" ".join(_words(r)) for r in row[2]])
+        scorer.ctest = _Cooked(count, partial(_tests, rows, name))
+        scorer.crefs = _Cooked(count, partial(_references, rows, name))
         _, scores = scorer.compute_score()
         if interval := mean([(float(score), 1.0) for score in scores]):
             found[f"{name}.cider"] = interval
@@ -102,6 +130,10 @@ def _wordnet() -> Any:
     except LookupError:
         return _NoSynonyms
     return wordnet
+
+
+def _joined(text: str) -> str:
+    return " ".join(_words(text))
 
 
 def _words(text: str) -> list[str]:

@@ -1,6 +1,8 @@
 """How good the yes/no check itself is, on statements whose truth is known."""
 
-from collections.abc import Sequence
+import math
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +16,7 @@ from scalecap.stages.verify import probability
 TRUE = {"true": True, "yes": True, "1": True, "1.0": True} | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
-def quality(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
+def quality(rows: Iterable[Sequence[Any]]) -> dict[str, Interval]:
     """Of all rows: balanced accuracy, area under the ROC curve, expected calibration error (ten bins of
     equal width), and the threshold of the best balanced accuracy, with bootstrap intervals over rows.
 
@@ -23,19 +25,27 @@ def quality(rows: Sequence[Sequence[Any]]) -> dict[str, Interval]:
 
     An unanswered statement counts as wrong, and has no part in what is read from probabilities.
     """
-    answers = [[(each["p_yes"], each["label"], each["right"]) for each in row[1]] for row in rows]
-    found = _quality(np.array([each for row in answers for each in row], float).reshape(-1, 3))
+    numbers, counts = array("d"), array("q")
+    for row in rows:
+        counts.append(len(row[1]))
+        for each in row[1]:
+            p_yes = math.nan if each["p_yes"] is None else each["p_yes"]
+            numbers.extend((p_yes, each["label"], each["right"]))
+    answers, lengths = np.array(numbers).reshape(-1, 3), np.array(counts)
+    starts = np.cumsum(lengths) - lengths
+    found = _quality(answers)
     dice = np.random.default_rng(0)
-    arrays = [np.array(row, float).reshape(-1, 3) for row in answers]
     drawn: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(DRAWS // 4):
-        picked = np.concatenate([arrays[at] for at in dice.integers(len(arrays), size=len(arrays))])
-        for name, value in _quality(picked).items():
+    for _ in range(DRAWS // 4 if found else 0):
+        picked = dice.integers(len(lengths), size=len(lengths))
+        own = lengths[picked]  # each row's answers stay together
+        places = np.arange(own.sum()) + np.repeat(starts[picked] - (np.cumsum(own) - own), own)
+        for name, value in _quality(answers[places]).items():
             drawn[name].append(value)
     intervals = {}
     for name, value in found.items():
         low, high = np.percentile(drawn[name] or [value], (2.5, 97.5))
-        intervals[name] = Interval(value, float(low), float(high), len(answers))
+        intervals[name] = Interval(value, float(low), float(high), len(lengths))
     return intervals
 
 

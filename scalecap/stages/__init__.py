@@ -81,8 +81,12 @@ Null is a number that this row does not have. The summary averages numbers over 
 """
 
 
-Overall = Callable[[Sequence[Sequence[Any]]], Mapping[str, Interval]]
-"""From what a step wrote in each row (its column, then its side columns) to numbers of all rows."""
+Overall = Callable[[Iterable[Sequence[Any]]], Mapping[str, Interval]]
+"""From what a step wrote in each row (its column, then its side columns) to numbers of all rows.
+
+The rows are read from the disk as they are gone through, which may be done several times: there may be
+millions, so a function holds of them only what it needs.
+"""
 
 
 class Ask(Protocol):

@@ -193,7 +193,8 @@ async def test_a_comparison_shows_table_plot_and_differences(hostile: Path, brow
         (folder / ".hydra").mkdir(parents=True)
         (folder / ".hydra" / "overrides.yaml").write_text(json.dumps([f"k=<img src=x>{folder.name}"]))
     (other / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (other / "summary.json").write_bytes((hostile / "summary.json").read_bytes())
+    for name in ("summary.json", "journal.jsonl"):
+        (other / name).write_bytes((hostile / name).read_bytes())
     (failed / ".hydra" / "error.txt").write_text("threshold: <script>window.hacked=3</script>")
     Comparison(read_runs([hostile, other, failed])).save(tmp_path)
     async with browser(tmp_path / "comparison.html") as page:
