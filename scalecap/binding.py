@@ -250,6 +250,8 @@ def _column(
 
 
 def _fits(held: str, wanted: Kind) -> bool:
+    if "regions" in (held, wanted):
+        return held == wanted
     if wanted == "items":
         return held in ("texts", "list", "any")
     return held == wanted or held == "any" or wanted in ("any", "columns")

@@ -148,6 +148,8 @@ class Pipeline:
                     tasks[step.name] = group.create_task(take(step))
         except BaseExceptionGroup as errors_of_steps:
             raise _cause(errors_of_steps) from None
+        for step in self.steps:
+            values |= step.output(values)
         order = [*row.columns, *self.writers]
         # The first in the steps' order, not in time: the same row fails the same way again.
         steps = {step.name: step for step in self.steps}

@@ -13,6 +13,7 @@ from typing import Any
 from scalecap.data import RowError
 from scalecap.engines.base import Image
 from scalecap.prompts import Expression, Template
+from scalecap.regions import records
 from scalecap.stages import Ask, Kind, Role, Stage
 
 KIND_NAMES: dict[str, str] = {
@@ -22,12 +23,15 @@ KIND_NAMES: dict[str, str] = {
     "measures": "a record of numbers",
     "list": "a list",
     "items": "a list",
+    "regions": "parts of the picture",
+    "columns": "what a prompt can hold",
     "any": "anything",
 }
 _TYPES: dict[str, Any] = {
     "text": str,
     "texts": list | tuple,
     "list": list | tuple,
+    "regions": list | tuple,
     "number": Real,
     "measures": Mapping,
 }
@@ -130,10 +134,18 @@ class Step:
         return "".join(
             [
                 f", once an item of {lists}" if lists else "",
+                f" where {where.source}" if (where := self.settings.get("where")) else "",
                 f", {samples} samples" if samples else "",
                 ", with the picture" if self.pictures else "",
+                *(f", with each of {column}" for column in self._regions),
             ]
         )
+
+    @property
+    def _regions(self) -> list[str]:
+        """Columns of regions that it is shown."""
+        parameters = self.stage.columns
+        return [str(bound) for name, bound in self.columns.items() if parameters[name].kind == "regions"]
 
     async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
         """The columns written, from the columns so far; raises what the stage raises."""
@@ -148,6 +160,8 @@ class Step:
             arguments[parameter] = (
                 values[bound] if isinstance(bound, str) else {n: values[c] for n, c in bound.items()}
             )
+            if self.stage.columns[parameter].kind == "regions":
+                arguments[parameter] = [region and region.image for region in arguments[parameter]]
         result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
         if inspect.isawaitable(result):
             result = await result
@@ -159,10 +173,18 @@ class Step:
                 raise TypeError(f"{self.stage.name} returned {part!r:.80}, not {KIND_NAMES[kind]}")
         return dict(zip(self.writes, parts, strict=True))
 
+    def output(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns written as the output has them: a picture's place in place of its pixels."""
+        return {
+            name: records(values[name]) if kind == "regions" else values[name]
+            for name, kind in zip(self.writes, self.stage.kinds, strict=True)
+            if name in values
+        }
+
 
 def _empty(kind: Kind) -> Any:
     """What stands in a column of a step that was skipped."""
-    if kind in ("texts", "list"):
+    if kind in ("texts", "list", "regions"):
         return []
     return "" if kind == "text" else None
 

@@ -221,6 +221,22 @@ BAD = [
     ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "3 is no mapping"),
     (
+        changed(golden=STEPS["golden"] | {"views": "sentences"}),
+        "golden: views: 'sentences' holds a list of texts, not parts of the picture",
+    ),
+    (
+        {"x": {"stage": "tiles"}, "y": {"stage": "generate", "prompt": "{{ v }}", "variables": {"v": "x"}}},
+        "y: variables.v: 'x' holds parts of the picture, not what a prompt can hold",
+    ),
+    (
+        {"x": {"stage": "tiles"}, "y": {"stage": "generate", "prompt": "p", "image": "image", "views": "x"}},
+        "y: `image` and `views` do not go together",
+    ),
+    (
+        one({"stage": "generate", "prompt": "p", "views": "vews"}),
+        "x: views: neither a step nor the data has 'vews'",
+    ),
+    (
         changed(final=STEPS["final"] | {"when": "goldn | length > 1"}),
         "final: when: unknown name 'goldn'; nearest: golden",
     ),

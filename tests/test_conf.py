@@ -12,7 +12,7 @@ import datasets
 import pytest
 from PIL import Image as Pillow
 
-from scalecap.engines.base import Score
+from scalecap.engines.base import Choose, Score
 from scalecap.engines.scripted import Scripted
 from scalecap.pipeline import Pipeline
 from scalecap.run import run
@@ -79,6 +79,7 @@ def test_each_file_composes_and_its_pipeline_runs(
 
 
 USED_BY = {
+    "region": ["pipeline=look_again"],
     "correct": ["pipeline=capmas"],
     "name_one": ["pipeline=selfval"],
     "objects": ["pipeline=selfval"],
@@ -347,6 +348,39 @@ def test_published_methods(
     # Equal requests, as about sentences that two drafts have, are computed once.
     asked = {name: count.requests - count.reused for name, count in summary.counts.steps.items()}
     assert asked == requests
+
+
+def test_a_second_look_at_the_place(compose: Compose, tmp_path: Path):
+    whole = None
+
+    def script(request: Any) -> Any:
+        nonlocal whole
+        text, image = request.prompt.text, request.prompt.image
+        if text == "Describe the picture.":
+            whole = image
+            return "A dog. A cat. A cow. A hen."
+        if isinstance(request, Choose):
+            looked = image.hash != whole.hash
+            return next(p for name, p in SURE.items() if name in text)[looked]
+        box = {"dog": [0, 0, 500, 500], "cat": [900, 900, 1100, 1100]}
+        name = next((name for name in box if name in text), None)
+        return json.dumps({"box": box[name]}) if name else "I can't tell."
+
+    engine = Scripted(script)
+    settings = compose("data.limit=1", "pipeline=look_again")
+    summary = run(settings, engines={"vlm": engine, "llm": engine})
+    row = json.loads((tmp_path / "run" / "captions.jsonl").read_text())
+    assert [each is not None for each in row["boxes"]] == [True, True, False, False]
+    assert [each is not None for each in row["views"]] == [True, False, False, False]
+    assert row["golden_sentences"] == ["A dog.", "A cow.", "A hen."]
+    assert row["flags"] == {"boxes": ["unparsed"], "views": ["outside"]}
+    assert summary.flags["views"] == {"outside": 1}
+    asked = {name: count.requests for name, count in summary.counts.steps.items() if name != "final_caption"}
+    assert asked == {"init_caption": 1, "first_look": 4, "boxes": 4, "views": 0, "golden_sentences": 1}
+
+
+SURE = {"dog": (0.4, 0.9), "cat": (0.4, 0.9), "cow": (0.6, 0.1), "hen": (0.95, 0.1)}
+"""P(yes) at the first look, and at the place."""
 
 
 def test_nothing_golden_falls_back_and_says_so(

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -458,6 +459,33 @@ async def test_a_step_runs_for_the_rows_for_which_its_condition_holds():
     assert "'n > 1': '>' not supported" in failed.error["message"]
     assert counts.total.marks == {"skipped": 4}
     assert counts.total.requests == 3
+
+
+async def test_parts_of_the_picture_are_shown_and_written_as_their_boxes():
+    steps = {
+        "parts": {"stage": "tiles", "rows": 1, "columns": 2, "overlap": 0.0},
+        "told": {"stage": "generate", "prompt": "Caption.", "views": "parts"},
+        "none": {"stage": "crop", "boxes": "given"},
+        "kept": {"stage": "verify", "texts": "told", "views": "none", "prompt": "{{ text }}"},
+    }
+    pixels = Pillow.new("RGB", (4, 2))
+    pixels.paste("red", (2, 0, 4, 2))
+    seen = []
+
+    def script(request):
+        seen.append(request.prompt.image)
+        return 0.9 if isinstance(request, Choose) else f"seen {request.prompt.image.hash[:4]}"
+
+    given = [None, [900, 900, 1100, 1100]]
+    one = Row(0, {"given": given}, lambda: Image.of(pixels))
+    (done,), _ = await go(steps, [one], script)
+    assert done.error is None
+    assert done.columns["parts"] == [{"box": [x, 0, x + 2, 2], "of": [4, 2]} for x in (0, 2)]
+    assert done.columns["none"] == [None, None]
+    assert len(set(done.columns["told"])) == 2
+    assert [image.pixels.size for image in seen] == [(2, 2), (2, 2), (4, 2), (4, 2)]
+    assert done.flags == {"none": ["outside"]}
+    json.dumps(done.columns)
 
 
 async def test_no_rows_and_no_steps():

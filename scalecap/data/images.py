@@ -241,10 +241,7 @@ def _finished(picture: Pillow.Image, name: str) -> Image:
     if not width * height:
         raise RowError("unreadable_image", f"{name} has {width}×{height} pixels")
     picture.load()
-    pixels = _fitted(_upright(_rgb(picture), picture))
-    digest = hashlib.blake2b(f"{pixels.width}x{pixels.height}:".encode(), digest_size=20)
-    digest.update(pixels.tobytes())
-    return Image(digest.hexdigest(), pixels)
+    return Image.of(_fitted(_upright(_rgb(picture), picture)))
 
 
 def _broken(name: str, error: Exception) -> RowError:

@@ -3,6 +3,7 @@
 Messages are always system, image, text, so that all requests about one image share a prefix.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,13 @@ class Image(NamedTuple):
     """Hex digest of size and RGB pixels: equal pixels have equal hashes, whatever the file."""
     pixels: "PixelImage"
     """Mode RGB, EXIF orientation applied."""
+
+    @classmethod
+    def of(cls, pixels: "PixelImage") -> "Image":
+        """Pixels of mode RGB as a picture that is known by them."""
+        digest = hashlib.blake2b(f"{pixels.width}x{pixels.height}:".encode(), digest_size=20)
+        digest.update(pixels.tobytes())
+        return cls(digest.hexdigest(), pixels)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, overload
 
 from scalecap.engines.base import Chosen, Generated, Image, PromptTooLong, Sampling, Scored
 from scalecap.intervals import Interval
+from scalecap.regions import Region
 
 __all__ = [
     "ROLES",
@@ -54,17 +55,19 @@ __all__ = [
     "Overall",
     "Parameter",
     "PromptTooLong",
+    "Regions",
     "Role",
     "Sampling",
     "Scored",
     "Stage",
+    "Views",
     "find",
     "names",
     "stage",
     "together",
 ]
 
-Kind = Literal["text", "texts", "number", "measures", "list", "image", "columns", "items", "any"]
+Kind = Literal["text", "texts", "number", "measures", "list", "image", "regions", "columns", "items", "any"]
 ROLES = ("vlm", "llm", "judge")
 
 Role = Annotated[str, "role"]
@@ -73,6 +76,10 @@ Columns = Annotated[Mapping[str, Any], "columns"]
 """A column parameter that the YAML gives as a mapping of names to columns."""
 Items = Annotated[Mapping[str, Any], "items"]
 """A column parameter that the YAML gives as a mapping of names to columns, each of which is a list."""
+Regions = Annotated[Sequence[Region | None], "regions"]
+"""Parts of the row's picture, written by a stage; a stage that takes `Views` is shown them."""
+Views = Annotated[Sequence[Image | None], "regions"]
+"""A column parameter for a column of regions: pictures, one an item, null where there is none."""
 Measures = Annotated[Mapping[str, Any], "measures"]
 """What a metric returns: names to numbers, to shares `{"count": …, "of": …}`, or to such mappings.
 
@@ -301,6 +308,8 @@ def _kind(annotation: Any) -> Kind:
         return "columns"
     if annotation == Items:
         return "items"
+    if annotation in (Regions, Views):
+        return "regions"
     if annotation == Measures:
         return "measures"
     if annotation is Image:

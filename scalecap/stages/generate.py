@@ -8,7 +8,7 @@ from typing import Any, Literal
 from scalecap.prompts import Expression, Template
 from scalecap.replies import Unparsed, body, json_value, lines
 from scalecap.shortening import by_probability, from_the_end, generate_fitting, limit
-from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, stage, together
+from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, Views, stage, together
 
 
 @stage
@@ -21,6 +21,9 @@ class Generate:
     `each` names list columns of equal length and asks once an item: the column is then a list with a reply
     an item, in their order. `samples: n` draws n replies to one prompt, each with its own seed: the column is
     a list of them.
+
+    `views` is a column of regions and goes with `each`, or alone, once a region: each request is shown its
+    own in place of the picture. An item without one is not asked about.
 
     With `where`, an expression over the variables of `each`, only items for which it holds are asked about;
     the others have an empty reply (null as JSON). A row without any such item is marked "skipped".
@@ -79,14 +82,17 @@ class Generate:
     @staticmethod
     def shape(stage: Stage, given: Mapping[str, Any]) -> Stage:
         """The columns of a step with these settings."""
-        if not any(given.get(name) for name in ("image", "variables", "each")):
+        if not any(given.get(name) for name in ("image", "views", "variables", "each")):
             raise ValueError("shows the model nothing: write `image: image`, `variables: …` or `each: …`")
-        model = replace(stage.settings["model"], default="vlm" if given.get("image") else "llm")
-        if given.get("each") and given.get("samples"):
+        if given.get("image") and given.get("views"):
+            raise ValueError("`image` and `views` do not go together: a request is shown one picture")
+        sees = given.get("image") or given.get("views")
+        model = replace(stage.settings["model"], default="vlm" if sees else "llm")
+        if (given.get("each") or given.get("views")) and given.get("samples"):
             raise ValueError("`each` and `samples` do not go together: draw samples in a step before")
         if given.get("where") and not given.get("each"):
             raise ValueError("where: chooses items, and there is no `each`: a step has `when: <expression>`")
-        listed = bool(given.get("each") or given.get("samples"))
+        listed = any(given.get(name) for name in ("each", "views", "samples"))
         kind: Kind = "texts" if listed or given.get("parse") == "lines" else "text"
         kind = "any" if given.get("parse") == "json" else kind
         about = ("about",) if listed and given.get("parse") == "lines" else ()
@@ -109,16 +115,23 @@ class Generate:
         image: Image | None = None,
         variables: Columns | None = None,
         each: Items | None = None,
+        views: Views | None = None,
     ) -> Any:
         shared = variables or {}
-        if each is not None:
-            every = items(each)
-            chosen = [self.where is None or self.where.holds(**shared, **item) for item in every]
+        if each is not None or views is not None:
+            every = items(each, views)
+            chosen = [
+                (views is None or views[place] is not None)
+                and (self.where is None or self.where.holds(**shared, **item))
+                for place, item in enumerate(every)
+            ]
             if every and not any(chosen):
                 ask.mark("skipped")
             replies = await together(
-                self._reply(ask, image, {**shared, **item}) if asked else self._nothing()
-                for item, asked in zip(every, chosen, strict=True)
+                self._reply(ask, views[place] if views else image, {**shared, **item})
+                if chosen[place]
+                else self._nothing()
+                for place, item in enumerate(every)
             )
         elif self.samples is not None:
             replies = await together(self._reply(ask, image, shared, draw) for draw in range(self.samples))
@@ -187,12 +200,15 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         raise ValueError(f"schema: {error.json_path}: {error.message}") from error
 
 
-def items(each: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def items(each: Mapping[str, Sequence[Any]] | None, views: Sequence[Any] | None) -> list[dict[str, Any]]:
     """The values of each item, by variable. ValueError for lists of several lengths."""
-    lengths = {name: len(values) for name, values in each.items()}
+    lists = dict(each or {})
+    lengths = {name: len(values) for name, values in lists.items()}
+    if views is not None:
+        lengths["views"] = len(views)
     if len(set(lengths.values())) > 1:
         raise ValueError(f"each: lists of one length are wanted, these have {lengths}")
-    return [dict(zip(each, item, strict=True)) for item in zip(*each.values(), strict=True)]
+    return [{name: values[place] for name, values in lists.items()} for place in range(max(lengths.values()))]
 
 
 def without(variables: Mapping[str, Any], dropped: Collection[int]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import re
 from typing import Any, ClassVar, Literal
 
 from scalecap.prompts import Template
-from scalecap.stages import Ask, Image, Role, Sampling, stage, together
+from scalecap.stages import Ask, Image, Role, Sampling, Views, stage, together
 
 
 @stage(side=["scores", "refuted"])
@@ -16,6 +16,10 @@ class Verify:
     `mode: sampled` samples a reply and keeps a text when the reply's first word is yes. The side
     column `scores` has every text: {text, p_yes, kept, mass}, with p_yes and mass null when sampled.
     The side column `refuted` has the texts that were answered no.
+
+    `views` is a column of regions, one a text: a text is checked against its own in place of the picture.
+    One without is not asked about if `before`, the side column `scores` of an earlier check of the same
+    texts, has its verdict; without `before` it is checked against the picture.
 
     `mass` is the probability of yes and no together (null where an engine can't tell it). Below the run's
     `min_mass` the model would say something else: the text is not kept, p_yes is null, and the row is
@@ -42,11 +46,29 @@ class Verify:
         self.model, self.sampling = model, sampling
 
     async def __call__(
-        self, ask: Ask, *, texts: list[str], image: Image
+        self,
+        ask: Ask,
+        *,
+        texts: list[str],
+        image: Image,
+        views: Views | None = None,
+        before: list[dict[str, Any]] | None = None,
     ) -> tuple[list[str], list[dict[str, Any]], list[str]]:
-        scores = await together(self._score(ask, text, image) for text in texts)
-        kept = [score["text"] for score in scores if score["kept"]]
+        own = views or [None] * len(texts)
+        if len(own) != len(texts):
+            raise ValueError(f"{len(texts)} texts and {len(own)} views of them")
+        if before is not None and [score["text"] for score in before] != texts:
+            raise ValueError("before: the earlier check did not read the same texts")
+        scores = list(before or [{}] * len(texts))
+        asked = [place for place in range(len(texts)) if before is None or own[place] is not None]
+        for place, score in zip(
+            asked,
+            await together(self._score(ask, texts[place], own[place] or image) for place in asked),
+            strict=True,
+        ):
+            scores[place] = score
         answered = [score for score in scores if self.mode == "sampled" or score["p_yes"] is not None]
+        kept = [score["text"] for score in scores if score["kept"]]
         return kept, scores, [score["text"] for score in answered if not score["kept"]]
 
     async def _score(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:

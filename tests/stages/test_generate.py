@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scalecap.engines.base import Generated, PromptTooLong, Sampling
+from scalecap.engines.base import Generated, Image, PromptTooLong, Sampling
 from scalecap.prompts import Expression, PromptError, Template
 from scalecap.stages.generate import Generate
 
@@ -94,6 +94,18 @@ async def test_the_lines_of_all_replies_tell_their_item(asking):
     assert found == (["A dog.", "It is brown.", "3 dogs."], [0, 0, 2])
     assert len(asked.requests) == 3
     assert await stage(asked.ask, variables={"s": "two"}) == ["A dog.", "It is brown."]
+
+
+async def test_each_request_is_shown_its_own_view(asking, image):
+    one, other = Image("one", image.pixels), Image("other", image.pixels)
+    asked = asking(lambda request: request.prompt.image.hash)
+    stage = Generate(prompt=Template("Describe."))
+    assert await stage(asked.ask, views=[one, None, other]) == ["one", "", "other"]
+    each = Generate(prompt=Template("{{ s }}?"), parse="lines")
+    assert await each(asked.ask, each={"s": ["a", "b"]}, views=[None, other]) == (["other"], [1])
+    assert asked.texts == ["Describe.", "Describe.", "b?"]
+    with pytest.raises(ValueError, match=r"one length are wanted, these have {'s': 1, 'views': 2}"):
+        await each(asked.ask, each={"s": ["a"]}, views=[one, other])
 
 
 async def test_samples_are_draws_of_their_own(asking, image):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from scalecap.engines.base import Choose, Chosen, EngineError, Generate
+from scalecap.engines.base import Choose, Chosen, EngineError, Generate, Image
 from scalecap.prompts import Template
 from scalecap.stages.verify import Verify, says_yes
 
@@ -136,6 +136,24 @@ async def test_what_was_not_answered_is_not_refuted(asking, image):
     assert (await Verify(prompt=PROMPT)(asked.ask, texts=["a", "b"], image=image))[2] == ["b"]
     asked = asking(lambda r: "No." if "'a'" in r.prompt.text else "Yes.")
     assert (await Verify(prompt=PROMPT, mode="sampled")(asked.ask, texts=["a", "b"], image=image))[2] == ["a"]
+
+
+async def test_a_text_is_checked_against_its_own_view(asking, image):
+    view = Image("view", image.pixels)
+    asked = asking(lambda r: 0.9 if r.prompt.image is view else 0.2)
+    stage = Verify(prompt=PROMPT)
+    texts, scores, refuted = await stage(asked.ask, texts=["a", "b"], image=image, views=[view, None])
+    assert (texts, refuted) == (["a"], ["b"])
+    before = [{"text": text, "p_yes": 0.6, "kept": True, "mass": 1.0} for text in ("a", "b")]
+    again = asking(lambda r: 0.1)
+    texts, scores, refuted = await stage(
+        again.ask, texts=["a", "b"], image=image, views=[view, None], before=before
+    )
+    assert (texts, refuted, scores[1], len(again.requests)) == (["b"], ["a"], before[1], 1)
+    with pytest.raises(ValueError, match="2 texts and 1 views"):
+        await stage(asked.ask, texts=["a", "b"], image=image, views=[view])
+    with pytest.raises(ValueError, match="did not read the same texts"):
+        await stage(asked.ask, texts=["a", "c"], image=image, before=before)
 
 
 async def test_of_an_ensemble_every_prompt_must_be_answered(asking, image):

@@ -1,0 +1,35 @@
+"""Parts of a row's picture: what `crop` and `tiles` write and other steps show to a model.
+
+A region's pixels are in memory while its row is worked on; the output has its box.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scalecap.engines.base import Image
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels of the row's picture; right and bottom are the first outside."""
+
+
+class Region(NamedTuple):
+    """A part of the row's picture, as a picture of its own."""
+
+    box: Box
+    whole: tuple[int, int]
+    """Width and height of the row's picture in pixels."""
+    image: Image
+
+    def record(self) -> dict[str, Any]:
+        """What the output has of it: {box, of}, `of` being width and height of the row's picture."""
+        return {"box": list(self.box), "of": list(self.whole)}
+
+
+def cut(image: Image, box: Box) -> Region:
+    """The region of the picture at a box inside of it."""
+    return Region(box, image.pixels.size, Image.of(image.pixels.crop(box)))
+
+
+def records(regions: Sequence[Region | None]) -> list[dict[str, Any] | None]:
+    """What the output has of a column of regions."""
+    return [region.record() if region else None for region in regions]

@@ -1,0 +1,77 @@
+"""Cut parts out of the picture."""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from scalecap.regions import Box, cut
+from scalecap.stages import Ask, Image, Regions, stage
+
+LEAST = 32
+"""Pixels that each side of a crop has at least, where the picture has as many."""
+
+
+@stage
+class Crop:
+    """The part of the picture in each box, in the boxes' order; null where there is none.
+
+    A box is [left, top, right, bottom], or a record whose `box` is that, in units in which the picture is
+    `scale` wide and `scale` high (null: in pixels). `margin` widens it on each side by that share of its
+    width and height, as far as the picture goes. A null box (of an item that was not asked about, or whose
+    reply was not readable) gives null. So does what is no box of four numbers with some area, marked
+    "unreadable_box", and one that reaches out of the picture, marked "outside".
+    """
+
+    role: ClassVar[None] = None
+
+    def __init__(self, *, scale: float | None = 1000, margin: float = 0.25) -> None:
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale: {scale} must be above 0, or null")
+        if not 0 <= margin < math.inf:
+            raise ValueError(f"margin: {margin} must be 0 or more")
+        self.scale, self.margin = scale, margin
+
+    async def __call__(self, ask: Ask, *, boxes: list[Any], image: Image) -> Regions:
+        found = [self._box(ask, box, image.pixels.size) for box in boxes]
+        return await asyncio.to_thread(lambda: [cut(image, box) if box else None for box in found])
+
+    def _box(self, ask: Ask, given: Any, size: tuple[int, int]) -> Box | None:
+        """The box to cut out, in pixels."""
+        if isinstance(given, Mapping):
+            given = given.get("box")
+        if given is None:
+            return None
+        if not is_box(given):
+            ask.mark("unreadable_box")
+            return None
+        scales = [1.0 if self.scale is None else side / self.scale for side in size]
+        left, top, right, bottom = (edge * scales[place % 2] for place, edge in enumerate(given))
+        if left < 0 or top < 0 or right > size[0] or bottom > size[1]:
+            ask.mark("outside")
+            return None
+        across, down = (
+            widened(low, high, self.margin, most)
+            for low, high, most in ((left, right, size[0]), (top, bottom, size[1]))
+        )
+        return across[0], down[0], across[1], down[1]
+
+
+def is_box(value: Any) -> bool:
+    """Whether it is [left, top, right, bottom] with some area."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
+        return False
+    if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in value):
+        return False
+    left, top, right, bottom = value
+    return all(math.isfinite(edge) for edge in value) and left < right and top < bottom
+
+
+def widened(low: float, high: float, margin: float, most: int) -> tuple[int, int]:
+    """Whole pixels from `low` to `high` and a margin on both sides, at least `LEAST`, within 0 to `most`."""
+    more = margin * (high - low)
+    first, last = max(math.floor(low - more), 0), min(math.ceil(high + more), most)
+    if last - first < (least := min(LEAST, most)):
+        first = min(max((first + last - least) // 2, 0), most - least)
+        last = first + least
+    return first, last

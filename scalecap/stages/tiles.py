@@ -1,0 +1,48 @@
+"""Cut the whole picture into parts."""
+
+import asyncio
+from typing import ClassVar
+
+from scalecap.regions import cut
+from scalecap.stages import Ask, Image, Regions, stage
+
+
+@stage
+class Tiles:
+    """The picture in `rows` times `columns` parts of equal size, row by row.
+
+    Neighbours share `overlap` of a part's width or height, so that what one cuts through is whole in the
+    other. A picture with fewer pixels than parts along a side is not cut there.
+    """
+
+    role: ClassVar[None] = None
+
+    def __init__(self, *, rows: int = 2, columns: int = 2, overlap: float = 0.2) -> None:
+        for name, value in (("rows", rows), ("columns", columns)):
+            if value < 1:
+                raise ValueError(f"{name}: {value} must be 1 or more")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap: {overlap} must be a share of a part, 0 to below 1")
+        self.rows, self.columns, self.overlap = rows, columns, overlap
+
+    async def __call__(self, ask: Ask, *, image: Image) -> Regions:
+        width, height = image.pixels.size
+        across = parts(width, self.columns, self.overlap)
+        boxes = [
+            (left, top, right, bottom)
+            for top, bottom in parts(height, self.rows, self.overlap)
+            for left, right in across
+        ]
+        return await asyncio.to_thread(lambda: [cut(image, box) for box in boxes])
+
+
+def parts(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
+    """Starts and ends of `count` equal parts of a length, of which neighbours share `overlap` of a part."""
+    if length < count:
+        return [(0, length)]
+    size = length / (count - (count - 1) * overlap)
+    step = size * (1 - overlap)
+    return [
+        (round(step * place), max(round(step * place) + 1, round(step * place + size)))
+        for place in range(count)
+    ]
