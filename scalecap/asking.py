@@ -119,7 +119,7 @@ class Asked:
         sampling: Sampling,
         seed: int,
         counts: Counts,
-        min_mass: float = 0.0,
+        min_mass: float,
     ) -> None:
         self.engines = engines
         self.cache = cache

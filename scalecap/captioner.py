@@ -240,7 +240,7 @@ class Captioner:
         if settings.cache.enabled and self._cache is None:
             self._cache = Cache(Path(settings.cache.dir).expanduser())
         engines = await self._engines.by_role(roles)
-        return Asked(engines, self._cache, settings.sampling, settings.seed, Counts())
+        return Asked(engines, self._cache, settings.sampling, settings.seed, Counts(), settings.min_mass)
 
     def _record(self, folder: Path, settings: Settings) -> None:
         """`.hydra` in the run's folder, as the command line writes it: reports and comparisons read it."""

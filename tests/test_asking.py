@@ -28,7 +28,7 @@ class World:
             return script(request) if callable(script) else script[len(self.requests) - 1]
 
         engine = Scripted(answer)
-        self.asked = Asked({"vlm": engine, "llm": engine}, cache, sampling, run_seed, self.counts)
+        self.asked = Asked({"vlm": engine, "llm": engine}, cache, sampling, run_seed, self.counts, 0.0)
         self.ask = self.asked.ask("s", self.flags.append)
 
 
@@ -364,7 +364,7 @@ async def test_rows_in_flight_keep_the_engine_busy_and_their_pictures_in_its_cac
         return Generated("text", "stop", Usage(int(request.prompt.text), 0, 1))
 
     engine = Scripted(script, concurrency=concurrency, kv_tokens=kv_tokens)
-    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts())
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts(), 0.0)
     picture = Image("a", Pillow.new("RGB", (2, 2)))
     for tokens in prompts:
         await asked.ask("step", lambda flag: None).generate(str(tokens), image=picture)

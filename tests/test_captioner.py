@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 import scalecap
 from scalecap import Captioner, CaptionError, FolderError, RunError, SettingsError
-from scalecap.engines.base import Request
+from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
 
 
@@ -217,3 +217,21 @@ def test_captions_are_as_the_command_line_writes_them(
     lines = [json.loads(line) for line in (tmp_path / "cli" / "captions.jsonl").read_text().splitlines()]
     for column in ("init_caption", "golden_sentences", "q_list", "final_details", "final_caption"):
         assert own[column] == [line[column] for line in lines]
+
+
+def test_one_picture_is_held_to_the_same_floor_as_a_run(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]
+):
+    """A check that the model would have answered otherwise is no yes, here as there."""
+
+    def says(request: Request) -> Any:
+        return Chosen((0.9, 0.1), mass=0.01) if isinstance(request, Choose) else answer(request)
+
+    async def open_engine(*_: Any) -> Scripted:
+        return Scripted(says)
+
+    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    for least, kept in ((0.1, []), (0.0, ["There is a dog.", "There is a cat."])):
+        words = {"min_mass": least, "cache": False}
+        with Captioner("some/model", pipeline="seed", progress=False, **words) as captioner:
+            assert captioner(picture(10))["golden_sentences"] == kept

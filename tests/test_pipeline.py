@@ -47,7 +47,7 @@ async def go(steps, rows, script=answer, *, in_flight=4, stop=None, on_row=None)
     """Finished rows by index, and the counts."""
     finished, counts = [], Counts()
     engine = Scripted(script)
-    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts)
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
     pipeline = Pipeline.build(steps, None)
     await pipeline.run(rows, asked, in_flight=lambda: in_flight, on_row=on_row or finished.append, stop=stop)
     return sorted(finished, key=lambda each: each.row.index), counts
@@ -336,7 +336,7 @@ async def test_a_dead_engine_is_raised_as_it_is():
         raise EngineDead("gone")
 
     engine = Scripted(script)
-    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts())
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts(), 0.0)
     with ThreadPoolExecutor(1) as pictures, pytest.raises(EngineDead, match=r"^gone$"):
         await Pipeline.build(STEPS, None).take(row(), asked, pictures)
 

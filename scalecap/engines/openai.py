@@ -10,6 +10,8 @@ Nothing about the model is read on this machine, which has its price:
   `engine.identity` where one model has several.
 * `score` needs a server that rates a given reply, as vLLM's does (`prompt_logprobs`).
 * Control tokens inside a text are the server's to handle.
+* Where a server's template opens `<think>` and its `</think>` was not reached within `max_tokens`, the
+  reasoning can't be told from an answer, unless the server parses it; the reply is marked "truncated".
 * A picture is sent as PNG, scaled down to `model.vlm.max_pixels` here; `min_pixels` has no effect.
 
 A server that goes away, to be restarted or for good, costs no row: requests wait for it up to

@@ -211,7 +211,7 @@ class Bench:
         return Pipeline.build(steps, {"image": "text"}, sampling=self.settings.sampling)
 
     def _asked(self, acting: Acting) -> Asked:
-        return Asked({"vlm": acting, "llm": acting}, None, self.settings.sampling, 0, Counts())
+        return Asked({"vlm": acting, "llm": acting}, None, self.settings.sampling, 0, Counts(), 0.0)
 
     async def ours(self, acting: Acting) -> None:
         done: list[Finished] = []
@@ -239,7 +239,7 @@ class Bench:
     ) -> None:
         pipeline = self._pipeline(mode)
         asked = Asked(
-            dict.fromkeys(("vlm", "llm"), engine or acting), None, self.settings.sampling, 0, Counts()
+            dict.fromkeys(("vlm", "llm"), engine or acting), None, self.settings.sampling, 0, Counts(), 0.0
         )
         values: list[dict[str, Any]] = [{} for _ in images]
         for step in pipeline.steps:

@@ -74,7 +74,7 @@ async def test_gaps_and_clauses_are_those_of_two_plain_forward_passes() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     eyes = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     engine = await open_engine(ModelSettings(name="scenes"), EngineSettings(name="transformers"))
-    ask = Asked({"vlm": engine}, None, Sampling(), 0, Counts()).ask("step", lambda mark: None)
+    ask = Asked({"vlm": engine}, None, Sampling(), 0, Counts(), 0.0).ask("step", lambda mark: None)
     try:
         for name, caption in CAPTIONS.items():
             image = open_image(Path(SAMPLE / name))
