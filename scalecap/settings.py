@@ -46,6 +46,8 @@ resumed, and a reply comes from the cache, whatever its value."""
 NOTHING = {"affects": "nothing"}
 """Likewise, of one that comparisons have nothing to say about either. A setting without such a mark affects
 rows, and replies where it is an engine's or a model's."""
+IN_STEPS = {"affects": "steps"}
+"""Of one that stands in the settings of the steps that use it, and counts there."""
 
 
 @dataclass
@@ -239,7 +241,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
-    prompts: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict, metadata=IN_STEPS)
     """Jinja text of each role."""
     sampling: Sampling = field(default_factory=Sampling)
     """How free text is drawn where a step does not say otherwise."""
@@ -379,7 +381,7 @@ def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
 
 
 def affects(key: str) -> str:
-    """What a key such as `engine.timeout` affects: `rows`, `cost` or `nothing`, as its definition says."""
+    """What a key such as `engine.timeout` affects, as its definition says: rows, steps, cost or nothing."""
     kind: Any = Settings
     for name in key.split("."):
         found = [each for each in fields(kind) if each.name == name] if is_dataclass(kind) else []

@@ -16,7 +16,7 @@ MAY_CHANGE = {
     *("cache.enabled", "cache.dir", "write.image", "runner.name", "runner.actors", "runner.gpus_per_actor"),
     *("runner.address", "data.limit", "data.streaming", "data.allow_urls", "data.allow_outside"),
     *("engine.base_url", "engine.concurrency", "engine.batch_size", "engine.timeout", "engine.retries"),
-    *("engine.keep", "engine.quiet", "calibration", "pipeline.cases"),
+    *("engine.keep", "engine.quiet", "calibration", "pipeline.cases", "prompts"),
 }
 """Settings that change no row. All others refuse to go on."""
 
@@ -68,7 +68,13 @@ def test_arguments_of_vllm_that_change_no_reply_change_no_row(before: Any, now: 
     [
         *(("output", "nothing"), ("cache.dir", "nothing"), ("cache", "nothing"), ("engine.quiet", "nothing")),
         *(("engine.batch_size", "cost"), ("data.limit", "cost"), ("runner.actors", "cost")),
-        *(("engine.name", "rows"), ("prompts/verify", "rows"), ("pipeline.steps.a.b", "rows"), ("x", "rows")),
+        *(
+            ("engine.name", "rows"),
+            ("prompts/verify", "rows"),
+            ("prompts.verify", "steps"),
+            ("pipeline.steps.a.b", "rows"),
+            ("x", "rows"),
+        ),
     ],
 )
 def test_what_an_override_affects(key: str, what: str):
@@ -90,6 +96,14 @@ def test_a_run_goes_on_with_another_address_memory_share_and_streaming(typed, ca
     assert "3 rows captioned (2 from before)" in capsys.readouterr().out
     assert typed("data.limit=3", "output=out", "engine.args.load_format=dummy") == 1
     assert "engine.args.load_format: was None, is dummy" in capsys.readouterr().err
+
+
+def test_prompts_count_where_a_step_uses_them(typed, capsys):
+    """Those of an upgrade's new roles stand in the config too, and no step asks with them."""
+    assert typed("data.limit=2", "output=out") == 0
+    assert typed("data.limit=2", "output=out", "+prompts.new_role=Say something.") == 0
+    assert typed("data.limit=2", "output=out", "prompts.verify='Sure? {{ text }}'") == 1
+    assert "pipeline.steps.golden_sentences.prompt: was" in capsys.readouterr().err
 
 
 def test_a_journal_from_before_an_upgrade_goes_on(typed, tmp_path: Path, capsys):
