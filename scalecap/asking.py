@@ -165,9 +165,7 @@ class Asked:
         if task is not None:
             # One that gives up must not take the reply from the others who wait for it.
             return self._reuse(step, await asyncio.shield(task))
-        if self.cache and (kept := self.cache.get(name)):
-            return self._reuse(step, kept)
-        task = asyncio.create_task(self._compute(engine, name, request, step))
+        task = asyncio.create_task(self._answer(engine, name, request, step))
         self._flying[name] = task
         task.add_done_callback(lambda _: self._flying.pop(name))
         return await asyncio.shield(task)
@@ -179,6 +177,12 @@ class Asked:
         count.reused_prompt_tokens += reply.usage.prompt_tokens
         count.reused_generated_tokens += reply.usage.generated_tokens
         return reply
+
+    async def _answer(self, engine: Engine, name: str, request: Request, step: str) -> Reply:
+        """The reply that the cache has, or the engine's."""
+        if self.cache and (kept := await self.cache.get(name)):
+            return self._reuse(step, kept)
+        return await self._compute(engine, name, request, step)
 
     async def _compute(self, engine: Engine, name: str, request: Request, step: str) -> Reply:
         reply: Reply

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from scalecap.engines.base import Chosen, Generated, Reply, Request, Scored, Token, Usage
 
@@ -35,6 +35,8 @@ _FORMAT = 3
 _BATCH = 4096
 _DIGEST = 16
 """Hex digits before each reply that tell whether it is whole."""
+_HANGS = 5.0
+"""Seconds that a read has to end when the cache is closed."""
 _PAUSE = 0.005
 """Seconds between two commits: what is answered meanwhile is written in one."""
 
@@ -59,14 +61,22 @@ def key(identity: str, request: Request) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=asdict).encode()).hexdigest()
 
 
+T = TypeVar("T")
+
+
 class _Write(NamedTuple):
     key: str
     reply: str
-    written: asyncio.Future[None]
+    done: asyncio.Future[None]
+
+
+class _Read(NamedTuple):
+    key: str
+    done: asyncio.Future[Reply | None]
 
 
 class Cache:
-    """A folder's replies. `get` reads at once; a thread writes, many replies in one commit."""
+    """A folder's replies. One thread reads and one writes, since the disk may be slow: many in one go."""
 
     def __init__(self, folder: Path) -> None:
         """Raises CacheError when the folder or file can't be opened."""
@@ -82,11 +92,14 @@ class Cache:
                 f"the cache of replies {self._path} can't be opened ({error}): delete it, choose another"
                 " folder with cache.dir=…, or run with cache=off"
             ) from error
-        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._to_read: SimpleQueue[_Read | None] = SimpleQueue()
+        self._to_write: SimpleQueue[_Write | None] = SimpleQueue()
         self._warned: set[str] = set()
         self._lost = 0
-        self._writer = threading.Thread(target=self._write, name="cache", daemon=True)
-        self._writer.start()
+        self._reading = threading.Thread(target=self._read, name="cache reads", daemon=True)
+        self._writing = threading.Thread(target=self._write, name="cache writes", daemon=True)
+        self._reading.start()
+        self._writing.start()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -117,8 +130,13 @@ class Cache:
         """Files of other hosts, and of versions that had one for all."""
         return sorted(path for path in self._path.parent.glob("replies*.sqlite") if path != self._path)
 
-    def get(self, key: str) -> Reply | None:
+    async def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None."""
+        done: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        self._to_read.put(_Read(key, done))
+        return await done
+
+    def _find(self, key: str) -> Reply | None:
         try:
             row = self._reader.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
@@ -134,33 +152,35 @@ class Cache:
         """
         if isinstance(reply, Generated) and (reply.finish == "context" or not reply.text.strip()):
             return
-        written = asyncio.get_running_loop().create_future()
-        self._queue.put(_Write(key, _encode(key, reply), written))
-        await written
+        done = asyncio.get_running_loop().create_future()
+        self._to_write.put(_Write(key, _encode(key, reply), done))
+        await done
 
     def close(self) -> None:
         """Write what is left and close the file."""
-        self._queue.put(None)
-        self._writer.join()
-        self._reader.close()
+        self._to_read.put(None)
+        self._to_write.put(None)
+        self._writing.join()
+        self._reading.join(_HANGS)
         self._writes.close()
         if self._lost:
             _log.warning("%d replies could not be kept in %s", self._lost, self._path)
 
+    def _read(self) -> None:
+        last = False
+        while not last:
+            reads, last = _waiting(self._to_read)
+            _settle([(each.done, self._find(each.key)) for each in reads])
+        self._reader.close()
+
     def _write(self) -> None:
         last = False
         while not last:
-            batch = [self._queue.get()]
-            while len(batch) < _BATCH and not self._queue.empty():
-                batch.append(self._queue.get())
-            last = None in batch
-            writes = [each for each in batch if each is not None]
+            writes, last = _waiting(self._to_write)
             # A damaged page refuses what belongs on it; the others of the batch need not pay.
             if writes and not self._commit(writes):
                 self._lost += sum(not self._commit([each]) for each in writes)
-            for loop in {write.written.get_loop() for write in writes}:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_settle, [w for w in writes if w.written.get_loop() is loop])
+            _settle([(each.done, None) for each in writes])
             time.sleep(_PAUSE)
 
     def _commit(self, writes: Sequence[_Write]) -> bool:
@@ -195,10 +215,25 @@ def _space(path: Path) -> str:
     return f"{space / 1e6:.1f} MB in {path}"
 
 
-def _settle(writes: Sequence[_Write]) -> None:
-    for write in writes:
-        if not write.written.done():  # whoever waited may have been cancelled
-            write.written.set_result(None)
+def _waiting(queue: "SimpleQueue[T | None]") -> tuple[list[T], bool]:
+    """What waits in the queue, at least one; whether None, the end, was among it."""
+    batch = [queue.get()]
+    while len(batch) < _BATCH and not queue.empty():
+        batch.append(queue.get())
+    return [each for each in batch if each is not None], None in batch
+
+
+def _settle(results: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    """Gives each future its result, on its own loop: one call for all of a loop."""
+
+    def settle(own: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+        for done, result in own:
+            if not done.done():  # whoever waited may have been cancelled
+                done.set_result(result)
+
+    for loop in {done.get_loop() for done, _ in results}:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, [each for each in results if each[0].get_loop() is loop])
 
 
 def _encode(key: str, reply: Reply) -> str:

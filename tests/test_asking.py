@@ -239,6 +239,16 @@ async def test_a_second_run_reads_the_cache(tmp_path):
     cache.close()
 
 
+async def test_equal_requests_that_are_looked_up_at_once_are_computed_once(tmp_path):
+    cache = Cache(tmp_path)
+    for computed in (1, 0):
+        world = World(lambda _: 0.5, cache=cache)
+        await asyncio.gather(*(world.ask.choose("a") for _ in range(3)))
+        assert len(world.requests) == computed
+        assert (world.counts.total.requests, world.counts.total.reused) == (3, 3 - computed)
+    cache.close()
+
+
 async def test_only_a_random_reply_depends_on_the_run_seed(tmp_path):
     cache = Cache(tmp_path)
     for run_seed in (1, 2):

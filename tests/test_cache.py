@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,10 @@ from scalecap.engines.base import (
 )
 
 
+def get(cache: Cache, key: str) -> Reply | None:
+    return asyncio.run(cache.get(key))
+
+
 def put(cache: Cache, key: str, reply: Reply) -> None:
     """Keep a reply from outside of a loop."""
     asyncio.run(cache.put(key, reply))
@@ -48,13 +53,13 @@ REPLIES = [
 @pytest.mark.parametrize("reply", REPLIES)
 def test_a_reply_comes_back_whole_at_once_and_from_the_file(tmp_path, reply):
     cache = Cache(tmp_path / "new" / "folder")
-    assert cache.get("k") is None
+    assert get(cache, "k") is None
     put(cache, "k", reply)
-    assert cache.get("k") == reply
+    assert get(cache, "k") == reply
     cache.close()
     again = Cache(tmp_path / "new" / "folder")
-    assert again.get("k") == reply
-    assert again.get("l") is None
+    assert get(again, "k") == reply
+    assert get(again, "l") is None
     again.close()
 
 
@@ -63,14 +68,14 @@ def test_a_truncated_reply_is_kept_where_the_request_alone_says_where_it_ends(tm
     """`max_tokens` is in the key; what the context had room for is not."""
     cache, reply = Cache(tmp_path), Generated("cut", finish)
     put(cache, "k", reply)
-    assert cache.get("k") == (reply if kept else None)
+    assert get(cache, "k") == (reply if kept else None)
     cache.close()
 
 
 def test_an_empty_reply_is_not_kept(tmp_path):
     cache = Cache(tmp_path)
     put(cache, "k", Generated(" \n", "stop"))
-    assert cache.get("k") is None
+    assert get(cache, "k") is None
     cache.close()
 
 
@@ -82,7 +87,7 @@ def test_a_changed_value_is_noticed(tmp_path):
     with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("UPDATE replies SET reply = replace(reply, '0.25', '0.26') WHERE key = 'k'")
     again = Cache(tmp_path)
-    assert (again.get("k"), again.get("l")) == (None, REPLIES[1])
+    assert (get(again, "k"), get(again, "l")) == (None, REPLIES[1])
     again.close()
 
 
@@ -93,7 +98,7 @@ def test_a_value_under_another_key_is_noticed(tmp_path):
     with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("UPDATE replies SET key = 'l'")
     again = Cache(tmp_path)
-    assert again.get("l") is None
+    assert get(again, "l") is None
     again.close()
 
 
@@ -120,7 +125,7 @@ def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, capsys):
         put(opened[-1], host, REPLIES[0])
     names = {"replies-node-1.sqlite", "replies-node-2.sqlite", "replies-odd_.._name.sqlite"}
     assert {path.name for path in tmp_path.glob("*.sqlite")} == names
-    assert [cache.get("node-1") for cache in opened] == [REPLIES[0], None, None]
+    assert [get(cache, "node-1") for cache in opened] == [REPLIES[0], None, None]
     for cache in opened:
         cache.close()
     (tmp_path / "replies.sqlite").write_bytes(bytes(3000))  # as earlier versions named it
@@ -145,7 +150,7 @@ def test_two_runs_share_a_file(tmp_path):
     one.close()
     two.close()
     third = Cache(tmp_path)
-    assert all(third.get(str(n)) == Generated(str(n), "stop") for n in range(1000))
+    assert all(get(third, str(n)) == Generated(str(n), "stop") for n in range(1000))
     third.close()
 
 
@@ -156,7 +161,7 @@ def test_a_damaged_value_is_computed_again(tmp_path, value):
     cache = Cache(tmp_path)
     with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("INSERT INTO replies VALUES ('k', ?)", (value,))
-    assert cache.get("k") is None
+    assert get(cache, "k") is None
     cache.close()
 
 
@@ -186,7 +191,7 @@ def test_a_failing_write_is_warned_about_once_and_later_ones_succeed(tmp_path, c
     cache.close()
     assert "2 replies could not be kept" in caplog.text
     again = Cache(tmp_path)
-    assert (again.get("k"), again.get("m"), again.count()) == (None, REPLIES[1], 1)
+    assert (get(again, "k"), get(again, "m"), again.count()) == (None, REPLIES[1], 1)
     again.close()
 
 
@@ -206,18 +211,18 @@ def test_a_damaged_page_costs_the_replies_on_it_alone(tmp_path, caplog):
     content[at : at + 4096] = b"\xff" * 4096
     path.write_bytes(content)
     again = Cache(tmp_path)
-    lost = [n for n in range(1000) if again.get(f"{n:04}") is None]
+    lost = [n for n in range(1000) if get(again, f"{n:04}") is None]
     assert 500 in lost
     assert len(lost) < 30
     put(again, "another", REPLIES[0])
-    assert again.get("another") == REPLIES[0]
+    assert get(again, "another") == REPLIES[0]
     again.close()
 
 
 def test_a_reply_is_in_the_file_when_put_returns(tmp_path):
     cache, other = Cache(tmp_path), Cache(tmp_path)
     put(cache, "k", REPLIES[0])
-    assert other.get("k") == REPLIES[0]
+    assert get(other, "k") == REPLIES[0]
     cache.close()
     other.close()
 
@@ -258,3 +263,28 @@ def test_all_of_a_request_is_in_its_key(request_):
 def test_equal_pixels_have_one_key():
     twin = Image("abc", Pillow.new("RGB", (1, 1)))
     assert key("engine", BASE) == key("engine", replace(BASE, prompt=Prompt("text", twin)))
+
+
+async def test_a_slow_disk_holds_up_no_loop_and_a_read_that_hangs_no_end(tmp_path, monkeypatch):
+    cache, waits, released = Cache(tmp_path), threading.Event(), threading.Event()
+    await cache.put("k", REPLIES[0])
+    find = cache._find
+
+    def slow(name: str) -> Reply | None:
+        waits.set()
+        released.wait(5)
+        return find(name)
+
+    monkeypatch.setattr(cache, "_find", slow)
+    reading = asyncio.create_task(cache.get("k"))
+    await asyncio.to_thread(waits.wait, 5)
+    await cache.put("l", REPLIES[1])  # the loop goes on, and so do writes
+    assert not reading.done()
+    hangs = asyncio.create_task(cache.get("l"))
+    await asyncio.sleep(0)
+    monkeypatch.setattr("scalecap.cache._HANGS", 0.0)
+    cache.close()
+    assert not released.is_set()
+    released.set()
+    assert await reading == REPLIES[0]
+    assert await hangs == REPLIES[1]
