@@ -229,7 +229,8 @@ class Summary:
             line = f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped"
             masses = self.masses.get(step)
             if masses and (self.unanswered[step] or _median(masses) < CLEAR):
-                line += f", {self.unanswered[step]} of them unanswered (median mass {_median(masses):.2f})"
+                unanswered = f", {count} of them unanswered" if (count := self.unanswered[step]) else ""
+                line += f"{unanswered} (median mass {_median(masses):.2f})"
             promise = f"; {self.promises[step]['sentence']}" if step in self.promises else ""
             lines.append(line + promise)
         lines += [f"  {line}" for line in self._table()]
@@ -237,9 +238,10 @@ class Summary:
             lines.append(
                 f"  {step}: " + ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
             )
+        cached = f" ({total.cached_tokens} cached)" if total.told_tokens else ""
         lines.append(
             f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"
-            f" ({total.cached_tokens} cached), {total.generated_tokens} generated"
+            f"{cached}, {total.generated_tokens} generated"
         )
         shares = {name: each.cached_share for name, each in self.counts.steps.items() if each.repeats}
         if shares:
