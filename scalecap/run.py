@@ -429,7 +429,7 @@ def write(
             f"JSON text in dataset/, since their rows share no type: {', '.join(written.mixed)}."
         )
     for reason, count in written.missing.most_common(TOLD):
-        summary.notes.append(f"{count:,} pictures are not in dataset/: {reason}.")
+        summary.notes.append(f"Pictures left out of dataset/: {count:,}, since {reason}.")
     checks = {
         step.name: column
         for step in pipeline.steps

@@ -110,7 +110,7 @@ def read_image(
     if within is not None and not any(_is_below(path, folder) for folder in within):
         raise RowError(
             "outside_data",
-            f"{str(path)!r} is not below the data's folder; data.allow_outside=true copies it too",
+            f"{str(path)!r} is outside of the data's folder; data.allow_outside=true copies it",
         )
     try:
         return path.read_bytes()

@@ -1,0 +1,84 @@
+"""What leaves with a data set: pictures, and of those that rows name by paths, the data's own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from data.pictures import picture
+
+from scalecap.engines.scripted import Scripted
+from scalecap.run import run
+from scalecap.settings import Settings
+from scalecap.summary import Summary
+
+Compose = Callable[..., Settings]
+OWN = ["own.png", "below/own.png", "../data/own.png"]
+CELLS = [*OWN, "secret.txt", "../other.png", "../secret.txt", "ABSOLUTE"]
+
+
+@pytest.fixture
+def written(compose: Compose, engines: dict[str, Scripted], tmp_path: Path) -> Callable[..., Any]:
+    """Runs over rows that name files in and outside of the data's folder; what the data set has of each."""
+    for name in ("data/own.png", "data/below/own.png", "other.png", "absolute.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    for name in ("data/secret.txt", "secret.txt"):
+        (tmp_path / name).write_text("the password")
+    cells = [str(tmp_path / "absolute.png") if each == "ABSOLUTE" else each for each in CELLS]
+    lines = [json.dumps({"image": cell, "caption": "A dog."}) for cell in cells]
+    (tmp_path / "data" / "rows.jsonl").write_text("\n".join(lines))
+
+    def made(*words: str) -> tuple[Summary, list[bytes | None]]:
+        data = ["data=jsonl", f"data.path={tmp_path}/data/rows.jsonl", "write.image=bytes", "report=false"]
+        summary = run(compose(*data, "progress=false", *words), engines=engines)
+        (path,) = (tmp_path / "run" / "dataset").iterdir()
+        return summary, [row["image"] and row["image"]["bytes"] for row in pq.read_table(path).to_pylist()]
+
+    return made
+
+
+JUDGED = ("pipeline=none", "evaluate=density", "evaluate.caption=caption")
+"""A run in which no step looks at the pictures."""
+
+
+@pytest.mark.parametrize("words", [JUDGED, ()])
+def test_no_text_leaves_and_no_picture_from_outside(written: Callable[..., Any], words: tuple[str, ...]):
+    summary, contents = written(*words)
+    assert contents == [picture()] * 3 + [None] * 4
+    told = " ".join(summary.notes)
+    assert f"Pictures left out of dataset/: {3 if words else 2}, since" in told
+    assert "other.png' is outside of the data's folder; data.allow_outside=true copies it" in told
+    assert summary.done == (7 if words else 5), "pictures from anywhere are captioned"
+
+
+def test_pictures_from_outside_leave_where_that_is_allowed(written: Callable[..., Any]):
+    summary, contents = written(*JUDGED)
+    assert contents.count(None) == 4
+    again, contents = written(*JUDGED, "data.allow_outside=true")  # goes on, and captions nothing anew
+    assert again.reused == summary.done == 7
+    assert contents == [*[picture()] * 3, None, picture(), None, picture()]
+    assert "secret.txt' is not a picture in a format known here" in " ".join(again.notes)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_set_of_the_hub_copies_nothing_that_its_cells_name_elsewhere(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path, streaming: bool
+):
+    (tmp_path / "set").mkdir()
+    for name in ("own.png", "../mine.png"):
+        (tmp_path / "set" / name).write_bytes(picture())
+    cells = [{"bytes": None, "path": str(tmp_path / name)} for name in ("set/own.png", "mine.png")]
+    features = datasets.Features({"image": datasets.Image(decode=False), "caption": datasets.Value("string")})
+    held = datasets.Dataset.from_dict({"image": cells, "caption": ["A dog."] * 2}, features=features)
+    pq.write_table(held.data.table, tmp_path / "set" / "train.parquet")  # to_parquet would take the files in
+    for source in (["data=hub", f"data.streaming={str(streaming).lower()}"], ["data=parquet"]):
+        words = [*source, f"data.path={tmp_path}/set/train.parquet", "write.image=bytes", "report=false"]
+        output = tmp_path / source[0]
+        summary = run(compose(*words, *JUDGED, f"output='{output}'"), engines=engines)
+        (path,) = (output / "dataset").iterdir()
+        assert [bool(row["image"]) for row in pq.read_table(path).to_pylist()] == [True, False]
+        assert "mine.png' is outside of the data's folder" in " ".join(summary.notes)
