@@ -1,5 +1,6 @@
 """Every file under conf/ composes, says what it is, and makes a pipeline that runs."""
 
+import itertools
 import json
 import shlex
 import tarfile
@@ -79,6 +80,7 @@ def test_each_file_composes_and_its_pipeline_runs(
 
 
 USED_BY = {
+    **{role: ["pipeline=dense"] for role in ("alternatives", "caption_part", "choose", "missed")},
     "region": ["pipeline=look_again"],
     "correct": ["pipeline=capmas"],
     "name_one": ["pipeline=selfval"],
@@ -381,6 +383,48 @@ def test_a_second_look_at_the_place(compose: Compose, tmp_path: Path):
 
 SURE = {"dog": (0.4, 0.9), "cat": (0.4, 0.9), "cow": (0.6, 0.1), "hen": (0.95, 0.1)}
 """P(yes) at the first look, and at the place."""
+
+
+def test_dense_tells_what_the_first_caption_missed(compose: Compose, tmp_path: Path):
+    """A model that tells more at each look, takes one colour for another and invents a cat."""
+    drafts = itertools.cycle(["A dog. A cat.", "I can see a dog. The ball is red."])
+    whole: list[Any] = []
+
+    def script(request: Any) -> Any:
+        text, image = request.prompt.text, request.prompt.image
+        if isinstance(request, Choose) and "letter" in text:
+            return "A" if "blue" in text else "B"
+        if isinstance(request, Choose):
+            return 0.1 if "cat" in text or "red" in text else 0.9
+        if text == "Describe the picture.":
+            whole.append(image)
+            return next(drafts) if image.hash == whole[0].hash else "A tree."
+        if text.startswith("Say it otherwise:"):
+            return "The ball is blue." if "ball" in text else "A cow."
+        if text.startswith("What else is there?"):
+            return "A kite." if "kite" not in text else "There is a kite."
+        if text.startswith("List the things in:"):
+            return f"Describe more details about the {text.split()[-1].rstrip('.')}."
+        if text.startswith("Describe more details about"):
+            return "It is small."
+        assert text.startswith("Join into one description:")
+        return text.partition("\n")[2].replace("\n", " ") + " A cat sleeps."
+
+    engine = Scripted(script)
+    settings = compose("data.limit=1", "pipeline=dense", "pipeline.steps.parts.rows=1")
+    summary = run(settings, engines={"vlm": engine, "llm": engine})
+    row = json.loads((tmp_path / "run" / "captions.jsonl").read_text())
+    assert row["error"] is None
+    assert row["sentences"] == ["A dog.", "A cat.", "The ball is red.", "A tree."]
+    assert row["golden_sentences_refuted"] == ["A cat.", "The ball is red."]
+    assert row["golden_repaired"] == ["The ball is blue."]
+    assert row["golden_missed"] == ["A kite."]
+    assert row["golden_missed_again"] == []
+    assert row["facts"] == ["A dog.", "A tree.", "The ball is blue.", "A kite."]
+    assert row["final_caption"] == "A dog. A tree. The ball is blue. A kite. It is small."
+    assert row["checked_sentences_refuted"] == ["A cat sleeps."]
+    assert [each["of"] for each in row["parts"]] == [[336, 336]] * 2
+    assert summary.flags == {}
 
 
 def test_nothing_golden_falls_back_and_says_so(

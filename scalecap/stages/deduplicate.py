@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from scalecap.content import AUXILIARIES, tagged
-from scalecap.stages import Ask, stage
+from scalecap.stages import Ask, Columns, stage
 
 FRAME = frozenset([
     "image", "picture", "photo", "photograph", "scene", "show", "shows", "showing", "depict", "depicts",
@@ -34,6 +34,8 @@ class Gist(NamedTuple):
 class Deduplicate:
     """The texts, in order, without those whose content another one has; of equal ones the first stays.
 
+    `texts` are one column or several, one after another. A text that one of `known` repeats is left out too.
+
     A text is repeated by one that has its nouns and verbs in the same order and each of its adjectives and
     numbers at the same noun ("I can see a dog." by "A brown dog is at the left."; "The dog is brown." is not
     by "A dog and a brown cat."). Words are compared as they are written, but for case; "the picture shows"
@@ -45,25 +47,33 @@ class Deduplicate:
     def __init__(self) -> None:
         tagged("loads the lexicon now, while no row waits")
 
-    async def __call__(self, ask: Ask, *, texts: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
-        gists = [gist(text) for text in texts]
-        by = [_repeated(place, gists) for place in range(len(texts))]
-        kept = [text for text, other in zip(texts, by, strict=True) if other is None]
-        repeats = [
-            {"text": text, "by": texts[other]}
-            for text, other in zip(texts, by, strict=True)
-            if other is not None
-        ]
+    async def __call__(
+        self, ask: Ask, *, texts: Columns, known: list[str] | None = None
+    ) -> tuple[list[str], list[dict[str, Any]]]:
+        before = known or []
+        every = [*before, *(text for column in texts.values() for text in column)]
+        gists = [gist(text) for text in every]
+        kept: list[str] = []
+        repeats: list[dict[str, Any]] = []
+        for place in range(len(before), len(every)):
+            by = _repeated(place, gists, len(before))
+            if by is None:
+                kept.append(every[place])
+            else:
+                repeats.append({"text": every[place], "by": every[by]})
         return kept, repeats
 
 
-def _repeated(place: int, gists: Sequence[Gist]) -> int | None:
-    """The place of a text that says all of this one: the fullest such text."""
+def _repeated(place: int, gists: Sequence[Gist], known: int) -> int | None:
+    """The place of a text that says all of this one: the fullest such text.
+
+    The first `known` texts stay whatever the others say.
+    """
     mine = gists[place]
     others = [
         other
         for other, its in enumerate(gists)
-        if other != place and mine.within(its) and (other < place or not its.within(mine))
+        if other != place and mine.within(its) and (other < max(place, known) or not its.within(mine))
     ]
     size = [len(gists[other].heads) + len(gists[other].modifiers) for other in others]
     return others[size.index(max(size))] if others else None

@@ -18,7 +18,9 @@ from scalecap.stages.deduplicate import Deduplicate, gist
 
 
 async def kept(asking, *texts):
-    left, repeats = await Deduplicate()(asking(lambda _: "").ask, texts=list(texts))
+    left, repeats = await Deduplicate()(
+        asking(lambda _: "").ask, texts={"a": list(texts[:1]), "b": list(texts[1:])}
+    )
     assert sorted([*left, *(each["text"] for each in repeats)]) == sorted(texts)
     assert all(each["by"] in left for each in repeats)
     return left
@@ -47,6 +49,14 @@ async def kept(asking, *texts):
 )
 async def test_by_hand(asking, texts, left):
     assert await kept(asking, *texts) == left
+
+
+async def test_what_is_known_is_left_out(asking):
+    stage, ask = Deduplicate(), asking(lambda _: "").ask
+    texts = {"new": ["The dog is brown.", "A cat.", "A large dog."]}
+    kept, repeats = await stage(ask, texts=texts, known=["I can see a brown dog.", "A dog."])
+    assert kept == ["A cat.", "A large dog."]
+    assert repeats == [{"text": "The dog is brown.", "by": "I can see a brown dog."}]
 
 
 @given(st.lists(st.text(max_size=20), max_size=4))
