@@ -202,7 +202,7 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ("write.image=byte", "write.image=byte: no such form; nearest: bytes"),
         ("engine.name=vlm", "engine.name=vlm: no such engine; nearest: vllm"),
         ("runner.name=rai", "runner.name=rai: no such runner; nearest: ray"),
-        ("engine=openai", "engine=openai needs engine.base_url=http://HOST:PORT/v1"),
+        ("engine=openai", "engine.name=openai needs engine.base_url=http://HOST:PORT/v1"),
         ("engine.timeout=0", "engine.timeout=0.0: must be above 0"),
         ("engine.extra_body.max_tokens=9", "engine.extra_body.max_tokens: set sampling.max_tokens"),
         ("engine.extra_body.stream=true", "engine.extra_body.stream: set by scalecap itself"),

@@ -124,6 +124,7 @@ async def open_vllm(
                     parts=config.model_config.is_multimodal_model,
                     variables=model.chat_template_kwargs,
                 )
+                warnings = [*chat.warnings(model.name), *([moved] if moved else [])]
                 opened = VllmEngine(
                     AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True),
                     chat,
@@ -137,7 +138,7 @@ async def open_vllm(
         except Exception as error:
             raise _failure(model, error, output) from error
     # Not before: what is printed inside goes to the file.
-    for line in [*chat.warnings(model.name), *([moved] if moved else [])]:
+    for line in warnings:
         log.warning(line)
     return opened
 

@@ -132,3 +132,10 @@ def test_marks_that_are_control_tokens_are_seen(chat: Chat) -> None:
     open_, close = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     ids = [open_, *chat.encode("Or a dog?"), close, *chat.encode("A cat."), tokenizer.eos_token_id]
     assert Chat(tokenizer).reply(ids)[:2] == ("A cat.", "Or a dog?")
+
+
+def test_a_tokenizer_without_a_template_is_refused_when_the_engine_opens(chat: Chat) -> None:
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="chat_template"):
+        Chat(tokenizer).warnings("m")

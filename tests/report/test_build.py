@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 
 from scalecap.data import Row
 from scalecap.data.images import open_image
+from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.report import __main__ as command
 from scalecap.report import pictures
@@ -199,3 +200,18 @@ def test_calibration_counts_statements_by_tenths():
     assert (middle["x"], middle["y"], middle["label"]) == (0.5, [0, 0, 0], "2")
     assert (high["x"], high["y"], high["label"]) == (pytest.approx(0.975), [1, 1, 1], "4")
     assert calibration([{"image": "a"}]) == {}
+
+
+def test_a_text_without_an_answer_tells_why_it_was_dropped(
+    compose: Compose, answer: Callable[[Request], Any], tmp_path: Path
+):
+    def says(request: Request) -> Any:
+        cat = isinstance(request, Choose) and "cat" in request.prompt.text
+        return Chosen((0.9, 0.1), mass=0.02) if cat else answer(request)
+
+    engine = Scripted(says)
+    run(compose("data.limit=1"), engines={"vlm": engine, "llm": engine})
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    blocks = re.findall(r'id="data-[^"]*">([^<]*)<', page)
+    told = " ".join(gzip.decompress(base64.b64decode(each)).decode() for each in blocks)
+    assert "unanswered: yes and no together have a probability of 0.020" in told
