@@ -62,6 +62,8 @@ class Actor:
 
     async def _open(self) -> None:
         settings = self._settings
+        if missing := self._pipeline.missing():
+            raise EngineError(f"on {socket.gethostname()}: {'; '.join(missing)}")
         roles = {role: each for role, each in settings.by_role().items() if role in self._pipeline.roles}
         engines = await Engines().by_role(roles)
         self._asked = Asked(

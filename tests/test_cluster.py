@@ -101,6 +101,17 @@ async def test_an_actor_sends_back_what_it_found_and_not_the_picture(
     assert len(pickle.dumps(finished)) < 5_000 < len(pickle.dumps(given))
 
 
+async def test_an_actor_whose_machine_lacks_a_library_says_so(
+    compose: Compose, opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = compose("cache=off", "evaluate=reference", "pipeline.steps.reference.references=truth")
+    actor = Actor(settings, {"image": "any", "truth": "any"}, str(tmp_path))
+    monkeypatch.setattr("scalecap.step.find_spec", lambda module: None)
+    with pytest.raises(EngineError, match=r"^on \S+: reference: reference needs the module sacrebleu: pip"):
+        await actor.open()
+    assert opened == []
+
+
 async def test_a_dead_engine_ends_the_run_and_a_row_that_kills_its_actors_fails(
     compose: Compose, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,7 +1,9 @@
 """Each line of README's table of faults: what is kept, what is said, the exit code."""
 
+import builtins
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -128,6 +130,34 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outside module of stages."""
     (tmp_path / "outside_faults.py").write_text(STAGES)
     monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "kind"),
+    [
+        ("open", errno.ESTALE, "unreadable_image"),
+        ("open", errno.EIO, "unreadable_image"),
+        ("stat", errno.ESTALE, "missing_file"),
+    ],
+)
+def test_a_network_disk_that_fails_for_one_picture(
+    typed, rows, monkeypatch, tmp_path: Path, capsys, call: str, code: int, kind: str
+):
+    """A server's handle is stale, or it can't be read: the row's, not the run's."""
+    data, used = rows(3), getattr(os if call == "stat" else io, call)
+
+    def fails(path: Any, *words: Any, **more: Any) -> Any:
+        if str(path).endswith("/1.png"):
+            raise OSError(code, os.strerror(code), str(path))
+        return used(path, *words, **more)
+
+    for module in (os,) if call == "stat" else (io, builtins):
+        monkeypatch.setattr(module, call, fails)
+    assert typed("data=jsonl", data, "output=out") == 3
+    (error,) = errors(tmp_path / "out")
+    assert error["kind"] == kind
+    assert "1.png" in error["message"]
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @line("a stage raises")
