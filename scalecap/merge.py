@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,7 +186,8 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             for step, count in told["steps"].items():
-                summary.counts.steps[step] += Count(**count | {"marks": Counter(count["marks"])})
+                own = {each.name: count[each.name] for each in fields(Count) if each.name in count}
+                summary.counts.steps[step] += Count(**own | {"marks": Counter(count["marks"])})
             for phase, value in told["seconds"].items():
                 seconds[phase] = seconds.get(phase, 0.0) + value
             notes |= dict.fromkeys(told["notes"])

@@ -8,19 +8,23 @@ import base64
 import gzip
 import io
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from data.pictures import picture, tar
 from omegaconf import OmegaConf
 from PIL import Image as Pillow
 
+from scalecap.data.sources import open_source
 from scalecap.engines.base import EngineDead, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.merge import merge
@@ -121,24 +125,28 @@ Runs = Callable[..., Path]
 def captioned(request: pytest.FixtureRequest, compose: Callable[..., Settings], tmp_path: Path) -> Runs:
     """Captions the source's rows with the names of their colours; the run's folder."""
     (tmp_path / "data").mkdir()
-    data = request.param(tmp_path / "data")
-
-    settings = compose(*data, "cache=off", "rows_in_flight=16", "progress=false", "write.image=bytes")
-    settings.pipeline.steps = {"caption": settings.pipeline.steps["init_caption"]}
+    settings = settings_of(compose, *request.param(tmp_path / "data"))
 
     def made(name: str, *, shard: str | None = None, stopped: bool = False) -> Path:
-        folder = tmp_path / "runs" / name
         data = replace(settings.data, shard=shard)
-        caption(replace(settings, data=data, output=str(folder), report=False), stopped=stopped)
-        return folder
+        folder = tmp_path / "runs" / name
+        return caption(replace(settings, data=data, output=str(folder)), stopped=stopped)
 
     return made
 
 
-def caption(settings: Settings, *, stopped: bool) -> None:
-    """A run; one that is `stopped` loses its engine once all but the slow pictures are done."""
+def settings_of(compose: Callable[..., Settings], *data: str) -> Settings:
+    """Of a run with one step."""
+    settings = compose(*data, "cache=off", "rows_in_flight=16", "progress=false", "write.image=bytes")
+    settings.pipeline.steps = {"caption": settings.pipeline.steps["init_caption"]}
+    settings.report = False
+    return settings
+
+
+def caption(settings: Settings, *, stopped: bool = False) -> Path:
+    """A run's folder; one that is `stopped` loses its engine once all but the slow pictures are done."""
     folder = Path(settings.output)
-    (folder / ".hydra").mkdir(parents=True)  # as the command line does
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)  # as the command line does
     OmegaConf.save(OmegaConf.structured(settings), folder / ".hydra" / "config.yaml")
     left = sum(colour not in SLOW for colour in ROWS)
     last = asyncio.Event()
@@ -157,6 +165,7 @@ def caption(settings: Settings, *, stopped: bool) -> None:
 
     summary = run(settings, engines={"vlm": Scripted(answer)})
     assert summary.status == ("stopped" if stopped else "finished"), summary.reason
+    return folder
 
 
 def blocks(page: Path, name: str) -> list[Any]:
@@ -195,11 +204,12 @@ def compared(folder: Path, *runs: Path) -> list[tuple[list[str | None], str]]:
     return list(zip(texts, map(thumbnail, blocks(folder / "comparison.html", "pictures")), strict=True))
 
 
-def pushed(run: Path, to: Path) -> list[tuple[str, str]]:
+def pushed(run: Path, to: Path) -> list[tuple[str, str | None]]:
     """Captions with the pictures in the data set that would be uploaded."""
     lay_out(run, "me/colours", to)
     rows = [row for path in sorted((to / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
-    return [(row["caption"], colour_of(Pillow.open(io.BytesIO(row["image"]["bytes"])))) for row in rows]
+    pictures = [row["image"] and Pillow.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    return [(row["caption"], each and colour_of(each)) for row, each in zip(rows, pictures, strict=True)]
 
 
 DONE = [colour for colour in ROWS if colour not in SLOW]
@@ -230,3 +240,123 @@ def test_a_caption_keeps_its_picture(captioned: Runs, tmp_path: Path):
     assert compared(tmp_path / "4", shards[1], shards[0]) == [
         ([colour, None], colour) for colour in ROWS[1::2]
     ]
+
+
+def swapped(folder: Path) -> None:
+    """The red picture of row 1 and the green one of row 3 in each other's place."""
+    one, other = (folder / name for name in ("1.png", "3.png"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+REPLACED = [("grey", "grey"), ("red", "it was replaced after it was captioned"), ("grey", "grey")]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_picture_that_was_replaced_is_not_shown(
+    compose: Callable[..., Settings], tmp_path: Path, seen: bool
+):
+    settings = settings_of(compose, *jsonl(tmp_path))
+    shards = []
+    for number in (0, 1):
+        data = replace(settings.data, shard=f"{number}/2")
+        shards.append(caption(replace(settings, data=data, output=str(tmp_path / "shards" / str(number)))))
+    merge(shards, tmp_path / "before")
+    swapped(tmp_path)
+    if not seen:  # as after a run whose steps did not look at the pictures: the files' times tell
+        for folder in (*shards, tmp_path / "before"):
+            path = folder / "journal.jsonl"
+            path.write_text(re.sub(r'"image": "[0-9a-f]{40}"', '"image": ""', path.read_text()))
+    summary = merge(shards, tmp_path / "after")
+    for folder in ("before", "after"):
+        assert reported(tmp_path / folder)[:3] == REPLACED
+        assert reported(tmp_path / folder)[4:] == DOUBLE[4:]
+    assert "Pictures left out of dataset/: 2, since it was replaced" in " ".join(summary.notes)
+    left = [None if number in (1, 3) else colour for number, colour in enumerate(ROWS)]
+    assert pushed(tmp_path / "after", tmp_path / "pushed") == list(zip(ROWS, left, strict=True))
+
+    again = caption(replace(settings, output=str(tmp_path / "again")))
+    now = [DOUBLE[0], ("green", "green"), DOUBLE[2], ("red", "red"), *DOUBLE[4:]]
+    assert reported(again) == now
+    both = compared(tmp_path / "compared", again, tmp_path / "before")
+    alone = [(["green", None], "green"), (["red", None], "red")]
+    # The yellow file and the others are as they were; the green one is where it was not before.
+    assert both[0] == (["grey", "grey"], "grey")
+    assert both[4:] == [([colour, colour], colour) for colour in ROWS[4:]]
+    assert (both[1], both[3]) == ((["green", "green"], "green") if seen else alone[0], alone[1])
+
+
+def test_rows_that_come_before_the_others_take_no_picture_of_theirs(
+    compose: Callable[..., Settings], tmp_path: Path
+):
+    made = caption(settings_of(compose, *jsonl(tmp_path)))
+    lines = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(f'{{"image": "10.png"}}\n{lines}')
+    found = reported(made)
+    replaced = "it was replaced after it was captioned"
+    assert all(shown in (said, replaced) for said, shown in found)
+    assert found.count(("grey", "grey")) == 0, "of one file in several rows, none is where it was"
+
+
+def test_a_folder_of_before_ids_shows_pictures_whose_names_are_there_once(
+    compose: Callable[..., Settings], tmp_path: Path
+):
+    data = jsonl(tmp_path)
+    made = caption(settings_of(compose, *data))
+    rows = [json.loads(line) for line in (made / "captions.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["row_id"]
+    (made / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    journal = [json.loads(line) for line in (made / "journal.jsonl").read_text().splitlines()]
+    for record in journal:
+        record.pop("id", None), record.pop("image", None)
+    (made / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in journal))
+    unknown = "an earlier version made the row, and the picture's name does not tell which it is"
+    assert reported(made) == [(each, unknown if each == "grey" else each) for each in ROWS]
+    again = caption(settings_of(compose, *data, "output=again"))
+    shown = compared(tmp_path / "compared", again, made)
+    assert shown == [([each, None if each == "grey" else each], each) for each in ROWS]
+
+    # It goes on, with what it has; only rows that are made now have ids.
+    (tmp_path / "11.png").write_bytes(picture(COLOURS["cyan"]))
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('\n{"image": "11.png"}')
+    caption(settings_of(compose, *data))
+    ids = [json.loads(line)["row_id"] for line in (made / "captions.jsonl").read_text().splitlines()]
+    assert ids == [None] * len(ROWS) + ["11"]
+    assert reported(made)[-1] == ("cyan", "cyan")
+
+
+def test_an_interrupted_run_keeps_its_pictures(compose: Callable[..., Settings], tmp_path: Path):
+    settings = settings_of(compose, *saved(tmp_path))
+    settings.rows_in_flight = 2
+    asked = 0
+
+    def answer(request: Request) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert request.prompt.image
+        return colour_of(request.prompt.image.pixels)
+
+    summary = run(settings, engines={"vlm": Scripted(answer)})
+    assert (summary.status, 4 <= summary.done < len(ROWS)) == ("interrupted", True)
+    assert reported(Path(settings.output)) == DOUBLE[: summary.done]
+
+
+def test_scenes_keep_their_pictures(compose: Callable[..., Settings], tmp_path: Path):
+    def small(pixels: Pillow.Image) -> np.ndarray:
+        return np.asarray(pixels.convert("RGB").resize((16, 16), Pillow.Resampling.BOX), float)
+
+    settings = settings_of(compose, "data.count=6", "data.seed=3", "data.shard=1/2")
+    own = [row.open_image() for row in open_source(replace(settings.data, shard=None))]
+    numbers = {image.hash: number for number, image in enumerate(own)}
+    run(settings, engines={"vlm": Scripted(lambda request: str(numbers[request.prompt.image.hash]))})
+    page = write_report(Path(settings.output))
+    texts = ["".join(each["text"] for each in row["parts"][-1]["texts"]) for row in blocks(page, "rows")]
+    assert texts == ["1", "3", "5"]
+    for text, cell in zip(texts, blocks(page, "pictures"), strict=True):
+        shown = small(Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))))
+        assert np.argmin([np.abs(small(image.pixels) - shown).mean() for image in own]) == int(text)

@@ -130,7 +130,7 @@ class Run:
         """What data it reads, however many of its rows: equal for two runs of the same data. Empty when not
         known."""
         data = dict(self.config.get("data") or {})
-        if not data.get("source"):
+        if data.get("source") in (None, "memory"):
             return {}
         path = data.get("path")
         if isinstance(path, str) and "://" not in path:

@@ -27,6 +27,8 @@ QUALITY = 70
 """Of WebP, 0 to 100; lower for a picture that would be too large."""
 BITS = 6
 """A thumbnail has at most one byte for so many pixels of the square of its longest side."""
+GONE = "it is no longer in the data"
+UNKNOWN = "an earlier version made the row, and the picture's name does not tell which it is"
 _AHEAD = 64
 """Pictures opened ahead of those that are done."""
 
@@ -43,7 +45,7 @@ def thumbnails(
         rows: of the run's captions, in any order.
         source: the run's data; None opens what the run's config says.
     """
-    found: list[bytes | str] = ["it is no longer in the data"] * len(rows)
+    found: list[bytes | str] = [GONE if row.get("row_id") else UNKNOWN for row in rows]
     # The run's paths start at its own working folder, if that is on this machine.
     there = run.cwd if source is None and run.cwd.is_dir() else Path.cwd()
     try:
