@@ -209,7 +209,7 @@ def _keep_encoded(config: Any, memory: int) -> str:
     encoded again for every text that follows, though all their tokens but the last few are in the KV cache: a
     block that ends in text belongs to that text.
 
-    The field is not public (0.32 and 0.33 have it), so a version may have it elsewhere.
+    The field is not public, so a version may have it elsewhere than 0.32 has.
 
     Args:
         memory: the device's, in bytes.

@@ -243,7 +243,7 @@ def _reason(score: Mapping[str, Any], step: Mapping[str, Any]) -> str:
     if isinstance(score.get("p_yes"), int | float):
         return f"P(yes) {score['p_yes']:.3f}{limit or ' is too low'}"
     if isinstance(score.get("mass"), int | float):
-        return f"unanswered: yes and no together have a probability of {score['mass']:.3f}"
+        return f"unanswered: the options together have a probability of {score['mass']:.3f}"
     gaps = [each["gap"] for each in score.get("clauses") or [] if isinstance(each.get("gap"), int | float)]
     if gaps:
         return f"largest gap {max(gaps):.2f} does not exceed {threshold if threshold is not None else 0}"
