@@ -80,7 +80,10 @@ def test_each_file_composes_and_its_pipeline_runs(
 
 
 USED_BY = {
-    **{role: ["pipeline=dense"] for role in ("alternatives", "caption_part", "choose", "missed")},
+    **{
+        role: ["pipeline=dense"]
+        for role in ("alternatives", "caption_part", "choose", "missed", "verify_batch")
+    },
     "region": ["pipeline=look_again"],
     "correct": ["pipeline=capmas"],
     "name_one": ["pipeline=selfval"],

@@ -1,11 +1,15 @@
 """Keep the texts that the picture supports."""
 
+import itertools
 import math
 import re
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
+from scalecap import verdicts
+from scalecap.engines.base import EngineDead, EngineError
 from scalecap.prompts import Template
-from scalecap.stages import Ask, Image, Role, Sampling, Views, stage, together
+from scalecap.stages import Ask, Image, PromptTooLong, Role, Sampling, Views, stage, together
 
 
 @stage(side=["scores", "refuted"])
@@ -16,6 +20,16 @@ class Verify:
     `mode: sampled` samples a reply and keeps a text when the reply's first word is yes. The side
     column `scores` has every text: {text, p_yes, kept, mass}, with p_yes and mass null when sampled.
     The side column `refuted` has the texts that were answered no.
+
+    `batch: k` asks about k texts in one request, by `batch_prompt`, whose `texts` lists them by number: one
+    reply, greedy, with a line "1. yes" or "1. no" each. The picture is then paid for twice in k checks, not
+    k times, which matters where it is not kept between requests (hosted servers, models with hybrid
+    attention). P(yes) is read by scoring the verdicts as the reply: the probability of "yes" at its place, or
+    1 less that of "no". It is the model's certainty of its own words, each read after the verdicts before it,
+    which sway it; it is not P(yes) of a text asked about alone, and a threshold for one does not hold for the
+    other. Where the engine can't score, the words decide, p_yes is null and the row is marked "unscored". A
+    reply without a verdict on each text, or a prompt that is too long, has them asked about alone, marked
+    "asked_alone". `mass` is null.
 
     `views` is a column of regions, one a text: a text is checked against its own in place of the picture.
     One without is not asked about if `before`, the side column `scores` of an earlier check of the same
@@ -29,7 +43,11 @@ class Verify:
     which must be answered, and the mass is the smallest; when sampled, more than half must say yes.
     """
 
-    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",), "ensemble": ("text",)}
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {
+        "prompt": ("text",),
+        "ensemble": ("text",),
+        "batch_prompt": ("texts",),
+    }
 
     def __init__(
         self,
@@ -38,9 +56,18 @@ class Verify:
         ensemble: list[Template] | None = None,
         threshold: float = 0.5,
         mode: Literal["choose", "sampled"] = "choose",
+        batch: int = 1,
+        batch_prompt: Template | None = None,
         model: Role = "vlm",
         sampling: Sampling | None = None,
     ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch: {batch} must be 1 or more")
+        if batch > 1 and batch_prompt is None:
+            raise ValueError("batch needs `batch_prompt: ${prompts.verify_batch}`")
+        if batch > 1 and (mode != "choose" or ensemble):
+            raise ValueError("batch goes with neither `mode: sampled` nor `ensemble`")
+        self.batch, self.batch_prompt = batch, batch_prompt
         self.prompts = [prompt, *(ensemble or [])]
         self.threshold, self.mode = probability(threshold), mode
         self.model, self.sampling = model, sampling
@@ -59,19 +86,56 @@ class Verify:
             raise ValueError(f"{len(texts)} texts and {len(own)} views of them")
         if before is not None and [score["text"] for score in before] != texts:
             raise ValueError("before: the earlier check did not read the same texts")
-        scores = list(before or [{}] * len(texts))
         asked = [place for place in range(len(texts)) if before is None or own[place] is not None]
-        for place, score in zip(
-            asked,
-            await together(self._score(ask, texts[place], own[place] or image) for place in asked),
-            strict=True,
-        ):
-            scores[place] = score
-        answered = [score for score in scores if self.mode == "sampled" or score["p_yes"] is not None]
-        kept = [score["text"] for score in scores if score["kept"]]
-        return kept, scores, [score["text"] for score in answered if not score["kept"]]
+        joined = [place for place in asked if own[place] is None] if self.batch > 1 else []
+        groups = [joined[at : at + self.batch] for at in range(0, len(joined), self.batch)]
+        groups += [[place] for place in asked if place not in set(joined)]
+        found = await together(
+            self._group(ask, [texts[place] for place in group], own[group[0]] or image) for group in groups
+        )
+        answers = {place: _Answer(score, _said_no(score)) for place, score in enumerate(before or [])}
+        for group, its in zip(groups, found, strict=True):
+            answers |= zip(group, its, strict=True)
+        ordered = [answers[place] for place in range(len(texts))]
+        return (
+            [answer.score["text"] for answer in ordered if answer.score["kept"]],
+            [answer.score for answer in ordered],
+            [answer.score["text"] for answer in ordered if answer.no],
+        )
 
-    async def _score(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:
+    async def _group(self, ask: Ask, texts: list[str], image: Image) -> "list[_Answer]":
+        """The answers about texts that are asked about in one request, if there are several."""
+        if len(texts) == 1:
+            return [await self._score(ask, texts[0], image)]
+        assert self.batch_prompt is not None
+        prompt = self.batch_prompt.render(texts=verdicts.numbered(texts))
+        sampling = Sampling(temperature=0, max_tokens=8 * len(texts) + 16)
+        try:
+            reply = await ask.generate(prompt, image=image, model=self.model, sampling=sampling)
+        except PromptTooLong:
+            said = None
+        else:
+            said = verdicts.read(reply.text, len(texts))
+        if said is None:
+            ask.mark("asked_alone")
+            return await together(self._score(ask, text, image) for text in texts)
+        forced, words = verdicts.written(said)
+        try:
+            scored = await ask.score(prompt, forced, image=image, model=self.model)
+            ps = verdicts.p_yes(scored, said, words)
+        except EngineDead:
+            raise
+        except EngineError:
+            ps = None
+        if ps is None:
+            ask.mark("unscored")
+        answers = []
+        for text, yes, p in zip(texts, said, ps or itertools.repeat(None, len(texts)), strict=True):
+            kept = yes if p is None else p >= self.threshold
+            answers.append(_Answer({"text": text, "p_yes": p, "kept": kept, "mass": None}, not kept))
+        return answers
+
+    async def _score(self, ask: Ask, text: str, image: Image) -> "_Answer":
         prompts = [prompt.render(text=text) for prompt in self.prompts]
         if self.mode == "sampled":
             replies = await together(
@@ -79,15 +143,30 @@ class Verify:
                 for prompt in prompts
             )
             yes = sum(says_yes(reply.text) for reply in replies)
-            return {"text": text, "p_yes": None, "kept": 2 * yes > len(replies), "mass": None}
+            kept = 2 * yes > len(replies)
+            return _Answer({"text": text, "p_yes": None, "kept": kept, "mass": None}, not kept)
         answers = await together(
             ask.choose(prompt, ("yes", "no"), image=image, model=self.model) for prompt in prompts
         )
         mass = min((each for chosen in answers if (each := chosen.known_mass) is not None), default=None)
         if not all(chosen.answered for chosen in answers):
-            return {"text": text, "p_yes": None, "kept": False, "mass": mass}
+            return _Answer({"text": text, "p_yes": None, "kept": False, "mass": mass}, False)
         p_yes = math.fsum(chosen.probabilities[0] for chosen in answers) / len(answers)
-        return {"text": text, "p_yes": p_yes, "kept": p_yes >= self.threshold, "mass": mass}
+        score = {"text": text, "p_yes": p_yes, "kept": p_yes >= self.threshold, "mass": mass}
+        return _Answer(score, _said_no(score))
+
+
+class _Answer(NamedTuple):
+    """What was answered about one text."""
+
+    score: dict[str, Any]
+    no: bool
+    """It was no, which is less than not yes: the model may have said something else."""
+
+
+def _said_no(score: Mapping[str, Any]) -> bool:
+    """Whether the record of a check by probability tells of a no."""
+    return not score["kept"] and score["p_yes"] is not None
 
 
 def probability(threshold: float) -> float:

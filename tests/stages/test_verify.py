@@ -3,7 +3,16 @@ import math
 
 import pytest
 
-from scalecap.engines.base import Choose, Chosen, EngineError, Generate, Image
+from scalecap.engines.base import (
+    Choose,
+    Chosen,
+    EngineDead,
+    EngineError,
+    Generate,
+    Image,
+    PromptTooLong,
+    Score,
+)
 from scalecap.prompts import Template
 from scalecap.stages.verify import Verify, says_yes
 
@@ -154,6 +163,80 @@ async def test_a_text_is_checked_against_its_own_view(asking, image):
         await stage(asked.ask, texts=["a", "b"], image=image, views=[view])
     with pytest.raises(ValueError, match="did not read the same texts"):
         await stage(asked.ask, texts=["a", "c"], image=image, before=before)
+
+
+BATCH = Template("Which are true?\n{{ texts }}")
+
+
+async def test_several_texts_are_asked_about_in_one_request(asking, image):
+    def answer(request):
+        if isinstance(request, Generate):
+            return "1. yes\n2. no" if "a" in request.prompt.text.splitlines()[1] else "1. no"
+        if isinstance(request, Choose):
+            return 0.8
+        return math.log(0.9)  # a word
+
+    asked = asking(answer)
+    stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
+    texts, scores, refuted = await stage(asked.ask, texts=["a", "b", "c"], image=image)
+    assert (texts, refuted) == (["a", "c"], ["b"])
+    assert [score["p_yes"] for score in scores] == pytest.approx([0.9, 0.1, 0.8])
+    assert sorted(asked.texts) == ["Is 'c' true?", *["Which are true?\n1. a\n2. b"] * 2]
+    written = next(request for request in asked.requests if isinstance(request, Score))
+    assert written.text == "1. yes\n2. no"
+    assert all(request.prompt.image == image for request in asked.requests)
+    assert asked.flags == []
+
+
+async def test_a_batch_without_a_verdict_each_is_asked_about_alone(asking, image):
+    asked = asking(lambda r: "1. yes" if isinstance(r, Generate) else p_yes(r))
+    stage = Verify(prompt=PROMPT, batch=3, batch_prompt=BATCH)
+    texts, _, refuted = await stage(asked.ask, texts=["a", "b", "c"], image=image)
+    assert (texts, refuted, asked.flags) == (["a", "b"], ["c"], ["asked_alone"])
+
+    def too_long(request):
+        if isinstance(request, Generate):
+            raise PromptTooLong(9, 8)
+        return p_yes(request)
+
+    asked = asking(too_long)
+    assert (await stage(asked.ask, texts=["a", "d"], image=image))[0] == ["a"]
+    assert asked.flags == ["asked_alone"]
+
+
+async def test_where_a_reply_cannot_be_scored_the_words_decide(asking, image):
+    def answer(request):
+        if isinstance(request, Score):
+            raise EngineError("the server can't rate a given text")
+        return "1. yes\n2. no"
+
+    asked = asking(answer)
+    stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
+    texts, scores, refuted = await stage(asked.ask, texts=["a", "b"], image=image)
+    assert (texts, refuted, asked.flags) == (["a"], ["b"], ["unscored"])
+    assert [score["p_yes"] for score in scores] == [None, None]
+
+    def dies(request):
+        if isinstance(request, Score):
+            raise EngineDead("gone")
+        return "1. yes\n2. no"
+
+    with pytest.raises(EngineDead):
+        await stage(asking(dies).ask, texts=["a", "b"], image=image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 0}, "batch: 0 must be 1 or more"),
+        ({"batch": 2}, "batch needs `batch_prompt:"),
+        ({"batch": 2, "batch_prompt": BATCH, "mode": "sampled"}, "neither `mode: sampled` nor `ensemble`"),
+        ({"batch": 2, "batch_prompt": BATCH, "ensemble": [PROMPT]}, "neither `mode: sampled` nor"),
+    ],
+)
+def test_a_batch_that_makes_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Verify(prompt=PROMPT, **settings)
 
 
 async def test_of_an_ensemble_every_prompt_must_be_answered(asking, image):
