@@ -110,7 +110,10 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
         raise
     except EngineError as error:
         await client.close()
-        raise ModelError(f"{engine.base_url} lists {model.name} and answers no question: {error}") from error
+        raise ModelError(
+            f"{engine.base_url} does not answer a yes/no question to {model.name} ({error});"
+            " engine.logprobs=true or false opens it without one"
+        ) from error
     log.warning("the server tells no log-probabilities: yes or no is read from the reply's first word")
     return OpenAIEngine(client, model, engine, card, logprobs=False)
 

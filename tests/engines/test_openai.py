@@ -199,7 +199,7 @@ async def test_choice_without_logprobs(
 
 async def test_a_server_that_answers_no_question_is_named_before_any_row(fake: Server) -> None:
     fake.probe = (400, error("this model does not chat"))
-    with pytest.raises(ModelError, match=r"answers no question: .*does not chat"):
+    with pytest.raises(ModelError, match=r"does not answer .*does not chat.*engine\.logprobs=true or false"):
         await open_openai(ModelSettings(name="m"), settings(fake))
     await (await open_openai(ModelSettings(name="m"), settings(fake, logprobs=False))).close()
 
