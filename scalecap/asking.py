@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 from scalecap.cache import Cache, key
 from scalecap.engines.base import (
@@ -35,6 +35,17 @@ LITTLE = 0.05
 """Cached share below which the prefix cache is of no use."""
 _SHOWN = 4096
 """Pictures remembered as shown to an engine."""
+
+
+class RowUsage(NamedTuple):
+    """What one row took, as if no reply had come from the cache."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+NOTHING_USED = RowUsage()
 
 
 @dataclass
@@ -152,13 +163,19 @@ class Asked:
         fit = [sized[name] // 3 // tokens for name, tokens in longest.items()]
         return max(1, min([busy, *fit]))
 
-    def ask(self, step: str, flag: Flag) -> "StepAsk":
-        """What one step of one row asks through; `flag` takes the row's marks."""
-        return StepAsk(self, step, flag)
+    def ask(self, step: str, flag: Flag, row: Count | None = None) -> "StepAsk":
+        """What one step of one row asks through; `flag` takes the row's marks, `row` counts its tokens."""
+        return StepAsk(self, step, flag, row or Count())
 
-    async def send(self, role: str, request: Request, step: str) -> Reply:
+    async def send(self, role: str, request: Request, step: str, row: Count) -> Reply:
         """The reply, from the cache, an equal request in flight or the engine; raises EngineError."""
-        engine = self.engines[role]
+        reply = await self._send(self.engines[role], request, step)
+        row.requests += 1
+        row.prompt_tokens += reply.usage.prompt_tokens
+        row.generated_tokens += reply.usage.generated_tokens
+        return reply
+
+    async def _send(self, engine: Engine, request: Request, step: str) -> Reply:
         self.counts.steps[step].requests += 1
         name = key(engine.identity, request)
         task = self._flying.get(name)
@@ -230,8 +247,8 @@ class Asked:
 class StepAsk:
     """`scalecap.stages.Ask` for one step of one row."""
 
-    def __init__(self, asked: Asked, step: str, flag: Flag) -> None:
-        self._asked, self._step, self._flag = asked, step, flag
+    def __init__(self, asked: Asked, step: str, flag: Flag, row: Count) -> None:
+        self._asked, self._step, self._flag, self._row = asked, step, flag, row
 
     async def generate(
         self,
@@ -255,7 +272,7 @@ class StepAsk:
             own = drawn.temperature > 0
             chance = seed(self._asked.seed, self._step, prompt, sample=sample, attempt=attempt) if own else 0
             request = Generate(prompt, drawn, chance, schema)
-            return cast(Generated, await self._asked.send(model, request, self._step))
+            return cast(Generated, await self._asked.send(model, request, self._step, self._row))
 
         def faults(reply: Generated) -> list[str]:
             """What is wrong with the reply, from its text's own fault to how it ended."""
@@ -296,7 +313,7 @@ class StepAsk:
     ) -> Chosen:
         """Probabilities of the options, all 0 when the reply is none of them, which is marked."""
         request = Choose(Prompt(text, image), tuple(options))
-        chosen = cast(Chosen, await self._asked.send(model, request, self._step))
+        chosen = cast(Chosen, await self._asked.send(model, request, self._step, self._row))
         self._asked.counts.steps[self._step].choices += 1
         if chosen.mass < self._asked.min_mass:  # never where it is not known (nan)
             chosen = replace(chosen, probabilities=(0.0,) * len(options))
@@ -308,7 +325,7 @@ class StepAsk:
         self, text: str, continuation: str, *, image: Image | None = None, model: str = "vlm"
     ) -> Scored:
         request = Score(Prompt(text, image), continuation)
-        return cast(Scored, await self._asked.send(model, request, self._step))
+        return cast(Scored, await self._asked.send(model, request, self._step, self._row))
 
     def mark(self, flag: str) -> None:
         self._asked.counts.steps[self._step].marks[flag] += 1

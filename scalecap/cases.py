@@ -36,7 +36,7 @@ import yaml
 from PIL import Image as Pillow
 from PIL import ImageColor
 
-from scalecap.asking import Asked, Counts, StepAsk
+from scalecap.asking import Asked, Count, Counts, StepAsk
 from scalecap.compose import compose
 from scalecap.data import Row
 from scalecap.data.images import open_image
@@ -139,9 +139,9 @@ class Script:
                 answer = self._in_order(step, given if isinstance(given, list) else [given])
             self._steps[step] = self._asked(answer)
 
-    def ask(self, step: str, flag: Callable[[str], None]) -> StepAsk:
+    def ask(self, step: str, flag: Callable[[str], None], row: Count) -> StepAsk:
         """As `Asked.ask`."""
-        return StepAsk(self._steps.get(step) or self._asked(_no_reply), step, flag)
+        return StepAsk(self._steps.get(step) or self._asked(_no_reply), step, flag, row)
 
     def _asked(self, answer: Callable[[Request], Line]) -> Asked:
         engine = Scripted(answer)

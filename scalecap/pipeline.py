@@ -15,7 +15,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-from scalecap.asking import Asked
+from scalecap.asking import NOTHING_USED, Asked, Count, RowUsage
 from scalecap.binding import PipelineError, bind
 from scalecap.data import Row
 from scalecap.engines.base import EngineDead, Sampling
@@ -38,6 +38,7 @@ class Finished:
     """Step to its marks, sorted: truncated, looping, shortened, fallback …"""
     image_hash: str = ""
     """`Image.hash` of the row's picture; empty when no step looked at it, or it could not be opened."""
+    usage: RowUsage = NOTHING_USED
 
 
 class Pipeline:
@@ -128,13 +129,16 @@ class Pipeline:
         errors: dict[str, Exception] = {}
         flags: dict[str, set[str]] = {step.name: set() for step in self.steps}
         tasks: dict[str, asyncio.Task[bool]] = {}
+        spent = Count()
 
         async def take(step: Step) -> bool:
             for column in step.reads:
                 if column in self.writers and not await tasks[self.writers[column]]:
                     return False
             try:
-                values.update(await step.take(asked.ask(step.name, flags[step.name].add), values, image))
+                values.update(
+                    await step.take(asked.ask(step.name, flags[step.name].add, spent), values, image)
+                )
             except EngineDead:
                 raise
             except Exception as error:
@@ -160,6 +164,7 @@ class Pipeline:
             _record(failed, errors[failed], steps[failed].source) if failed else None,
             {name: sorted(marks) for name, marks in flags.items() if marks},
             image.hash if image else "",
+            RowUsage(spent.requests, spent.prompt_tokens, spent.generated_tokens),
         )
 
 

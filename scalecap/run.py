@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import itertools
 import logging
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap import advice
-from scalecap.asking import Asked
+from scalecap.asking import Asked, RowUsage
 from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import Applied, apply, check_models, check_scope, told
@@ -30,16 +31,18 @@ from scalecap.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.progress import Progress
 from scalecap.report.build import write_report
 from scalecap.settings import EngineSettings, RoleSettings, Settings
+from scalecap.spending import outlook
 from scalecap.stalls import Stalls
+from scalecap.stopping import LOOK, StopRules, signals
 from scalecap.summary import Summary
 from scalecap.threads import DaemonPool
 
 log = logging.getLogger(__name__)
 
-LOOK = 20
-"""Rows that end before a share of failed ones says something."""
 TOLD = 10
 """Changed rows told one by one; of more, the number."""
+ESTIMATED = 10_000
+"""Rows that an estimate looks at, the first of a run."""
 REPORTED = 200
 """Rows of which a report is made unasked: it opens every picture once more."""
 
@@ -261,23 +264,35 @@ async def _caption(
             " model.judge.name=…, the same in every run that is compared."
         )
     progress = Progress(rows.source.total, summary.counts, live=settings.progress)
+    rules = StopRules(settings, pipeline, roles, summary.counts)
+    usages: list[RowUsage] = []
+    wanted = rows.first(settings.preview)
     stop = asyncio.Event()
 
     def on_row(finished: Finished) -> None:
         rows.journal.append(_record(finished, pipeline))
         progress.row(failed=finished.error is not None)
-        if not stop.is_set() and _too_many(settings.max_failures, progress.failed, progress.done):
+        if len(usages) < ESTIMATED:
+            usages.append(finished.usage)
+        if len(usages) == LOOK and summary.outlook is None and settings.preview is None:
+            estimate()
+            log.info("%s", summary.outlook or "no estimate: the data does not tell how many rows it has")
+        if not stop.is_set() and (reason := rules.reason(failed=progress.failed, done=progress.done)):
             stop.set()
-            summary.status = "stopped"
-            summary.reason = (
-                f"{progress.failed} of the first {progress.failed + progress.done} rows failed"
-                f" (max_failures={settings.max_failures})"
-            )
-        if not stop.is_set() and settings.min_mass and (step := summary.counts.unreadable):
-            stop.set()
-            summary.status = "stopped"
-            role = next(each.role for each in pipeline.steps if each.name == step)
-            summary.reason = advice.unreadable(step, role, summary.counts.steps[step], settings.min_mass)
+            summary.status, summary.reason = "stopped", reason
+
+    def estimate() -> None:
+        """What all rows take, from those that ended so far."""
+        ended = progress.failed + progress.done
+        if not ended or not rows.source.total:
+            return
+        cost = rules.whole_cost
+        summary.outlook = outlook(
+            usages,
+            rows.source.total,
+            seconds=(time.monotonic() - begun) / ended,
+            price=None if cost is None else cost / ended,
+        )
 
     def on_signal() -> None:
         summary.status = "interrupted"
@@ -291,7 +306,13 @@ async def _caption(
                 cluster, summary.models = await stack.enter_async_context(
                     cluster_of(settings, rows.source.columns, summary.counts)
                 )
-                take = partial(stream, rows, cluster.take, in_flight=cluster.rows, changed=cluster.changed)
+                take = partial(
+                    stream,
+                    wanted,
+                    cluster.take,
+                    in_flight=cluster.rows,
+                    changed=cluster.changed,
+                )
             else:
                 engines = engines or await pool.by_role(roles)
                 summary.models = {role: engines[role].identity for role in roles}
@@ -299,18 +320,27 @@ async def _caption(
                     engines, cache, settings.sampling, settings.seed, summary.counts, settings.min_mass
                 )
                 take = partial(
-                    pipeline.run, rows, asked, in_flight=lambda: settings.rows_in_flight or asked.rows()
+                    pipeline.run,
+                    wanted,
+                    asked,
+                    in_flight=lambda: settings.rows_in_flight or asked.rows(),
                 )
             check_models(promises, pipeline, settings, summary.models)
             await found
         progress.reused, rows.on_reuse = rows.reused, progress.reuse
+        begun = time.monotonic()
         try:
-            with summary.phase("rows"), progress, Stalls(pipeline.steps), _signals(pool, stop, on_signal):
+            with summary.phase("rows"), progress, Stalls(pipeline.steps), signals(pool.loop, stop, on_signal):
                 await take(on_row=on_row, stop=stop)
         except (EngineDead, DataError) as error:
             summary.reason = str(error)
             if summary.status == "finished":
                 summary.status = "stopped"
+    if settings.preview is not None and summary.status == "finished" and await asyncio.to_thread(rows.any):
+        summary.status = "preview"
+    if settings.preview is not None:
+        estimate()
+    summary.cost = rules.cost
     rows.complete = summary.status == "finished"
     if summary.counts.reuses_nothing:
         summary.notes.append(advice.NO_REUSE)
@@ -324,16 +354,6 @@ def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:
         "The embedded model knows its own world (data=scenes) and nothing else: what it says about other"
         " pictures means nothing. Take a real one for them, e.g. model=qwen3-vl-4b."
     )
-
-
-def _too_many(most: str | None, failed: int, done: int) -> bool:
-    """Whether `max_failures` is reached: a count of rows, or a share of those that ended."""
-    if most is None:
-        return False
-    if most.endswith("%"):
-        ended = failed + done
-        return ended >= LOOK and failed >= float(most[:-1]) / 100 * ended
-    return failed >= int(most)
 
 
 class _Rows:
@@ -381,6 +401,10 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Row]:
         return self._left
+
+    def first(self, count: int | None) -> Iterator[Row]:
+        """So many of the rows that are left; None is all of them."""
+        yield from itertools.islice(self, count)
 
     def finished(self) -> Iterable[int]:
         """Indices of the rows to write, in the order of the data: those that an earlier run finished, too."""
@@ -452,30 +476,6 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "columns": {name: value for name, value in finished.columns.items() if name in pipeline.writers},
         "flags": finished.flags,
         "error": finished.error,
+        "usage": list(finished.usage),
         **({"part": list(finished.row.part)} if finished.row.part else {}),
     }
-
-
-@contextmanager
-def _signals(pool: Engines, stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets `stop`, the second ends the block at once."""
-    task = asyncio.current_task()
-    asked_to_stop = False
-
-    def handle() -> None:
-        nonlocal asked_to_stop
-        if asked_to_stop and task is not None:
-            log.warning("stopping at once")
-            task.cancel()
-            return
-        asked_to_stop = True
-        stop.set()
-        on_signal()
-
-    try:
-        with pool.loop.signals_to(handle):
-            yield
-    except asyncio.CancelledError:
-        if not asked_to_stop or task is None:
-            raise
-        task.uncancel()

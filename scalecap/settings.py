@@ -51,6 +51,21 @@ IN_STEPS = {"affects": "steps"}
 
 
 @dataclass
+class PriceSettings:
+    """What an engine's tokens cost, per million of them, in any currency."""
+
+    prompt: float | None = None
+    generated: float | None = None
+    cached: float | None = None
+    """Of prompt tokens that the server had in its prefix cache; None is the price of the others."""
+
+    @property
+    def needed(self) -> tuple[float | None, float | None]:
+        """Those without which nothing can be reckoned."""
+        return self.prompt, self.generated
+
+
+@dataclass
 class EngineSettings:
     """What runs the models."""
 
@@ -84,6 +99,8 @@ class EngineSettings:
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Merged into the body of each request (engine=openai): what a server knows beyond OpenAI's protocol,
     e.g. `engine.extra_body.provider.order=[a,b]`."""
+    price: PriceSettings = field(default_factory=PriceSettings, metadata=NOTHING)
+    """For estimates and `max_cost`: `engine.price={prompt: 0.15, generated: 0.6}`."""
 
 
 @dataclass
@@ -277,6 +294,15 @@ class Settings:
     """A check counts as unanswered where its options (yes and no, say) have less probability than this
     together: the model would say something else. When most checks of a step are unanswered, after 50 of
     them, the run stops and says why. 0 takes every answer, and never stops."""
+    max_requests: int | None = field(default=None, metadata=NOTHING)
+    """Stops the run when so many requests were computed; those answered from the cache do not count. This and
+    the next two hold for one run: each time it goes on, it has as much again."""
+    max_tokens: int | None = field(default=None, metadata=NOTHING)
+    """Stops the run when so many tokens were computed, of prompts and replies."""
+    max_cost: float | None = field(default=None, metadata=NOTHING)
+    """Stops the run when its tokens have cost so much, in the currency of `engine.price`."""
+    preview: int | None = field(default=None, metadata=NOTHING)
+    """Takes so many rows, and estimates what all will take; the same command without it goes on."""
     rows_in_flight: int | None = field(default=None, metadata=NOTHING)
     """Rows worked on at once (by each actor, with runner=ray); None keeps the engine busy and the rows'
     pictures in its KV cache."""
@@ -298,6 +324,10 @@ class Settings:
             "evaluate.words": (self.evaluate.words, 1),
             "data.count": (self.data.count, 1),
             "rows_in_flight": (self.rows_in_flight, 1),
+            "max_requests": (self.max_requests, 1),
+            "max_tokens": (self.max_tokens, 1),
+            "max_cost": (self.max_cost, 0),
+            "preview": (self.preview, 1),
             "runner.actors": (self.runner.actors, 1),
             "runner.gpus_per_actor": (self.runner.gpus_per_actor, 0),
         }
@@ -335,6 +365,12 @@ class Settings:
             ]
             if model.engine:
                 found += _engine_problems(f"model.{role}.engine", _own_engine(self.engine, model.engine))
+        unpriced = [role for role, (_, each) in self.by_role().items() if None in each.price.needed]
+        if self.max_cost is not None and unpriced:
+            found.append(
+                f"max_cost={self.max_cost} needs engine.price={{prompt: …, generated: …}} of the engine of"
+                f" {' and '.join(unpriced)}"
+            )
         judged = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
         if self.evaluate.caption is None and any(step.get("captions", "") is None for step in judged):
             found.append("evaluate.caption=COLUMN must say which captions are judged")
@@ -355,9 +391,10 @@ def _own_engine(shared: EngineSettings, given: Mapping[str, Any]) -> EngineSetti
     """The engine of a role that gives these keys; see `ModelSettings.engine`."""
     place = ("name", "base_url")
     if any(given.get(key, getattr(shared, key)) != getattr(shared, key) for key in place):
-        usage = {each.name for each in fields(shared) if "affects" in each.metadata} - {"base_url"}
+        usage = {each.name for each in fields(shared) if "affects" in each.metadata} - {"base_url", "price"}
         shared = EngineSettings(**{key: getattr(shared, key) for key in ("name", *usage)})
-    return replace(shared, **given)
+    price = {"price": PriceSettings(**given["price"])} if "price" in given else {}
+    return replace(shared, **{**given, **price})
 
 
 def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
@@ -367,6 +404,11 @@ def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
         f"{key}.{name}={value}: must be {least} or more"
         for name, least in at_least.items()
         if (value := getattr(engine, name)) is not None and value < least
+    ]
+    found += [
+        f"{key}.price.{name}={value}: must be 0 or more"
+        for name, value in vars(engine.price).items()
+        if value is not None and value < 0
     ]
     if engine.timeout <= 0:
         found.append(f"{key}.timeout={engine.timeout}: must be above 0")

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from scalecap.asking import Counts
 from scalecap.intervals import Interval, Mean, by_step, measures, named
 from scalecap.messages import Messages
+from scalecap.spending import Outlook
 from scalecap.stages import Overall
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
@@ -27,7 +28,7 @@ TOLD = 3
 CLEAR = 0.9
 """Median mass of a step's choices from which on the screen leaves it out."""
 
-Status = Literal["finished", "interrupted", "stopped"]
+Status = Literal["finished", "interrupted", "stopped", "preview"]
 """`stopped`: every row failed from the start, or the engine or the data gave up."""
 
 
@@ -71,6 +72,10 @@ class Summary:
     counts: Counts = field(default_factory=Counts)
     models: dict[str, str] = field(default_factory=dict)
     """By role: the identity of what answered."""
+    outlook: Outlook | None = None
+    """What all rows take, estimated from those that were done."""
+    cost: float | None = None
+    """Of the tokens computed, in the currency of `engine.price`; None without prices."""
     report: Path | None = None
     """The page that shows the rows."""
 
@@ -161,6 +166,9 @@ class Summary:
     @property
     def resume(self) -> str:
         """The command that goes on with this run, or with its sweep."""
+        if self.status == "preview":
+            again = [word for word in shlex.split(self.command) if not word.startswith("preview=")]
+            return replace(self, command=shlex.join(again), status="finished").resume
         words = shlex.split(self.command)[3:]  # after python -m scalecap
         sweep = "-m" in words or "--multirun" in words
         key, folder = ("hydra.sweep.dir", self.output.parent) if sweep else ("output", self.output)
@@ -185,6 +193,8 @@ class Summary:
                 "prompt_reused": total.reused_prompt_tokens,
                 "generated_reused": total.reused_generated_tokens,
             },
+            "cost": self.cost,
+            "estimate": self.outlook and asdict(self.outlook),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "checks": {
                 step: {"kept": self.kept[step], "dropped": self.dropped[step]}
@@ -217,7 +227,7 @@ class Summary:
     def screen(self, *, alone: bool = True) -> str:
         """The last screen: what was made, where, what was dropped; of a run by itself, what to do next."""
         total = self.counts.total
-        heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped"}
+        heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped", "preview": "Preview"}
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         reused = f" ({self.reused} from before)" if self.reused else ""
         done = "1 row" if self.done == 1 else f"{self.done} rows"
@@ -225,6 +235,7 @@ class Summary:
             done = f"{self.done} of {self.total} rows"
         lines = [f"{heads[self.status]}: {done} captioned{reused}, {self.failed} failed; {phases}"]
         lines += [f"  {self.reason}"] if self.reason else []
+        lines += [f"  {self.outlook}"] if self.outlook and self.status == "preview" else []
         for step in sorted(self.kept | self.dropped):
             line = f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped"
             masses = self.masses.get(step)

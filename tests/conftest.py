@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 import scalecap.engines
 from scalecap.__main__ import main
-from scalecap.asking import Asked, Counts, StepAsk
+from scalecap.asking import Asked, Counts
 from scalecap.engines.base import Choose, Image, Request, Sampling, Score, Scored, Token
 from scalecap.engines.scripted import Scripted
 from scalecap.settings import CONF, Settings, from_config
@@ -149,7 +149,7 @@ class Asking:
         asked = Asked(
             {"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, Counts(), min_mass
         )
-        self.ask = StepAsk(asked, "step", self.flags.append)
+        self.ask = asked.ask("step", self.flags.append)
 
     @property
     def texts(self) -> list[str]:

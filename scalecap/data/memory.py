@@ -108,5 +108,7 @@ def joined(table: "Dataset | IterableDataset", written: Path) -> "Dataset":
     if not isinstance(table, datasets.Dataset):
         return captions
     kept = table.select_columns([name for name in table.column_names if name not in OUTPUT])
+    if len(captions) < len(kept):  # of a preview
+        kept = kept.select([int(id) for id in captions["row_id"]])
     new = captions.select_columns([name for name in captions.column_names if name not in kept.column_names])
     return datasets.concatenate_datasets([kept, new], axis=1)

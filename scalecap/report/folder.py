@@ -29,7 +29,7 @@ ERROR = "error.txt"
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
 """A word; in Chinese and Japanese, where nothing stands between them, a character."""
 
-Status = Literal["finished", "interrupted", "stopped", "failed", "unfinished"]
+Status = Literal["finished", "interrupted", "stopped", "preview", "failed", "unfinished"]
 Row = Mapping[str, Any]
 
 
@@ -62,7 +62,7 @@ class Run:
         if self.reason_failed:
             return "failed"
         told = self.summary.get("status", "unfinished")
-        return told if told in ("finished", "interrupted", "stopped") else "unfinished"
+        return told if told in ("finished", "interrupted", "stopped", "preview") else "unfinished"
 
     @property
     def reason(self) -> str:
@@ -77,7 +77,7 @@ class Run:
         rows = self.summary.get("rows", {})
         if self.status == "interrupted":
             return 130
-        if self.status != "finished" or not rows.get("done"):
+        if self.status not in ("finished", "preview") or not rows.get("done"):
             return 1
         return 3 if rows.get("failed") else 0
 
