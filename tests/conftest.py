@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,17 @@ from scalecap.asking import Asked, Counts
 from scalecap.engines.base import Choose, Image, Request, Sampling, Score, Scored, Token
 from scalecap.engines.scripted import Scripted
 from scalecap.settings import CONF, Settings, from_config
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each file's tests go to one worker, and all tests of engines to one: an engine takes long to open."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "engines" if item.path.parent.name == "engines" else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
