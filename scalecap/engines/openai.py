@@ -185,6 +185,12 @@ def _address(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}{query}"
 
 
+def _refusal(error: Any) -> str:
+    """What the server says of a request that it refuses; FastAPI's servers do so in `detail`."""
+    detail = error.body.get("detail") if isinstance(error.body, Mapping) else None
+    return f"{error.message}: {detail}" if detail else str(error.message)
+
+
 def _refused(url: str) -> str:
     return f"{url} refuses the key: set the environment variable OPENAI_API_KEY to the server's key"
 
@@ -212,6 +218,8 @@ class OpenAIEngine:
         """By hash, the latest last."""
         self._limit = "max_tokens"
         """What the server calls the most tokens of a reply."""
+        self._penalises = True
+        """Whether the server knows `repetition_penalty`, which OpenAI's protocol does not."""
         self._logprobs = logprobs
         self._reasons = False
         """Whether a reply had reasoning, which is logged once."""
@@ -224,9 +232,8 @@ class OpenAIEngine:
     async def generate(self, request: Generate) -> Generated:
         """Write a reply; whether the seed is honoured is the server's affair."""
         sampling = request.sampling
-        extra = (
-            {"repetition_penalty": sampling.repetition_penalty} if sampling.repetition_penalty != 1 else {}
-        )
+        penalty = sampling.repetition_penalty if self._penalises else 1
+        extra = {"repetition_penalty": penalty} if penalty != 1 else {}
         answer, room = await self._ask(
             await self._messages(request.prompt),
             sampling.max_tokens,
@@ -333,12 +340,20 @@ class OpenAIEngine:
                 f"check engine.base_url and model.vlm.name ({error.message})"
             ) from error
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if limit != _LATER_LIMIT and _LATER_LIMIT in error.message:
+            said = _refusal(error)
+            if limit != _LATER_LIMIT and _LATER_LIMIT in said:
                 self._limit = _LATER_LIMIT
                 return await self._ask(messages, room, read, extra_body, **settings)
-            long = too_long(error.message, self.context_length)
+            if extra_body and "repetition_penalty" in extra_body and "repetition_penalty" in said:
+                if self._penalises:
+                    log.warning(
+                        "%s knows no repetition_penalty: replies are drawn without it", self._client.base_url
+                    )
+                self._penalises = False
+                return await self._ask(messages, room, read, **settings)
+            long = too_long(said, self.context_length)
             if long is None:
-                raise EngineError(f"the server refuses the request: {error.message}") from error
+                raise EngineError(f"the server refuses the request: {said}") from error
             if 0 < (left := long.limit - long.tokens) < room:
                 return await self._ask(messages, left, read, extra_body, **settings)
             raise long from error

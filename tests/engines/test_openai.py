@@ -481,6 +481,30 @@ async def test_a_server_that_knows_max_completion_tokens_alone(fake: Server, sta
     await engine.close()
 
 
+async def test_the_words_of_a_refusal_are_told_wherever_they_stand(fake: Server) -> None:
+    fake.answers = [(422, {"detail": "Unexpected fields in the request: {'seed'}"})]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    with pytest.raises(EngineError, match=r"refuses the request: .*Unexpected fields .*seed"):
+        await engine.generate(Generate(Prompt("?")))
+    await engine.close()
+
+
+async def test_a_server_without_a_repetition_penalty(fake: Server, caplog: pytest.LogCaptureFixture) -> None:
+    def script(asked: dict[str, Any]) -> Answer:
+        if "repetition_penalty" in asked:
+            return 422, {"detail": "Unexpected fields in the request: {'repetition_penalty'}"}
+        return 200, completion("A cat.")
+
+    fake.script = script
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    for _ in range(2):
+        reply = await engine.generate(Generate(Prompt("?"), Sampling(repetition_penalty=1.05)))
+        assert reply.text == "A cat."
+    assert ["repetition_penalty" in asked for asked in fake.asked] == [True, False, False]
+    assert caplog.text.count("knows no repetition_penalty") == 1
+    await engine.close()
+
+
 async def test_encoded_pictures_are_kept_by_their_bytes(
     fake: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
