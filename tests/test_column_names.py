@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 
 from scalecap.card import card
-from scalecap.report.build import index, told
+from scalecap.report.build import index
 from scalecap.report.compared import page
 from scalecap.report.comparison import Comparison
 from scalecap.report.folder import Run, read_runs
 from scalecap.report.page import templates
+from scalecap.report.row import told
 from scalecap.run import RunError, run
 from scalecap.settings import Settings
 

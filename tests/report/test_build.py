@@ -19,10 +19,11 @@ from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.report import __main__ as command
 from scalecap.report import pictures
-from scalecap.report.build import calibration, origins, write_report
+from scalecap.report.build import calibration, write_report
 from scalecap.report.compared import difference
 from scalecap.report.folder import FolderError, Run
 from scalecap.report.pictures import thumbnails
+from scalecap.report.row import origins
 from scalecap.run import run
 from scalecap.settings import Settings
 
@@ -215,3 +216,52 @@ def test_a_text_without_an_answer_tells_why_it_was_dropped(
     blocks = re.findall(r'id="data-[^"]*">([^<]*)<', page)
     told = " ".join(gzip.decompress(base64.b64decode(each)).decode() for each in blocks)
     assert "unanswered: the options together have a probability of 0.020" in told
+
+
+def dense(request: Request) -> Any:
+    """A model whose second draft is the better one, and which takes a ball's colour for another."""
+    text = request.prompt.text
+    if isinstance(request, Choose):
+        return "A" if "letter" in text else 0.1 if "red" in text or "cat" in text else 0.9
+    if text == "Describe the picture.":
+        return "A dog. The ball is red."
+    replies = {"Say it otherwise:": "The ball is blue.", "What else is there?": "None", "List the things": ""}
+    return next((reply for start, reply in replies.items() if text.startswith(start)), "A dog.")
+
+
+def test_drafts_parts_and_repaired_claims_are_shown(compose: Compose, tmp_path: Path):
+    engine = Scripted(dense)
+    run(compose("data.limit=1", "pipeline=dense"), engines={"vlm": engine, "llm": engine})
+    (row,) = packed(tmp_path / "run" / "report.html", "rows-0")
+    parts = {part["column"]: part for part in row["parts"]}
+    assert parts["drafts"] == {
+        "is": "drafts",
+        "column": "drafts",
+        "texts": [{"text": "A dog. The ball is red."}] * 4,
+    }
+    assert [each["of"] for each in parts["parts"]["regions"]] == [[336, 336]] * 4
+    (repaired,) = parts["repaired"]["texts"]
+    assert (repaired["instead"], repaired["text"], repaired["kept"]) == (
+        "The ball is red.",
+        "The ball is blue.",
+        True,
+    )
+    dropped = [each for each in parts["golden_sentences"]["texts"] if not each["kept"]]
+    assert [each["text"] for each in dropped] == ["The ball is red."]
+
+
+def test_the_draft_that_was_taken_is_told(compose: Compose, tmp_path: Path):
+    drafts = iter(["A cat.", "A dog.", "A cat."])
+
+    def says(request: Request) -> Any:
+        return next(drafts) if request.prompt.text == "Describe the picture." else dense(request)
+
+    engine = Scripted(says)
+    settings = compose("data.limit=1", "pipeline=best_of_n", "pipeline.steps.drafts.samples=3")
+    run(settings, engines={"vlm": engine, "llm": engine})
+    (row,) = packed(tmp_path / "run" / "report.html", "rows-0")
+    shown = next(part for part in row["parts"] if part["is"] == "drafts")
+    assert shown["texts"] == [
+        {"text": text, "score": score, "taken": text == "A dog."}
+        for text, score in (("A cat.", 0.1), ("A dog.", 0.9), ("A cat.", 0.1))
+    ]

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from hostile import HOSTILE
 
+from scalecap.engines.base import Choose
+from scalecap.engines.scripted import Scripted
 from scalecap.report.build import write_report
 from scalecap.report.comparison import Comparison
 from scalecap.report.folder import read_runs
+from scalecap.run import run
 
 Browser = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -55,6 +58,23 @@ async def test_a_report_shows_what_was_said_dropped_asked_and_kept(hostile: Path
         assert await final.last.get_attribute("title") == "from final_details: It is brown."
         assert "init caption" in text
         assert await page.locator("header code").text_content() == "python -m scalecap <b>"
+
+
+async def test_parts_are_cut_out_of_the_thumbnail(compose: Any, tmp_path: Path, browser: Browser):
+    engine = Scripted(lambda request: 0.9 if isinstance(request, Choose) else "A dog.")
+    run(compose("data.limit=1", "pipeline=dense"), engines={"vlm": engine, "llm": engine})
+    async with browser(tmp_path / "run" / "report.html") as page:
+        frames = page.locator(".region")
+        assert await frames.count() == 4
+        boxes = await frames.evaluate_all(
+            """all => all.map((frame) => {
+              const [outer, inner] = [frame, frame.firstChild].map((each) => each.getBoundingClientRect());
+              return [(outer.x - inner.x) / inner.width, (outer.y - inner.y) / inner.height,
+                outer.width / inner.width, outer.height / inner.height].map((each) => Math.round(each * 336));
+            })"""
+        )
+        assert boxes == [[left, top, 187, 187] for top in (0, 149) for left in (0, 149)]
+        assert await page.locator(".drafts li").all_inner_texts() == ["A dog."] * 8
 
 
 async def test_rows_are_loaded_as_they_are_scrolled_to(hostile: Path, browser: Browser):

@@ -7,10 +7,11 @@ function scored(text) {
   if ("p" in text) marks["--p"] = text.p;
   const inner = text.tokens ? rated(text.text, text.tokens) : text.clauses ? clauses(text.clauses) : [text.text];
   const shown = el(text.kept === false ? "del" : "span", marks, ...inner);
+  const instead = text.instead ? [el("del", { class: "verdict dropped" }, text.instead), " → "] : [];
   const note = text.kept === false
     ? el("small", { class: "why" }, ` dropped: ${text.why}`)
     : "p" in text ? el("small", {}, ` ${percent(text.p)}`, el("span", { class: "hidden" }, " probability of yes, kept")) : null;
-  return [shown, note];
+  return [...instead, shown, note];
 }
 
 // Tokens in the colours of their gaps; what lies between them stays.
@@ -40,6 +41,25 @@ function clauses(all) {
 const part = {
   text: (each) => [el("p", {}, each.text)],
   scored: (each) => [el("ul", { class: "texts" }, ...each.texts.map((text) => el("li", {}, ...scored(text))))],
+  drafts: (each) => [
+    el("details", { open: each.texts.length <= 4 },
+      el("summary", {}, `${each.texts.length} drafts`),
+      el("ol", { class: "drafts" }, ...each.texts.map((draft) => el("li", draft.taken ? { class: "taken" } : {}, draft.text,
+        typeof draft.score === "number" ? el("small", {}, ` ${percent(draft.score)}`) : null,
+        draft.taken ? el("small", {}, " taken") : null)))),
+  ],
+  // Cut out of the row's own thumbnail, which is scaled so that the part fills its frame.
+  regions: (each, shown) => {
+    const source = shown.querySelector("img");
+    return [el("p", { class: "regions" }, ...each.regions.map((region, at) => {
+      if (!region || !source) return el("small", {}, region ? `${at + 1}: ${region.box.join(", ")} ` : `${at + 1}: none `);
+      const [left, top, right, bottom] = region.box;
+      const [width, height] = [right - left, bottom - top];
+      const alt = `part ${at + 1}: ${region.box.join(", ")} of ${region.of.join(" by ")} pixels`;
+      return el("span", { class: "region", title: alt, "--ratio": width / height, "--wide": region.of[0] / width, "--left": left / width, "--top": top / height },
+        el("img", { src: source.src, alt }));
+    }))];
+  },
   answers: (each) => [
     el("details", { open: each.pairs.length <= 8 },
       el("summary", {}, `${each.pairs.length} questions, ${each.pairs.filter(([, answer]) => answer.kept !== false).length} answers kept`),
@@ -72,9 +92,10 @@ async function card(number) {
   const rest = row.rest.length
     ? el("details", {}, el("summary", {}, "Other columns"), ...row.rest.flatMap(([column, text]) => [el("h3", {}, column), el("pre", {}, text)]))
     : null;
-  const parts = row.parts.flatMap((each) => [el("h3", {}, each.column.replaceAll("_", " ")), ...part[each.is](each)]);
+  const shown = await picture(number, row.name);
+  const parts = row.parts.flatMap((each) => [el("h3", {}, each.column.replaceAll("_", " ")), ...part[each.is](each, shown)]);
   return el("article", { tabindex: -1, "aria-label": `Row ${number + 1}${row.name ? `, ${row.name}` : ""}` },
-    el("div", {}, await picture(number, row.name), facts, ...flags),
+    el("div", {}, shown, facts, ...flags),
     el("div", {}, error, ...parts, rest));
 }
 
