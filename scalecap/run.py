@@ -31,7 +31,7 @@ from scalecap.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.progress import Progress
 from scalecap.report.build import write_report
 from scalecap.settings import EngineSettings, RoleSettings, Settings
-from scalecap.spending import outlook
+from scalecap.spending import outlook, past
 from scalecap.stalls import Stalls
 from scalecap.stopping import LOOK, StopRules, signals
 from scalecap.summary import Summary
@@ -233,7 +233,11 @@ def plan(settings: Settings) -> str:
     if settings.runner.name == "ray":
         unchecked.append("what the machines of the cluster have")
     verdict = "Configuration OK." + (f" Not checked: {'; '.join(unchecked)}." if unchecked else "")
-    return "\n".join([*lines, "", pipeline.plan(), "", verdict])
+    expected = outlook(past(Path(settings.output)), source.total or 0)
+    cost = (
+        f"Estimate: {expected}" if expected else "preview=5 does five rows and estimates what all rows take."
+    )
+    return "\n".join([*lines, "", pipeline.plan(), "", verdict, *([cost] if roles else [])])
 
 
 def _by(engine: EngineSettings, settings: Settings) -> str:

@@ -1,11 +1,14 @@
 """What a run costs: while it goes on, against its limits, and estimated from the rows that are done."""
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from scalecap.asking import Counts, RowUsage
+from scalecap.journal import JOURNAL
 from scalecap.settings import RoleSettings, Settings
 
 PER = 1_000_000
@@ -83,6 +86,18 @@ def outlook(
         tokens = estimate([usage.prompt_tokens + usage.generated_tokens for usage in seen], rows)
         cost = Estimate(*(price * rows * each / (tokens.mean or 1.0) for each in tokens))
     return Outlook(rows, len(seen), requests, prompt, generated, pace, cost)
+
+
+def past(folder: Path) -> Iterator[RowUsage]:
+    """What each row took that a run in the folder has done, by its journal."""
+    try:
+        with (folder / JOURNAL).open("rb") as file:
+            for line in file:
+                match json.loads(line):
+                    case {"usage": [int(requests), int(prompt), int(generated)]}:
+                        yield RowUsage(requests, prompt, generated)
+    except (OSError, ValueError):  # no run there, or a line that was cut
+        return
 
 
 def spent(

@@ -107,13 +107,13 @@ def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]
     settings = from_config(config)
     if sweep and not _is_grid(hydra) and not settings.objective:
         raise SettingsError("this sweeper needs objective=…: the metric that it makes as high as it can")
-    settings.output = hydra.runtime.output_dir
     if sweep and settings.report is None:
         settings.report = False  # the comparison shows all jobs side by side
     if settings.check:
         _tell(plan(settings))
         _codes.append(0)
         return None
+    settings.output = hydra.runtime.output_dir
     words = _typed or hydra.overrides.task  # a job that went to another process can be done alone, too
     summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]), begun=record)
     _tell(summary.screen(alone=not sweep))
