@@ -78,6 +78,8 @@ async def open_vllm(
     """
     # These hold from vLLM's import on.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # The CPU build leaves a core to other work by itself, half of a small machine.
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     # A fork would copy the locks that this process's threads hold.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if engine.quiet:
@@ -151,6 +153,12 @@ def _check(args: dict[str, Any], known: list[str]) -> None:
     for key, instead in (("model", "model.vlm.name"), ("revision", "model.vlm.revision")):
         if key in args:
             raise ModelError(f"engine.args.{key}: the weights are chosen by {instead}=…, for each role apart")
+    if args.get("speculative_config"):
+        raise ModelError(
+            "engine.args.speculative_config: vLLM gives no log-probabilities of tokens that it speculates, and"
+            " choices are read from them; serve the model with speculation for text alone, and name that server"
+            " by model.llm.engine={name: openai, base_url: …}"
+        )
     if args.get("logprobs_mode", "raw_logprobs") not in ("raw_logprobs", "raw_logits"):
         raise ModelError(
             "engine.args.logprobs_mode must be raw_logprobs or raw_logits: choices are read from it"

@@ -198,6 +198,7 @@ async def test_what_it_says_of_wrong_settings(tiny_model: Path) -> None:
     for args, words in [
         ({"tensor_paralel_size": 2}, "tensor_paralel_size .*: tensor_parallel_size"),
         ({"logprobs_mode": "processed_logits"}, "raw_logprobs or raw_logits"),
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}, "no log-probabilities"),
         ({"model": "other"}, r"model\.vlm\.name"),
     ]:
         with pytest.raises(ModelError, match=words):
