@@ -155,9 +155,9 @@ def _check(args: dict[str, Any], known: list[str]) -> None:
             raise ModelError(f"engine.args.{key}: the weights are chosen by {instead}=…, for each role apart")
     if args.get("speculative_config"):
         raise ModelError(
-            "engine.args.speculative_config: vLLM gives no log-probabilities of tokens that it speculates, and"
-            " choices are read from them; serve the model with speculation for text alone, and name that server"
-            " by model.llm.engine={name: openai, base_url: …}"
+            "engine.args.speculative_config: vLLM gives no log-probabilities of what it speculates, and"
+            " choices are read from them; a server with speculation may answer text alone:"
+            " model.llm.engine={name: openai, base_url: …}"
         )
     if args.get("logprobs_mode", "raw_logprobs") not in ("raw_logprobs", "raw_logits"):
         raise ModelError(
