@@ -8,6 +8,8 @@ from scalecap.stages import Ask, Image, Role, stage, together
 from scalecap.stages.verify import probability
 
 NONE = "None of these."
+_Answered = tuple[list[float], list[float | None]]
+"""Probabilities, and the mass of each check (see `Chosen.mass`)."""
 
 
 @stage(side=["scores"])
@@ -15,20 +17,38 @@ class Choose:
     """Of each group of statements the one that the picture supports best, if it is likely enough.
 
     `texts` are statements and `about` the group of each (as `generate` writes both, with `each` and
-    `parse: lines`). The prompt's `options` lists a group's distinct statements by letter, "None of these."
-    last; the probability of each letter is read from one token. A group keeps its likeliest statement when
-    that has `threshold` or more. The side column `scores` has a record a group, in order: {text, p_yes (the
-    likeliest statement and its probability), kept, mass (as in `verify`), options: [{text, p}], about}.
+    `parse: lines`). A group keeps its likeliest statement when that has `threshold` or more.
 
-    Models prefer some letters whatever stands there, more so the smaller they are; and probabilities are
-    of the statements on offer, not of truth. A group of more than 25 statements is cut there, marked
-    "shortened".
+    With `statement_prompt` each statement is a yes/no check, and the likeliest has the highest P(yes). With
+    `prompt`, which lists the `options` by letter, "None of these." last, one request chooses among them:
+    cheaper, but models prefer some letters whatever stands there, more so the smaller they are, and the
+    probabilities are of the statements on offer, not of truth. A group of more than 25 statements is then
+    cut there, marked "shortened".
+
+    The side column `scores` has a record a group, in order: {text, p_yes (the likeliest statement and its
+    probability), kept, mass (as in `verify`), options: [{text, p}], about}.
     """
 
-    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("options",)}
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {
+        "prompt": ("options",),
+        "statement_prompt": ("text",),
+    }
 
-    def __init__(self, *, prompt: Template, threshold: float = 0.5, model: Role = "vlm") -> None:
-        self.prompt, self.threshold, self.model = prompt, probability(threshold), model
+    def __init__(
+        self,
+        *,
+        prompt: Template | None = None,
+        statement_prompt: Template | None = None,
+        threshold: float = 0.5,
+        model: Role = "vlm",
+    ) -> None:
+        if (prompt is None) == (statement_prompt is None):
+            raise ValueError(
+                "asks by letter or statement by statement: write `prompt: ${prompts.choose}` or"
+                " `statement_prompt: ${prompts.verify}`, not both"
+            )
+        self.prompt, self.statement_prompt = prompt, statement_prompt
+        self.threshold, self.model = probability(threshold), model
 
     async def __call__(
         self, ask: Ask, *, texts: list[str], about: list[int], image: Image
@@ -42,25 +62,34 @@ class Choose:
         return [score["text"] for score in scores if score["kept"]], scores
 
     async def _choose(self, ask: Ask, group: int, statements: list[str], image: Image) -> dict[str, Any]:
-        if len(statements) >= len(LETTERS):
+        if self.prompt is not None and len(statements) >= len(LETTERS):
             ask.mark("shortened")
             statements = statements[: len(LETTERS) - 1]
-        offered = [*statements, NONE]
-        chosen = await ask.choose(
-            self.prompt.render(options=listed(offered)),
-            LETTERS[: len(offered)],
-            image=image,
-            model=self.model,
-        )
-        *ps, p_none = chosen.probabilities
-        p = max(ps)
+        ps, masses = await (self._by_letter if self.prompt else self._by_statement)(ask, statements, image)
+        p = max(ps[: len(statements)])
         return {
             "text": statements[ps.index(p)],
-            "p_yes": p if chosen.answered else None,
-            "kept": chosen.answered and p >= self.threshold and p > p_none,
-            "mass": chosen.known_mass,
+            "p_yes": p if any(ps) else None,
+            "kept": any(ps) and p >= self.threshold and p == max(ps),
+            "mass": min((mass for mass in masses if mass is not None), default=None),
             "options": [
-                {"text": text, "p": each} for text, each in zip(offered, chosen.probabilities, strict=True)
+                {"text": text, "p": each} for text, each in zip([*statements, NONE], ps, strict=False)
             ],
             "about": group,
         }
+
+    async def _by_letter(self, ask: Ask, statements: list[str], image: Image) -> _Answered:
+        """The probability of each statement's letter, and of that of none of them."""
+        assert self.prompt is not None
+        offered = [*statements, NONE]
+        letters = LETTERS[: len(offered)]
+        prompt = self.prompt.render(options=listed(offered))
+        chosen = await ask.choose(prompt, letters, image=image, model=self.model)
+        return list(chosen.probabilities), [chosen.known_mass]
+
+    async def _by_statement(self, ask: Ask, statements: list[str], image: Image) -> _Answered:
+        """P(yes) of each statement by itself; 0 of one that was not answered."""
+        assert self.statement_prompt is not None
+        prompts = [self.statement_prompt.render(text=text) for text in statements]
+        answers = await together(ask.choose(prompt, image=image, model=self.model) for prompt in prompts)
+        return [chosen.probabilities[0] for chosen in answers], [chosen.known_mass for chosen in answers]

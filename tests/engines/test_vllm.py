@@ -107,6 +107,25 @@ async def test_agrees_with_transformers(
         )
 
 
+async def test_a_reply_follows_its_schema(engine: VllmEngine, picture: Picture) -> None:
+    schema = {
+        "type": "object",
+        "required": ["side"],
+        "additionalProperties": False,
+        "properties": {"side": {"enum": ["left", "right"]}},
+    }
+    prompt = Prompt("Where is the cat?", picture(1))
+    sampling = Sampling(temperature=1.0, max_tokens=200)
+    free, *held = await asyncio.gather(
+        engine.generate(Generate(prompt, sampling, 1)),
+        *(engine.generate(Generate(prompt, sampling, seed, json.dumps(schema))) for seed in range(3)),
+    )
+    # Random weights write JSON by no accident.
+    assert [json.loads(reply.text)["side"] in ("left", "right") for reply in held] == [True] * 3
+    with pytest.raises(ValueError, match=r"Expecting|Extra"):
+        json.loads(free.text)
+
+
 async def test_second_request_about_a_picture_finds_its_prefix(engine: VllmEngine, picture: Picture) -> None:
     first = await engine.choose(Choose(Prompt(LONG + "One?", picture(11))))
     second = await engine.choose(Choose(Prompt(LONG + "Two?", picture(11))))

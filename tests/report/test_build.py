@@ -222,7 +222,7 @@ def dense(request: Request) -> Any:
     """A model whose second draft is the better one, and which takes a ball's colour for another."""
     text = request.prompt.text
     if isinstance(request, Choose):
-        return "A" if "letter" in text else 0.1 if "red" in text or "cat" in text else 0.9
+        return 0.1 if "red" in text or "cat" in text else 0.9
     if text == "Describe the picture.":
         return "A dog. The ball is red."
     replies = {"Say it otherwise:": "The ball is blue.", "What else is there?": "None", "List the things": ""}

@@ -92,6 +92,23 @@ async def test_one_of_several_statements_is_taken(asking, image):
     assert scores[2]["options"] == [{"text": "It is none.", "p": 0.3}, {"text": "None of these.", "p": 0.7}]
 
 
+async def test_statements_are_compared_by_their_own_checks(asking, image):
+    p = {"red": 0.8, "blue": 0.9, "big": 0.4, "small": 0.0}
+    asked = asking(lambda r: p[r.prompt.text.split()[1]])
+    stage = Choose(statement_prompt=Template("Sure? {{ text }}"))
+    texts = ["red", "blue", "big", "small", "red"]
+    kept, scores = await stage(asked.ask, texts=texts, about=[0, 0, 1, 1, 0], image=image)
+    assert kept == ["blue"]
+    assert [(each["text"], each["p_yes"], each["kept"]) for each in scores] == [
+        ("blue", 0.9, True),
+        ("big", 0.4, False),
+    ]
+    assert scores[0]["options"] == [{"text": "red", "p": 0.8}, {"text": "blue", "p": 0.9}]
+    assert len(asked.requests) == 4
+    with pytest.raises(ValueError, match="by letter or statement by statement"):
+        Choose()
+
+
 async def test_a_choice_that_was_not_answered(asking, image):
     asked = asking(lambda _: Chosen((0.0, 0.0), 0.0))
     kept, (score,) = await Choose(prompt=Template("{{ options }}"), threshold=0)(
