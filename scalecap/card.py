@@ -93,7 +93,7 @@ def _counts(told: Mapping[str, Any], promised: Mapping[str, Mapping[str, Any]]) 
     yield "## Rows"
     yield (
         f"{rows['done']:,} rows are done; {rows['failed']:,} failed and have their reason in the column"
-        " `error`. `flags` tells, as JSON, what happened on the way."
+        " `error`. `row_id` names each, `flags` tells, as JSON, what happened on the way."
     )
     checks = told.get("checks", {})
     if checks:

@@ -1,6 +1,7 @@
 """Shards: each row in one of them, and joined again as if they had been one run."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
+from PIL import Image as Pillow
 
 from scalecap import merge as command
 from scalecap.data import DataError, Row
@@ -144,6 +146,37 @@ def test_a_shard_that_did_not_end_is_named(shards: Callable[..., Path], tmp_path
     journal.write_text("".join(line for line in journal.open() if not line.startswith('{"complete"')))
     with pytest.raises(MergeError, match="not finished, so go on with it first: 1/2"):
         merge([folder], tmp_path / "whole")
+
+
+def test_each_journal_is_read_once(
+    shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, opened, real = shards("0/2", "1/2"), Counter[str](), Path.open
+
+    def counted(path: Path, *args: Any, **more: Any) -> Any:
+        opened[str(path)] += 1
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", counted)
+    merge([folder], tmp_path / "whole")
+    for name in ("shards/0-of-2", "shards/1-of-2"):
+        assert opened[f"{tmp_path}/{name}/journal.jsonl"] == 3, (
+            "to lock it, for its index, and for its 3 or 4 rows"
+        )
+
+
+def test_shards_of_data_that_changed_in_between_are_refused(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    (tmp_path / "photos").mkdir()
+    for name in "bcde":
+        Pillow.new("RGB", (30, 30), (ord(name), 0, 0)).save(tmp_path / "photos" / f"{name}.png")
+    words = ("data=folder", f"data.path={tmp_path}/photos", "report=false")
+    run(compose(*words, "data.shard=0/2", f"output={tmp_path}/shards/0"), engines=engines)
+    Pillow.new("RGB", (30, 30)).save(tmp_path / "photos" / "a.png")
+    run(compose(*words, "data.shard=1/2", f"output={tmp_path}/shards/1"), engines=engines)
+    with pytest.raises(MergeError, match=r"row 1 of .*shards/1 has the id 'b\.png' of a row before it"):
+        merge([tmp_path / "shards"], tmp_path / "whole")
 
 
 def test_a_damaged_journal_is_named(shards: Callable[..., Path], tmp_path: Path):
