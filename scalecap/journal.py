@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple, Self
 from scalecap.data import Row
 from scalecap.data.shard import WHOLE, Shard, parse_shard
 from scalecap.data.sources import plain
+from scalecap.effects import determining
 from scalecap.locks import lock
-from scalecap.settings import determining
 from scalecap.threads import DaemonPool
 
 JOURNAL = "journal.jsonl"

@@ -6,8 +6,7 @@ The text under a field says its unit and effect. Values come from YAML; a key th
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING as DEFAULTLESS
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -419,42 +418,6 @@ def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
     found += [
         f"{key}.extra_body.{each}: {_OWN_BODY[each]}" for each in engine.extra_body if each in _OWN_BODY
     ]
-    return found
-
-
-def affects(key: str) -> str:
-    """What a key such as `engine.timeout` affects, as its definition says: rows, steps, cost or nothing."""
-    kind: Any = Settings
-    for name in key.split("."):
-        found = [each for each in fields(kind) if each.name == name] if is_dataclass(kind) else []
-        if not found:
-            break
-        if "affects" in found[0].metadata:
-            return str(found[0].metadata["affects"])
-        kind = found[0].metadata.get("keys_of", found[0].type)
-    return "rows"
-
-
-def determining(config: Mapping[str, Any], kind: Any = Settings, *, whole: bool = True) -> dict[str, Any]:
-    """What in a run's config, as its journal keeps it, determines rows.
-
-    A key that is not there, as in a journal from before an upgrade, has its default (if it is to be `whole`).
-    """
-    known = {each.name: each for each in fields(kind)}
-    found = {name: value for name, value in config.items() if name not in known}
-    for name, each in known.items():
-        if "affects" in each.metadata or not (whole or name in config):
-            continue
-        default: Any = each.default if each.default_factory is DEFAULTLESS else each.default_factory()
-        value = config.get(name, asdict(default) if is_dataclass(each.type) else default)
-        if isinstance(value, Mapping):
-            if is_dataclass(each.type):
-                value = determining(value, each.type)
-            elif keys_of := each.metadata.get("keys_of"):
-                value = determining(value, keys_of, whole=False)
-            harmless = each.metadata.get("harmless", ())
-            value = {key: inner for key, inner in value.items() if key not in harmless}
-        found[name] = value
     return found
 
 

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from scalecap.effects import affects
 from scalecap.journal import Journal
-from scalecap.settings import Settings, affects
+from scalecap.settings import Settings
 
 MAY_CHANGE = {
     *("output", "resume", "check", "progress", "objective", "report", "max_failures", "rows_in_flight"),
     *("cache.enabled", "cache.dir", "write.image", "runner.name", "runner.actors", "runner.gpus_per_actor"),
     *("runner.address", "data.limit", "data.streaming", "data.allow_urls", "data.allow_outside"),
     *("engine.base_url", "engine.concurrency", "engine.batch_size", "engine.timeout", "engine.retries"),
+    *("engine.price.prompt", "engine.price.cached", "engine.price.generated"),
+    *("max_cost", "max_tokens", "max_requests", "preview"),
     *("engine.keep", "engine.quiet", "calibration", "pipeline.cases", "prompts"),
 }
 """Settings that change no row. All others refuse to go on."""

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.data.sources import plain
+from scalecap.effects import determining
 from scalecap.pipeline import Pipeline, Step
 from scalecap.prompts import Template
-from scalecap.settings import ModelSettings, Settings, determining
+from scalecap.settings import ModelSettings, Settings
 
 
 def scope(pipeline: Pipeline, step: str, settings: Settings) -> dict[str, Any]:

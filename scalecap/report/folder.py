@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scalecap.data.images import name_of
+from scalecap.effects import affects
 from scalecap.intervals import Pair, escaped, measures, parts
-from scalecap.settings import affects
 
 MOST = 10_000
 """Rows that a page shows; of a larger run the first so many."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scalecap.engines.identity import HARMLESS_ARGS, identity
-from scalecap.settings import EngineSettings, ModelSettings
+from scalecap.settings import EngineSettings, ModelSettings, PriceSettings
 
 ENGINES = ("transformers", "vllm", "openai")
 LOCAL = {"transformers", "vllm"}
@@ -38,6 +38,7 @@ ENGINE: dict[str, tuple[Any, set[str]]] = {
     "timeout": (3.0, set()),
     "retries": (3, set()),
     "keep": (True, set()),
+    "price": (PriceSettings(1.0, 1.0), set()),
     "quiet": (False, set()),
     "args": ({"quantization": "fp8"}, {"vllm"}),
     "extra_body": ({"top_k": 20}, {"openai"}),
