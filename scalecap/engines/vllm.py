@@ -11,8 +11,9 @@ What it does with a request:
   `engine.args.logprobs_mode=raw_logits` it has that alone, and the `mass` of a choice is not known.
 
 On the CPU it computes eagerly in float32, as the transformers engine does, with at most 8,192 tokens
-of context unless `model.vlm.max_context` says more. Replies may differ from those of the
-transformers engine where a picture is scaled: the libraries' bicubic filters round differently.
+of context unless `model.vlm.max_context` says more; models with Gated DeltaNet layers in bfloat16, the
+one type that its kernels know. Replies may differ from those of the transformers engine where a picture
+is scaled: the libraries' bicubic filters round differently.
 """
 
 import contextlib
@@ -170,7 +171,7 @@ def _arguments(model: ModelSettings, weights: Weights, cpu: bool) -> dict[str, A
     config = weights.config
     arguments: dict[str, Any] = {
         "model": str(weights.folder),
-        "dtype": _dtype(model.dtype, cpu),
+        "dtype": _dtype(model.dtype, cpu, config),
         "trust_remote_code": model.trust_remote_code,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
@@ -240,8 +241,19 @@ def _keep_encoded(config: Any, memory: int) -> str:
     return ""
 
 
-def _dtype(name: str, cpu: bool) -> str:
-    """vLLM knows no float64, which the embedded model is computed in elsewhere."""
+def _dtype(name: str, cpu: bool, config: dict[str, Any]) -> str:
+    """vLLM knows no float64, which the embedded model is computed in elsewhere.
+
+    Raises:
+        ModelError: vLLM's CPU build can't compute the model in it, and would go down at the first request.
+    """
+    if cpu and "linear_num_key_heads" in config.get("text_config", config):
+        if name not in ("auto", "bfloat16"):
+            raise ModelError(
+                f"vLLM's CPU build computes Gated DeltaNet layers in bfloat16 alone, not in {name}: leave "
+                "model.vlm.dtype out, or take engine=transformers"
+            )
+        return "bfloat16"
     return "float32" if name == "float64" or (cpu and name == "auto") else name
 
 

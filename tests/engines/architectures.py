@@ -10,8 +10,8 @@ from scalecap.engines.children import mend
 from scalecap.scenes.architecture import make_tokenizer
 
 _WORDS = ["Is it true? There is a cat on the left. Answer yes or no.", "yes no Yes No YES NO"] * 20
-_PIXELS = 112 * 112
-"""Most pixels of a picture, which is scaled down: 16 tokens with patches of 14."""
+_PIXELS = 128 * 128
+"""Most pixels of a picture; larger ones are scaled down."""
 
 
 def build(architecture: str, folder: Path) -> Path:
