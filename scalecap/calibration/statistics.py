@@ -14,7 +14,7 @@ from scipy.stats import binom, binomtest
 
 THRESHOLDS = np.append(1 / (1 + np.exp(np.arange(-160, 161) / 10)), 0.0)
 """All that are tested, strictest first: log-odds 16 to -16 in tenths, then 0, which keeps every answer."""
-START = 0.4
+START = 0.25
 """Share of the labels that the first threshold tested keeps at most, so that it can bear a wrong one."""
 
 

@@ -61,7 +61,7 @@ def test_the_sequence_ends_at_its_first_failure():
     assert loosest(kept, wrong, most_wrong(100, 0.1, 0.95)) == len(THRESHOLDS) - 1
     wrong[200] = 50
     assert loosest(kept, wrong, most_wrong(100, 0.1, 0.95)) == 199  # not the last, which passes alone
-    # It begins at 29 kept (none may be wrong), since 46 (one may be) are more than 0.4 of the labels.
+    # It begins at 29 kept (none may be wrong), since 46 (one may be) are more than a quarter of the labels.
     assert most_wrong(100, 0.1, 0.95)[[28, 29, 45, 46]].tolist() == [-1, 0, 0, 1]
     wrong[28] = 5
     assert loosest(kept, wrong, most_wrong(100, 0.1, 0.95)) == 199
