@@ -213,11 +213,11 @@ The world, with all statements kept, and with the threshold 0.5:
 | --- | --- | --- | --- | --- | --- |
 {worlds}
 
-| statements | promised | labels | threshold found | broken | broken, naive | broken, pooled | true kept | possible |
+| statements | promised | labels | found | broken | broken, naive | broken, pooled | true kept | possible |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-*threshold found*: share of the draws in which there is one; with few labels a small share can't be shown,
+*found*: the share of the draws in which there is a threshold; with few labels a small share can't be shown,
 and nothing is promised. *broken, pooled* counts every statement once, where the promise counts every picture
 once. *true kept*: the mean share of the true statements that are kept; a draw without a threshold keeps none.
 *possible*: the same of the loosest threshold that keeps the promise, which only somebody who knows the whole

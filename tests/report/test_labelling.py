@@ -13,7 +13,6 @@ from hostile import HOSTILE, says
 from scalecap.calibrate import main as calibrate
 from scalecap.engines.scripted import Scripted
 from scalecap.report.build import write_report
-from scalecap.report.folder import Run
 from scalecap.report.labelling import draw
 from scalecap.run import run
 from scalecap.settings import Settings
@@ -61,15 +60,6 @@ def test_the_unsure_come_first_when_asked_for():
     assert [text for *_, text in drawn["steps"][0]["statements"]][:3] == ["not answered", "b 1", "b 2"]
 
 
-@pytest.fixture
-def labelled(hostile: Path) -> Path:
-    path = hostile / "captions.jsonl"
-    lines = [{"row_id": str(n)} | json.loads(line) for n, line in enumerate(path.read_text().splitlines())]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_report(hostile)
-    return hostile
-
-
 async def label(page: Any, count: int) -> None:
     """So many statements, by their texts: cats are not there."""
     for _ in range(count):
@@ -78,14 +68,14 @@ async def label(page: Any, count: int) -> None:
 
 
 async def test_from_keys_to_a_promise(
-    labelled: Path,
+    hostile: Path,
     browser: Browser,
     compose: Callable[..., Settings],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    async with browser(labelled / "report.html") as page:
+    async with browser(hostile / "report.html") as page:
         await page.get_by_role("button", name="Label statements").click()
         assert await page.locator("article:visible").count() == 0
         assert not await page.locator(".scored:visible").count()  # no P(yes) is to be seen
@@ -128,14 +118,14 @@ async def test_from_keys_to_a_promise(
     }
     assert {each["text"]: each["verdict"] for each in labels} == {HOSTILE: "yes", "There is a cat.": "no"}
 
-    words = ["calibrate", str(labelled), "--labels", str(tmp_path / "labels.jsonl"), "--wrong", "0.2"]
+    words = ["calibrate", str(hostile), "--labels", str(tmp_path / "labels.jsonl"), "--wrong", "0.2"]
     monkeypatch.setattr(sys, "argv", words)
     calibrate()
     assert "golden_sentences: 58 labels, one a picture" in capsys.readouterr().out
 
     engine = Scripted(says)
     rows = f"data.path={tmp_path}/rows.jsonl"
-    promise = (f"calibration={labelled}/calibration.json", "wrong=0.2", f"output={tmp_path}/promised")
+    promise = (f"calibration={hostile}/calibration.json", "wrong=0.2", f"output={tmp_path}/promised")
     summary = run(
         compose("data=jsonl", rows, "report=true", "cache=off", *promise),
         engines={"vlm": engine, "llm": engine},
@@ -147,8 +137,8 @@ async def test_from_keys_to_a_promise(
         assert "with a probability of at most 20 %" in await page.inner_text("header")
 
 
-async def test_each_check_is_labelled_by_itself(labelled: Path, browser: Browser):
-    async with browser(labelled / "report.html", 360, scheme="dark") as page:
+async def test_each_check_is_labelled_by_itself(hostile: Path, browser: Browser):
+    async with browser(hostile / "report.html", 360, scheme="dark") as page:
         await page.get_by_role("button", name="Label statements").click()
         await label(page, 3)
         await page.get_by_label("Check").select_option(label="final details")
@@ -164,8 +154,8 @@ async def test_each_check_is_labelled_by_itself(labelled: Path, browser: Browser
         assert await page.locator("#label-text[aria-live=polite]").count() == 1
 
 
-async def test_a_browser_that_keeps_nothing_says_so(labelled: Path, browser: Browser):
-    async with browser(labelled / "report.html") as page:
+async def test_a_browser_that_keeps_nothing_says_so(hostile: Path, browser: Browser):
+    async with browser(hostile / "report.html") as page:
         await page.evaluate("(Storage.prototype.setItem = () => { throw new Error(0); }, null)")
         await page.get_by_role("button", name="Label statements").click()
         await label(page, 2)
@@ -173,9 +163,8 @@ async def test_a_browser_that_keeps_nothing_says_so(labelled: Path, browser: Bro
         assert "download the labels before you leave" in await page.inner_text("#label-warning")
 
 
-async def test_a_page_of_unsure_statements_promises_nothing(labelled: Path, browser: Browser):
-    page_of = write_report(labelled, uncertain=True)
+async def test_a_page_of_unsure_statements_promises_nothing(hostile: Path, browser: Browser):
+    page_of = write_report(hostile, uncertain=True)
     async with browser(page_of) as page:
         await page.get_by_role("button", name="Label statements").click()
         assert "no promise can be made from them" in await page.inner_text("#label")
-    assert Run(labelled, "run").rows()
