@@ -112,7 +112,7 @@ def main() -> None:
     for outcome in found:
         print("\n".join(table(outcome, wrong)))
     path = arguments.run / NAME
-    print(f"{path}  what was found")
+    print(f"{path}  what was found; `python -m scalecap.report {shlex.quote(str(arguments.run))}` plots it")
     print(next_step(found, path, wrong))
 
 

@@ -5,19 +5,23 @@
 writes it into the folder of a run. It is one file, to be opened from disk.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from scalecap.calibration import record
 from scalecap.data import Row as DataRow
 from scalecap.data.files import public
 from scalecap.intervals import by_step, label, mean
 from scalecap.report.folder import MOST, WORD, FolderError, Row, Run, checks
-from scalecap.report.labelling import draw
+from scalecap.report.labelling import draw, large
 from scalecap.report.page import Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
 from scalecap.report.row import numbers, told
+
+log = logging.getLogger(__name__)
 
 TOLD = ("rows", "notes", "metrics", "checks", "steps", "errors", "models", "command", "seconds")
 """What the page tells of a summary, where there is one."""
@@ -45,7 +49,7 @@ def write_report(
     part = path.with_name("report.html.part")
     template = templates().get_template("report.html.j2")
     told = run.summary.get("rows", {})
-    calibrated = calibration(rows)
+    calibrated = calibration(rows) | _labelled(folder)
     drawn = draw(rows, seed, uncertain=uncertain)
     stream = template.stream(
         run=run,
@@ -57,7 +61,7 @@ def write_report(
         calibrated=calibrated,
         labelled=drawn if drawn["steps"] else None,
         blocks=[
-            *_blocks(run, rows, thumbnails(run, rows, source)),
+            *_blocks(run, rows, thumbnails(run, rows, source, large=large(drawn))),
             block("calibration", list(calibrated.values())),
             block("draw", drawn),
         ],
@@ -91,6 +95,17 @@ def calibration(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
                 inside = [each for each in asked if min(9, int(each["p_yes"] * 10)) == at]
                 every += [[(float(each["p_yes"]), bool(each["label"])) for each in inside]] if inside else []
     return {step: [_bin(every) for every in bins if every] for step, bins in found.items()}
+
+
+def _labelled(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The same points of the checks that were calibrated by labels."""
+    path = folder / record.NAME
+    try:
+        steps = record.read_calibration(path).steps if path.exists() else {}
+    except record.CalibrationError as error:
+        log.warning("the page doesn't show %s: %s", path, error)
+        return {}
+    return {name: [dict(point) for point in step.reliability] for name, step in steps.items()}
 
 
 def _is_labelled(answer: Mapping[str, Any]) -> bool:

@@ -8,6 +8,8 @@ from scalecap.report.folder import Row, checks, drawn_from
 
 DRAWN = 1_000
 """Pictures drawn for each check, at most."""
+LARGE = 200
+"""Of these, the first so many are large on the page, however many rows it has."""
 
 
 def draw(rows: Sequence[Row], seed: int = 0, *, uncertain: bool = False) -> dict[str, Any]:
@@ -35,6 +37,11 @@ def draw(rows: Sequence[Row], seed: int = 0, *, uncertain: bool = False) -> dict
         run = drawn_from((row for _, row in numbered), step)
         steps.append({"step": step, "run": run, "statements": statements})
     return {"seed": seed, "draw": "uncertain" if uncertain else "random", "steps": steps}
+
+
+def large(drawn: Mapping[str, Any]) -> set[int]:
+    """Numbers of the rows whose pictures are labelled first."""
+    return {number for step in drawn["steps"] for number, *_ in step["statements"][:LARGE]}
 
 
 def _asked(scores: Sequence[Mapping[str, Any]]) -> bool:

@@ -3,7 +3,7 @@
 import io
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import fields, replace
@@ -34,7 +34,11 @@ _AHEAD = 64
 
 
 def thumbnails(
-    run: Run, rows: Sequence[Mapping[str, Any]], source: Iterable[Row] | None = None
+    run: Run,
+    rows: Sequence[Mapping[str, Any]],
+    source: Iterable[Row] | None = None,
+    *,
+    large: Collection[int] = (),
 ) -> list[bytes | str]:
     """A WebP for each row, or the reason why there is none.
 
@@ -44,6 +48,7 @@ def thumbnails(
     Args:
         rows: of the run's captions, in any order.
         source: the run's data; None opens what the run's config says.
+        large: numbers of rows whose pictures are as large as those of a small run.
     """
     found: list[bytes | str] = [GONE if row.get("row_id") else UNKNOWN for row in rows]
     # The run's paths start at its own working folder, if that is on this machine.
@@ -51,7 +56,8 @@ def thumbnails(
     try:
         with chdir(there):
             matched = _matched(run, rows, open_source(_data(run)) if source is None else source)
-            for number, picture in _opened(run, rows, matched, side_of(len(rows))):
+            sides = dict.fromkeys(range(len(rows)), side_of(len(rows))) | dict.fromkeys(large, SIDES[0][1])
+            for number, picture in _opened(run, rows, matched, sides):
                 found[number] = picture
     except Exception as error:  # a page without pictures is better than none
         known = isinstance(error, DataError | RowError)
@@ -97,7 +103,7 @@ def _matched(run: Run, rows: Sequence[Mapping[str, Any]], source: Iterable[Row])
 
 
 def _opened(
-    run: Run, rows: Sequence[Mapping[str, Any]], matched: Iterator[tuple[int, Row]], side: int
+    run: Run, rows: Sequence[Mapping[str, Any]], matched: Iterator[tuple[int, Row]], sides: Mapping[int, int]
 ) -> Iterator[tuple[int, bytes | str]]:
     ids = {row.get("row_id") for row in rows}
     known = {id: (hash, stamp) for id, hash, stamp in run.captioned() if id in ids}
@@ -106,7 +112,7 @@ def _opened(
         captioned = None
         if rows[number].get("row_id"):
             captioned = Fingerprint(*known.get(row.id, ("", "")), name_of(rows[number].get(run.image)))
-        return _thumbnail(row, name_of(row.columns.get(run.image)), captioned, side)
+        return _thumbnail(row, name_of(row.columns.get(run.image)), captioned, sides[number])
 
     with ThreadPoolExecutor(thread_name_prefix="thumbnails") as pool:
         while batch := list(islice(matched, _AHEAD)):

@@ -1,5 +1,6 @@
 """The labelling mode: what is drawn, and a real browser from the first key to a run that keeps a promise."""
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 from hostile import HOSTILE, says
+from PIL import Image as Pillow
 
 from scalecap.calibrate import main as calibrate
 from scalecap.engines.scripted import Scripted
+from scalecap.report import labelling, pictures
 from scalecap.report.build import write_report
+from scalecap.report.folder import Run
 from scalecap.report.labelling import draw
 from scalecap.run import run
 from scalecap.settings import Settings
@@ -58,6 +62,17 @@ def test_the_unsure_come_first_when_asked_for():
     drawn = draw([*ROWS[1:], row(0, [("sure", 0.99), ("not answered", None)])], uncertain=True)
     assert drawn["draw"] == "uncertain"
     assert [text for *_, text in drawn["steps"][0]["statements"]][:3] == ["not answered", "b 1", "b 2"]
+
+
+def test_pictures_that_are_labelled_first_are_large(monkeypatch: pytest.MonkeyPatch, hostile: Path):
+    monkeypatch.setattr(pictures, "SIDES", ((2, 24), (100, 8)))
+    run = Run(hostile, "run")
+    shown = pictures.thumbnails(run, list(run.rows()), large={5, 7})
+    sides = [max(Pillow.open(io.BytesIO(each)).size) for each in shown if isinstance(each, bytes)]
+    assert sorted(sides, reverse=True) == [24, 24] + [8] * 56
+    monkeypatch.setattr(labelling, "LARGE", 3)
+    steps = draw(ROWS)["steps"]
+    assert labelling.large({"steps": steps}) == {number for number, *_ in steps[0]["statements"][:3]}
 
 
 async def label(page: Any, count: int) -> None:
@@ -122,6 +137,10 @@ async def test_from_keys_to_a_promise(
     monkeypatch.setattr(sys, "argv", words)
     calibrate()
     assert "golden_sentences: 58 labels, one a picture" in capsys.readouterr().out
+    async with browser(write_report(hostile)) as page:
+        region = page.get_by_role("region", name="Calibration of golden_sentences")
+        assert await region.locator("canvas").count() == 1
+        assert "0.900\t1.000 (" in await region.locator("table").inner_text()
 
     engine = Scripted(says)
     rows = f"data.path={tmp_path}/rows.jsonl"
