@@ -89,7 +89,7 @@ def _kinds(
     problems: list[str],
 ) -> dict[str, str]:
     """Every column that there will be, with its kind. A column has one writer."""
-    kinds = dict(offered or {})
+    kinds = dict(offered or {}) | {"row_id": "text"}
     writers = dict.fromkeys(kinds, "the data")
     for name in steps:
         stage = found.get(name)

@@ -8,7 +8,7 @@ RUN/calibration.json, which `calibration=` of a run reads.
 
 import argparse
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scalecap.binding import PipelineError
@@ -118,18 +118,39 @@ def main() -> None:
 
 def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
     """What to do with the calibration, and what is promised then."""
-    kept = [
-        each for each in found if (made := each.calibration.promise(wrong)) and made.threshold is not None
-    ]
-    if not kept:
+    thresholds = {
+        each.step: made.threshold
+        for each in found
+        if (made := each.calibration.promise(wrong)) and made.threshold is not None
+    }
+    if not thresholds:
         return f"No threshold is shown to keep wrong={wrong:g}: label more, or promise less."
-    steps = ", ".join(f"{each.step}: {wrong:g}" for each in kept)
-    promise = f"wrong={wrong:g}" if len(kept) == len(found) else shlex.quote(f"wrong={{{steps}}}")
-    confidence = min(each.calibration.confidence for each in kept)
-    return (
-        f"Next: the run's own command with\n  calibration={shlex.quote(str(path))} {promise}\n"
-        f"promises, with {100 * confidence:g} % confidence: {sentence(wrong)}"
-    )
+    later = {each.step: before for each in found if (before := _moved(each, thresholds))}
+    now = [step for step in thresholds if step not in later]
+    promise = f"wrong={wrong:g}"
+    if len(now) < len(found):
+        promise = shlex.quote(f"wrong={{{', '.join(f'{step}: {wrong:g}' for step in now)}}}")
+    confidence = min(each.calibration.confidence for each in found if each.step in now)
+    lines = [
+        f"Next: the run's own command with\n  calibration={shlex.quote(str(path))} {promise}",
+        f"promises, with {100 * confidence:g} % confidence: {sentence(wrong)}",
+    ]
+    lines += [
+        f"{step} is about what {' and '.join(before)} kept, which changes with that promise: label {step} in"
+        " the report of the run with the promise, and give both label files there."
+        for step, before in later.items()
+    ]
+    return "\n".join(lines)
+
+
+def _moved(outcome: Outcome, thresholds: Mapping[str, float]) -> list[str]:
+    """The checks before this one whose thresholds would not be those that it was labelled with."""
+    steps = outcome.calibration.scope["steps"]
+    return [
+        step
+        for step, threshold in thresholds.items()
+        if step != outcome.step and step in steps and steps[step]["threshold"] != threshold
+    ]
 
 
 def _share_of_one(text: str) -> float:

@@ -125,7 +125,7 @@ class Pipeline:
                 image = await asyncio.get_running_loop().run_in_executor(pictures, row.open_image)
             except Exception as error:
                 return Finished(row, dict(row.columns), _record("image", error), {})
-        values = dict(row.columns)
+        values = {**row.columns, "row_id": row.id}
         errors: dict[str, Exception] = {}
         flags: dict[str, set[str]] = {step.name: set() for step in self.steps}
         tasks: dict[str, asyncio.Task[bool]] = {}

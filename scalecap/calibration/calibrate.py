@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from scalecap.calibration.labels import Label, Statement, arrays, match, one_a_picture
+from scalecap.calibration.labels import Label
 from scalecap.calibration.record import (
     NAME,
     Calibration,
@@ -20,6 +20,7 @@ from scalecap.calibration.record import (
     read_calibration,
 )
 from scalecap.calibration.scope import identities, scope
+from scalecap.calibration.statements import Statement, arrays, match, one_a_picture
 from scalecap.calibration.statistics import THRESHOLDS, Share, counts, labels_needed, loosest, most_wrong
 from scalecap.data.files import public
 from scalecap.journal import Journal

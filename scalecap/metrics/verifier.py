@@ -2,11 +2,13 @@
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from scalecap.calibration.labels import LabelError, distinct, read_labels
 from scalecap.intervals import DRAWS, Interval
 from scalecap.metrics import records, share
 from scalecap.prompts import Template
@@ -80,28 +82,56 @@ class Verifier:
     """Asks the yes/no check about labelled statements, so that its threshold can be chosen.
 
     Statements are a column `statements` of {text, label}, or one a row in `text` and `label`; a label is
-    true or false, yes or no, 1 or 0. `accuracy` counts statements on the right side of `threshold`,
-    `true_accepted` and `false_refused` those of either label, `unanswered` those that were answered neither
-    yes nor no (counted as wrong); over all rows come `balanced_accuracy`,
-    `auc`, `calibration_error` and the `best_threshold`. In yes/no sets such as POPE (Li et al. 2023, arXiv
-    2305.10355) the text is the question.
+    true or false, yes or no, 1 or 0. Or they are those of label files (`labels: [<file>]`, `row_id: row_id`;
+    see `scalecap.calibration`), of all steps or of one (`step`), the unsure ones left out.
+
+    `accuracy` counts statements on the right side of `threshold`, `true_accepted` and `false_refused` those
+    of either label, `unanswered` those that were answered neither yes nor no (counted as wrong); over all
+    rows come `balanced_accuracy`, `auc`, `calibration_error` and the `best_threshold`. In yes/no sets such as
+    POPE (Li et al. 2023, arXiv 2305.10355) the text is the question.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",)}
 
-    def __init__(self, *, prompt: Template, threshold: float = 0.5, model: Role = "vlm") -> None:
+    def __init__(
+        self,
+        *,
+        prompt: Template,
+        labels: list[str] | None = None,
+        step: str | None = None,
+        threshold: float = 0.5,
+        model: Role = "vlm",
+    ) -> None:
         self.prompt, self.threshold, self.model = prompt, probability(threshold), model
+        self.labels = _labelled(labels, step)
 
     def check(self, columns: Sequence[str]) -> str | None:
-        if "statements" in columns or {"text", "label"} <= set(columns):
+        if (
+            "statements" in columns
+            or {"text", "label"} <= set(columns)
+            or ("row_id" in columns and self.labels)
+        ):
             return None
-        return "needs `statements: <column of {text, label}>`, or `text: <column>` and `label: <column>`"
+        return (
+            "needs `statements: <column of {text, label}>`, or `text: <column>` and `label: <column>`, or"
+            " `row_id: row_id` and `labels: [<file>]`"
+        )
 
     async def __call__(
-        self, ask: Ask, *, image: Image, statements: Any = None, text: str | None = None, label: Any = None
+        self,
+        ask: Ask,
+        *,
+        image: Image,
+        statements: Any = None,
+        text: str | None = None,
+        label: Any = None,
+        row_id: str | None = None,
     ) -> tuple[Measures, list[dict[str, Any]]]:
-        one = [{"text": text, "label": label}]
-        given = one if statements is None else records(statements, "text", "label")
+        if row_id is not None:
+            given: Sequence[Mapping[str, Any]] = self.labels.get(row_id, [])
+        else:
+            one = [{"text": text, "label": label}]
+            given = one if statements is None else records(statements, "text", "label")
         answers = await together(self._answer(ask, each["text"], each["label"], image) for each in given)
         measured = {
             "accuracy": share(each["right"] for each in answers),
@@ -120,3 +150,18 @@ class Verifier:
         p_yes = chosen.probabilities[0] if chosen.answered else None
         right = p_yes is not None and (p_yes >= self.threshold) == true
         return {"text": text, "label": true, "p_yes": p_yes, "right": right, "mass": chosen.known_mass}
+
+
+def _labelled(files: Sequence[str] | None, step: str | None) -> dict[str, list[Mapping[str, Any]]]:
+    """By row, the labelled statements of label files; ValueError says what is wrong with these."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    try:
+        labels = distinct(read_labels(Path(file).expanduser() for file in files or ()))
+    except (LabelError, OSError) as error:
+        raise ValueError(f"labels: {error}") from error
+    for each in labels:
+        if each.verdict != "unsure" and step in (None, each.step):
+            found.setdefault(each.row_id, []).append({"text": each.text, "label": each.verdict})
+    if files and not found:
+        raise ValueError(f"labels: none of step {step}" if step else "labels: all are unsure")
+    return found

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from labelled import labels_of, write_labels
 
-from scalecap.calibration.labels import LabelError, Statement, arrays, match, one_a_picture, read_labels
+from scalecap.calibration.labels import LabelError, read_labels
+from scalecap.calibration.statements import Statement, arrays, match, one_a_picture
 from scalecap.report.folder import Run
 
 

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,41 @@ def test_columns_are_checked_before_any_model():
     assert Verifier(prompt=PROMPT).check(["image", "statements"]) is None
     assert Verifier(prompt=PROMPT).check(["text", "label"]) is None
     assert "needs `statements:" in str(Verifier(prompt=PROMPT).check(["text"]))
+
+
+def line(row_id, text, verdict, step="golden"):
+    label = {"row_id": row_id, "step": step, "text": text, "verdict": verdict, "run": "r"}
+    return json.dumps(label) + "\n"
+
+
+async def test_statements_of_label_files(asking, image, tmp_path):
+    file = tmp_path / "labels.jsonl"
+    lines = [("0", "a", "yes"), ("0", "b", "no", "details"), ("0", "c", "unsure"), ("1", "d", "no")]
+    file.write_text("".join(line(*each) for each in lines))
+    asked = asking(lambda request: 0.9)
+    verifier = Verifier(prompt=PROMPT, labels=[str(file)])
+    assert verifier.check(["image", "row_id"]) is None
+    _, answers = await verifier(asked.ask, image=image, row_id="0")
+    assert [(each["text"], each["label"]) for each in answers] == [("a", True), ("b", False)]
+    measured, answers = await verifier(asked.ask, image=image, row_id="a row that nobody labelled")
+    assert answers == []
+    assert measured["accuracy"] == {"count": 0, "of": 0}
+    _, answers = await Verifier(prompt=PROMPT, labels=[str(file)], step="golden")(
+        asked.ask, image=image, row_id="0"
+    )
+    assert [each["text"] for each in answers] == ["a"]
+
+
+def test_label_files_are_checked_before_any_model(tmp_path):
+    with pytest.raises(ValueError, match=r"labels: .*No such file"):
+        Verifier(prompt=PROMPT, labels=[str(tmp_path / "none.jsonl")])
+    file = tmp_path / "labels.jsonl"
+    file.write_text(line("0", "a", "yes") + line("0", "a", "no"))
+    with pytest.raises(ValueError, match=r"line 1 and .* line 2 contradict each other"):
+        Verifier(prompt=PROMPT, labels=[str(file)])
+    file.write_text(line("0", "a", "yes"))
+    with pytest.raises(ValueError, match="labels: none of step details"):
+        Verifier(prompt=PROMPT, labels=[str(file)], step="details")
 
 
 def rows(p, label, threshold=0.5):

@@ -67,6 +67,16 @@ def test_the_page_and_the_plot(tmp_path: Path):
     assert ElementTree.parse(tmp_path / "promise.svg").getroot().tag.endswith("svg")
 
 
+def test_the_promises_in_the_docs_were_kept():
+    told = RESULTS.read_text(encoding="utf-8")
+    assert "python -m scalecap.scenes.promise DIR --count 1000" in told
+    table = [line.split("|") for line in told.splitlines() if line.startswith("| ") and line.count("|") == 10]
+    rows = [[cell.strip() for cell in cells[1:-1]] for cells in table if cells[2].strip()[:1].isdigit()]
+    assert {row[0] for row in rows} == set(CHECKS.values())
+    assert len(rows) == len(CHECKS) * len(LABELS) * len(PROMISES)
+    assert all(float(row[4].rstrip("%")) <= 5 + 2.1 for row in rows)  # three standard errors of 1,000 draws
+
+
 @pytest.mark.slow
 def test_one_command_makes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["promise", str(tmp_path), "--count", "4", "--draws", "2"])
