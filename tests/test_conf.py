@@ -56,6 +56,8 @@ def test_each_file_composes_and_its_pipeline_runs(
         overrides += _data(file.stem, tmp_path)
     if group == "evaluate":
         overrides += [] if "scenes" in file.stem else _data("jsonl", tmp_path, COLUMNS)
+    if file == Path("evaluate/labelled.yaml"):
+        Path("labels.jsonl").write_text(LABEL)
     if file == Path("evaluate/clipscore.yaml"):
         overrides.append(f"pipeline.steps.clipscore.weights={clip.make(tmp_path)}")
     if file == Path("pipeline/none.yaml"):
@@ -140,6 +142,9 @@ def _data(source: str, folder: Path, columns: dict[str, Any] | None = None) -> l
     return []
 
 
+LABEL = '{"row_id": "0", "step": "golden", "text": "A dog.", "verdict": "yes", "run": "made by hand"}\n'
+
+
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_each_file_opens_as_a_page_whose_commands_compose(file: Path, compose: Compose):
     lines = [
@@ -149,6 +154,8 @@ def test_each_file_opens_as_a_page_whose_commands_compose(file: Path, compose: C
         lines = lines[1:]
     assert lines[0].endswith(".") or lines[0].endswith("?")
     Path("mine.txt").write_text("gadget\n")  # which evaluate=chair's command names
+    for name in ("labels.jsonl", "mine.jsonl", "yours.jsonl"):  # evaluate=labelled's
+        Path(name).write_text(LABEL)
     starts = [line.split(":")[0] for line in lines[1:4]]
     assert starts == ["Needs", "Command", "Override"]
     for line in lines[2:4]:
