@@ -66,6 +66,7 @@ def test_the_unsure_come_first_when_asked_for():
 
 def test_pictures_that_are_labelled_first_are_large(monkeypatch: pytest.MonkeyPatch, hostile: Path):
     monkeypatch.setattr(pictures, "SIDES", ((2, 24), (100, 8)))
+    monkeypatch.setattr(pictures, "BITS", 0.01)  # of so small a picture more than a few bytes
     run = Run(hostile, "run")
     shown = pictures.thumbnails(run, list(run.rows()), large={5, 7})
     sides = [max(Pillow.open(io.BytesIO(each)).size) for each in shown if isinstance(each, bytes)]
