@@ -38,6 +38,15 @@ def identities(pipeline: Pipeline, step: str, models: Mapping[str, str]) -> dict
     return {role: models.get(role, "") for role in _roles(_upstream(pipeline, step))}
 
 
+def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
+    """What differs, for reading, by dotted names."""
+    if isinstance(labelled, Mapping) and isinstance(now, Mapping):
+        keys = dict.fromkeys([*labelled, *now])
+        below = (differences(labelled.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+        return [each for every in below for each in every]
+    return [] if labelled == now else [f"{name}: was {labelled}, is {now}"]
+
+
 def _upstream(pipeline: Pipeline, step: str) -> list[Step]:
     """The step after all that it reads from, in the pipeline's order."""
     wanted: set[str] = set()

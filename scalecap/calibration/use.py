@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.calibration.record import CalibrationError, StepCalibration, read_calibration, sentence
-from scalecap.calibration.scope import identities, scope
-from scalecap.journal import Journal
+from scalecap.calibration.scope import differences, identities, scope
 from scalecap.nearest import nearest
 from scalecap.pipeline import Pipeline
 from scalecap.settings import Settings
@@ -76,7 +75,7 @@ def check_scope(applied: Mapping[str, Applied], pipeline: Pipeline, settings: Se
     """CalibrationError where the check, a step that it reads from or a model is not as it was labelled."""
     for step, promise in applied.items():
         now = scope(pipeline, step, settings)
-        if changes := Journal.differences(promise.calibration.scope, now):
+        if changes := differences(promise.calibration.scope, now):
             raise CalibrationError(_refused(step, settings, changes))
 
 
@@ -86,14 +85,15 @@ def check_models(
     """CalibrationError where a loaded model (its identity by role) is not the one that was labelled."""
     for step, promise in applied.items():
         now = identities(pipeline, step, models)
-        if changes := Journal.differences(promise.calibration.identities, now):
+        if changes := differences(promise.calibration.identities, now):
             raise CalibrationError(_refused(step, settings, changes))
 
 
-def _refused(step: str, settings: Settings, changes: str) -> str:
+def _refused(step: str, settings: Settings, changes: list[str]) -> str:
+    shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
     return (
         f"{settings.calibration} promises nothing about this run's {step}: what it was labelled with has"
-        f" changed ({changes}). Run without calibration=, label that run's report and calibrate it, or put"
+        f" changed ({shown}). Run without calibration=, label that run's report and calibrate it, or put"
         " the setting back"
     )
 
