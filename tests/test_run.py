@@ -357,6 +357,35 @@ def test_a_condition_that_held_for_all_rows_or_none_is_told(
     assert summary.flags == ({"final_caption": {"skipped": skipped}} if skipped else {})
 
 
+def test_items_are_kept_and_fail_as_rows_do(compose: Compose, tmp_path: Path, rows: Callable[..., str]):
+    broken, asked = True, list[str]()
+
+    def says(request: Request) -> Any:
+        text, picture = request.prompt.text, request.prompt.image
+        asked.append(text)
+        if isinstance(request, Generate):
+            return f"A dog. It is number {request.seed}."
+        if broken and picture.pixels.getpixel((0, 0))[0] == 1 and "number" in text:
+            raise EngineError("no")
+        return 0.9
+
+    settings = compose("data=jsonl", rows(3), "pipeline=best_of_n", "pipeline.steps.drafts.samples=3")
+    summary = run(settings, engines=both(Scripted(says)))
+    first, failed, last = captions(tmp_path)
+    assert (summary.done, summary.failed, failed["error"]["step"]) == (2, 1, "golden_sentences")
+    assert [row["id"] for row in captions(tmp_path)] == [0, 1, 2]
+    assert len(set(failed["drafts"])) == len(set(first["drafts"])) == 3
+    assert failed["sentences_about"] == first["sentences_about"] == [0, 0, 1, 1, 2, 2]
+    assert not {*first["drafts"]} & {*last["drafts"]}
+    broken = False
+    asked.clear()
+    assert run(settings, engines=both(Scripted(says))).done == 3
+    # Drafts, and the check of the sentence that they share, are on hand.
+    assert len(asked) == 3
+    assert all("number" in text for text in asked)
+    assert captions(tmp_path)[0] == first
+
+
 def test_an_empty_data_set_is_an_error(compose: Compose, engines: Engines, tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text("\n")
     with pytest.raises(RunError, match=r"no rows|empty"):
