@@ -221,6 +221,10 @@ BAD = [
     ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "3 is no mapping"),
     (
+        changed(raw_answers=STEPS["raw_answers"] | {"variables": {"question": "id"}}),
+        "raw_answers: 'question' is named by both `variables` and `each`",
+    ),
+    (
         changed(golden=STEPS["golden"] | {"views": "sentences"}),
         "golden: views: 'sentences' holds a list of texts, not parts of the picture",
     ),

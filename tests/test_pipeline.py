@@ -461,6 +461,19 @@ async def test_a_step_runs_for_the_rows_for_which_its_condition_holds():
     assert counts.total.requests == 3
 
 
+async def test_a_list_that_was_skipped_is_empty_for_what_reads_it():
+    step = {"stage": "generate", "prompt": "Ask: {{ s }}", "each": {"s": "tags"}, "parse": "json"}
+    steps = {
+        "boxes": step | {"when": "false"},
+        "views": {"stage": "crop", "boxes": "boxes"},
+        "told": {"stage": "generate", "prompt": "Caption.", "views": "views", "parse": "lines"},
+    }
+    (done,), counts = await go(steps, [row(tags=["a"])])
+    assert done.error is None
+    assert [done.columns[name] for name in ("boxes", "views", "told", "told_about")] == [[], [], [], []]
+    assert counts.total.requests == 0
+
+
 async def test_parts_of_the_picture_are_shown_and_written_as_their_boxes():
     steps = {
         "parts": {"stage": "tiles", "rows": 1, "columns": 2, "overlap": 0.0},

@@ -72,10 +72,8 @@ class Generate:
             raise ValueError(f"samples: {samples} must be 1 or more")
         self.prompt, self.retry_prompt = prompt, retry_prompt
         self.parse, self.samples, self.where = parse, samples, where
-        self.schema, self._schema_text = (
-            schema,
-            None if schema is None else json.dumps(schema, sort_keys=True),
-        )
+        self.schema = schema
+        self._schema_text = json.dumps(schema, sort_keys=True) if schema is not None else None
         self.max_sentences, self.max_characters = max_sentences, max_characters
         self.model, self.sampling = model, sampling
 
@@ -90,17 +88,20 @@ class Generate:
         model = replace(stage.settings["model"], default="vlm" if sees else "llm")
         if (given.get("each") or given.get("views")) and given.get("samples"):
             raise ValueError("`each` and `samples` do not go together: draw samples in a step before")
+        if twice := _names(given.get("variables")) & _names(given.get("each")):
+            raise ValueError(f"{sorted(twice)[0]!r} is named by both `variables` and `each`")
         if given.get("where") and not given.get("each"):
             raise ValueError("where: chooses items, and there is no `each`: a step has `when: <expression>`")
         listed = any(given.get(name) for name in ("each", "views", "samples"))
         kind: Kind = "texts" if listed or given.get("parse") == "lines" else "text"
-        kind = "any" if given.get("parse") == "json" else kind
+        if given.get("parse") == "json":
+            kind = "list" if listed else "any"
         about = ("about",) if listed and given.get("parse") == "lines" else ()
         return replace(
             stage,
             settings={**stage.settings, "model": model},
             side=about,
-            kinds=(kind, "any") if about else (kind,),
+            kinds=(kind, "list") if about else (kind,),
         )
 
     def check(self, columns: Collection[str]) -> str | None:
@@ -190,6 +191,12 @@ class Generate:
         return None
 
 
+def _names(given: Any) -> set[str]:
+    """The prompt's variables that a mapping, a list of columns or one column gives."""
+    names = [given] if isinstance(given, str) else given if isinstance(given, Mapping | list) else []
+    return {name for name in names if isinstance(name, str)}
+
+
 def check_schema(schema: Mapping[str, Any]) -> None:
     """ValueError for what is no JSON schema."""
     from jsonschema import Draft202012Validator, SchemaError
@@ -201,8 +208,8 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def items(each: Mapping[str, Sequence[Any]] | None, views: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """The values of each item, by variable. ValueError for lists of several lengths."""
-    lists = dict(each or {})
+    """The values of each item, by variable; null has none. ValueError for lists of several lengths."""
+    lists = {name: values or [] for name, values in (each or {}).items()}
     lengths = {name: len(values) for name, values in lists.items()}
     if views is not None:
         lengths["views"] = len(views)

@@ -19,6 +19,7 @@ from scalecap.engines.base import (
     EngineDead,
     EngineError,
     Generate,
+    Generated,
     Image,
     Prompt,
     PromptTooLong,
@@ -120,10 +121,14 @@ async def test_a_reply_follows_its_schema(engine: VllmEngine, picture: Picture) 
         engine.generate(Generate(prompt, sampling, 1)),
         *(engine.generate(Generate(prompt, sampling, seed, json.dumps(schema))) for seed in range(3)),
     )
-    # Random weights write JSON by no accident.
-    assert [json.loads(reply.text)["side"] in ("left", "right") for reply in held] == [True] * 3
-    with pytest.raises(ValueError, match=r"Expecting|Extra"):
-        json.loads(free.text)
+    # Random weights like white space, which JSON allows, and write no JSON by accident.
+    allowed = ['{"side":"left"}', '{"side":"right"}']
+
+    def follows(reply: Generated) -> bool:
+        text = "".join(reply.text.split())
+        return bool(text) and any(each.startswith(text) for each in allowed)
+
+    assert [follows(reply) for reply in (free, *held)] == [False, True, True, True]
 
 
 async def test_second_request_about_a_picture_finds_its_prefix(engine: VllmEngine, picture: Picture) -> None:

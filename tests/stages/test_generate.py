@@ -74,7 +74,9 @@ async def test_each_item_has_a_reply_in_its_place(asking, image):
 
 async def test_no_item_asks_nothing(asking, image):
     asked = asking(lambda _: "")
-    assert await Generate(prompt=PROMPT)(asked.ask, image=image, each={"sentences": [], "details": []}) == []
+    assert (
+        await Generate(prompt=PROMPT)(asked.ask, image=image, each={"sentences": [], "details": None}) == []
+    )
     assert asked.requests == []
 
 
