@@ -318,7 +318,7 @@ def test_rating_and_asking_compose(
         ),
         (
             "self_consistency pipeline.steps.drafts.samples=3",
-            {"drafts": 3, "claims": 2, "golden_claims": 3},
+            {"drafts": 3, "atomic_claims": 2, "golden_claims": 3},
             "There is a dog. It is brown.",
         ),
         (
@@ -328,7 +328,7 @@ def test_rating_and_asking_compose(
         ),
         (
             "capmas",
-            {"init_caption": 1, "claims": 2, "golden_claims": 2, "final_caption": 1},
+            {"init_caption": 1, "atomic_claims": 2, "golden_claims": 2, "final_caption": 1},
             "There is a dog.",
         ),
     ],
