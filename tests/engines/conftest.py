@@ -42,6 +42,7 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = "--served-model-name scenes --dtype float32 --enforce-eager --enable-prompt-tokens-details"
+    options += " --mm-processor-cache-gb 0.01"  # pictures are dropped while tests run
     where = f"--host 127.0.0.1 --port {port}"
     # What `vllm serve` runs; the command itself asks for the metadata of a package named vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded)]
