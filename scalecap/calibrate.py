@@ -43,7 +43,8 @@ def table(outcome: Outcome, wrong: float) -> Iterator[str]:
         mean, low, high = point["y"]
         yield f"    {point['x']:.2f}  {point['label']:>6}  {mean:.2f} ({low:.2f} to {high:.2f})"
     if not made.promises:
-        yield "  These labels were drawn unsure first, so they are no random draw: nothing can be promised."
+        yield "  These labels were drawn unsure first, so they are no random draw: nothing can be promised,"
+        yield "  and the shares above are of statements that the check finds hard."
         return
     if outcome.looks > 1:
         yield (
@@ -59,7 +60,7 @@ def table(outcome: Outcome, wrong: float) -> Iterator[str]:
 def _promise(promise: Promise, outcome: Outcome) -> str:
     if promise.threshold is None:
         if promise.labels_needed is None:
-            return "none: no threshold has so few wrong ones among these labels"
+            return "none: not even 10,000 labels like these are likely to find one"
         more = promise.labels_needed - outcome.calibration.labels
         return f"none: about {max(more, 1):,} more labels may find one"
     mean, low, high = promise.true_kept or (0.0, 0.0, 1.0)

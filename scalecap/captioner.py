@@ -27,6 +27,8 @@ from omegaconf import OmegaConf
 
 from scalecap.asking import Asked, Counts
 from scalecap.cache import Cache, CacheError
+from scalecap.calibration.record import CalibrationError
+from scalecap.calibration.use import Applied, apply, check_models, check_scope
 from scalecap.compose import compose
 from scalecap.data import DataError, Row
 from scalecap.data.images import open_image
@@ -97,6 +99,7 @@ class Captioner:
         self._cache: Cache | None = None
         self._asked: asyncio.Task[Asked] | None = None
         self._closed = False
+        self._promises: Mapping[str, Applied] = {}
         self._build(None)
 
     def __enter__(self) -> Self:
@@ -196,13 +199,14 @@ class Captioner:
         return Report(self.summary.report or write_report(self.summary.output, self._source))
 
     def _build(self, columns: Mapping[str, str] | None) -> Pipeline:
-        pipeline = self.settings.pipeline
         try:
-            return Pipeline.build(
-                pipeline.steps, columns, imports=pipeline.imports, sampling=self.settings.sampling
-            )
-        except PipelineError as error:
+            settings, self._promises = apply(self.settings)
+            steps, imports = settings.pipeline.steps, settings.pipeline.imports
+            pipeline = Pipeline.build(steps, columns, imports=imports, sampling=settings.sampling)
+            check_scope(self._promises, pipeline, settings)
+        except (PipelineError, CalibrationError) as error:
             raise RunError(str(error)) from error
+        return pipeline
 
     async def _one(self, image: Any) -> dict[str, Any]:
         cells = dict(image) if isinstance(image, Mapping) and "bytes" not in image else {"image": image}
@@ -216,7 +220,7 @@ class Captioner:
         try:
             asked = await self._dispatcher(pipeline)
             finished = await pipeline.take(Row(0, columns, opened), asked, self._pictures)
-        except (EngineError, CacheError) as error:
+        except (EngineError, CacheError, CalibrationError) as error:
             raise RunError(str(error)) from error
         if failure := finished.error:
             where = f"{failure['step']}: " if failure["step"] else ""
@@ -240,6 +244,8 @@ class Captioner:
         if settings.cache.enabled and self._cache is None:
             self._cache = Cache(Path(settings.cache.dir).expanduser())
         engines = await self._engines.by_role(roles)
+        identities = {role: engine.identity for role, engine in engines.items()}
+        check_models(self._promises, pipeline, settings, identities)
         return Asked(engines, self._cache, settings.sampling, settings.seed, Counts(), settings.min_mass)
 
     def _record(self, folder: Path, settings: Settings) -> None:

@@ -88,16 +88,16 @@ def loosest(kept: np.ndarray, wrong_kept: np.ndarray, most: np.ndarray) -> int |
 def labels_needed(kept: np.ndarray, wrong_kept: np.ndarray, wrong: float, confidence: float) -> int | None:
     """About how many labels a promise would take, were more of them like those that are there (n > 0).
 
-    None when no threshold has clearly fewer wrong ones than promised, or when 100,000 labels are too few.
+    None when no threshold has fewer wrong ones than promised, or when 10,000 labels are too few.
     """
     labels = int(kept[-1])
     best: int | None = None
     for k, w in sorted(set(zip(kept.tolist(), wrong_kept.tolist(), strict=True))):
         share = (w + 0.5) / (k + 1)  # none wrong among k is no proof that none ever is
         if k and share < wrong:
-            sizes = np.unique(np.geomspace(1, 100_000, 400).astype(int))
+            sizes = np.unique(np.geomspace(1, 10_000, 400).astype(int))
             enough = binom.cdf(np.round(share * sizes), sizes, wrong) <= 1 - confidence
             if enough.any():
                 needed = int(np.ceil(sizes[np.argmax(enough)] * labels / k))
                 best = needed if best is None else min(best, needed)
-    return best
+    return best if best is None or best <= 10_000 else None

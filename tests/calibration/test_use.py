@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from labelled import STEPS, labels_of, write_labels
+from PIL import Image as Pillow
 
+from scalecap import Captioner
 from scalecap.calibration.calibrate import calibrate
 from scalecap.calibration.labels import read_labels
 from scalecap.card import card
@@ -114,6 +116,17 @@ def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
     other = Scripted(lambda request: 0.9, identity="another")
     with pytest.raises(RunError, match=r"vlm: was scripted, is another"):
         again(calibration, "wrong={golden_sentences: 0.1}", engine=other)
+
+
+def test_a_captioner_keeps_the_promise_too(calibration: str, opened: list[Any]):
+    unsure = Pillow.new("RGB", (30, 30), (8, 0, 0))  # of which P(yes) of the cat is 0.53
+    with Captioner(None, "pipeline=none", STEPS, progress=False, cache="off") as captioner:
+        assert captioner(unsure)["golden_sentences"] == ["There is a dog.", "There is a cat."]
+    promise = (calibration, "wrong={golden_sentences: 0.1}")
+    with Captioner(None, "pipeline=none", STEPS, *promise, progress=False, cache="off") as captioner:
+        assert captioner(unsure)["golden_sentences"] == ["There is a dog."]
+    with pytest.raises(RunError, match=r"sampling.temperature"):
+        Captioner(None, "pipeline=none", STEPS, *promise, "sampling.temperature=0.2")
 
 
 def test_what_changes_nothing_is_not_refused(calibration: str, again: Again):
