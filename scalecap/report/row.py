@@ -25,7 +25,8 @@ def told(run: Run, row: Row) -> dict[str, Any]:
     steps, scored = run.steps, dict(checks(row))
     final = run.caption_column(row)
     sides = (f"{name}_{side}" for name in scored for side in ("scores", "refuted"))
-    hidden = {*OUTPUT, run.image, *sides}
+    ranked = (f"{name}_ranks" for name, step in steps.items() if step.get("stage") == "best_of")
+    hidden = {*OUTPUT, run.image, *sides, *ranked}
     measured = list(numbers(run, row))
     hidden |= {parts(name)[0] for name, _ in measured}
     shown: list[dict[str, Any]] = []
@@ -36,8 +37,7 @@ def told(run: Run, row: Row) -> dict[str, Any]:
         if column in hidden or value is None:
             continue
         if column == final and (column in steps or not steps) and isinstance(value, str):
-            sources = {name: scores for name, scores in scored.items() if name != column}
-            shown.append({"is": "final", "column": column, "texts": origins(value, sources)})
+            shown.append({"is": "final", "column": column, "texts": origins(value, scored)})
         elif column in answered and _texts(value) and _texts(row.get(answered[column].questions)):
             check = answered[column].check
             checked = {each["text"]: each for each in scored.get(check, [])}
@@ -53,7 +53,7 @@ def told(run: Run, row: Row) -> dict[str, Any]:
         elif _regions(value):
             shown.append({"is": "regions", "column": column, "regions": value})
         elif step.get("stage") == "generate" and (step.get("samples") or step.get("views")) and _texts(value):
-            texts = _ranked(column, value, steps, scored)
+            texts = _ranked(column, value, steps, row)
             shown.append({"is": "drafts", "column": column, "texts": texts})
         elif step.get("stage") == "generate" and step.get("image") and isinstance(value, str):
             shown.append({"is": "text", "column": column, "text": value})
@@ -77,21 +77,14 @@ def _regions(value: Any) -> bool:
 
 
 def _ranked(
-    column: str,
-    drafts: Sequence[str],
-    steps: Mapping[str, Mapping[str, Any]],
-    scored: Mapping[str, Sequence[Mapping[str, Any]]],
+    column: str, drafts: Sequence[str], steps: Mapping[str, Mapping[str, Any]], row: Row
 ) -> list[dict[str, Any]]:
     """Drafts, each with its score and whether it was taken, where a step chose among them."""
     for name, step in steps.items():
-        if (
-            step.get("stage") == "best_of"
-            and step.get("texts") == column
-            and len(scored.get(name, [])) == len(drafts)
-        ):
+        ranks = row.get(f"{name}_ranks")
+        if step.get("stage") == "best_of" and step.get("texts") == column and isinstance(ranks, list):
             return [
-                {"text": each["text"], "score": each.get("score"), "taken": bool(each["kept"])}
-                for each in scored[name]
+                dict(rank) for rank in ranks if isinstance(rank, dict) and isinstance(rank.get("text"), str)
             ]
     return [{"text": draft} for draft in drafts]
 

@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 from scalecap.stages import Ask, stage
 
 
-@stage(side=["scores"])
+@stage(side=["ranks"])
 class BestOf:
     """The text with the highest mean score; of equal ones the first.
 
     `scores` is the side column of a check: of the texts themselves, one each, or with `about`, of parts of
     them (sentences, claims, objects), `about` having the place of each part's text. A score is P(yes), the
     likelihood, or else 1 for what was kept and 0 for what was not. A text without a part ranks last; when
-    none has one, the first text is taken and marked "unscored". The side column `scores` has {text, score,
-    kept} of each text, kept of the one chosen.
+    none has one, the first text is taken and marked "unscored". The side column `ranks` has {text, score,
+    taken} of each text, in their order.
     """
 
     role: ClassVar[None] = None
@@ -35,7 +35,7 @@ class BestOf:
         ranks = [-1.0 if mean is None else mean for mean in means]
         best = ranks.index(max(ranks)) if texts else None
         return "" if best is None else texts[best], [
-            {"text": text, "score": mean, "kept": place == best}
+            {"text": text, "score": mean, "taken": place == best}
             for place, (text, mean) in enumerate(zip(texts, means, strict=True))
         ]
 

@@ -60,7 +60,7 @@ async def test_the_best_has_the_highest_mean(asking, scores, about, best, means)
     chosen, told = await BestOf()(asked.ask, texts=["a", "b", "c"], scores=scores, about=about)
     assert chosen == best
     assert [each["score"] for each in told] == pytest.approx(means)
-    assert [each["text"] for each in told if each["kept"]] == [best]
+    assert [each["text"] for each in told if each["taken"]] == [best]
     assert (asked.flags, asked.requests) == ([], [])
 
 
