@@ -24,6 +24,8 @@ ends before a model loads: `@stage(requires={"nltk": "scalecap[metrics]"})`, mod
 installs. A class that needs files too may define `missing(self) -> str | None`, what is not there;
 `close(self)`, if it is there, is called when the run ends.
 A stage whose columns depend on its settings defines `shape(stage, given) -> Stage` (see `Stage.given`).
+One that cuts the picture returns `Regions` (`scalecap.regions.cut` makes one), one that is shown such
+parts takes `Views`.
 """
 
 import asyncio
