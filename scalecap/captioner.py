@@ -173,8 +173,8 @@ class Captioner:
         except DataError as error:
             raise RunError(str(error)) from error
         streamed = not hasattr(table, "num_rows")
-        if streamed:
-            settings = replace(settings, write=replace(settings.write, image="bytes"))
+        write = replace(settings.write, format=list(dict.fromkeys(["parquet", *settings.write.format])))
+        settings = replace(settings, write=replace(write, image="bytes") if streamed else write)
         with self._shown():
             self.summary = run(
                 settings,

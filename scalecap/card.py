@@ -26,7 +26,7 @@ LOOKED = 1000
 def card(run: Run, repo: str, licence: str, columns: pa.Schema) -> DatasetCard:
     """The card of a finished run's data set, as it will stand in `repo`; `columns` are its shards'."""
     rows = run.summary["rows"]
-    count = rows["done"] + rows["failed"]
+    count = rows["done"] + rows["failed"] - (rows.get("left_out") or 0)
     data = DatasetCardData(
         license=licence,
         task_categories=["image-to-text"],
@@ -95,6 +95,8 @@ def _counts(told: Mapping[str, Any], promised: Mapping[str, Mapping[str, Any]]) 
         f"{rows['done']:,} rows are done; {rows['failed']:,} failed and have their reason in the column"
         " `error`. `row_id` names each, `flags` tells, as JSON, what happened on the way."
     )
+    if rows.get("left_out"):
+        yield f"Of them {rows['left_out']:,} were left out of the data set, failed ones among them."
     checks = told.get("checks", {})
     if checks:
         cells = [(code(step), f"{n['kept']:,}", f"{n['dropped']:,}") for step, n in checks.items()]

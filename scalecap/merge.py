@@ -28,10 +28,11 @@ from scalecap.data import DataError
 from scalecap.data.seen import Seen
 from scalecap.data.shard import Shard, parse_shard
 from scalecap.data.sources import open_source, readable
+from scalecap.exports import WriteSettings
 from scalecap.journal import Journal, JournalError
 from scalecap.pipeline import Pipeline
 from scalecap.run import write
-from scalecap.settings import DataSettings, WriteSettings
+from scalecap.settings import DataSettings
 from scalecap.summary import Summary
 
 TOLD = 20
@@ -55,7 +56,7 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
 
     Raises:
         MergeError: a shard is missing, twice there or not finished, configs differ, or a row is not there.
-        DataError: pictures are wanted (`write.image=bytes`) and the data can't be opened.
+        DataError: pictures are wanted (as with `write.image=bytes`) and the data can't be opened.
         JournalError: a folder holds no run, or one that is being written, or `to` can't be written.
     """
     with ExitStack() as stack:
@@ -72,14 +73,15 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
         for record in _joined(parts, rows):
             whole.append(record)
         whole.finish(rows)
-        data, form = DataSettings(**config["data"]), _form(parts[0])
+        data, wanted = DataSettings(**config["data"]), _write_settings(parts[0])
         write(
             pipeline,
             whole,
             whole.entries,
             summary,
-            leave_out=data.image if form == "none" else None,
-            pictures=(data.image, readable(open_source(data))) if form == "bytes" else None,
+            wanted,
+            image=data.image,
+            data=readable(open_source(data)) if wanted.needs_pictures else None,
         )
         summary.write()
     return summary
@@ -139,12 +141,15 @@ def _shared_config(parts: Sequence[Part]) -> dict[str, Any]:
     return _whole(first.journal.config)
 
 
-def _form(part: Part) -> str:
-    """What `write.image` was."""
+def _write_settings(part: Part) -> WriteSettings:
+    """What `write` was; the defaults where its config can't be read."""
     try:
-        return str(OmegaConf.load(part.folder / ".hydra" / "config.yaml").write.image)
+        given = OmegaConf.load(part.folder / ".hydra" / "config.yaml").write
+        wanted = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WriteSettings), given))
     except (OSError, YAMLError, OmegaConfBaseException):
-        return WriteSettings.image
+        return WriteSettings()
+    assert isinstance(wanted, WriteSettings)
+    return wanted
 
 
 def _whole(config: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Template:
             raise PromptError(f"line {error.lineno}: {error.message}") from error
         self.source = source
 
-    def render(self, **values: str) -> str:
+    def render(self, /, **values: Any) -> str:
         """The prompt with `values` in place; PromptError when one is missing or forbidden."""
         try:
             return self._template.render(values)
@@ -62,7 +62,7 @@ class Expression:
             raise PromptError(f"{source!r} is not an expression: {error.message}") from error
         self.source = source
 
-    def holds(self, **values: Any) -> bool:
+    def holds(self, /, **values: Any) -> bool:
         """Whether it is true of `values`; PromptError when it can't be computed.
 
         A filter's result (`scores | selectattr('kept')`) is true when it has an item.

@@ -21,9 +21,11 @@ from scalecap.calibration.use import Applied, apply, check_models, check_scope, 
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import OUTPUT, DataError, Row, Source, writer
 from scalecap.data.files import public
+from scalecap.data.replacing import is_foreign
 from scalecap.data.sources import open_source, readable
 from scalecap.engines import EMBEDDED, Engines, look
 from scalecap.engines.base import Engine, EngineDead, EngineError
+from scalecap.exports import WriteSettings
 from scalecap.intervals import label
 from scalecap.journal import Journal, JournalError
 from scalecap.nearest import nearest
@@ -109,9 +111,11 @@ def run(
                 )
             summary.notes += rows.notes()
             summary.reused, summary.total = rows.reused, source.total
-            image, form = settings.data.image, settings.write.image
-            if form == "bytes" and not rows.complete:
-                summary.notes.append("dataset/ names the pictures; a finished run's holds their files.")
+            needs_pictures = settings.write.needs_pictures
+            if needs_pictures and not rows.complete:
+                summary.notes.append(
+                    "Files with pictures, and those beside them, are written at a run's end."
+                )
             with _writing(summary.output):
                 with summary.phase("write"):
                     write(
@@ -119,8 +123,9 @@ def run(
                         journal,
                         rows.finished(),
                         summary,
-                        leave_out=image if form == "none" else None,
-                        pictures=(image, readable(source)) if form == "bytes" and rows.complete else None,
+                        settings.write,
+                        image=settings.data.image,
+                        data=readable(source) if needs_pictures and rows.complete else None,
                     )
                 summary.write()
             _report(settings, summary, source)
@@ -195,6 +200,15 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
     if missing := pipeline.missing():
         raise PipelineError(missing)
+    output = [*source.columns, *pipeline.writers, *OUTPUT]
+    if problems := settings.write.misfits(output, [step.name for step in pipeline.steps]):
+        raise PipelineError(problems)
+    for folder in settings.write.folders:
+        if is_foreign(Path(settings.output) / folder):
+            raise DataError(
+                f"{Path(settings.output) / folder} is there and was not written by scalecap: give another"
+                " output=DIR"
+            )
     wanted, metrics = label((settings.objective or "").lstrip("-")), _metrics(pipeline)
     if wanted and not any(f"{wanted}.".startswith(f"{step}.") for step in metrics):
         wanted = wanted.partition(".")[0]
@@ -440,24 +454,19 @@ def write(
     journal: Journal,
     indices: Iterable[int],
     summary: Summary,
+    settings: WriteSettings,
     *,
-    leave_out: str | None = None,
-    pictures: tuple[str, Iterable[Row]] | None = None,
+    image: str,
+    data: Iterable[Row] | None,
 ) -> None:
     """The journal's rows with these indices as the run's files, counted in the summary.
 
-    `leave_out` and `pictures` are those of `scalecap.data.writer.write`.
+    `settings`, `image` and `data` are those of `scalecap.data.writer.write`.
     """
     rows = partial(journal.records, indices)
-    written = writer.write(
-        summary.output, rows, list(pipeline.writers), leave_out=leave_out, pictures=pictures
-    )
-    if written.mixed:
-        summary.notes.append(
-            f"JSON text in dataset/, since their rows share no type: {', '.join(written.mixed)}."
-        )
-    for reason, count in written.missing.most_common(TOLD):
-        summary.notes.append(f"Pictures left out of dataset/: {count:,}, since {reason}.")
+    columns = list(pipeline.writers)
+    written = writer.write(summary.output, rows, columns, settings, image=image, data=data)
+    summary.add_written(written, settings)
     checks = {
         step.name: column
         for step in pipeline.steps

@@ -16,11 +16,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from scalecap.engines import EXTRAS
 from scalecap.engines.base import Sampling
 from scalecap.engines.identity import HARMLESS_ARGS
+from scalecap.exports import WriteSettings
 from scalecap.nearest import nearest
 
 ENGINES = ("auto", *EXTRAS)
 RUNNERS = ("local", "ray")
-WRITTEN = ("path", "bytes", "none")
 _OWN_VARIABLES = ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "tools")
 """Arguments of `apply_chat_template` that are no variables to set."""
 _OWN_BODY = dict.fromkeys(
@@ -241,15 +241,6 @@ class RunnerSettings:
 
 
 @dataclass
-class WriteSettings:
-    """What stands in the data set that a run writes."""
-
-    image: str = "path"
-    """The picture's column in `dataset/`: `path` is its name as in the data; `bytes`, once the run is
-    finished, its file, so that the data set can be passed on alone; `none` leaves the column out."""
-
-
-@dataclass
 class Settings:
     """One run."""
 
@@ -347,10 +338,7 @@ class Settings:
             found.append(f"resume={self.resume}: must be same or force")
         if self.data.relative_to not in ("file", "cwd"):
             found.append(f"data.relative_to={self.data.relative_to}: must be file or cwd")
-        if self.write.image not in WRITTEN:
-            found.append(
-                f"write.image={self.write.image}: no such form; {nearest(self.write.image, WRITTEN)}"
-            )
+        found += [f"write.{problem}" for problem in self.write.problems()]
         if self.runner.name not in RUNNERS:
             found.append(
                 f"runner.name={self.runner.name}: no such runner; {nearest(self.runner.name, RUNNERS)}"

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalecap.asking import Counts
+from scalecap.data.writer import Written
+from scalecap.exports import WriteSettings
 from scalecap.intervals import Interval, Mean, by_step, measures, named
 from scalecap.messages import Messages
 from scalecap.spending import Outlook
@@ -25,8 +27,17 @@ LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", 
 
 TOLD = 3
 """Kinds of error on the screen."""
+NOTED = 10
+"""Reasons told of each kind of file that lacks something."""
 CLEAR = 0.9
 """Median mass of a step's choices from which on the screen leaves it out."""
+
+EXPORTS = {
+    "dataset": "the same for datasets.load_dataset",
+    "webdataset": "tars of pictures and JSON, for the webdataset library",
+    "sidecars": "a file for each picture",
+}
+"""What the folders of a run are."""
 
 Status = Literal["finished", "interrupted", "stopped", "preview"]
 """`stopped`: every row failed from the start, or the engine or the data gave up."""
@@ -76,6 +87,10 @@ class Summary:
     """What all rows take, estimated from those that were done."""
     cost: float | None = None
     """Of the tokens computed, in the currency of `engine.price`; None without prices."""
+    left_out: int | None = None
+    """Rows that `write.select` left out of all files but `captions.jsonl`; None without one."""
+    exports: Sequence[str] = ("dataset",)
+    """Files and folders of the rows besides `captions.jsonl`."""
     report: Path | None = None
     """The page that shows the rows."""
 
@@ -134,6 +149,24 @@ class Summary:
             found = function(written) if any(True for _ in written) else {}
             self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}
 
+    def add_written(self, written: Written, settings: WriteSettings) -> None:
+        """Notes what the writer tells of the run's files."""
+        self.left_out = written.left_out
+        folders = (["dataset"] if "parquet" in settings.format else []) + settings.folders
+        self.exports = [name for name in folders if (self.output / name).exists()]
+        without = {"sidecars"} if settings.image == "bytes" else {"sidecars", "dataset"}
+        with_files = " and ".join(f"{name}/" for name in folders if name not in without)
+        if written.mixed:
+            mixed = ", ".join(written.mixed)
+            self.notes.append(f"JSON text in dataset/, since their rows share no type: {mixed}.")
+        for what, messages in (
+            (f"Pictures left out of {with_files}", written.missing),
+            ("Rows without a sidecar", written.no_sidecar),
+            (f"Rows left out by write.select={settings.select}", written.refusals),
+        ):
+            for reason, count in messages.most_common(NOTED):
+                self.notes.append(f"{what}: {count:,}, since {reason}.")
+
     def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
         if "kept" in check:
             (self.kept if check["kept"] else self.dropped)[step] += 1
@@ -183,7 +216,12 @@ class Summary:
             "status": self.status,
             "reason": self.reason,
             "notes": self.notes,
-            "rows": {"done": self.done, "failed": self.failed, "reused": self.reused},
+            "rows": {
+                "done": self.done,
+                "failed": self.failed,
+                "reused": self.reused,
+                "left_out": self.left_out,
+            },
             "requests": {"asked": total.requests, "reused": total.reused, "retried": total.retried},
             "tokens": {
                 "prompt": total.prompt_tokens,
@@ -258,13 +296,16 @@ class Summary:
         if shares:
             told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
             lines.append(f"  prompt tokens from the prefix cache: {told}")
+        if self.left_out is not None:
+            rows = self.done + self.failed
+            lines.append(f"  select: {rows - self.left_out} of {rows} rows taken, {self.left_out} left out")
         for message, count in self.errors.most_common(TOLD):
             lines.append(f"  {count} x {message}")
         if len(self.errors) > TOLD:
             lines.append(f"  and {len(self.errors) - TOLD} more kinds of error, in summary.json")
         lines += [
             f"  {self.output / 'captions.jsonl'}  one row a line",
-            f"  {self.output / 'dataset'}  the same for datasets.load_dataset",
+            *(f"  {self.output / name}  {EXPORTS[name]}" for name in self.exports),
             f"  {self.output / 'summary.json'}  these numbers and more",
         ]
         if self.report:

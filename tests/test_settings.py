@@ -14,7 +14,9 @@ from scalecap.settings import Settings
 
 MAY_CHANGE = {
     *("output", "resume", "check", "progress", "objective", "report", "max_failures", "rows_in_flight"),
-    *("cache.enabled", "cache.dir", "write.image", "runner.name", "runner.actors", "runner.gpus_per_actor"),
+    *("write.format", "write.image", "write.select", "write.sidecars", "write.beside", "write.template"),
+    *("write.prefix", "write.suffix"),
+    *("cache.enabled", "cache.dir", "runner.name", "runner.actors", "runner.gpus_per_actor"),
     *("runner.address", "data.limit", "data.streaming", "data.allow_urls", "data.allow_outside"),
     *("engine.base_url", "engine.concurrency", "engine.batch_size", "engine.timeout", "engine.retries"),
     *("engine.price.prompt", "engine.price.cached", "engine.price.generated"),

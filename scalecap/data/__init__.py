@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from scalecap.engines.base import Image
@@ -44,8 +45,8 @@ class Row:
     together in a part (a tar, a row group of parquet) share its stamp, and the last of them tells in
     `part` the index of the first and how many they are, so that a run that goes on can pass over all
     of them unread.
-    `read_image` gives the picture's file as it is; it raises RowError as `open_image` does.
-    Both can be pickled.
+    `read_image` gives the picture's file as it is, and `find_image` its path where it is a file on this disk;
+    they raise RowError as `open_image` does. All three can be pickled.
     """
 
     index: int
@@ -54,6 +55,7 @@ class Row:
     error: RowError | None = None
     stamp: str = ""
     read_image: Callable[[], bytes] | None = None
+    find_image: Callable[[], Path] | None = None
     part: tuple[int, int] | None = None
     id: str = ""
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from scalecap.data import DataError, Row, RowError, failed
-from scalecap.data.images import open_image, read_image, stamp
+from scalecap.data.images import find_image, open_image, read_image, stamp
 from scalecap.data.sources import Rows, distinct, needed_path, plain
 from scalecap.settings import DataSettings
 
@@ -54,7 +54,8 @@ def _rows(folder: Path, column: str) -> Iterator[Row]:
             yield failed(index, columns, error, id=id)
         else:
             opened, read = partial(open_image, path), partial(read_image, path)
-            yield Row(index, columns, opened, stamp=stamp(path), read_image=read, id=id)
+            found = partial(find_image, path)
+            yield Row(*(index, columns, opened), stamp=stamp(path), read_image=read, find_image=found, id=id)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:

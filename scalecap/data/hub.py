@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalecap.data import DataError, Row, RowError
-from scalecap.data.images import open_image, read_image, stamp
+from scalecap.data.images import find_image, open_image, read_image, stamp
 from scalecap.data.shard import WHOLE, Shard
 from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
 from scalecap.engines.base import Image
@@ -177,7 +177,8 @@ def _rows(
         columns = {name: plain(value) for name, value in row.items()}
         opened = partial(_open, cell, folders, data.allow_urls, local)
         read = partial(_read, cell, folders, data.allow_urls, local, within)
-        yield Row(index, columns, opened, stamp=stamp(cell, folders=folders), read_image=read)
+        found, mark = partial(find_image, cell, folders=folders, within=within), stamp(cell, folders=folders)
+        yield Row(index, columns, opened, stamp=mark, read_image=read, find_image=found)
     if index < 0 and shard == WHOLE:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")
 

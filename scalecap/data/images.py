@@ -106,16 +106,31 @@ def read_image(
         raise RowError("bad_cell", "the picture's cell holds neither a path nor a picture's bytes")
     if is_url(name):
         return _fetched(name, allow_urls)
-    path = _found(name, folders)
-    if within is not None and not any(_is_below(path, folder) for folder in within):
-        raise RowError(
-            "outside_data",
-            f"{str(path)!r} is outside of the data's folder; data.allow_outside=true copies it",
-        )
+    path = _inside(_found(name, folders), within)
     try:
         return path.read_bytes()
     except OSError as error:
         raise RowError("unreadable_image", f"can't read {str(path)!r}: {error.strerror}") from error
+
+
+def find_image(cell: Any, *, folders: Sequence[Path] = (), within: Sequence[Path] | None = None) -> Path:
+    """Where the file is that a cell names, refused as `read_image` does. Raises RowError."""
+    if isinstance(cell, Mapping) and cell.get("bytes") is None:
+        cell = cell.get("path")
+    name = os.fspath(cell) if isinstance(cell, str | os.PathLike) else ""
+    if not name or is_url(name):
+        raise RowError("no_file", "the picture is no file on this disk")
+    return _inside(_found(name, folders), within)
+
+
+def _inside(path: Path, within: Sequence[Path] | None) -> Path:
+    """The path, if it leads out of no folder in `within`; None allows every path."""
+    if within is not None and not any(_is_below(path, folder) for folder in within):
+        raise RowError(
+            "outside_data",
+            f"{str(path)!r} is outside of the data's folder; data.allow_outside=true lets it be used",
+        )
+    return path
 
 
 def stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.data import DataError, Row, RowError, failed
-from scalecap.data.images import open_image, read_image, stamp
+from scalecap.data.images import find_image, open_image, read_image, stamp
 from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
 from scalecap.nearest import nearest
 from scalecap.settings import DataSettings
@@ -67,7 +67,8 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
         opened = partial(open_image, cell, folders=folders, allow_urls=data.allow_urls)
         within = None if data.allow_outside else folders[:1]
         read = partial(read_image, cell, folders=folders, allow_urls=data.allow_urls, within=within)
-        yield Row(index, plain(columns), opened, stamp=stamp(cell, folders=folders), read_image=read)
+        found, mark = partial(find_image, cell, folders=folders, within=within), stamp(cell, folders=folders)
+        yield Row(index, plain(columns), opened, stamp=mark, read_image=read, find_image=found)
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from scalecap.data import DataError, FinishedParts, Row, RowError, failed
 from scalecap.data.files import File, find, why
-from scalecap.data.images import open_image, read_image, stamp
+from scalecap.data.images import find_image, open_image, read_image, stamp
 from scalecap.data.sources import Rows, in_parts, needed_path, plain
 from scalecap.engines.base import Image
 from scalecap.nearest import nearest
@@ -83,6 +83,12 @@ class Picture:
     def read(self) -> bytes:
         """Its file's bytes. Raises RowError."""
         return read_image(self._cell(), folders=self.folders, allow_urls=self.allow_urls, within=self.within)
+
+    def find(self) -> Path:
+        """Its file, where the column has paths. Raises RowError."""
+        if self.pixels:
+            raise RowError("no_file", "the picture is no file on this disk")
+        return find_image(self.path, folders=self.folders, within=self.within)
 
     def _cell(self) -> Any:
         content = None
@@ -270,4 +276,10 @@ def _row(
     columns = {name: plain(value) for name, value in values.items()}
     columns[data.image] = plain(path or place) if table.pixels else plain(path)
     mark = table.stamp if table.pixels else stamp(path, folders=folders)
-    return Row(index, columns, picture.open, stamp=mark, read_image=picture.read, id=place)
+    return Row(
+        *(index, columns, picture.open),
+        stamp=mark,
+        read_image=picture.read,
+        find_image=picture.find,
+        id=place,
+    )

@@ -1,107 +1,146 @@
-"""The finished rows as files: `captions.jsonl`, and parquet shards that `datasets` loads."""
+"""The finished rows as files: `captions.jsonl`, parquet shards that `datasets` loads, and other exports."""
 
 import functools
-import itertools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalecap.data import Row
-from scalecap.data.images import Fingerprint, name_of, open_image
+from scalecap.data.groups import Export, Record, Sink, grouped, paired, with_pictures
+from scalecap.data.sidecars import Beside, sidecars
+from scalecap.data.tar import tars
+from scalecap.exports import SELECT, Select, WriteSettings
 from scalecap.messages import Messages
 
-BATCH = 1000
-"""Rows held in memory at once, which are a row group."""
-GROUP_BYTES = 64 * 10**6
-"""Pictures held in memory at once: a row group with so many bytes is full."""
 SHARD_ROWS = 100_000
 """A shard with so many rows is full."""
 SHARD_BYTES = 500 * 10**6
-"""A shard of so many bytes is full; it is longer by less than its last row group."""
-READERS = 16
-"""Pictures read at the same time."""
+"""A shard of so many bytes is full; it is longer by less than its last row group, or sample."""
 ERROR = pa.struct([("step", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 
-T = TypeVar("T")
-Record = Mapping[str, Any]
 Rows = Callable[[], Iterable[Record]]
 
 
-class Written(NamedTuple):
+@dataclass
+class Written:
     """What the reader of the files must know."""
 
-    mixed: list[str]
+    mixed: list[str] = field(default_factory=list)
     """Columns whose rows share no type, which are JSON text in `dataset/`."""
-    missing: Messages
-    """Why pictures that a step looked at are not in `dataset/`."""
+    missing: Messages = field(default_factory=Messages)
+    """Why pictures that a step looked at are not in `dataset/` or `webdataset/`."""
+    no_sidecar: Messages = field(default_factory=Messages)
+    """Why rows that did not fail have no sidecar."""
+    left_out: int | None = None
+    """Rows that `select` left out; None without one."""
+    refusals: Messages = field(default_factory=Messages)
+    """Why."""
 
 
 def write(
     folder: Path,
     records: Rows,
     columns: Sequence[str],
+    settings: WriteSettings | None = None,
     *,
-    leave_out: str | None = None,
-    pictures: tuple[str, Iterable[Row]] | None = None,
+    image: str = "image",
+    data: Iterable[Row] | None = None,
 ) -> Written:
-    """Writes `captions.jsonl` and `dataset/` in `folder`, in the order of the records.
+    """Writes `captions.jsonl` and what the settings want in `folder`, in the order of the records.
 
     A record is as the journal holds it; `records` gives them anew on each call. `row_id` is the row's id,
     null in records of versions that had none. `columns` are the steps' columns in the order wanted; a row
     that failed has null in those it lacks. In parquet, `flags` and a column whose rows do not share a type
     are JSON text.
 
+    A picture's file is null in `dataset/`, and not in `webdataset/`, where the row is another one now, and
+    where the file can't be read, is no picture or another one than was captioned.
+
     Args:
-        leave_out: a column that `dataset/` lacks.
-        pictures: a column that is the pictures' files in `dataset/`, and the data's rows in the order of the
-            records. It is null where the row is another one now, and where its file can't be read, is no
-            picture or another one than was captioned.
+        image: the column of the pictures.
+        data: the data's rows in the order of the records; without them nothing is written that needs
+            `settings.needs_pictures`, and `dataset/` names the pictures.
+
+    Raises:
+        OSError: a file can't be written, or a folder's place is taken.
     """
-    missing = Messages()
+    settings, written = settings or WriteSettings(), Written()
+    select = Select(settings.select, columns) if settings.select else None
 
     def rows() -> Iterator[dict[str, Any]]:
         for record in records():
-            written = record["columns"]
+            steps = record["columns"]
             yield {
                 "row_id": record.get("id"),
                 **{name: value for name, value in record["input"].items() if name != "row_id"},
-                **{name: written.get(name) for name in columns},
+                **{name: steps.get(name) for name in columns},
                 "flags": record["flags"],
                 "error": record["error"],
             }
 
+    def exports() -> Iterator[Export]:
+        for row, (record, source) in zip(rows(), paired(records(), data or ()), strict=True):
+            if select is None or select.refusal(row) is None:
+                yield Export(row, record, source)
+
     part = folder / "captions.jsonl.part"
     with part.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows())
+        for row in rows() if select is None else _flagged(rows(), select, written):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(part, folder / "captions.jsonl")
-    types = _types(rows)
-    if leave_out in types:
-        del types[leave_out]
-    groups = _batches(rows(), BATCH)
-    if pictures:
-        image, own = pictures
-        groups = _filled(rows(), image, _paired(records(), own), missing)
-    with _Shards(folder / "dataset", types, image=pictures and pictures[0]) as shards:
-        for group in groups:
-            shards.add(group)
-    return Written([name for name, type_ in types.items() if type_ is None and name != "flags"], missing)
+    files = settings.image == "bytes" and data is not None
+    with ExitStack() as stack:
+        sinks: list[Sink] = []
+        if "parquet" in settings.format:
+            types = _types(rows)
+            if settings.image == "none":
+                types.pop(image, None)
+            written.mixed = [name for name, type_ in types.items() if type_ is None and name != "flags"]
+            shards = _Shards(folder / "dataset", types, image if files else None)
+            sinks.append(stack.enter_context(shards))
+        if "webdataset" in settings.format and data is not None:
+            samples = tars(folder / "webdataset", samples=SHARD_ROWS, size=SHARD_BYTES)
+            sinks.append(stack.enter_context(samples))
+        if settings.sidecars and not settings.beside:
+            own = sidecars(folder / "sidecars", settings, written.no_sidecar)
+            sinks.append(stack.enter_context(own))
+        elif settings.beside and data is not None:
+            sinks.append(Beside(image, settings, written.no_sidecar))
+        read = data is not None and (files or "webdataset" in settings.format)
+        for group in with_pictures(exports(), image, written.missing) if read else grouped(exports()):
+            for sink in sinks:
+                sink.add(group)
+    return written
+
+
+def _flagged(rows: Iterable[dict[str, Any]], select: Select, written: Written) -> Iterator[dict[str, Any]]:
+    """The rows, those that are left out with the flag that says so; they are counted."""
+    written.left_out = 0
+    for row in rows:
+        if refusal := select.refusal(row):
+            flag, reason = refusal
+            written.left_out += 1
+            written.refusals.add(reason)
+            row = {**row, "flags": {**row["flags"], SELECT: [flag]}}
+        yield row
 
 
 class _Shards:
     """`train-00000-of-00003.parquet` …, in place of what was in the folder, once all are written."""
 
     def __init__(self, folder: Path, types: Mapping[str, pa.DataType | None], image: str | None) -> None:
-        """`types` as `_types` finds them; `image` is the column of pictures' files."""
+        """`types` as `_types` finds them; `image` is the column of pictures' files, if it is to have them."""
         from datasets import Features, Image
 
+        self._image = image
         self._folder, self._part = folder, folder.with_name(folder.name + ".part")
         self._types = {**types, **({image: Image().pa_type} if image else {})}
         schema = pa.schema([(name, type_ or pa.string()) for name, type_ in self._types.items()])
@@ -140,88 +179,32 @@ class _Shards:
         with self._file:
             self._writer.close()
 
-    def add(self, group: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, group: Sequence[Export]) -> None:
         """Writes a row group, in a new shard if the one before is full."""
+        rows = [self._row(each) for each in group]
         if self._rows >= SHARD_ROWS or self._file.tell() >= SHARD_BYTES:
             self._end()
             self._begin()
         arrays = [
-            pa.array([_cell(row.get(name), type_) for row in group], type=self._schema.field(name).type)
+            pa.array([_cell(row.get(name), type_) for row in rows], type=self._schema.field(name).type)
             for name, type_ in self._types.items()
         ]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         self._rows += len(group)
 
-
-def _paired(records: Iterable[Record], rows: Iterable[Row]) -> Iterator[tuple[Record, Row | None]]:
-    """Each record with the data's row in its place, if there is one."""
-    found = iter(rows)
-    row: Row | None = None
-    for record in records:
-        while row is None or row.index < record["index"]:
-            if (row := next(found, None)) is None:
-                break
-        yield record, row if row and row.index == record["index"] else None
-
-
-def _filled(
-    rows: Iterable[dict[str, Any]],
-    image: str,
-    paired: Iterable[tuple[Record, Row | None]],
-    missing: Messages,
-) -> Iterator[list[dict[str, Any]]]:
-    """Row groups with the files of their pictures in place of their names; the reasons of those that lack."""
-    group: list[dict[str, Any]] = []
-    size = 0
-    with ThreadPoolExecutor(READERS, "pictures") as pool:
-        for batch in _batches(zip(rows, paired, strict=True), READERS):
-            contents = pool.map(partial(_content, image), (pair for _, pair in batch))
-            for (row, _), content in zip(batch, contents, strict=True):
-                cell = row.get(image)
-                name = cell.get("path") if isinstance(cell, Mapping) else cell
-                if isinstance(content, str):
-                    missing.add(content)
-                    content = None
-                group.append({**row, image: {"bytes": content, "path": name} if content else None})
-                size += len(content or b"")
-                if size >= GROUP_BYTES or len(group) >= BATCH:
-                    yield group
-                    group, size = [], 0
-    if group:
-        yield group
-
-
-def _content(image: str, pair: tuple[Record, Row | None]) -> bytes | str | None:
-    """A picture's file, or why it is not to be had; None where its row says so itself."""
-    record, row = pair
-    if record["error"] and record["error"]["step"] in (None, "image"):
-        return None
-    if row is None or row.id != record.get("id", row.id):
-        return "the data has another row there now"
-    if row.read_image is None:
-        return "the data does not give the files of its pictures"
-    name = name_of(record["input"].get(image))
-    captioned = Fingerprint(record.get("image") or "", record.get("stamp") or "", name)
-    try:
-        content = row.read_image()
-        hash = open_image({"bytes": content, "path": name}).hash
-        if not captioned.matches(Fingerprint(hash, row.stamp, name_of(row.columns.get(image)))):
-            return "it was replaced after it was captioned"
-    except Exception as error:  # whatever became of it since its row was done
-        return str(error)
-    return content
+    def _row(self, each: Export) -> Mapping[str, Any]:
+        if self._image is None:
+            return each.row
+        cell = each.row.get(self._image)
+        name = cell.get("path") if isinstance(cell, Mapping) else cell
+        picture = {"bytes": each.picture, "path": name} if each.picture else None
+        return {**each.row, self._image: picture}
 
 
 def _cell(value: Any, type_: pa.DataType | None) -> Any:
     if type_ is None and value is not None:
         return json.dumps(value, ensure_ascii=False)
     return value
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
 
 
 class _Mixed(Exception):

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pillow
 
-from scalecap.data import Row, writer
+from scalecap.data import Row, groups, writer
+from scalecap.exports import WriteSettings
 
 ERROR = {"step": "image", "kind": "truncated", "message": "no end"}
 
@@ -79,7 +80,7 @@ def test_values_of_no_common_type_are_json_text(tmp_path: Path, values: list[Any
 
 
 def test_types_are_common_to_all_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(writer, "BATCH", 1)
+    monkeypatch.setattr(groups, "BATCH", 1)
     _, loaded = written(tmp_path / "", [[], ["a"], None], failed=1)
     assert list(loaded["x"]) == [[], ["a"], None, None]
 
@@ -88,7 +89,7 @@ def test_types_are_common_to_all_batches(tmp_path: Path, monkeypatch: pytest.Mon
 def test_mixed_types_in_several_batches_are_json_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any]
 ):
-    monkeypatch.setattr(writer, "BATCH", 1)
+    monkeypatch.setattr(groups, "BATCH", 1)
     _, loaded = written(tmp_path, values)
     assert [json.loads(text) for text in loaded["x"]] == values
 
@@ -111,7 +112,7 @@ def records(count: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("limit", [{"SHARD_ROWS": 4}, {"SHARD_BYTES": 500}])
 def test_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]):
-    monkeypatch.setattr(writer, "BATCH", 2)
+    monkeypatch.setattr(groups, "BATCH", 2)
     for name, value in limit.items():
         monkeypatch.setattr(writer, name, value)
     rows = records(11)
@@ -141,7 +142,7 @@ def test_features_are_told(tmp_path: Path):
 
 def test_a_column_is_left_out(tmp_path: Path):
     rows = records(2)
-    writer.write(tmp_path, lambda: rows, ["x"], leave_out="image")
+    writer.write(tmp_path, lambda: rows, ["x"], WriteSettings(image="none"))
     assert pq.read_schema(next((tmp_path / "dataset").iterdir())).names == ["row_id", "x", "flags", "error"]
     assert '"image"' in (tmp_path / "captions.jsonl").read_text()
 
@@ -159,15 +160,15 @@ def test_pictures_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
         stamp = stamp or f"stamp {number}"
         return Row(number, {}, lambda: pytest.fail("opened"), stamp=stamp, read_image=read)
 
-    monkeypatch.setattr(writer, "READERS", 3)
-    monkeypatch.setattr(writer, "GROUP_BYTES", 2 * len(png(0)))
+    monkeypatch.setattr(groups, "READERS", 3)
+    monkeypatch.setattr(groups, "GROUP_BYTES", 2 * len(png(0)))
     rows = records(9)
     rows[2]["error"] = {"step": "image", "kind": "unreadable_image", "message": "broken"}
     rows[3]["error"] = {"step": "x", "kind": "Timeout", "message": "late"}
     del rows[5]  # it was in no journal
     own = [row(n, functools.partial(png, n)) for n in range(8) if n != 6]
     own.insert(6, row(6, gone))
-    written = writer.write(tmp_path, lambda: rows, ["x"], pictures=("image", own))
+    written = writer.write(tmp_path, lambda: rows, ["x"], WriteSettings(image="bytes"), data=own)
     assert dict(written.missing) == {"gone": 1, "the data has another row there now": 1}
     (path,) = (tmp_path / "dataset").iterdir()
     assert pq.read_metadata(path).num_row_groups >= 3

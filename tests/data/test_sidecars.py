@@ -1,0 +1,162 @@
+"""Sidecars: names that stay in their folder whatever the ids are, and the text that trainers read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalecap.data import Row, writer
+from scalecap.data.images import find_image
+from scalecap.data.sidecars import Names
+from scalecap.exports import WriteSettings
+
+
+@pytest.mark.parametrize(
+    ("id", "name"),
+    [
+        ("cats/one.jpg", "cats/one.txt"),
+        ("12", "12.txt"),
+        ("shards/000.tar#a.b", "shards/000.tar#a.b.txt"),
+        ("../../etc/passwd", "etc/passwd.txt"),
+        ("/etc/passwd", "etc/passwd.txt"),
+        ("..\\..\\a", "_._.._a.txt"),
+        ("C:\\a", "C__a.txt"),
+        (".hidden/.png", "_hidden/_png.txt"),
+        ("a\0b\n", "a_b_.txt"),
+        ("con/nul.png", "_con/_nul.txt"),
+        ("a. ", "a.txt"),
+        ("a.txt/b", "a.txt_/b.txt"),
+        ("", "_.txt"),
+        ("//..//", "_.txt"),
+        ("\ud800", "_.txt"),
+        ("é" * 300, "é" * 100 + ".txt"),
+        ("/".join("abcdefghijk"), "a/b/c/d/e/f/g/h_i_j_k.txt"),
+    ],
+)
+def test_an_id_makes_a_name_that_stays_in_the_folder(id: str, name: str):
+    assert Names(".txt").new(id) == name
+
+
+def test_a_name_that_is_taken_gets_a_number():
+    names = Names(".txt")
+    made = [names.new(id) for id in ("a.jpg", "a.png", "A.jpg", "a-2", "a", "b/a")]
+    assert made == ["a.txt", "a-2.txt", "A-3.txt", "a-2-2.txt", "a-4.txt", "b/a.txt"]
+
+
+def rows(captions: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            **{"index": n, "id": f"{n}.jpg", "stamp": "", "input": {"image": f"{n}.jpg", "self": n}},
+            **{"columns": {"caption": caption}, "flags": {}, "error": None},
+        }
+        for n, caption in enumerate(captions)
+    ]
+
+
+def test_a_caption_is_one_line_with_what_is_set_around_it(tmp_path: Path):
+    records = rows(["A dog.\n It is\tbrown. ", None, "{{ self }} <b>é</b>"])
+    records.append(
+        {**records[0], "index": 3, "columns": {}, "error": {"step": "x", "kind": "k", "message": ""}}
+    )
+    settings = WriteSettings(sidecars="txt", template="{{ caption }}", prefix="sks, ", suffix=" end")
+    written = writer.write(tmp_path, lambda: records, ["caption"], settings)
+    texts = {path.name: path.read_text("utf-8") for path in (tmp_path / "sidecars").glob("*.txt")}
+    assert texts == {"0.txt": "sks, A dog. It is brown. end", "2.txt": "sks, {{ self }} <b>é</b> end"}
+    assert dict(written.no_sidecar) == {"the caption is empty": 1}
+
+
+def test_json_holds_the_row(tmp_path: Path):
+    writer.write(tmp_path, lambda: rows(["é"]), ["caption"], WriteSettings(sidecars="json"))
+    (line,) = (tmp_path / "captions.jsonl").read_text("utf-8").splitlines()
+    assert json.loads((tmp_path / "sidecars" / "0.json").read_text("utf-8")) == json.loads(line)
+
+
+def test_a_run_replaces_its_own_folder_and_no_other(tmp_path: Path):
+    settings = WriteSettings(sidecars="txt", template="{{ caption }}")
+    for captions in (["a", "b"], ["c"]):
+        writer.write(tmp_path, lambda captions=captions: rows(captions), ["caption"], settings)
+    assert [path.read_text() for path in (tmp_path / "sidecars").glob("*.txt")] == ["c"]
+    (tmp_path / "other" / "sidecars").mkdir(parents=True)
+    (tmp_path / "other" / "sidecars" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="was not written by scalecap"):
+        writer.write(tmp_path / "other", lambda: rows(["c"]), ["caption"], settings)
+    assert (tmp_path / "other" / "sidecars" / "mine.txt").read_text() == "mine"
+
+
+def beside(folder: Path, captions: list[Any], names: list[str], how: str = "new") -> dict[str, int]:
+    """Writes sidecars of these pictures; why some are not there."""
+
+    def row(n: int, name: str) -> Row:
+        def find() -> Path:
+            return find_image(name, folders=[folder / "data"], within=[folder / "data"])
+
+        return Row(n, {"image": name}, lambda: pytest.fail("opened"), find_image=find, id=f"{n}.jpg")
+
+    records = [
+        {**record, "input": {"image": name}} for record, name in zip(rows(captions), names, strict=True)
+    ]
+    settings = WriteSettings(sidecars="txt", beside=how, template="{{ caption }}")
+    own = [row(n, name) for n, name in enumerate(names)]
+    (folder / "run").mkdir(exist_ok=True)
+    written = writer.write(folder / "run", lambda: records, ["caption"], settings, data=own)
+    assert not (folder / "run" / "sidecars").exists()
+    return dict(written.no_sidecar)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png", "b.jpg", "c.txt"):
+        (folder / name).write_text("a picture")
+    (tmp_path / "outside.jpg").write_text("a picture")
+    return folder
+
+
+def test_beside_the_pictures_no_file_that_is_there_is_touched(data: Path, tmp_path: Path):
+    (data / "b.txt").write_text("mine")
+    names = ["a.jpg", "a.png", "b.jpg", "c.txt", "../outside.jpg", "gone.jpg"]
+    reasons = beside(tmp_path, list("ABCDEF"), names)
+    assert (data / "a.txt").read_text() == "A"
+    assert (data / "b.txt").read_text() == "mine"
+    assert (data / "c.txt").read_text() == "a picture"
+    assert not (tmp_path / "outside.txt").exists()
+    told = " ".join(reasons)
+    assert sum(reasons.values()) == 5
+    for part in ("belongs to another picture", "write.beside=replace", "is the picture itself"):
+        assert part in told
+    assert "outside of the data's folder" in told
+    assert "no such file" in told
+    # The same again finds its own file as it wrote it.
+    assert beside(tmp_path, ["A"], ["a.jpg"]) == {}
+    assert list(beside(tmp_path, ["new"], ["a.jpg"])) != []
+
+
+def test_replacing_is_of_files_and_not_of_what_links_lead_to(data: Path, tmp_path: Path):
+    (tmp_path / "precious").write_text("mine")
+    (data / "a.txt").symlink_to(tmp_path / "precious")
+    (data / "b.txt").mkdir()
+    reasons = beside(tmp_path, ["A", "B"], ["a.jpg", "b.jpg"], "replace")
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (data / "a.txt").read_text() == "A"
+    assert not (data / "a.txt").is_symlink()
+    assert len(reasons) == 1
+    assert not list(data.glob("*.part"))
+
+
+def test_a_picture_that_was_replaced_since_gets_no_caption(data: Path, tmp_path: Path):
+    assert beside(tmp_path, ["A"], ["a.jpg"]) == {}
+    records = [{**rows(["A"])[0], "input": {"image": "b.jpg"}, "stamp": "1 bytes of 2"}]
+    row = Row(
+        0,
+        {"image": "b.jpg"},
+        lambda: None,
+        stamp="3 bytes of 4",
+        find_image=lambda: data / "b.jpg",
+        id="0.jpg",
+    )
+    settings = WriteSettings(sidecars="json", beside="new")
+    written = writer.write(tmp_path, lambda: records, ["caption"], settings, data=[row])
+    assert dict(written.no_sidecar) == {"it was replaced after it was captioned": 1}
+    assert not (data / "b.json").exists()
