@@ -90,6 +90,21 @@ def test_a_promise_for_all_checks_needs_labels_of_what_runs(calibration: str, ag
     assert "steps.golden_sentences.threshold: was 0.5, is 0.59" in str(error.value)
 
 
+def test_both_checks_are_promised_after_a_second_round_of_labels(
+    made: Path, calibration: str, again: Again, tmp_path: Path
+):
+    again(calibration, "wrong={golden_sentences: 0.1}")
+    second = tmp_path / "again"
+    labels = labels_of(made, "golden_sentences") + labels_of(second, "final_details")
+    path = write_labels(tmp_path / "both.jsonl", labels)
+    calibrate(second, read_labels([path]), wrong=0.1, confidence=0.95)
+    summary = again(f"calibration={second / 'calibration.json'}", "wrong=0.1", f"output={tmp_path / 'third'}")
+    assert {step: each["wrong"] for step, each in summary.promises.items()} == {
+        "golden_sentences": 0.1,
+        "final_details": 0.1,
+    }
+
+
 @pytest.mark.parametrize(
     ("changed", "difference"),
     [
