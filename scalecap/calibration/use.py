@@ -59,6 +59,13 @@ def apply(settings: Settings) -> tuple[Settings, dict[str, Applied]]:
 
 def _applied(step: str, wrong: float, made: StepCalibration, path: str) -> Applied:
     promise = made.promise(wrong)
+    if not made.promises:
+        raise CalibrationError(f"{path} promises nothing of {step}: its labels were drawn unsure first")
+    if made.confidence <= 0:
+        raise CalibrationError(
+            f"{path} promises nothing of {step}: too many calibrations of one run, each with other labels;"
+            " label another run"
+        )
     if promise is None or promise.threshold is None:
         there = [f"{each.wrong:g}" for each in made.promises if each.threshold is not None]
         fix = f"it has thresholds for {', '.join(there)}" if there else "it has a threshold for none"

@@ -133,6 +133,24 @@ def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
         again(calibration, "wrong={golden_sentences: 0.1}", engine=other)
 
 
+@pytest.mark.parametrize(
+    ("draw", "looks", "message"),
+    [
+        ("uncertain", 1, "promises nothing of golden_sentences: its labels were drawn unsure first"),
+        ("random", 3, "too many calibrations of one run, each with other labels"),
+    ],
+)
+def test_what_promises_nothing_is_refused(
+    made: Path, again: Again, tmp_path: Path, draw: str, looks: int, message: str
+):
+    labels = labels_of(made, "golden_sentences", draw=draw)
+    for look in range(looks):
+        path = write_labels(tmp_path / "labels.jsonl", labels[: len(labels) - look])
+        calibrate(made, read_labels([path]), wrong=0.2, confidence=0.6)
+    with pytest.raises(RunError, match=message):
+        again(f"calibration={made / 'calibration.json'}", "wrong=0.2")
+
+
 def test_a_captioner_keeps_the_promise_too(calibration: str, opened: list[Any]):
     unsure = Pillow.new("RGB", (30, 30), (8, 0, 0))  # of which P(yes) of the cat is 0.53
     with Captioner(None, "pipeline=none", STEPS, progress=False, cache="off") as captioner:
