@@ -44,7 +44,12 @@ class WriteSettings:
     @property
     def needs_pictures(self) -> bool:
         """Whether something is written that the data's own rows are needed for."""
-        return self.image == "bytes" or self.beside is not None or "webdataset" in self.format
+        return self.holds_pictures or self.beside is not None or "webdataset" in self.format
+
+    @property
+    def holds_pictures(self) -> bool:
+        """Whether `dataset/` is to hold the pictures' files."""
+        return self.image == "bytes" and "parquet" in self.format
 
     @property
     def folders(self) -> list[str]:
@@ -98,15 +103,15 @@ class Select:
         self._unflagged: dict[str, list[str]] = {name: [] for name in columns}
 
     def refusal(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
-        """The flag of a row that is left out, and why; None for one that is taken.
+        """The flag of a row that is left out; None for one that is taken.
 
         A row that failed is left out, and so is one for which the expression can't be computed, as where it
-        compares a null.
+        compares a null; why, is told beside the flag.
         """
         if row["error"] is not None:
-            return "left_out", "it failed"
+            return "left_out", ""
         try:
             holds = self._expression.holds(**{**row, "flags": {**self._unflagged, **row["flags"]}})
         except PromptError as error:
-            return "not_computed", f"the expression can't be computed: {error}"
-        return None if holds else ("left_out", "the expression does not hold")
+            return "not_computed", str(error)
+        return None if holds else ("left_out", "")

@@ -154,7 +154,7 @@ class Summary:
         self.left_out = written.left_out
         folders = (["dataset"] if "parquet" in settings.format else []) + settings.folders
         self.exports = [name for name in folders if (self.output / name).exists()]
-        without = {"sidecars"} if settings.image == "bytes" else {"sidecars", "dataset"}
+        without = {"sidecars"} if settings.holds_pictures else {"sidecars", "dataset"}
         with_files = " and ".join(f"{name}/" for name in folders if name not in without)
         if written.mixed:
             mixed = ", ".join(written.mixed)
@@ -162,7 +162,7 @@ class Summary:
         for what, messages in (
             (f"Pictures left out of {with_files}", written.missing),
             ("Rows without a sidecar", written.no_sidecar),
-            (f"Rows left out by write.select={settings.select}", written.refusals),
+            (f"Rows of which write.select={settings.select} can't tell", written.not_computed),
         ):
             for reason, count in messages.most_common(NOTED):
                 self.notes.append(f"{what}: {count:,}, since {reason}.")

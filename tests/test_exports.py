@@ -59,7 +59,7 @@ def test_a_row_is_taken_where_the_expression_holds(expression: str, flag: str | 
     found = Select(expression, ["fusion", "check"]).refusal(ROW)
     assert (found and found[0]) == flag
     failed = {**ROW, "error": {"step": "x", "kind": "k", "message": "m"}}
-    assert Select("true", []).refusal(failed) == ("left_out", "it failed")
+    assert Select("true", []).refusal(failed) == ("left_out", "")
 
 
 def test_rows_that_select_refuses_are_in_captions_alone_and_another_select_asks_nothing(

@@ -41,8 +41,8 @@ class Written:
     """Why rows that did not fail have no sidecar."""
     left_out: int | None = None
     """Rows that `select` left out; None without one."""
-    refusals: Messages = field(default_factory=Messages)
-    """Why."""
+    not_computed: Messages = field(default_factory=Messages)
+    """Why it could not tell of some of them."""
 
 
 def write(
@@ -96,7 +96,7 @@ def write(
         for row in rows() if select is None else _flagged(rows(), select, written):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(part, folder / "captions.jsonl")
-    files = settings.image == "bytes" and data is not None
+    files = settings.holds_pictures and data is not None
     with ExitStack() as stack:
         sinks: list[Sink] = []
         if "parquet" in settings.format:
@@ -128,7 +128,8 @@ def _flagged(rows: Iterable[dict[str, Any]], select: Select, written: Written) -
         if refusal := select.refusal(row):
             flag, reason = refusal
             written.left_out += 1
-            written.refusals.add(reason)
+            if reason:
+                written.not_computed.add(reason)
             row = {**row, "flags": {**row["flags"], SELECT: [flag]}}
         yield row
 
