@@ -18,7 +18,6 @@ from scalecap.engines.scripted import Scripted
 from scalecap.pipeline import Pipeline
 from scalecap.run import run
 from scalecap.settings import CONF, Settings
-from scalecap.stages.parse_questions import parse_questions
 from scalecap.stages.split_sentences import split_sentences
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -239,10 +238,8 @@ def test_seed_prompts_are_the_seeds(compose: Compose):
         " and Position Information to give a very comprehensive description about the image. Do not include"
         " any analysis or your opinions."
     )
-    asked = parse_questions(prompts["questions"], max_questions=100)
-    assert {"Describe more details about the bedroom.", "Describe more details about the lemons."} <= set(
-        asked
-    )
+    shown = set(prompts["questions"].splitlines())
+    assert {"Describe more details about the bedroom.", "Describe more details about the lemons."} <= shown
     assert prompts["questions"].count("Instructions:") == 6
     assert prompts["questions"].endswith("Sentence:\n{{ sentence }}\nInstructions:")
 
