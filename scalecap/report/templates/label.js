@@ -94,7 +94,7 @@ function labelling(drawn) {
   author.value = read("scalecap author", "");
   author.addEventListener("change", () => keep("scalecap author", author.value.trim()));
   choice.addEventListener("change", () => { step = drawn.steps[Number(choice.value)]; show(); });
-  section.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  section.querySelector("form").addEventListener("submit", (event) => { event.preventDefault(); by("title").focus(); });
   for (const each of buttons) each.addEventListener("click", () => decide(each.dataset.verdict));
   by("undo").addEventListener("click", undo);
   by("download").addEventListener("click", download);
@@ -103,7 +103,7 @@ function labelling(drawn) {
   // Before the page's own keys, which walk through rows that are hidden now.
   window.addEventListener("keydown", (event) => {
     if (section.hidden || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (/^(INPUT|SELECT)$/.test(event.target.tagName) && event.key !== "Escape") return;
+    if (event.target === author && event.key !== "Escape") return;
     event.stopPropagation();
     const verdict = VERDICTS[event.key.toLowerCase()];
     if (event.repeat && event.key !== "Escape") return;
