@@ -39,8 +39,8 @@ class Journal:
     """Finished rows in `folder/journal.jsonl`, by index; a later record of a row replaces an earlier one.
 
     A record is {index, id, stamp, image, input, columns, flags, error}: `id` is the row's, `stamp` and
-    `image` (the hash of the pixels that were looked at) tell its picture; of a part's last row also `part`,
-    [index of its first, rows]. Records of earlier versions lack `id` and `image`.
+    `image` (the hash of the pixels that were looked at) tell its picture; of an edited row also `edits`, and
+    of a part's last row `part`, [index of its first, rows]. Records of earlier versions lack `id` and `image`.
     """
 
     def __init__(
@@ -127,7 +127,11 @@ class Journal:
     def _enter(self, record: Mapping[str, Any], offset: int) -> None:
         stamp = record.get("stamp")  # journals of before had none
         entry = Entry(
-            *(offset, record["error"] is None, _identity(record.get("id"), record["input"])),
+            *(
+                offset,
+                record["error"] is None,
+                _identity(record.get("id"), record["input"], record.get("edits")),
+            ),
             _digest(stamp) if stamp else _NONE,
         )
         self.entries.put(record["index"], entry)
@@ -238,7 +242,8 @@ class Journal:
         stamp = _digest(row.stamp) if row.stamp else _NONE
         same_picture = _NONE in (stamp, entry.stamp) or stamp == entry.stamp
         columns = plain(row.columns)
-        same_row = entry.digest in (_identity(row.id, columns), _identity(None, columns))
+        edits = dict(row.edits)
+        same_row = entry.digest in (_identity(row.id, columns, edits), _identity(None, columns, edits))
         return "done" if same_picture and same_row else "changed"
 
     def finished(self, stamp: str, first: int, rows: int | None = None, *, shard: Shard = WHOLE) -> int:
@@ -348,9 +353,10 @@ def _shards(config: Any) -> int:
     return 1
 
 
-def _identity(id: str | None, columns: Any) -> bytes:
-    """Of a row's id, where its record has one, and its input."""
-    return _digest(columns if id is None else [id, columns])
+def _identity(id: str | None, columns: Any, edits: Any) -> bytes:
+    """Of a row's id, where its record has one, its input, and its edits if it has any."""
+    parts = [*([] if id is None else [id]), columns, *([edits] if edits else [])]
+    return _digest(parts if len(parts) > 1 else columns)
 
 
 def _digest(value: Any) -> bytes:

@@ -136,9 +136,13 @@ class Pipeline:
                 if column in self.writers and not await tasks[self.writers[column]]:
                     return False
             try:
-                values.update(
-                    await step.take(asked.ask(step.name, flags[step.name].add, spent), values, image)
-                )
+                edits = {column: row.edits[column] for column in step.writes if column in row.edits}
+                if len(edits) < len(step.writes):
+                    ask = asked.ask(step.name, flags[step.name].add, spent)
+                    values.update(await step.take(ask, values, image))
+                if edits:
+                    values.update(edits)
+                    flags[step.name].add("edited")
             except EngineDead:
                 raise
             except Exception as error:

@@ -2,10 +2,8 @@
 
 import asyncio
 import atexit
-import itertools
 import logging
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
@@ -23,12 +21,14 @@ from scalecap.data import OUTPUT, DataError, Row, Source, writer
 from scalecap.data.files import public
 from scalecap.data.replacing import is_foreign
 from scalecap.data.sources import open_source, readable
+from scalecap.edits import Edited, read_edits
 from scalecap.engines import EMBEDDED, Engines, look
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.exports import WriteSettings
 from scalecap.intervals import label
 from scalecap.journal import Journal, JournalError
 from scalecap.nearest import nearest
+from scalecap.pending import PendingRows
 from scalecap.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.progress import Progress
 from scalecap.report.build import write_report
@@ -41,8 +41,6 @@ from scalecap.threads import DaemonPool
 
 log = logging.getLogger(__name__)
 
-TOLD = 10
-"""Changed rows told one by one; of more, the number."""
 ESTIMATED = 10_000
 """Rows that an estimate looks at, the first of a run."""
 REPORTED = 200
@@ -84,6 +82,8 @@ def run(
         with summary.phase("check"):
             settings, promises = apply(settings)
             source, pipeline = check(settings, source)
+            if settings.edits:
+                source = Edited(source, read_edits(Path(settings.edits), pipeline.steps))
             check_scope(promises, pipeline, settings)
             summary.promises = told(promises, pipeline)
             config = asdict(settings) | ({"code": pipeline.code} if pipeline.code else {})
@@ -96,7 +96,7 @@ def run(
                 summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")
                 log.warning(summary.notes[-1])
                 summary.promises = told({}, pipeline)  # whose rows were made with other thresholds
-            rows = _Rows(source, journal)
+            rows = PendingRows(source, journal)
             # One that was stopped has rows left: the model loads while they are found.
             if (len(journal.entries) and journal.complete is None) or rows.any():
                 pool.run(_caption(settings, pipeline, promises, rows, engines, pool, cache, summary))
@@ -110,6 +110,8 @@ def run(
                     f"The data's own {' and '.join(taken)} are left out: the output has its own of that name."
                 )
             summary.notes += rows.notes()
+            if isinstance(source, Edited) and rows.complete and (note := source.unmatched()):
+                summary.notes.append(note)
             summary.reused, summary.total = rows.reused, source.total
             needs_pictures = settings.write.needs_pictures
             if needs_pictures and not rows.complete:
@@ -227,6 +229,8 @@ def plan(settings: Settings) -> str:
     try:
         settings, promises = apply(settings)
         source, pipeline = check(settings)
+        if settings.edits:
+            read_edits(Path(settings.edits), pipeline.steps)
         check_scope(promises, pipeline, settings)
     except (DataError, PipelineError, CalibrationError) as error:
         raise RunError(str(error)) from error
@@ -265,7 +269,7 @@ async def _caption(
     settings: Settings,
     pipeline: Pipeline,
     promises: Mapping[str, Applied],
-    rows: "_Rows",
+    rows: PendingRows,
     engines: Mapping[str, Engine] | None,
     pool: Engines,
     cache: Cache | None,
@@ -374,81 +378,6 @@ def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:
     )
 
 
-class _Rows:
-    """The rows that are still to do; those that an earlier run finished are passed over."""
-
-    def __init__(self, source: Source, journal: Journal) -> None:
-        self.source, self.journal = source, journal
-        self.seen = array("q")
-        """Indices, in the order of the data."""
-        self.reused = 0
-        self.complete = True
-        self.on_reuse: Callable[[int], None] = lambda rows: None
-        self._changed = self._added = 0
-        self._left = self._unfinished()
-
-    def _unfinished(self) -> Iterator[Row]:
-        before = self.journal.complete
-        for row in self.source.unfinished(self.journal.finished):
-            if isinstance(row, range):  # a part that is done, unread
-                self.seen.extend(row)
-                self.reused += len(row)
-                self.on_reuse(len(row))
-                continue
-            self.seen.append(row.index)
-            state = self.journal.state(row)
-            if state == "done":
-                self.reused += 1
-                self.on_reuse(1)
-                continue
-            if state == "changed":
-                self._changed += 1
-                if self._changed <= TOLD:
-                    log.info("row %d has changed and is done again: %s", row.index, _short(row.columns))
-            elif state == "new" and before is not None and len(self.seen) > before:
-                self._added += 1
-                if self._added == 1:
-                    log.info("rows from %d on are new", row.index)
-            yield row
-
-    def any(self) -> bool:
-        """Whether a row is left; it is not lost."""
-        first = list(itertools.islice(self._left, 1))
-        self._left = itertools.chain(first, self._left)
-        return bool(first)
-
-    def __iter__(self) -> Iterator[Row]:
-        return self._left
-
-    def first(self, count: int | None) -> Iterator[Row]:
-        """So many of the rows that are left; None is all of them."""
-        yield from itertools.islice(self, count)
-
-    def finished(self) -> Iterable[int]:
-        """Indices of the rows to write, in the order of the data: those that an earlier run finished, too."""
-        if self.complete:
-            self.journal.finish(len(self.seen))
-        return self.seen if self.complete else self.journal.entries
-
-    def notes(self) -> list[str]:
-        """How the data differs from what an earlier run in the folder saw."""
-        found = []
-        if self._changed:
-            found.append(f"{self._changed} rows had changed since they were done, and were done again.")
-        if self._added:
-            found.append(f"{self._added} rows are new in the data.")
-        gone = (self.journal.complete or 0) - len(self.seen)
-        if self.complete and gone > 0:
-            found.append(f"{gone} rows of before are no longer in the data, nor in the captions.")
-        return found
-
-
-def _short(columns: Mapping[str, Any]) -> str:
-    """The first of a row's columns, to know it by."""
-    name, value = next(iter(columns.items()), ("", ""))
-    return f"{name}={str(value)[:80]}"
-
-
 def write(
     pipeline: Pipeline,
     journal: Journal,
@@ -490,5 +419,6 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "flags": finished.flags,
         "error": finished.error,
         "usage": list(finished.usage),
+        **({"edits": dict(finished.row.edits)} if finished.row.edits else {}),
         **({"part": list(finished.row.part)} if finished.row.part else {}),
     }

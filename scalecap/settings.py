@@ -291,6 +291,8 @@ class Settings:
     """Stops the run when so many tokens were computed, of prompts and replies."""
     max_cost: float | None = field(default=None, metadata=NOTHING)
     """Stops the run when its tokens have cost so much, in the currency of `engine.price`."""
+    edits: str | None = field(default=None, metadata=NOTHING)
+    """File of edited columns, by row id (`scalecap/edits.py`): their rows are done again from there."""
     preview: int | None = field(default=None, metadata=NOTHING)
     """Takes so many rows, and estimates what all will take; the same command without it goes on."""
     rows_in_flight: int | None = field(default=None, metadata=NOTHING)

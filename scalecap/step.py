@@ -169,7 +169,7 @@ class Step:
         if not isinstance(parts, tuple) or len(parts) != len(self.writes):
             raise TypeError(f"{self.stage.name} returned {parts!r:.80}, not a tuple of {len(self.writes)}")
         for part, kind in zip(parts, self.stage.kinds, strict=True):
-            if part is not None and not isinstance(part, _TYPES.get(kind, object)):
+            if part is not None and not holds(kind, part):
                 raise TypeError(f"{self.stage.name} returned {part!r:.80}, not {KIND_NAMES[kind]}")
         return dict(zip(self.writes, parts, strict=True))
 
@@ -180,6 +180,13 @@ class Step:
             for name, kind in zip(self.writes, self.stage.kinds, strict=True)
             if name in values
         }
+
+
+def holds(kind: str, value: Any) -> bool:
+    """Whether a column of that kind may hold the value."""
+    if kind == "texts" and isinstance(value, list | tuple):
+        return all(isinstance(each, str) for each in value)
+    return isinstance(value, _TYPES.get(kind, object))
 
 
 def _empty(kind: Kind) -> Any:

@@ -1,7 +1,7 @@
 """Where rows come from and where they go."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -58,6 +58,8 @@ class Row:
     find_image: Callable[[], Path] | None = None
     part: tuple[int, int] | None = None
     id: str = ""
+    edits: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that take the place of what the steps write."""
 
     def __post_init__(self) -> None:
         if not self.id:
