@@ -40,7 +40,7 @@ class Journal:
 
     A record is {index, id, stamp, image, input, columns, flags, error}: `id` is the row's, `stamp` and
     `image` (the hash of the pixels that were looked at) tell its picture; of an edited row also `edits`, and
-    of a part's last row `part`, [index of its first, rows]. Records of earlier versions lack `id` and `image`.
+    of a part's last row `part`, [index of its first, rows]. Earlier versions wrote no `id` and `image`.
     """
 
     def __init__(
