@@ -88,7 +88,9 @@ def caption(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
         hydra.initialize_config_dir(str(CONF), version_base="1.3"),
         tempfile.TemporaryDirectory() as output,
     ):
-        run(from_config(hydra.compose("config", [*overrides, f"output={output}"])))
+        summary = run(from_config(hydra.compose("config", [*overrides, f"output={output}"])))
+        if summary.status != "finished":
+            raise SystemExit(f"{summary.status} after {summary.done} scenes; the same command goes on")
         lines = (Path(output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
