@@ -6,6 +6,7 @@ others have a module with a `main` of its own.
 Exit codes: 0 every row done, 3 some rows failed, 1 the run could not be done, 130 interrupted.
 """
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -43,6 +44,7 @@ def main() -> int:
     if "--version" in words:  # Hydra would tell its own
         print(f"scalecap {__version__}")
         return 0
+    logging.raiseExceptions = False  # a full disk under the log is told by what can't go on without it
     sweep.begin(words)
     if "check=true" in (word.lower() for word in words):
         # A check leaves nothing behind.

@@ -255,7 +255,7 @@ def plan(settings: Settings) -> str:
     cost = (
         f"Estimate: {expected}" if expected else "preview=5 does five rows and estimates what all rows take."
     )
-    return "\n".join([*lines, "", pipeline.plan(), "", verdict, *([cost] if roles else [])])
+    return "\n".join([*lines, "", pipeline.plan(), "", *([cost] if roles else []), verdict])
 
 
 def _by(engine: EngineSettings, settings: Settings) -> str:

@@ -100,7 +100,7 @@ def test_a_preview_does_its_rows_estimates_all_and_the_command_without_it_goes_o
     assert "all 9 rows, by 3 of them: about " in screen
     assert "preview=3" not in first.resume
     planned = plan(compose(*words))
-    assert planned.splitlines()[-1].startswith("Estimate: all 9 rows, by 3 of them: about ")
+    assert planned.splitlines()[-2].startswith("Estimate: all 9 rows, by 3 of them: about ")
     second = run(compose(*words), engines=engines)
     assert (second.status, second.done, second.reused) == ("finished", 9, 3)
     took = sum(json.loads(line)["usage"][0] for line in journal(second.output) if '"usage"' in line)
