@@ -1,0 +1,121 @@
+"""Captions as large models make them: they leave things out and err towards what is usual.
+
+A thing of the theme is told that is not there, a stranger is taken for what belongs there, and what is
+unusual about a thing is told as usual. A language model knows all that without the picture, so it can be
+debiased; how often each happens stands below.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from scalecap.scenes.second.claims import Claim
+from scalecap.scenes.second.grammar import describe, introduce, set_scene
+from scalecap.scenes.second.kinds import KINDS, PLACES
+from scalecap.scenes.second.themes import (
+    COUNTS,
+    LEVELS,
+    THEMES,
+    USUAL_FACING,
+    USUAL_LEVEL,
+    USUAL_SIZE,
+    colours,
+    usual_place,
+    weights,
+)
+
+LEFT_OUT = 0.25
+INVENTED_LAST, INVENTED_BEFORE = 0.45, 0.12
+"""A thing that is not there ends the caption, or stands before another one."""
+STRANGER_RENAMED = 0.5
+UNUSUAL_MISTOLD = 0.25
+"""Of an unusual size, colour, place or facing."""
+MISCOUNTED = 0.12
+"""Of a group; one of a kind that is usually alone is told as one."""
+SET_SCENE = 0.6
+
+
+def careless_caption(truth: Mapping[str, Any], rng: random.Random) -> str:
+    """A short caption with gaps and errors."""
+    sentences = [set_scene(Claim(ground=truth["ground"]), rng)] if rng.random() < SET_SCENE else []
+    for claim in careless_claims(truth, rng):
+        sentences += tell(claim, rng)
+    return " ".join(sentences)
+
+
+def careless_claims(truth: Mapping[str, Any], rng: random.Random) -> list[Claim]:
+    """What such a caption says, a claim a thing."""
+    there = [thing["kind"] for thing in truth["things"]]
+    used = set(there)
+    claims: list[Claim] = []
+    for thing in truth["things"]:
+        if claims and rng.random() < LEFT_OUT:
+            continue
+        if rng.random() < INVENTED_BEFORE and claims:
+            claims.append(_invented(truth["theme"], used, rng))
+        claims.append(_seen(thing, truth, used, rng))
+    if rng.random() < INVENTED_LAST:
+        claims.append(_invented(truth["theme"], used, rng))
+    return claims
+
+
+def tell(claim: Claim, rng: random.Random) -> list[str]:
+    """One sentence that brings the thing in, and perhaps a second one with what the first left out."""
+    names = [name for name in ("size", "colour", "place") if getattr(claim, name)]
+    later = {name for name in names if rng.random() < 0.4}
+    first = introduce(claim.without(later), rng)
+    return [first, describe(claim.only({*later, "facing"}))] if later or claim.facing else [first]
+
+
+def _seen(thing: Mapping[str, Any], truth: Mapping[str, Any], used: set[str], rng: random.Random) -> Claim:
+    kind = thing["kind"]
+    if kind not in THEMES[truth["theme"]].kinds and rng.random() < STRANGER_RENAMED:
+        kind = _usual_kind(truth["theme"], used, rng)
+    fixed = KINDS[kind]
+    place = PLACES.index(thing["place"])
+    usual = {
+        "size": fixed.size if thing["size"] else None,
+        "colour": fixed.colour,
+        "facing": "left" if thing["facing"] else None,
+        "place": PLACES[usual_place(kind, place)],
+    }
+    said: dict[str, Any] = {"count": thing["count"]}
+    for name, value in usual.items():
+        true = fixed.colour if name == "colour" and not fixed.dyed else thing[name]
+        said[name] = value if true != value and rng.random() < UNUSUAL_MISTOLD else true
+    if thing["count"] > 1 and rng.random() < MISCOUNTED:
+        said["count"] = 5 - thing["count"] if fixed.flock else 1
+    return _some(Claim(kind=kind, **said), rng)
+
+
+def _invented(theme: str, used: set[str], rng: random.Random) -> Claim:
+    """A thing of the theme that is not there, as it usually is."""
+    kind = _usual_kind(theme, used, rng)
+    fixed = KINDS[kind]
+    count = rng.choices((1, 2, 3), COUNTS[fixed.flock])[0]
+    other = "small" if fixed.size == "large" else "large"
+    dyes = colours(kind)
+    level = LEVELS.index(fixed.level) if rng.random() < USUAL_LEVEL else rng.randrange(3)
+    claim = Claim(
+        kind=kind,
+        count=count,
+        size=None if count > 1 else rng.choices((fixed.size, other), (USUAL_SIZE, 1 - USUAL_SIZE))[0],
+        colour=rng.choices(list(dyes), list(dyes.values()))[0],
+        facing=("left" if rng.random() < USUAL_FACING else "right") if fixed.faces else None,
+        place=PLACES[3 * level + rng.randrange(3)],
+    )
+    return _some(claim, rng)
+
+
+def _usual_kind(theme: str, used: set[str], rng: random.Random) -> str:
+    shares = {kind: share for kind, share in weights(theme).items() if kind not in used}
+    kind = rng.choices(list(shares), list(shares.values()))[0]
+    used.add(kind)
+    return kind
+
+
+def _some(claim: Claim, rng: random.Random) -> Claim:
+    """What a caption tells of all that could be claimed."""
+    assert claim.kind is not None
+    shares = {"size": 0.45, "colour": 0.6 if KINDS[claim.kind].dyed else 0.15, "facing": 0.25, "place": 0.6}
+    return claim.without([name for name, share in shares.items() if rng.random() >= share])

@@ -1,0 +1,135 @@
+"""True statements about a scene, each with one that is false in a single thing."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from scalecap.scenes.second.claims import Claim, falsify, holds
+from scalecap.scenes.second.grammar import describe, introduce, read, set_scene
+
+SORTS = {"size": 1.0, "colour": 1.0, "parts": 0.5, "count": 1.0, "place": 2.0, "facing": 3.0, "beside": 2.0}
+"""What single details are about, and how often."""
+
+
+class Curriculum(NamedTuple):
+    """Shares of what statements are about: what is compared in a group of things is learnt last."""
+
+    presence: float
+    """Whether a thing is there, or the ground, and nothing else."""
+    single: float
+    """Of the others: one detail of a thing that is there, changed in the false one."""
+
+
+LATE = Curriculum(presence=0.15, single=0.6)
+"""Statements as a run's checks meet them."""
+
+
+class Pair(NamedTuple):
+    """A true statement and the same with one thing changed so that it is false."""
+
+    true: str
+    false: str
+    sort: str
+    """The field of `Claim` that was changed."""
+
+
+def statements(truth: Mapping[str, Any], rng: random.Random, share: Curriculum = LATE) -> Pair:
+    """Draw a pair."""
+    while True:
+        claim, say, name = _claim(truth, rng, share)
+        false = falsify(claim, truth, rng, name)
+        words = rng.random()
+        pair = Pair(say(claim, random.Random(words)), say(false, random.Random(words)), name)
+        # Some changes leave no trace in the words ("the cat" of three); the words decide.
+        if _reads_true(pair.true, truth) and not _reads_true(pair.false, truth):
+            return pair
+
+
+def alternatives(truth: Mapping[str, Any], rng: random.Random, most: int = 4) -> list[str]:
+    """Statements that exclude each other, the true one first: one detail of a thing in all its values."""
+    while True:
+        thing = rng.choice(truth["things"])
+        claim, say, name = _detail(thing, rng)
+        if name in ("parts", "beside"):
+            continue
+        claims = [claim]
+        for _ in range(3 * most):
+            other = falsify(claim, truth, rng, name)
+            if other not in claims and len(claims) < most:
+                claims.append(other)
+        words = rng.random()
+        texts = [say(each, random.Random(words)) for each in claims]
+        if [_reads_true(text, truth) for text in texts] == [True, *[False] * (len(texts) - 1)]:
+            return texts
+
+
+def _reads_true(text: str, truth: Mapping[str, Any]) -> bool:
+    return all(holds(claim, truth) for claim in read(text))
+
+
+class _Said(NamedTuple):
+    """Something true, how to say it, and what to change to make it false."""
+
+    claim: Claim
+    say: Callable[[Claim, random.Random], str]
+    name: str
+
+
+def _claim(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _Said:
+    thing = rng.choice(truth["things"])
+    if rng.random() < share.presence:
+        if rng.random() < 0.15:
+            return _Said(Claim(ground=truth["ground"]), set_scene, "ground")
+        return _Said(Claim(kind=thing["kind"], count=thing["count"]), introduce, "kind")
+    if rng.random() < share.single:
+        return _detail(thing, rng)
+    return _compound(thing, rng)
+
+
+def _detail(thing: Mapping[str, Any], rng: random.Random) -> _Said:
+    whole = claim_of(thing, "size", "colour", "facing", "place", "parts", "beside")
+    whole = replace(whole, parts=(rng.choice(thing["parts"]),))
+    if whole.beside:
+        whole = replace(whole, beside=(rng.choice(whole.beside),))
+    names = [name for name in SORTS if getattr(whole, name)]
+    name = rng.choices(names, [SORTS[name] for name in names])[0]
+    claim = replace(Claim(kind=whole.kind, count=whole.count), **{name: getattr(whole, name)})
+    if name == "count" or (name in ("size", "colour", "place") and rng.random() < 0.5):
+        return _Said(claim, introduce, name)
+    return _Said(claim, _described, name)
+
+
+def _compound(thing: Mapping[str, Any], rng: random.Random) -> _Said:
+    """Several details in one statement."""
+    form = rng.random()
+    if form < 0.4:
+        told = [name for name in ("size", "colour", "place") if thing[name] and rng.random() < 0.6]
+        return _Said(claim_of(thing, *told), introduce, rng.choice(["kind", *told]))
+    claim = claim_all(thing) if form < 0.6 else claim_place(thing)
+    names = [name for name in SORTS if name != "count" and getattr(claim, name)]
+    return _Said(claim, _described, rng.choice(names))
+
+
+def claim_of(thing: Mapping[str, Any], *names: str) -> Claim:
+    """The kind and count of a thing with these fields of it."""
+    fields = {name: thing[name] for name in names if name not in ("parts", "beside")}
+    if "parts" in names:
+        fields["parts"] = tuple(thing["parts"])
+    if "beside" in names:
+        fields["beside"] = tuple(thing["next_to"])
+    return Claim(kind=thing["kind"], count=thing["count"], **fields)
+
+
+def claim_all(thing: Mapping[str, Any]) -> Claim:
+    """How a thing looks."""
+    return claim_of(thing, "size", "colour", "parts")
+
+
+def claim_place(thing: Mapping[str, Any]) -> Claim:
+    """Which way a thing faces, where it is and what it is next to."""
+    return claim_of(thing, "facing", "place", "beside")
+
+
+def _described(claim: Claim, _: random.Random) -> str:
+    return describe(claim)
