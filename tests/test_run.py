@@ -83,7 +83,7 @@ def test_the_summary_tells_what_was_done(compose: Compose, engines: Engines, tmp
     summary = run(compose("data.limit=2"), engines=engines, command="python -m scalecap data.limit=2")
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert written["status"] == "finished"
-    assert written["rows"] == {"done": 2, "failed": 0, "reused": 0}
+    assert written["rows"] == {"done": 2, "failed": 0, "reused": 0, "left_out": None}
     assert written["checks"]["golden_sentences"] == {"kept": 2, "dropped": 2}
     assert written["checks"]["final_details"] == {"kept": 4, "dropped": 0}
     assert written["choices"]["final_details"] == {"asked": 4, "unanswered": 0, "median_mass": 1.0}

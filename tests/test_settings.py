@@ -20,7 +20,7 @@ MAY_CHANGE = {
     *("runner.address", "data.limit", "data.streaming", "data.allow_urls", "data.allow_outside"),
     *("engine.base_url", "engine.concurrency", "engine.batch_size", "engine.timeout", "engine.retries"),
     *("engine.price.prompt", "engine.price.cached", "engine.price.generated"),
-    *("max_cost", "max_tokens", "max_requests", "preview"),
+    *("max_cost", "max_tokens", "max_requests", "preview", "edits"),
     *("engine.keep", "engine.quiet", "calibration", "pipeline.cases", "prompts"),
 }
 """Settings that change no row. All others refuse to go on."""
