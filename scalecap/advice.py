@@ -6,8 +6,10 @@ NO_REUSE = (
     "A picture's tokens were hardly ever reused: of requests about a picture shown before, less than 5 % of"
     " the prompt tokens came from the prefix cache, so each computed the picture anew. See that prefix"
     " caching is on (engine.args.enable_prefix_caching=true, or vllm serve --enable-prefix-caching) and its"
-    " cache large enough (or rows_in_flight smaller). Hybrid models such as Qwen3.5 reuse little of short"
-    " prompts, and many hosted servers nothing; model=qwen3-vl-4b on an engine of your own does."
+    " cache large enough (or rows_in_flight smaller). Where it can't be had, as of hybrid models such as"
+    " Qwen3.5 and many hosted servers, checks of several texts in one request pay the picture once:"
+    " pipeline.steps.STEP.batch=4 'pipeline.steps.STEP.batch_prompt=${prompts.verify_batch}'. Qwen3-VL"
+    " (model=qwen3-vl-4b) on an engine of your own needs none of it."
 )
 
 
