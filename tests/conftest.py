@@ -25,14 +25,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each file's tests go to one worker, and all tests of engines to one: an engine takes long to open."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "engines" if item.path.parent.name == "engines" else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the user's cache, the working folder or another test's Hydra."""
