@@ -64,7 +64,7 @@ class Actor:
         settings = self._settings
         if missing := self._pipeline.missing():
             raise EngineError(f"on {socket.gethostname()}: {'; '.join(missing)}")
-        roles = {role: each for role, each in settings.by_role().items() if role in self._pipeline.roles}
+        roles = settings.by_role(self._pipeline.roles)
         engines = await Engines().by_role(roles)
         self._asked = Asked(
             engines, self._cache, settings.sampling, settings.seed, Counts(), settings.min_mass

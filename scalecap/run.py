@@ -234,7 +234,7 @@ def plan(settings: Settings) -> str:
         check_scope(promises, pipeline, settings)
     except (DataError, PipelineError, CalibrationError) as error:
         raise RunError(str(error)) from error
-    roles = {role: each for role, each in settings.by_role().items() if role in pipeline.roles}
+    roles = settings.by_role(pipeline.roles)
     try:
         unchecked = look(list(roles.values()))
     except EngineError as error:
@@ -276,7 +276,7 @@ async def _caption(
     summary: Summary,
 ) -> None:
     """Loads the models and takes the rows through the pipeline, each to the journal as it ends."""
-    roles = {role: each for role, each in settings.by_role().items() if role in pipeline.roles}
+    roles = settings.by_role(pipeline.roles)
     if note := foreign(roles, settings.data.source):
         summary.notes.append(note)
         log.warning(note)

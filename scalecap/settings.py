@@ -5,7 +5,7 @@ The text under a field says its unit and effect. Values come from YAML; a key th
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -299,9 +299,13 @@ class Settings:
     """Rows worked on at once (by each actor, with runner=ray); None keeps the engine busy and the rows'
     pictures in its KV cache."""
 
-    def by_role(self) -> dict[str, RoleSettings]:
-        """The model of each role and what runs it; a role with nothing of its own is the `vlm`."""
-        models = vars(self.model)
+    def by_role(self, used: Collection[str] | None = None) -> dict[str, RoleSettings]:
+        """The model of each role and what runs it; a role with nothing of its own is the `vlm`.
+
+        Args:
+            used: the roles that are wanted; None is all.
+        """
+        models = {role: model for role, model in vars(self.model).items() if used is None or role in used}
         untouched = ModelSettings(name=self.model.vlm.name)
         found = {}
         for role, model in models.items():

@@ -123,12 +123,15 @@ def spent(
 
 def limit_reached(settings: Settings, counts: Counts, cost: float | None) -> str:
     """Which of `max_requests`, `max_tokens` and `max_cost` the run has reached; empty when none."""
+    limits = {name: getattr(settings, name) for name in ("max_requests", "max_tokens", "max_cost")}
+    if all(most is None for most in limits.values()):  # every row asks this
+        return ""
     total = counts.total
     computed = total.requests - total.reused
     tokens = total.prompt_tokens + total.generated_tokens
     taken = {"max_requests": computed, "max_tokens": tokens, "max_cost": cost}
     for name, value in taken.items():
-        most = getattr(settings, name)
+        most = limits[name]
         if most is not None and value is not None and value >= most:
             return f"{name}={most:g} is reached: {value:,.6g}; the same command goes on with as much again"
     return ""
