@@ -100,6 +100,8 @@ class Captioner:
         self._asked: asyncio.Task[Asked] | None = None
         self._closed = False
         self._promises: Mapping[str, Applied] = {}
+        self._pipelines: dict[tuple[tuple[str, str], ...] | None, Pipeline] = {}
+        """By the columns beside a picture: most pictures have the same, and templates are compiled once."""
         self._build(None)
 
     def __enter__(self) -> Self:
@@ -116,6 +118,9 @@ class Captioner:
             return
         self._closed = True
         self._engines.close()
+        for pipeline in self._pipelines.values():
+            for step in pipeline.steps:
+                step.close()
         self._pictures.shutdown()
         if self._cache:
             self._cache.close()
@@ -199,6 +204,9 @@ class Captioner:
         return Report(self.summary.report or write_report(self.summary.output, self._source))
 
     def _build(self, columns: Mapping[str, str] | None) -> Pipeline:
+        key = None if columns is None else tuple(columns.items())
+        if key in self._pipelines:
+            return self._pipelines[key]
         try:
             settings, self._promises = apply(self.settings)
             steps, imports = settings.pipeline.steps, settings.pipeline.imports
@@ -206,6 +214,7 @@ class Captioner:
             check_scope(self._promises, pipeline, settings)
         except (PipelineError, CalibrationError) as error:
             raise RunError(str(error)) from error
+        self._pipelines[key] = pipeline
         return pipeline
 
     async def _one(self, image: Any) -> dict[str, Any]:
@@ -238,7 +247,7 @@ class Captioner:
 
     async def _load(self, pipeline: Pipeline) -> Asked:
         settings = self.settings
-        roles = {role: each for role, each in settings.by_role().items() if role in pipeline.roles}
+        roles = settings.by_role(pipeline.roles)
         if note := foreign(roles, "memory"):
             log.warning(note)
         if settings.cache.enabled and self._cache is None:
