@@ -9,9 +9,7 @@ pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
 import torch
 
-from scalecap.scenes.second import tower
-from scalecap.scenes.second import train as training
-from scalecap.scenes.second.architecture import (
+from scalecap.scenes.architecture import (
     IMAGE_TOKENS,
     make_model,
     make_tokenizer,
@@ -19,6 +17,8 @@ from scalecap.scenes.second.architecture import (
     patches,
     see,
 )
+from scalecap.scenes.second import tower
+from scalecap.scenes.second import train as training
 from scalecap.scenes.second.course import Course, Sizes, taught_prompts
 from scalecap.scenes.second.kinds import COLOURS, KINDS
 from scalecap.scenes.second.lessons import Lesson

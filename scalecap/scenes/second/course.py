@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scalecap.prompts import Template
+from scalecap.scenes.architecture import normalise
 from scalecap.scenes.second import lessons, tower
-from scalecap.scenes.second.architecture import normalise
 from scalecap.scenes.second.lessons import Lesson, Mix, Prompts
 from scalecap.scenes.second.packing import Packed, Packer
 from scalecap.scenes.second.statements import LATE, Curriculum

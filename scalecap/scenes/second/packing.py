@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalecap.scenes.second.architecture import GRID, IMAGE_TOKENS, MERGE
+from scalecap.scenes.architecture import GRID, IMAGE_TOKENS, MERGE
 from scalecap.scenes.second.lessons import Lesson
 
 LENGTHS = (24, 32, 48, 80, 160, 320)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from scalecap.clauses import sentences
 from scalecap.content import content
+from scalecap.scenes.architecture import normalise, see
 from scalecap.scenes.second import lessons, tower
-from scalecap.scenes.second.architecture import normalise, see
 from scalecap.scenes.second.careless import careless_caption
 from scalecap.scenes.second.claims import holds
 from scalecap.scenes.second.grammar import read

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalecap.scenes.second.architecture import GRID, MERGE
+from scalecap.scenes.architecture import GRID, MERGE
 from scalecap.scenes.second.kinds import COLOURS, GROUNDS, KINDS
 from scalecap.scenes.second.views import View
 from scalecap.scenes.second.world import CELL

@@ -25,14 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from scalecap.engines.children import mend
+from scalecap.scenes.architecture import make_model, make_tokenizer, save, see
 from scalecap.scenes.second import tower
-from scalecap.scenes.second.architecture import make_model, make_tokenizer, save, see
 from scalecap.scenes.second.course import Batch, Course, Sizes, schoolbook, taught_prompts
 from scalecap.scenes.second.lessons import Prompts
 from scalecap.scenes.second.packing import Packer, predict
 from scalecap.scenes.second.scores import score
 
 log = logging.getLogger(__name__)
+
+LAYERS = 6
+"""Of the text part; the first edition has five."""
 
 JUDGED = 4
 """After so many layers a linear head judges a statement at each of its tokens, for training only: one
@@ -79,7 +82,7 @@ class Pupil:
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = tokenizer
-        self.model = make_model(tokenizer, seed)
+        self.model = make_model(tokenizer, seed, layers=LAYERS)
         language, visual = self.model.model.language_model, self.model.model.visual
         hidden = self.model.config.text_config.hidden_size
         self.described = tower.Described(tokenizer, language.embed_tokens.weight, seed).to(self.device)
