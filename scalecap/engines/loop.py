@@ -32,27 +32,38 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` to its end and returns its result.
 
-        Ctrl-C cancels it, waits until it has ended and raises KeyboardInterrupt, unless `signals_to` says
-        otherwise for the time being.
+        Ctrl-C cancels it, waits until it has ended (a second one does not) and raises KeyboardInterrupt,
+        unless `signals_to` says otherwise for the time being.
         """
         loop = self._running()
+        interrupted = False
         task: asyncio.Task[T] | None = None
 
         async def tracked() -> T:
             nonlocal task
             task = asyncio.current_task()
+            cancel()
             return await work
 
-        with self._signals(loop):
-            future = asyncio.run_coroutine_threadsafe(tracked(), loop)
+        def cancel() -> None:
+            if interrupted and task and not task.cancelling():
+                task.cancel()
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            if interrupted:
+                raise KeyboardInterrupt
+            interrupted = True
+            loop.call_soon_threadsafe(cancel)
+
+        with self._signals(loop, interrupt):
             try:
-                return future.result()
-            except KeyboardInterrupt:
-                loop.call_soon_threadsafe(lambda: task.cancel() if task else None)
-                concurrent.futures.wait([future])
-                raise
+                result = asyncio.run_coroutine_threadsafe(tracked(), loop).result()
             except concurrent.futures.CancelledError:
                 raise KeyboardInterrupt from None
+        if interrupted:
+            raise KeyboardInterrupt
+        return result
 
     @contextmanager
     def signals_to(self, handle: Callable[[], None]) -> Iterator[None]:
@@ -67,15 +78,18 @@ class LoopThread:
             self._on_signal = None
 
     @contextmanager
-    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    def _signals(self, loop: asyncio.AbstractEventLoop, interrupt: Callable[[], None]) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before: dict[signal.Signals, Any] = {}
 
         def received(number: int, frame: FrameType | None) -> None:
+            # An error raised here would surface at any line of `run`, even before its work is in its hands.
             if self._on_signal:
                 loop.call_soon_threadsafe(self._on_signal)
+            elif before[signal.Signals(number)] is signal.default_int_handler:
+                interrupt()
             elif callable(usual := before[signal.Signals(number)]):
                 usual(number, frame)
             elif usual == signal.SIG_DFL:
