@@ -7,6 +7,7 @@ from typing import Any
 from scalecap.metrics import share, texts
 from scalecap.scenes.claims import Fact, everything, facts
 from scalecap.scenes.grammar import sentences
+from scalecap.scenes.statements import statements
 from scalecap.stages import Columns, Measures, stage
 
 SORTS = ("object", "count", "size", "colour", "part", "facing", "position", "relation", "ground")
@@ -63,12 +64,14 @@ def _rates(said: frozenset[Fact], possible: frozenset[Fact]) -> dict[str, Any]:
 
 @stage
 def scene_statements(truth: Any, *, pairs: int = 4, seed: int = 0) -> Any:
-    """So many true sentences about a scene, each with the same made false in one thing: {text, label}."""
-    from scalecap.scenes.lessons import Curriculum, statements
+    """Pairs of a true sentence about a scene and the same made false in one thing: {text, label, sort}.
 
-    dice = random.Random(f"{seed} {truth}")
+    `sort` is what was changed: kind, count, size, colour, parts, facing, place, beside or ground.
+    """
+    rng = random.Random(f"{seed} {truth}")
+    drawn = [statements(truth, rng) for _ in range(pairs)]
     return [
-        {"text": text, "label": label}
-        for _ in range(pairs)
-        for text, label in zip(statements(truth, dice, Curriculum(0.1, 0.3)), (True, False), strict=True)
+        {"text": text, "label": label, "sort": pair.sort}
+        for pair in drawn
+        for text, label in ((pair.true, True), (pair.false, False))
     ]

@@ -1,10 +1,11 @@
 """Claims about a scene: what a sentence says of one thing or of the ground, true or not."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from scalecap.scenes.kinds import EXPECTED, GROUNDS, KINDS, PLACES
+from scalecap.scenes.kinds import COLOURS, GROUNDS, KINDS, PLACES
+from scalecap.scenes.themes import THEMES, colours, usual_place
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,18 @@ class Claim:
     parts: tuple[str, ...] = ()
     facing: str | None = None
     place: str | None = None
-    beside: str | None = None
+    beside: tuple[str, ...] = ()
+    """Kinds in neighbouring places."""
     ground: str | None = None
+
+    def without(self, names: Collection[str]) -> "Claim":
+        """The claim without these fields."""
+        nothing: dict[str, Any] = {name: () if name in ("parts", "beside") else None for name in names}
+        return replace(self, **nothing)
+
+    def only(self, names: Collection[str]) -> "Claim":
+        """The claim with its kind, count and these fields alone."""
+        return self.without({field.name for field in fields(self)} - {"kind", "count", *names})
 
 
 class Fact(NamedTuple):
@@ -62,8 +73,8 @@ def facts(claim: Claim, truth: Mapping[str, Any]) -> list[Fact]:
             told.append(Fact(sort, claim.kind, said, there and said == seen[field]))
     for part in claim.parts:
         told.append(Fact("part", claim.kind, part, there and part in seen["parts"]))
-    if claim.beside is not None:
-        told.append(Fact("relation", claim.kind, claim.beside, there and claim.beside in seen["next_to"]))
+    for other in claim.beside:
+        told.append(Fact("relation", claim.kind, other, there and other in seen["next_to"]))
     return told
 
 
@@ -73,9 +84,13 @@ def everything(truth: Mapping[str, Any]) -> frozenset[Fact]:
     for thing in truth["things"]:
         names = ("kind", "count", "size", "colour", "facing")
         claims.append(
-            Claim(**{n: thing[n] for n in names}, parts=tuple(thing["parts"]), place=thing["place"])
+            Claim(
+                **{n: thing[n] for n in names},
+                parts=tuple(thing["parts"]),
+                place=thing["place"],
+                beside=tuple(thing["next_to"]),
+            )
         )
-        claims += [Claim(kind=thing["kind"], beside=other) for other in thing["next_to"]]
     return frozenset(fact for claim in claims for fact in facts(claim, truth))
 
 
@@ -87,44 +102,64 @@ def holds(claim: Claim, truth: Mapping[str, Any]) -> bool:
 def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any, name: str | None = None) -> Claim:
     """Change one thing that the claim says (its field `name`, else any) into something wrong.
 
-    `rng` (random.Random) chooses.
+    What is usual, or looks alike, is likelier than what is not. `rng` (random.Random) chooses.
     """
-    there = {thing["kind"] for thing in truth["things"]}
-    absent = [kind for kind in KINDS if kind not in there]
     told = [field.name for field in fields(claim) if getattr(claim, field.name) not in (None, ())]
     # What is said of a thing is harder to compare than its name, and wrong as often.
     name = name or rng.choice([*told, *(name for name in told if name not in ("kind", "count"))])
-    value: Any
+    return replace(claim, **{name: _wrong(claim, truth, rng, name)})
+
+
+def _wrong(claim: Claim, truth: Mapping[str, Any], rng: Any, name: str) -> Any:
+    if name == "count":
+        return rng.choice([n for n in (1, 2, 3) if n != claim.count])
+    if name == "size":
+        return "small" if claim.size == "large" else "large"
+    if name == "facing":
+        return "left" if claim.facing == "right" else "right"
+    if name == "ground":
+        return rng.choice([ground for ground in GROUNDS if ground != claim.ground])
     if name == "kind":
-        assert claim.kind is not None
-        if rng.random() < 0.35:
-            value = KINDS[claim.kind].mistaken_for
-        elif rng.random() < 0.3:
-            value = rng.choice(EXPECTED[truth["ground"]])
-        else:
-            value = rng.choice(absent)
-        if value in there:
-            value = rng.choice(absent)
-    elif name == "count":
-        value = rng.choice([n for n in (1, 2, 3) if n != claim.count])
-    elif name == "size":
-        value = "small" if claim.size == "large" else "large"
-    elif name == "facing":
-        value = "left" if claim.facing == "right" else "right"
-    elif name == "place":
-        value = rng.choice([place for place in PLACES if place != claim.place])
-    elif name == "ground":
-        value = rng.choice([ground for ground in GROUNDS if ground != claim.ground])
-    elif name == "colour":
-        value = rng.choice(sorted({kind.colour for kind in KINDS.values()} - {claim.colour}))
-    elif name == "parts":
-        assert claim.kind is not None
-        other = rng.choice(
-            [kind for kind in KINDS.values() if not set(kind.parts) & set(KINDS[claim.kind].parts)]
-        )
-        value = (rng.choice(other.parts), *claim.parts[1:])
-    else:
-        neighbours: list[str] = next((t["next_to"] for t in truth["things"] if t["kind"] == claim.kind), [])
-        others = [kind for kind in there if kind != claim.kind and kind not in neighbours]
-        value = rng.choice(sorted(others)) if others and rng.random() < 0.6 else rng.choice(absent)
-    return replace(claim, **{name: value})
+        return _wrong_kind(claim, truth, rng)
+    assert claim.kind is not None
+    if name == "place":
+        return rng.choice(_wrong_places(claim, truth))
+    if name == "colour":
+        usual = [colour for colour in colours(claim.kind) if colour != claim.colour]
+        return rng.choice(usual or [colour for colour in COLOURS if colour != claim.colour])
+    if name == "parts":
+        own = set(KINDS[claim.kind].parts)
+        other = rng.choice([kind for kind in KINDS.values() if not set(kind.parts) & own])
+        return (rng.choice(other.parts), *claim.parts[1:])
+    assert name == "beside"
+    near: list[str] = next((t["next_to"] for t in truth["things"] if t["kind"] == claim.kind), [])
+    there = sorted({t["kind"] for t in truth["things"]} - {claim.kind, *near})
+    wrong = rng.choice(there) if there and rng.random() < 0.7 else _absent(truth, rng)
+    return tuple(rng.sample([wrong, *claim.beside[1:]], len(claim.beside)))
+
+
+def _wrong_kind(claim: Claim, truth: Mapping[str, Any], rng: Any) -> str:
+    """What looks alike, what is usual in the theme, or anything else that is not there."""
+    assert claim.kind is not None
+    there = {thing["kind"] for thing in truth["things"]}
+    twin = KINDS[claim.kind].mistaken_for
+    if rng.random() < 0.3 and twin not in there:
+        return twin
+    return _absent(truth, rng)
+
+
+def _absent(truth: Mapping[str, Any], rng: Any) -> str:
+    there = {thing["kind"] for thing in truth["things"]}
+    usual = [kind for kind in THEMES[truth["theme"]].kinds if kind not in there]
+    chosen: str = rng.choice(usual if rng.random() < 0.5 else [kind for kind in KINDS if kind not in there])
+    return chosen
+
+
+def _wrong_places(claim: Claim, truth: Mapping[str, Any]) -> list[str]:
+    """Each wrong place once, more often those where something else is and where the kind usually is."""
+    assert claim.kind is not None
+    taken = [thing["place"] for thing in truth["things"]]
+    places = [*PLACES, *taken]
+    if claim.place is not None:
+        places.append(PLACES[usual_place(claim.kind, PLACES.index(claim.place))])
+    return [place for place in places if place != claim.place]

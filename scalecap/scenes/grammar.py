@@ -4,11 +4,10 @@ import re
 from typing import Any
 
 from scalecap.scenes.claims import Claim
-from scalecap.scenes.kinds import GROUNDS, KINDS, NUMBERS, PLACES
+from scalecap.scenes.kinds import COLOURS, GROUNDS, KINDS, NUMBERS, PLACES
 
 _NOUNS = {kind.name: (kind.name, 1) for kind in KINDS.values()}
 _NOUNS |= {kind.plural: (kind.name, 2) for kind in KINDS.values() if kind.plural != kind.name}
-_COLOURS = frozenset(kind.colour for kind in KINDS.values())
 _COUNTS = {word: number for number, word in NUMBERS.items()}
 
 
@@ -17,13 +16,11 @@ def noun(kind: str, count: int = 1) -> str:
     return KINDS[kind].plural if count > 1 else KINDS[kind].name
 
 
-def _phrase(claim: Claim, article: str) -> str:
-    """`a small cat`, `two cats`, `the cats`."""
+def _phrase(claim: Claim) -> str:
+    """`a small red car`, `two cats`."""
     assert claim.kind is not None
     count = claim.count or 1
-    words = [word for word in (claim.size, noun(claim.kind, count)) if word]
-    if article == "the":
-        return " ".join(["the", *words])
+    words = [word for word in (claim.size, claim.colour, noun(claim.kind, count)) if word]
     if count > 1:
         return " ".join([NUMBERS[count], *words])
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
@@ -33,13 +30,19 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
+def plainly(claim: Claim) -> str:
+    """A sentence that brings a thing in, with its count, size, colour and place where claimed."""
+    be = "are" if (claim.count or 1) > 1 else "is"
+    return f"There {be} {_phrase(claim)}{f' {claim.place}' if claim.place else ''}."
+
+
 def introduce(claim: Claim, rng: Any) -> str:
-    """A sentence that brings a thing in, with its count, size and place where claimed."""
-    phrase = _phrase(claim, "a")
+    """The same in one of several phrasings."""
+    phrase = _phrase(claim)
     be = "are" if (claim.count or 1) > 1 else "is"
     place = f" {claim.place}" if claim.place else ""
     forms = [
-        f"There {be} {phrase}{place}.",
+        plainly(claim),
         f"The picture shows {phrase}{place}.",
         f"I can see {phrase}{place}.",
     ]
@@ -57,8 +60,11 @@ def set_scene(claim: Claim, rng: Any) -> str:
     )
 
 
-def describe(claim: Claim) -> str:
-    """One sentence with all that is claimed of a thing known before: looks, then place."""
+def describe(claim: Claim, *, counted: bool = True) -> str:
+    """One sentence with all that is claimed of a thing known before: looks, then place.
+
+    Without `counted` it is "the cats", not "the two cats".
+    """
     assert claim.kind is not None
     many = (claim.count or 1) > 1
     be, have = ("are", "have") if many else ("is", "has")
@@ -68,23 +74,18 @@ def describe(claim: Claim) -> str:
         clauses.append(f"{have} {' and '.join(claim.parts)}")
     if claim.facing:
         clauses.append(f"{be} facing {claim.facing}")
-    where = [
-        word
-        for word in (claim.place, f"next to the {_named(claim.beside)}" if claim.beside else None)
-        if word
-    ]
+    where = [word for word in (claim.place, _next_to(claim.beside)) if word]
     if where:
         clauses.append(f"{be} {', '.join(where)}")
-    number = f"{NUMBERS[claim.count]} " if claim.count and many else ""
+    number = f"{NUMBERS[claim.count]} " if claim.count and many and counted else ""
     subject = f"The {number}{noun(claim.kind, 2 if many else 1)}"
     if len(clauses) > 2:
         return f"{subject} {', '.join(clauses[:-1])}, and {clauses[-1]}."
     return f"{subject} {' and '.join(clauses)}."
 
 
-def _named(kind: str | None) -> str:
-    assert kind is not None
-    return KINDS[kind].name
+def _next_to(kinds: tuple[str, ...]) -> str | None:
+    return f"next to {' and '.join(f'the {kind}' for kind in kinds)}" if kinds else None
 
 
 _PARTS = sorted({part for kind in KINDS.values() for part in kind.parts}, key=len, reverse=True)
@@ -95,7 +96,8 @@ _GROUND = re.compile(
     r"|\bagainst a (?P<c>brick) wall\b|\bon a wooden (?P<d>floor)\b"
 )
 _FACING = re.compile(r"\b(?:facing|faces|face) (left|right)\b")
-_BESIDE = re.compile(r"\bnext to (?:the|an?) (?:\w+ )?(\w+)\b|\bnext to (?:\w+ )?(\w+)\b")
+_ONE = rf"(?:(?:the|an?|two|three) )?(?:\w+ ){{0,2}}?(?:{'|'.join(_NOUNS)})\b"
+_BESIDE = re.compile(rf"\bnext to {_ONE}(?: and {_ONE})*")
 _WORD = re.compile(r"[a-z]+|[,;:]")
 
 
@@ -127,7 +129,7 @@ def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
     facing = _FACING.search(sentence)
     sentence = _FACING.sub(" ", sentence)
     beside = _BESIDE.search(sentence)
-    other = _NOUNS.get((beside.group(1) or beside.group(2)) if beside else "", (None, 0))[0]
+    others = [_NOUNS[word][0] for word in _WORD.findall(beside.group()) if word in _NOUNS] if beside else []
     sentence = _BESIDE.sub(" ", sentence)
     place = _PLACE.search(sentence)
     sentence = _PLACE.sub(" ", sentence)
@@ -155,7 +157,7 @@ def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
             waiting["count"] = _COUNTS[word]
         elif word in ("small", "large"):
             waiting["size"] = word
-        elif word in _COLOURS:
+        elif word in COLOURS:
             waiting["colour"] = word
         elif word not in ("and", "very") and things:
             things[-1].update(waiting)  # "is small and brown, …" says it of the thing before.
@@ -166,7 +168,7 @@ def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
         subject["parts"] = tuple(parts)
         subject["facing"] = facing.group(1) if facing else None
         subject["place"] = place.group() if place else None
-        subject["beside"] = other
+        subject["beside"] = tuple(dict.fromkeys(others))
     claims = [Claim(**thing) for thing in things]
     if ground:
         claims.append(Claim(ground=next(group for group in ground.groups() if group)))

@@ -1,33 +1,45 @@
-"""What the tiny model is taught: questions and answers about one scene, and text-only work.
+"""What the tiny model is taught about a picture: prompts with the replies to learn.
 
-Everything is drawn from the grammar, asked through the prompt templates that a run uses.
-Captions are careless on purpose, as captions from the web are: they leave things out, take one
-thing for another and expect what is not there. Answers to questions and yes/no checks are clean.
+Everything is drawn from the grammar and asked through the prompt templates that a run uses. Captions are
+careless on purpose; answers, checks, choices and lists are clean.
 """
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from scalecap.choices import LETTERS, listed
 from scalecap.prompts import Template
-from scalecap.scenes.claims import Claim, falsify, holds
-from scalecap.scenes.grammar import describe, introduce, noun, read, set_scene
-from scalecap.scenes.kinds import EXPECTED, KINDS, PLACES
+from scalecap.scenes.careless import careless_caption
+from scalecap.scenes.grammar import describe, introduce, noun, read
+from scalecap.scenes.kinds import GROUNDS, PLACES
+from scalecap.scenes.statements import (
+    Curriculum,
+    alternatives,
+    claim_all,
+    claim_of,
+    claim_place,
+    statements,
+)
 from scalecap.settings import CONF
+from scalecap.stages.choose import NONE
 from scalecap.stages.parse_questions import ASKS
 
 Render = Callable[..., str]
 """A template: keyword variables in, prompt text out."""
+Prompts = Mapping[str, Sequence[Render]]
+"""Templates by role, those asked more often repeated."""
 
 ASK = f"{ASKS} the {{}}."
 ASK_WHERE = f"{ASKS} the position of the {{}}."
+NOTHING_ELSE = "None."
 
-CAPTIONED, PLACED, CHECKED = 0.5, 3.0, 4.0
-"""Weights of the tokens of a caption, few of which are certain, of an answer with a place, which is
-learnt slowly, and of a check's single token."""
+CAPTIONED, PLACED, LISTED, CHECKED = 0.5, 2.0, 2.5, 4.0
+"""Weights of the tokens of a caption, few of which are certain, of an answer with a place, of a list of
+verdicts, and of the single token of a check or choice."""
 
 
 def shipped(role: str, variant: str) -> Template:
@@ -38,208 +50,177 @@ def shipped(role: str, variant: str) -> Template:
 
 
 class Lesson(NamedTuple):
-    """One prompt with the reply to learn; `weight` scales the loss of the reply's tokens."""
+    """One prompt with the reply to learn."""
 
     prompt: str
     reply: str
     weight: float = 1.0
+    """Scales the loss of the reply's tokens."""
+    judged: tuple[tuple[str, bool], ...] = ()
+    """Statements in the prompt, in order, and whether each is true."""
 
 
-def claim_all(thing: Mapping[str, Any]) -> Claim:
-    """How a thing looks. Which way it faces is left out: the small tower sees that too rarely."""
-    return Claim(
-        kind=thing["kind"],
-        count=thing["count"],
-        size=thing["size"],
-        colour=thing["colour"],
-        parts=tuple(thing["parts"]),
-    )
+class Mix(NamedTuple):
+    """How many lessons of each sort share a picture; a fraction is a chance."""
+
+    checks: int = 8
+    caption: float = 0.5
+    looks: float = 0.6
+    places: float = 1.5
+    verdicts: float = 0.6
+    choice: float = 0.6
+    missed: float = 0.35
+    name: float = 0.25
+    region: float = 0.15
+    structured: float = 0.1
 
 
-def claim_place(thing: Mapping[str, Any]) -> Claim:
-    """Where a thing is."""
-    return Claim(kind=thing["kind"], count=thing["count"], place=thing["place"])
-
-
-def careless_caption(truth: Mapping[str, Any], rng: random.Random) -> str:
-    """A short caption with gaps and, in about one sentence of five, an error."""
-    there = {thing["kind"] for thing in truth["things"]}
-    sentences: list[str] = []
-    for thing in truth["things"]:
-        if sentences and rng.random() < 0.3:
-            continue
-        claim = Claim(
-            kind=thing["kind"],
-            count=thing["count"],
-            size=thing["size"] if rng.random() < 0.6 else None,
-            place=thing["place"] if rng.random() < 0.6 else None,
-        )
-        twin = KINDS[thing["kind"]].mistaken_for
-        if twin not in there and rng.random() < 0.12:
-            claim = replace(claim, kind=twin)
-        if claim.size and rng.random() < 0.2:
-            claim = replace(claim, size="small" if claim.size == "large" else "large")
-        if claim.place and rng.random() < 0.15:
-            index = PLACES.index(claim.place)
-            near = [i for i in range(9) if abs(i // 3 - index // 3) + abs(i % 3 - index % 3) == 1]
-            claim = replace(claim, place=PLACES[rng.choice(near)])
-        if thing["count"] > 1 and rng.random() < 0.2:
-            claim = replace(claim, count=5 - thing["count"])
-        sentences.append(introduce(claim, rng))
-    if rng.random() < 0.4:
-        expected = rng.choice(EXPECTED[truth["ground"]])
-        if expected not in there:
-            place = rng.choice(PLACES) if rng.random() < 0.5 else None
-            sentences.append(introduce(Claim(kind=expected, count=1, place=place), rng))
-    if rng.random() < 0.5:
-        sentences.insert(0, set_scene(Claim(ground=truth["ground"]), rng))
-    return " ".join(sentences)
-
-
-class Curriculum(NamedTuple):
-    """Shares of what statements are about: what is compared in a group of things is learnt last."""
-
-    presence: float
-    """Whether a thing is there, its colour, or the ground, and nothing else."""
-    single: float
-    """Of the others: one detail of a thing that is there, changed in the false one."""
-
-
-def statements(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) -> tuple[str, str]:
-    """A true statement, and the same with one thing changed so that it is false."""
-    while True:
-        said = _claim(truth, rng, share)
-        false = falsify(said.claim, truth, rng, said.changed)
-        words = rng.random()
-        pair = tuple(said.say(claim, random.Random(words)) for claim in (said.claim, false))
-        # Some changes leave no trace in the words ("the cat" of three); the words decide.
-        if [_reads_true(text, truth) for text in pair] == [True, False]:
-            return pair[0], pair[1]
-
-
-def _reads_true(text: str, truth: Mapping[str, Any]) -> bool:
-    return all(holds(claim, truth) for claim in read(text))
-
-
-class _Said(NamedTuple):
-    """Something true, how to say it, and what to change to make it false (None: anything)."""
-
-    claim: Claim
-    say: Callable[[Claim, random.Random], str]
-    changed: str | None = None
-
-
-def _claim(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _Said:
-    thing = rng.choice(truth["things"])
-    there = Claim(kind=thing["kind"], count=thing["count"])
-    if rng.random() < share.presence:
-        sort = rng.choice(["presence", "presence", "presence", "colour", "ground"])
-        if sort == "ground":
-            return _Said(Claim(ground=truth["ground"]), set_scene)
-        if sort == "colour":
-            return _Said(replace(there, colour=thing["colour"]), _described)
-        return _Said(there, introduce)
-    if rng.random() < share.single:
-        whole = replace(claim_all(thing), place=thing["place"], parts=(rng.choice(thing["parts"]),))
-        name = rng.choice([name for name in ("size", "parts", "place", "place") if getattr(whole, name)])
-        brought_in = name != "parts" and rng.random() < 0.5
-        return _Said(
-            replace(there, **{name: getattr(whole, name)}), introduce if brought_in else _described, name
-        )
-    form = rng.random()
-    if form < 0.5:
-        size, place = (thing[name] if rng.random() < 0.6 else None for name in ("size", "place"))
-        return _Said(replace(there, size=size, place=place), introduce)
-    if form < 0.75:
-        return _Said(claim_all(thing), _described)
-    if form < 0.92:
-        return _Said(claim_place(thing), _described)
-    return _Said(Claim(ground=truth["ground"]), set_scene)
-
-
-def _described(claim: Claim, _: random.Random) -> str:
-    return describe(claim)
+MIX = Mix()
 
 
 def about_scene(
-    truth: Mapping[str, Any],
-    prompts: Mapping[str, Sequence[Render]],
-    rng: random.Random,
-    *,
-    checks: int,
-    share: Curriculum,
+    truth: Mapping[str, Any], prompts: Prompts, rng: random.Random, share: Curriculum, mix: Mix = MIX
 ) -> list[Lesson]:
-    """Lessons that share one picture: `checks` yes/no questions, of every second one a caption, and
-    answers about looks and places of two things."""
-    lessons = []
-    for _ in range(checks // 2):
-        render = rng.choice(prompts["verify"])
-        for text, reply in zip(statements(truth, rng, share), ("yes", "no"), strict=True):
-            lessons.append(Lesson(render(text=text), reply, CHECKED))
-    if rng.random() < 0.5:
-        lessons.append(Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), CAPTIONED))
-    for thing in rng.sample(truth["things"], 2):
-        # A careless caption may have miscounted; the answer says how it is all the same.
-        name = noun(thing["kind"], thing["count"] if rng.random() < 0.85 else 3 - min(2, thing["count"]))
-        if rng.random() < 0.3:
-            lessons.append(Lesson(ASK.format(name), describe(claim_all(thing))))
-        lessons.append(Lesson(ASK_WHERE.format(name), describe(claim_place(thing)), PLACED))
+    """Lessons that share one picture."""
+    lessons: list[Lesson] = []
+    for _ in range(mix.checks // 2):
+        lessons += check(truth, prompts, rng, share)
+    for draw, times in (
+        (caption, mix.caption),
+        (looks, mix.looks),
+        (place, mix.places),
+        (choice, mix.choice),
+        (missed, mix.missed),
+        (name_one, mix.name),
+        (region, mix.region),
+        (structured, mix.structured),
+    ):
+        lessons += [draw(truth, prompts, rng) for _ in range(_times(times, rng))]
+    lessons += [verdicts(truth, prompts, rng, share) for _ in range(_times(mix.verdicts, rng))]
     return lessons
 
 
-def listing(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random) -> Lesson:
-    """Turn a caption's things into instructions, each once, in order."""
-    sentences = careless_caption(truth, rng).replace(". ", ".\n")
+def without_picture(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """A caption or answer as it would be with the picture, so that its loss is that of the prior."""
+    return rng.choices((caption, looks, place), (0.5, 0.2, 0.3))[0](truth, prompts, rng)
+
+
+def _times(expected: float, rng: random.Random) -> int:
+    return int(expected) + (rng.random() < expected % 1)
+
+
+def check(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random, share: Curriculum) -> list[Lesson]:
+    """Yes/no about a true statement, and about the same with one thing wrong."""
+    render = rng.choice(prompts["verify"])
+    pair = statements(truth, rng, share)
+    return [
+        Lesson(render(text=text), reply, CHECKED, ((text, reply == "yes"),))
+        for text, reply in ((pair.true, "yes"), (pair.false, "no"))
+    ]
+
+
+def caption(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """The first caption, careless."""
+    return Lesson(rng.choice(prompts["caption"])(), careless_caption(truth, rng), CAPTIONED)
+
+
+def looks(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """How a thing looks."""
+    thing = rng.choice(truth["things"])
+    return Lesson(ASK.format(_called(thing, rng)), describe(claim_all(thing)))
+
+
+def place(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """Where a thing is, which way it faces and what it is next to."""
+    thing = rng.choice(truth["things"])
+    return Lesson(ASK_WHERE.format(_called(thing, rng)), describe(claim_place(thing)), PLACED)
+
+
+def _called(thing: Mapping[str, Any], rng: random.Random) -> str:
+    """Its name; a careless caption may have miscounted, the answer says how it is all the same."""
+    count = thing["count"]
+    return noun(thing["kind"], count if rng.random() < 0.85 else 3 - min(2, count))
+
+
+def verdicts(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random, share: Curriculum) -> Lesson:
+    """Several statements checked in one request, a line each."""
+    drawn = []
+    for _ in range(rng.randint(2, 8)):
+        pair = statements(truth, rng, share)
+        true = rng.random() < 0.5
+        drawn.append((pair.true if true else pair.false, true))
+    lines = "\n".join(f"{number}. {text}" for number, (text, _) in enumerate(drawn, 1))
+    reply = "\n".join(f"{number}. {'yes' if true else 'no'}" for number, (_, true) in enumerate(drawn, 1))
+    return Lesson(rng.choice(prompts["verify_batch"])(texts=lines), reply, LISTED, tuple(drawn))
+
+
+def choice(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """The true one of statements that exclude each other, by its letter; the last is that none is true."""
+    first, *others = alternatives(truth, rng, most=rng.randint(3, 8))
+    statements = [(text, False) for text in others]
+    if rng.random() < 0.75 or len(others) < 2:
+        statements.insert(rng.randint(0, len(others)), (first, True))
+    right = next((at for at, (_, true) in enumerate(statements) if true), len(statements))
+    options = listed([text for text, _ in statements] + [NONE])
+    return Lesson(rng.choice(prompts["choose"])(options=options), LETTERS[right], CHECKED, tuple(statements))
+
+
+def missed(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """What else is there, given sentences about some of the things, or their names."""
+    things = truth["things"]
+    known = rng.sample(things, rng.randint(0, len(things)))
+    if rng.random() < 0.5:
+        told = [introduce(claim_of(thing, *rng.choice(((), ("place",)))), rng) for thing in known]
+    else:
+        told = [noun(thing["kind"], thing["count"]) for thing in known]
+    rest = [introduce(claim_of(thing, "place"), rng) for thing in things if thing not in known]
+    reply = " ".join(rest) or NOTHING_ELSE
+    return Lesson(rng.choice(prompts["missed"])(known="\n".join(told)), reply)
+
+
+def name_one(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """Any one thing's name; its likelihood is how sure the model is that there is one."""
+    return Lesson(rng.choice(prompts["name_one"])(), title(rng.choice(truth["things"])))
+
+
+def title(thing: Mapping[str, Any]) -> str:
+    """`Cat` or `Cats`."""
+    return noun(thing["kind"], thing["count"]).capitalize()
+
+
+def region(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """The box of the place, in thousandths, that a sentence about one thing is about."""
+    thing = rng.choice(truth["things"])
+    row, column = divmod(PLACES.index(thing["place"]), 3)
+    box = [round(1000 * edge / 3) for edge in (column, row, column + 1, row + 1)]
+    names = [name for name in ("size", "colour", "place") if thing[name] and rng.random() < 0.4]
+    text = introduce(claim_of(thing, *names), rng) if rng.random() < 0.6 else describe(claim_all(thing))
+    return Lesson(rng.choice(prompts["region"])(text=text), json.dumps({"box": box}))
+
+
+def structured(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """The caption as JSON."""
+    objects = [
+        {
+            "name": thing["kind"],
+            "count": thing["count"],
+            "attributes": [word for word in (thing["size"], thing["colour"]) if word],
+            "place": thing["place"],
+        }
+        for thing in truth["things"]
+    ]
+    reply = json.dumps({"setting": GROUNDS[truth["ground"]], "objects": objects})
+    return Lesson(rng.choice(prompts["structured"])(), reply)
+
+
+def instructions(text: str) -> str:
+    """Instructions to describe each thing of a text, each once, in order."""
     asked: dict[str, str] = {}
-    for claim in read(sentences):
-        if claim.kind:
-            many = claim.count is None and KINDS[claim.kind].plural in sentences.lower()
-            asked.setdefault(claim.kind, noun(claim.kind, 2 if many else claim.count or 1))
-        if claim.beside:
-            asked.setdefault(claim.beside, noun(claim.beside))
-    reply = "\n".join(ASK.format(name) for name in asked.values())
-    return Lesson(rng.choice(prompts["questions"])(sentence=sentences), reply)
-
-
-def joining(truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random) -> Lesson:
-    """Fuse: sentences of the context, then all details, in their order and in one text.
-
-    Details are given in one list or as object and position information apart; some are missing, as
-    after a check.
-    """
-    kept = rng.random()  # short texts are copied first, long ones need them
-    context = careless_caption(truth, rng).split(". ")
-    context = [sentence.rstrip(".") + "." for sentence in context if rng.random() < max(kept, 0.4)]
-    looks = [describe(claim_all(thing)) for thing in truth["things"] if rng.random() < kept]
-    places = [describe(claim_place(thing)) for thing in truth["things"] if rng.random() < kept]
-    if not context or not looks + places:
-        return listing(truth, prompts, rng)
-    object_info, position_info = "\n".join(looks), "\n".join(places)
-    if rng.random() < 0.8:
-        object_info = position_info = "\n".join(looks + places)
-    prompt = rng.choice(prompts["fuse"])(
-        context="\n".join(context), object_info=object_info, position_info=position_info
-    )
-    return Lesson(prompt, " ".join(context + looks + places))
-
-
-def collecting(
-    truth: Mapping[str, Any], prompts: Mapping[str, Sequence[Render]], rng: random.Random
-) -> Lesson:
-    """Gather, from blocks of sentences with their details, what is said of looks or of places."""
-    blocks, looks, places = [], [], []
-    for thing in truth["things"]:
-        name = noun(thing["kind"], thing["count"])
-        look, place = describe(claim_all(thing)), describe(claim_place(thing))
-        lines = [f"Sentence: {introduce(Claim(kind=thing['kind'], count=thing['count']), rng)}"]
-        if rng.random() < 0.9:
-            lines.append(f"Details about the {name}: {look}")
-            looks.append(look)
-        if rng.random() < 0.9:
-            lines.append(f"Details about the position of the {name}: {place}")
-            places.append(place)
-        blocks.append("\n".join(lines))
-    role, told = rng.choice([("collect_objects", looks), ("collect_positions", places)])
-    if not told:
-        return listing(truth, prompts, rng)
-    return Lesson(rng.choice(prompts[role])(blocks="\n".join(blocks)), "\n".join(told))
+    for sentence in text.split("\n"):
+        for claim in read(sentence):
+            if claim.kind:
+                many = (claim.count or 1) > 1 or noun(claim.kind, 2) in sentence.lower().rstrip(".").split()
+                asked.setdefault(claim.kind, noun(claim.kind, 2 if many else 1))
+            for other in claim.beside:
+                asked.setdefault(other, noun(other))
+    return "\n".join(ASK.format(name) for name in asked.values())

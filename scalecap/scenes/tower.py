@@ -1,101 +1,126 @@
-"""Teach the vision tower first: heads on its merged tokens name what is in each place.
+"""Teach the vision tower before it meets the language part.
 
-Without this, a model trained on text alone stays colour- and shape-blind for very long.
+Linear heads on its merged tokens name what is in each place; without them a model trained on text alone
+stays colour- and shape-blind for very long. And each merged token learns to be what `Described` says of
+its place, in the language part's own words, so that the two fit when they meet.
 """
 
-import logging
-import math
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scalecap.scenes.architecture import GRID, IMAGE_TOKENS, MERGE, normalise, see
-from scalecap.scenes.kinds import GROUNDS, KINDS
-from scalecap.scenes.world import Scene, render, sample
-
-log = logging.getLogger(__name__)
+from scalecap.scenes.architecture import GRID, MERGE
+from scalecap.scenes.kinds import COLOURS, GROUNDS, KINDS
+from scalecap.scenes.views import View
+from scalecap.scenes.world import CELL
 
 _EXTENTS = ("small", "large", 2, 3)
 _FACINGS = ("left", "right")
+_CELLS = GRID // MERGE
+
+READINGS = {
+    "kind": 1 + len(KINDS),
+    "colour": 1 + len(COLOURS),
+    "extent": 1 + len(_EXTENTS),
+    "facing": 1 + len(_FACINGS),
+    "ground": len(GROUNDS),
+    "row": _CELLS,
+    "column": _CELLS,
+    "sprite": 1 + 2 * len(KINDS),
+}
+"""What is read of a merged token, and how many answers there are; 0 is for nothing there.
+
+A sprite is a kind facing left or right: to name it, the tower must see which way it faces."""
+
+
+def label(view: View) -> Tensor:
+    """What each merged token shows: (36, readings). The extent is -100, unknown, in a window."""
+    names, grounds = list(KINDS), list(GROUNDS)
+    things = {thing.place: thing for thing in view.scene.things}
+    labels = []
+    for row in range(_CELLS):
+        for column in range(_CELLS):
+            x = view.left + (column + 0.5) / _CELLS * view.side
+            y = view.top + (row + 0.5) / _CELLS * view.side
+            thing = things.get(3 * int(y // CELL) + int(x // CELL))
+            shown = dict.fromkeys(READINGS, 0)
+            shown |= {"ground": grounds.index(view.scene.ground), "row": row, "column": column}
+            if thing is not None:
+                kind = names.index(thing.kind)
+                shown["kind"] = 1 + kind
+                shown["colour"] = 1 + COLOURS.index(thing.colour)
+                shown["extent"] = 1 + _EXTENTS.index(thing.size or thing.count)
+                shown["facing"] = 1 + _FACINGS.index(thing.facing) if thing.facing else 0
+                shown["sprite"] = 1 + 2 * kind + (thing.facing == "right")
+            if not view.whole:
+                shown["extent"] = -100
+            labels.append(list(shown.values()))
+    return torch.tensor(labels)
 
 
 class Heads(nn.Module):
-    """Linear readings of a merged token: kind, extent, facing (0 = nothing), ground, where."""
+    """Linear readings of a merged token."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.kind = nn.Linear(hidden, 1 + len(KINDS))
-        self.extent = nn.Linear(hidden, 1 + len(_EXTENTS))
-        self.facing = nn.Linear(hidden, 1 + len(_FACINGS))
-        self.ground = nn.Linear(hidden, len(GROUNDS))
-        self.where = nn.Linear(hidden, IMAGE_TOKENS)
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in READINGS.items()})
 
     def loss(self, merged: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross-entropy, and the accuracy of each reading where there is something.
+        """Mean cross-entropy, and the share of right readings where there is something.
 
         Args:
-            merged: (batch, 36, hidden).
-            labels: (batch, 36, 5) from `label`.
+            merged: (pictures, 36, hidden).
+            labels: (pictures, 36, readings) from `label`.
         """
         merged = merged.float()
         total = merged.new_zeros(())
         right = {}
         thing = labels[..., 0] > 0
-        readings = (self.kind, self.extent, self.facing, self.ground, self.where)
-        for index, (name, head) in enumerate(
-            zip(("kind", "extent", "facing", "ground", "where"), readings, strict=True)
-        ):
+        for index, (name, head) in enumerate(self.heads.items()):
             logits = head(merged)
             total = total + nn.functional.cross_entropy(logits.flatten(0, 1), labels[..., index].flatten())
-            told = thing & (labels[..., index] > 0) if index < 3 else torch.ones_like(thing)
+            told = thing & (labels[..., index] >= (name == "facing"))
             right[name] = (logits.argmax(-1) == labels[..., index])[told].float().mean().item()
         return total, right
 
 
-def label(scene: Scene) -> Tensor:
-    """What each merged token shows: (36, 5) of kind, extent, facing, ground, where."""
-    cells = GRID // MERGE
-    labels = torch.zeros(cells, cells, 5, dtype=torch.long)
-    labels[..., 3] = list(GROUNDS).index(scene.ground)
-    labels[..., 4] = torch.arange(IMAGE_TOKENS).reshape(cells, cells)
-    names = list(KINDS)
-    for thing in scene.things:
-        row, column = divmod(thing.place, 3)
-        extent = _EXTENTS.index(thing.size if thing.size else thing.count)
-        facing = _FACINGS.index(thing.facing) if thing.facing else -1
-        reading = torch.tensor([names.index(thing.kind) + 1, extent + 1, facing + 1])
-        labels[2 * row : 2 * row + 2, 2 * column : 2 * column + 2, :3] = reading
-    return labels.flatten(0, 1)
+_WORDS = {"kind": list(KINDS), "colour": list(COLOURS), "extent": ["small", "large", "two", "three"]}
+_SCALE, _OWN = 0.3, 0.3
+"""Standard deviation of what tells a reading; of that, what is not its word's."""
 
 
-def pictures(first_seed: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of (batch, 3, 168, 168) pictures and their (batch, 36, 5) labels."""
-    seed = first_seed
-    while True:
-        scenes = [sample(seed + i) for i in range(batch)]
-        seed += batch
-        yield normalise([render(scene, 168) for scene in scenes]), torch.stack([label(s) for s in scenes])
+class Described(nn.Module):
+    """A picture told in words: for each place, a fixed sum of embeddings of what stands there.
 
+    Kinds, colours, sizes and counts begin with the embeddings of their words, so a statement finds what it
+    names from the start. The language part learns to compare with such pictures first, at no cost of
+    seeing, while the tower learns to make the same tokens out of pixels.
+    """
 
-def teach(visual: nn.Module, heads: Heads, *, steps: int, batch: int = 64, first_seed: int) -> None:
-    """Train the tower and its heads together for `steps` batches of fresh pictures."""
-    weights = [*visual.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1.0, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    # Peak 1e-3: warm up over 100 steps, then fall along a cosine to a tenth.
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: 1e-3 * min(1.0, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * step / steps)),
-    )
-    seen: dict[str, float] = {}
-    for step, (images, labels) in zip(range(steps), pictures(first_seed, batch), strict=False):
-        loss, right = heads.loss(see(visual, images), labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        rate.step()
-        seen = {name: 0.9 * seen.get(name, share) + 0.1 * share for name, share in right.items()}
-        if step % 50 == 0 or step == steps - 1:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in seen.items())
-            log.info("tower step %d of %d: loss %.3f, right: %s", step, steps, loss.item(), shares)
+    def __init__(self, tokenizer: Any, embeddings: Tensor, seed: int) -> None:
+        """`embeddings` are those of an untrained model, (vocabulary, hidden)."""
+        super().__init__()
+        dice = torch.Generator().manual_seed(seed)
+        unit = embeddings.detach() / embeddings.detach().std()
+        for name, size in READINGS.items():
+            if name == "sprite":  # kind and facing tell it
+                continue
+            table = torch.randn(size, embeddings.shape[1], generator=dice)
+            if name in _WORDS:
+                table *= _OWN
+                for number, word in enumerate(_WORDS[name], 1):
+                    table[number] += unit[tokenizer(f" {word}", add_special_tokens=False)["input_ids"]].mean(
+                        0
+                    )
+            self.register_buffer(name, _SCALE * table)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(pictures, 36, hidden) of (pictures, 36, readings)."""
+        known = labels.clamp(min=0)
+        told = [
+            self.get_buffer(name)[known[..., index]]
+            for index, name in enumerate(READINGS)
+            if name != "sprite"
+        ]
+        return torch.stack(told).sum(0)

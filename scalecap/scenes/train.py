@@ -1,16 +1,23 @@
-"""Train the tiny model from scratch: `python -m scalecap.scenes.train DIR`.
+"""Train the tiny model from nothing: `python -m scalecap.scenes.train DIR`.
 
-First the vision tower with direct supervision, then everything at once on lessons that share
-their picture: one row holds the picture once and after it many questions with their answers,
-each of which sees the picture and itself only. Resumable; uses a GPU when there is one.
+Three phases. *language*: the language part learns all lessons on pictures told in words (`tower.Described`)
+and captions and answers without any picture, so that it has a prior. *tower*: the vision tower learns to
+see what those words tell, and to make the same tokens; this is done beside the first, in another process.
+*whole*: both together on real pictures.
+
+The same command goes on where a training was stopped: each phase has its checkpoint, DIR/<phase>.pt.
+DIR/log.jsonl has losses and scores, DIR/model what a run loads (`model.vlm.name=DIR/model`).
 """
 
 import argparse
+import ctypes
+import json
 import logging
 import math
-import random
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,353 +25,282 @@ import torch
 from torch import Tensor, nn
 
 from scalecap.engines.children import mend
-from scalecap.scenes import lessons, tower
-from scalecap.scenes.architecture import (
-    GRID,
-    IMAGE_TOKENS,
-    MERGE,
-    make_model,
-    make_tokenizer,
-    normalise,
-    save,
-    see,
-)
-from scalecap.scenes.lessons import CAPTIONED, CHECKED, PLACED, Curriculum, Lesson, Render
-from scalecap.scenes.world import Scene, render, sample
+from scalecap.scenes import tower
+from scalecap.scenes.architecture import make_model, make_tokenizer, save, see
+from scalecap.scenes.course import Batch, Course, Sizes, schoolbook, taught_prompts
+from scalecap.scenes.lessons import Prompts
+from scalecap.scenes.packing import Packer, predict
+from scalecap.scenes.scores import score
 
 log = logging.getLogger(__name__)
 
-FIRST_SEED = 1_000_000
-"""Scenes are drawn from here upwards; smaller seeds are kept out of training for tests."""
+LAYERS = 6
+"""Of the text part; the first edition has five."""
 
-LATE = Curriculum(presence=0.1, single=0.3)
-"""What statements are about at the end of training. Until then they are simpler: presence first."""
+JUDGED = 4
+"""After so many layers a linear head judges a statement at each of its tokens, for training only: one
+token at the end is little to learn from, and yes and no stayed at chance longer."""
 
-JUDGED = 3
-"""After so many layers a linear head judges a statement at each token of a check's prompt, for
-training only: one token at the end is little to learn from, and yes and no stayed at chance longer."""
-
-_HOLDS = {"yes": 1, "no": 0}
-
-_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+CALM = 1e-3
+"""Weight of the squared log-sum of logits. Near 0 it makes raw logits log-probabilities, so that a gap
+between two of them means something (Chowdhery et al. 2022 use it for stability)."""
 
 
-_TAUGHT = {
-    "caption": ["compact", "seed"],
-    "verify": [*["compact"] * 12, "seed", "strict"],
-    "questions": ["compact"],
-    "fuse": ["compact"],
-    "collect_objects": ["compact"],
-    "collect_positions": ["compact"],
-}
-"""Variants under `conf/prompts/<role>/`, the repeated ones asked more often."""
+class Phase(NamedTuple):
+    """A part of the training."""
+
+    name: str
+    steps: int
+    rate: float
+    """The learning rate after warming up."""
+    falls: float
+    """The share of the steps, at the end, over which the rate falls to a fiftieth."""
+    taught: dict[str, float]
+    """The parts that learn, and their share of the rate."""
+
+    def at(self, step: int) -> float:
+        """The learning rate of a step."""
+        left = (self.steps - step) / max(1.0, self.falls * self.steps)
+        return self.rate * min(1.0, (step + 1) / 100) * max(0.02, min(1.0, left))
 
 
-def taught_prompts() -> dict[str, list[Render]]:
-    """The templates of a run, by role, as the lessons ask with them."""
-    taught = {
-        role: [lessons.shipped(role, variant) for variant in variants] for role, variants in _TAUGHT.items()
-    }
-    taught["verify"].append(lessons.shipped("verify_details", "seed"))
-    return {role: [template.render for template in group] for role, group in taught.items()}
+def phases(scale: float = 1.0) -> list[Phase]:
+    """All of them; `scale` makes them shorter or longer."""
+    return [
+        Phase("language", round(2400 * scale), 1.2e-3, 0.1, {"language": 1.0, "judge": 1.0}),
+        Phase("tower", round(5000 * scale), 1e-3, 0.4, {"visual": 1.0, "heads": 1.0}),
+        Phase(
+            *("whole", round(2600 * scale), 8e-4, 0.4),
+            {"language": 1.0, "judge": 1.0, "visual": 0.25, "heads": 0.25},
+        ),
+    ]
 
 
-class Packer:
-    """Turns lessons into tensors: shared prefix, then one segment a lesson."""
+class Pupil:
+    """The model and what only its training needs."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._ids: dict[str, list[int]] = {}
-        self._tokenizer = tokenizer
-        self._prefix = self._encode(_SYSTEM)
-        start, pad, end = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-        self._image = tokenizer.convert_tokens_to_ids([start, *[pad] * IMAGE_TOKENS, end])
-        self._pad = tokenizer.pad_token_id
+    def __init__(self, tokenizer: Any, seed: int) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = tokenizer
+        self.model = make_model(tokenizer, seed, layers=LAYERS)
+        language, visual = self.model.model.language_model, self.model.model.visual
+        hidden = self.model.config.text_config.hidden_size
+        self.described = tower.Described(tokenizer, language.embed_tokens.weight, seed).to(self.device)
+        self.heads = tower.Heads(hidden).to(self.device)
+        self.judge = nn.Linear(hidden, 2).to(self.device)
+        self.model.to(self.device)
+        self.parts: dict[str, nn.Module] = {
+            "visual": visual,
+            "language": language,
+            "heads": self.heads,
+            "judge": self.judge,
+        }
 
-    def _encode(self, text: str) -> list[int]:
-        known = self._ids.get(text)
-        if known is None:
-            known = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-            if len(text) < 120 and len(self._ids) < 200_000:
-                self._ids[text] = known
-        return known
+    def start(self, phase: Phase) -> None:
+        """Begin a phase with a fresh optimizer for the parts that it teaches."""
+        groups = [{"params": list(self.parts[name].parameters())} for name in phase.taught]
+        self.weights = [weight for group in groups for weight in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
 
-    def pack(self, rows: Sequence[tuple[Sequence[Lesson], bool]]) -> dict[str, Tensor]:
-        """Pack rows of lessons, each row with or without a picture.
+    def step(self, phase: Phase, number: int, batch: Batch) -> dict[str, float]:
+        """Learn one batch; losses, and shares of what was right."""
+        for group, share in zip(self.optimizer.param_groups, phase.taught.values(), strict=True):
+            group["lr"] = phase.at(number) * share
+        with torch.autocast(self.device, torch.bfloat16):
+            loss, marks = self.loss(phase.name, batch)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        return {name: float(mark) for name, mark in marks.items() if not math.isnan(mark)}
 
-        Returns:
-            `ids` (rows, length), `positions` (3, rows, length), `mask` (rows, 1, length, length;
-            True where attention is allowed), `weights` (rows, length; the loss weight of
-            predicting this token, 0 for prompts), `holds` (rows, length; in the prompt of a yes/no
-            check 1 or 0, whether the statement is true; -1 elsewhere).
-        """
-        packed = []
-        for row, picture in rows:
-            ids: list[int] = []
-            segment: list[int] = []
-            weight: list[float] = []
-            hold: list[int] = []
-            position: list[tuple[int, int, int]] = []
-            if picture:
-                ids = self._prefix + self._image
-                segment, weight, hold = [0] * len(ids), [0.0] * len(ids), [-1] * len(ids)
-                first = len(self._prefix) + 1
-                position = [(i, i, i) for i in range(first)]
-                cells = GRID // MERGE
-                position += [(first, first + i // cells, first + i % cells) for i in range(IMAGE_TOKENS)]
-                position.append((first + cells,) * 3)
-            start = position[-1][0] + 1 if picture else 0
-            for number, lesson in enumerate(row, 1):
-                ask = [] if picture else list(self._prefix)
-                ask += self._encode(lesson.prompt) + self._encode("<|im_end|>\n<|im_start|>assistant\n")
-                reply = self._encode(lesson.reply) + self._encode("<|im_end|>")
-                ids = ids + ask + reply
-                segment += [number] * (len(ask) + len(reply))
-                weight += [0.0] * len(ask) + [lesson.weight] * (len(reply) - 1) + [min(1.0, lesson.weight)]
-                hold += [_HOLDS.get(lesson.reply, -1)] * len(ask) + [-1] * len(reply)
-                position += [(start + i,) * 3 for i in range(len(ask) + len(reply))]
-            packed.append((ids, segment, weight, hold, position))
-        length = max(len(ids) for ids, *_ in packed)
-        batch = len(packed)
-        ids_ = torch.full((batch, length), self._pad)
-        segments = torch.full((batch, length), -1)
-        weights = torch.zeros(batch, length)
-        holds = torch.full((batch, length), -1)
-        positions = torch.zeros(3, batch, length, dtype=torch.long)
-        for i, (ids, segment, weight, hold, position) in enumerate(packed):
-            size = len(ids)
-            ids_[i, :size] = torch.tensor(ids)
-            segments[i, :size] = torch.tensor(segment)
-            weights[i, :size] = torch.tensor(weight)
-            holds[i, :size] = torch.tensor(hold)
-            positions[:, i, :size] = torch.tensor(position).T
-        same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        mask = (same & causal)[:, None]
-        return {"ids": ids_, "positions": positions, "mask": mask, "weights": weights, "holds": holds}
+    def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """What a batch teaches in a phase, as a loss."""
+        if batch.images is None:
+            return self._read(batch, self.described(batch.labels))
+        merged = see(self.model.model.visual, batch.images)
+        seen, right = self.heads.loss(merged, batch.labels)
+        if phase == "tower":
+            wanted = self.described(batch.labels)
+            apart = (merged.float() - wanted).square().mean() / wanted.square().mean()
+            return seen + 2 * apart, {"seen": seen.item(), "apart": apart.item(), **right}
+        read, marks = self._read(batch, merged)
+        return read + 0.15 * seen, {**marks, "kind": right["kind"], "facing": right["facing"]}
 
+    def _read(self, batch: Batch, merged: Tensor) -> tuple[Tensor, dict[str, float]]:
+        packed = batch.packed
+        assert packed is not None
+        said = predict(self.model, packed, merged, JUDGED)
+        logits = said.logits.float()
+        loss = nn.functional.cross_entropy(logits, packed.targets, reduction="none")
+        calm = logits.logsumexp(-1).square().mean()
+        judged = self.judge(said.middle).float()
+        judge = nn.functional.cross_entropy(judged, packed.holds)
+        weights = packed.weights
+        total = (loss * weights).sum() / weights.sum() + CALM * calm + 0.5 * judge
+        marks = {
+            f"loss {weight:g}": loss[weights == weight].mean().item()
+            for weight in sorted(set(weights.tolist()))
+        }
+        marks["judge"] = (judged.argmax(-1) == packed.holds).float().mean().item()
+        return total, marks
 
-class Prediction(NamedTuple):
-    """What the model says at the tokens to learn."""
+    def load(self, checkpoint: Path, phase: Phase) -> int:
+        """Take up a phase's checkpoint, to go on with it; the number of its steps that were done."""
+        state = torch.load(checkpoint, weights_only=True, map_location=self.device)
+        for name in phase.taught:
+            self.parts[name].load_state_dict(state[name])
+        self.start(phase)
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
 
-    logits: Tensor
-    """(tokens, vocabulary)"""
-    targets: Tensor
-    """(tokens,)"""
-    weights: Tensor
-    """(tokens,)"""
-    middle: Tensor
-    """(rows, length, hidden): output of layer `JUDGED`."""
-
-
-def predict(model: Any, packed: Mapping[str, Tensor], merged: Tensor | None) -> Prediction:
-    """Logits at the tokens to learn.
-
-    Args:
-        merged: (pictures, 36, hidden) for the rows' pictures in order, or None.
-    """
-    language = model.model.language_model
-    embeds = language.embed_tokens(packed["ids"])
-    if merged is not None:
-        here = packed["ids"] == model.config.image_token_id
-        embeds = embeds.masked_scatter(here[..., None], merged.to(embeds.dtype))
-    states = language(
-        inputs_embeds=embeds,
-        attention_mask=packed["mask"],
-        position_ids=packed["positions"],
-        use_cache=False,
-        output_hidden_states=True,
-    )
-    learn = packed["weights"][:, 1:] > 0
-    logits = model.lm_head(states.last_hidden_state[:, :-1][learn])
-    targets, weights = packed["ids"][:, 1:][learn], packed["weights"][:, 1:][learn]
-    return Prediction(logits, targets, weights, states.hidden_states[JUDGED])
+    def save(self, checkpoint: Path, phase: Phase, step: int) -> None:
+        """Write what a phase has taught; a kill leaves the old checkpoint whole."""
+        state = {name: self.parts[name].state_dict() for name in phase.taught}
+        new = checkpoint.with_suffix(".new")
+        torch.save({**state, "optimizer": self.optimizer.state_dict(), "step": step}, new)
+        new.replace(checkpoint)
 
 
-def schoolbook(seed: int, count: int, prompts: Mapping[str, Sequence[Render]]) -> list[str]:
-    """Texts for the tokenizer: prompts and replies of `count` scenes."""
-    rng = random.Random(seed)
-    texts = []
-    for i in range(count):
-        truth = sample(FIRST_SEED + i).truth()
-        drawn = lessons.about_scene(truth, prompts, rng, checks=4, share=LATE)
-        drawn += [lessons.listing(truth, prompts, rng), lessons.collecting(truth, prompts, rng)]
-        texts += [text for lesson in drawn for text in (lesson.prompt, lesson.reply)]
-    return texts
-
-
-def _tokenizer(folder: Path, seed: int, prompts: Mapping[str, Sequence[Render]]) -> Any:
+def _tokenizer(folder: Path, seed: int, prompts: Prompts) -> Any:
     """A new one, or that of the training to go on with."""
     if (folder / "tokenizer.json").exists():
         mend()
         from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
         return Qwen2TokenizerFast.from_pretrained(folder)
-    tokenizer = make_tokenizer(schoolbook(seed, 4000, prompts))
+    tokenizer = make_tokenizer(schoolbook(seed, 3000, prompts))
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
-class Pupil:
-    """The model, linear heads that only training needs, and the optimizer: what a checkpoint holds."""
+class Training(NamedTuple):
+    """How a model is trained."""
 
-    def __init__(self, tokenizer: Any, seed: int, steps: int) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = make_model(tokenizer, seed).to(self.device)
-        hidden = self.model.config.text_config.hidden_size
-        self.heads = tower.Heads(hidden).to(self.device)
-        self.judge = nn.Linear(hidden, 2).to(self.device)
-        language = [*self.model.model.language_model.parameters(), *self.judge.parameters()]
-        visual = [*self.model.model.visual.parameters(), *self.heads.parameters()]
-        self.weights = [*language, *visual]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": language, "lr": 1.0}, {"params": visual, "lr": 0.15}],
-            betas=(0.9, 0.98),
-            weight_decay=0.05,
-            fused=True,
-        )
-        # Peak 1.2e-3: warm up over 200 steps, then fall along a cosine to a fiftieth.
-        self.rate = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: (
-                1.2e-3 * min(1.0, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * min(1, step / steps)))
-            ),
-        )
-        self._parts: dict[str, Any] = {
-            "visual": self.model.model.visual,
-            "language": self.model.model.language_model,
-            "heads": self.heads,
-            "judge": self.judge,
-            "optimizer": self.optimizer,
-            "rate": self.rate,
-        }
+    folder: Path
+    plan: list[Phase]
+    sizes: Sizes = Sizes()
+    seed: int = 0
+    threads: int | None = None
+    """Of each process; None shares out the cores there are."""
+    seconds: float = 180
+    """Between checkpoints."""
+    every: int = 200
+    """Steps between scores."""
+    scenes: int = 60
+    """Unseen scenes that scores are of; 0 for no scores."""
 
-    def load(self, checkpoint: Path) -> int:
-        """Take up a checkpoint; the number of steps done."""
-        state = torch.load(checkpoint, weights_only=True, map_location=self.device)
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
-        return int(state["step"])
+    def run(self) -> None:
+        """Do all phases, or go on with them, and write the model to `folder/model`."""
+        _tokenizer(self.folder / "model", self.seed, taught_prompts())
+        beside = get_context("spawn").Process(target=self.teach, args=("tower",))
+        beside.start()
+        try:
+            self.teach("language")
+        except BaseException:
+            beside.terminate()
+            raise
+        finally:
+            beside.join()
+        if beside.exitcode:
+            raise RuntimeError(f"the process that teaches the tower ended with {beside.exitcode}")
+        self.teach("whole")
 
-    def save(self, checkpoint: Path, step: int) -> None:
-        """Write a checkpoint after `step` steps; a kill leaves the old one whole."""
-        state = {name: part.state_dict() for name, part in self._parts.items()}
-        torch.save({**state, "step": step}, checkpoint.with_suffix(".new"))
-        checkpoint.with_suffix(".new").replace(checkpoint)
+    def teach(self, name: str, stop: int | None = None) -> None:
+        """Do one phase, or go on with it, up to its end or to step `stop`."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        cores = os.cpu_count() or 1
+        torch.set_num_threads(self.threads or max(1, cores if name == "whole" else cores // 2))
+        (phase,) = [phase for phase in self.plan if phase.name == name]
+        prompts = taught_prompts()
+        pupil, first = self._pupil(phase)
+        packer = Packer(pupil.tokenizer)
+        checkpoint, saved = self.folder / f"{name}.pt", time.monotonic()
+        course = Course(name, phase.steps, packer, prompts, self.sizes, self.seed)
+        means: dict[str, float] = {}
+        for step, batch in enumerate(course.batches(first), first + 1):
+            marks = pupil.step(phase, step - 1, batch)
+            means |= {name: 0.95 * means.get(name, mark) + 0.05 * mark for name, mark in marks.items()}
+            last = step in (phase.steps, stop)
+            if step % 20 == 0:
+                self._log(phase, step, means)
+                _give_back()
+            if time.monotonic() - saved > self.seconds or last:
+                pupil.save(checkpoint, phase, step)
+                saved = time.monotonic()
+            if self.scenes and (step % self.every == 0 or last):
+                self._log(phase, step, score(pupil, name, prompts, packer, self.scenes))
+            if name == "whole" and last:
+                save(pupil.model, pupil.tokenizer, self.folder / "model")
+            above = parent_process()
+            if last or (above is not None and not above.is_alive()):
+                return
 
-    def learn(
-        self,
-        scenes: Sequence[Scene],
-        about: Sequence[Sequence[Lesson]],
-        alone: Sequence[Lesson],
-        packer: Packer,
-    ) -> dict[str, float]:
-        """One step.
+    def judge(self, name: str, count: int) -> dict[str, float]:
+        """Scores of a phase's last checkpoint on `count` unseen scenes; writes that checkpoint's model."""
+        (phase,) = [phase for phase in self.plan if phase.name == name]
+        pupil, step = self._pupil(phase)
+        save(pupil.model, pupil.tokenizer, self.folder / "model")
+        found = score(pupil, name, taught_prompts(), Packer(pupil.tokenizer), count)
+        self._log(phase, step, found)
+        return found
 
-        Args:
-            about: lessons about each scene.
-            alone: lessons of text alone.
+    def _pupil(self, phase: Phase) -> tuple[Pupil, int]:
+        """What a phase begins or goes on with, and how many of its steps are done."""
+        pupil = Pupil(_tokenizer(self.folder / "model", self.seed, taught_prompts()), self.seed)
+        checkpoint = self.folder / f"{phase.name}.pt"
+        if checkpoint.exists():
+            return pupil, pupil.load(checkpoint, phase)
+        if phase.name == "whole":
+            for before in self.plan[:2]:
+                pupil.load(self.folder / f"{before.name}.pt", before)
+        pupil.start(phase)
+        return pupil, 0
 
-        Returns:
-            Mean losses of captions, answers with places and text; the shares of checks, judgements
-            and kinds that are right.
-        """
-        packed = self._packed(packer, [(each, True) for each in about])
-        images = normalise([render(scene) for scene in scenes]).to(self.device)
-        merged = see(self.model.model.visual, images)
-        logits, targets, weights, middle = predict(self.model, packed, merged)
-        loss = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        held = packed["holds"][packed["holds"] >= 0]
-        judged = self.judge(middle[packed["holds"] >= 0]).float()
-        labels = torch.stack([tower.label(scene) for scene in scenes]).to(self.device)
-        seen, right = self.heads.loss(merged, labels)
-        total = (loss * weights).sum() / weights.sum() + 0.2 * seen
-        total = total + nn.functional.cross_entropy(judged, held)
-        check = weights == CHECKED
-        marks = {
-            "caption": loss[weights == CAPTIONED].mean().item(),
-            "check": (logits[check].argmax(-1) == targets[check]).float().mean().item(),
-            "judge": (judged.argmax(-1) == held).float().mean().item(),
-            "place": loss[weights == PLACED].mean().item(),
-            "kind": right["kind"],
-        }
-        if alone:
-            said = predict(self.model, self._packed(packer, [([lesson], False) for lesson in alone]), None)
-            text_loss = nn.functional.cross_entropy(said.logits.float(), said.targets)
-            marks["text"] = text_loss.item()
-            total = total + 1.5 * text_loss
-        self.optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self.rate.step()
-        return marks
-
-    def _packed(self, packer: Packer, rows: Sequence[tuple[Sequence[Lesson], bool]]) -> dict[str, Tensor]:
-        return {key: value.to(self.device) for key, value in packer.pack(rows).items()}
+    def _log(self, phase: Phase, step: int, marks: dict[str, float]) -> None:
+        line = {"phase": phase.name, "step": step, "time": time.strftime("%H:%M:%S")}
+        line |= {"cpu": round(time.process_time(), 1)}
+        line |= {name: round(mark, 4) for name, mark in marks.items()}
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = ", ".join(f"{name} {mark:.3f}" for name, mark in marks.items())
+        log.info("%s %d of %d: %s", phase.name, step, phase.steps, shown)
 
 
-def train(
-    folder: Path,
-    prompts: Mapping[str, Sequence[Render]],
-    *,
-    tower_steps: int = 1100,
-    steps: int = 1900,
-    stop: int | None = None,
-    pictures: int = 12,
-    checks: int = 8,
-    texts: int = 16,
-    seed: int = 0,
-) -> None:
-    """Train, or go on from the folder's checkpoint, and write the model to `folder/model`.
-
-    Args:
-        prompts: role to the templates that a run may ask with.
-        stop: leave off after so many of the `steps`.
-        pictures: pictures a step.
-        checks: yes/no statements a picture, in pairs of a true and a false one.
-        texts: lessons of text alone a step.
-    """
-    tokenizer = _tokenizer(folder / "model", seed, prompts)
-    pupil, checkpoint = Pupil(tokenizer, seed, steps), folder / "checkpoint.pt"
-    if checkpoint.exists():
-        first = pupil.load(checkpoint)
-    else:
-        first = 0
-        visual = pupil.model.model.visual
-        tower.teach(visual, pupil.heads, steps=tower_steps, first_seed=FIRST_SEED + 50_000_000)
-        pupil.save(checkpoint, first)
-    packer = Packer(tokenizer)
-    began = time.monotonic()
-    seen: dict[str, float] = {}
-    last = steps if stop is None else stop
-    for step in range(first, last):
-        rng = random.Random(f"{seed} {step}")
-        scenes = [sample(FIRST_SEED + step * pictures + i) for i in range(pictures)]
-        share = Curriculum(min(1.0, max(0.1, 2.8 - 6 * step / steps)), 0.85) if step < 0.8 * steps else LATE
-        truths = [scene.truth() for scene in scenes]
-        about = [lessons.about_scene(truth, prompts, rng, checks=checks, share=share) for truth in truths]
-        work = rng.choices((lessons.joining, lessons.listing, lessons.collecting), (8, 2, 1), k=texts)
-        alone = [draw(rng.choice(truths), prompts, rng) for draw in work]
-        marks = pupil.learn(scenes, about, alone, packer)
-        told = {name: mark for name, mark in marks.items() if not math.isnan(mark)}  # no lesson of its kind
-        seen |= {name: 0.95 * seen.get(name, mark) + 0.05 * mark for name, mark in told.items()}
-        if step % 25 == 0:
-            means = ", ".join(f"{name} {mark:.3f}" for name, mark in seen.items())
-            log.info("step %d of %d (%.0f s): %s", step, steps, time.monotonic() - began, means)
-        if step % 100 == 99 or step == last - 1:
-            pupil.save(checkpoint, step + 1)
-            save(pupil.model, tokenizer, folder / "model")
+def _give_back() -> None:
+    """Give free memory back to the system: steps differ in size, and glibc keeps gigabytes of holes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scalecap.scenes.train", description=__doc__)
-    parser.add_argument("folder", type=Path, help="for checkpoints and the finished model (folder/model)")
-    parser.add_argument("--steps", type=int, default=1900, help="of the whole model, after the tower")
-    parser.add_argument("--tower-steps", type=int, default=1100, help="of the vision tower alone")
+    parser.add_argument("folder", type=Path, help="for checkpoints, the log and the model (folder/model)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the steps of each phase")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and scenes")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="of each process; all cores are shared out by default"
+    )
+    parser.add_argument(
+        "--judge", metavar="PHASE", choices=[phase.name for phase in phases()], help="score it, train nothing"
+    )
+    parser.add_argument("--scenes", type=int, default=60, help="unseen scenes that scores are of")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    train(arguments.folder, taught_prompts(), steps=arguments.steps, tower_steps=arguments.tower_steps)
+    training = Training(
+        arguments.folder,
+        phases(arguments.scale),
+        seed=arguments.seed,
+        threads=arguments.threads,
+        scenes=arguments.scenes,
+    )
+    if not arguments.judge:
+        training.run()
+        return
+    for name, mark in training.judge(arguments.judge, arguments.scenes).items():
+        print(f"{name:<20} {mark:.3f}")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,25 @@
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scalecap.scenes.kinds import GROUNDS, KINDS, PLACES, SPRITES
+from scalecap.scenes.kinds import DYES, GROUNDS, KINDS, PLACES, SPRITES
+from scalecap.scenes.themes import (
+    COUNTS,
+    LEVELS,
+    STRANGER,
+    THEMES,
+    USUAL_FACING,
+    USUAL_LEVEL,
+    USUAL_SIZE,
+    colours,
+    weights,
+)
 
 UNIT = 168
 """Side of the picture in the units below; `render` scales it."""
@@ -34,6 +46,7 @@ class Thing:
     """`small` or `large`; groups have none."""
     facing: str | None
     """`left` or `right`; None for kinds that look the same both ways."""
+    colour: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class Scene:
     """A ground and the things on it, in reading order."""
 
     seed: int
+    theme: str
     ground: str
     things: tuple[Thing, ...]
 
@@ -56,6 +70,7 @@ class Scene:
     def truth(self) -> dict[str, Any]:
         """All there is to say, as plain JSON."""
         return {
+            "theme": self.theme,
             "ground": self.ground,
             "things": [
                 {
@@ -65,7 +80,7 @@ class Scene:
                     "place": PLACES[thing.place],
                     "facing": thing.facing,
                     "next_to": self.next_to(thing),
-                    "colour": KINDS[thing.kind].colour,
+                    "colour": thing.colour,
                     "parts": list(KINDS[thing.kind].parts),
                 }
                 for thing in self.things
@@ -78,25 +93,57 @@ def unseen(seed: int, index: int) -> int:
     return 10**12 + seed * 10**8 + index
 
 
-def sample(seed: int) -> Scene:
-    """Draw a scene of two to five things."""
+def sample(seed: int, *, habits: bool = True) -> Scene:
+    """Draw a scene of two to five things; without `habits` nothing is usual, all kinds are as likely."""
     rng = np.random.default_rng((seed, 1))
+    theme = str(rng.choice(list(THEMES)))
     number = int(rng.integers(2, 6))
-    names = rng.choice(list(KINDS), size=number, replace=False)
-    places = sorted(rng.choice(9, size=number, replace=False))
+    free = list(range(9))
     things = []
-    for name, place in zip(names, places, strict=True):
-        count = int(rng.choice([1, 1, 1, 2, 3]))
-        things.append(
-            Thing(
-                kind=str(name),
-                place=int(place),
-                count=count,
-                size=str(rng.choice(["small", "large"])) if count == 1 else None,
-                facing=str(rng.choice(["left", "right"])) if KINDS[str(name)].faces else None,
-            )
-        )
-    return Scene(seed, str(rng.choice(list(GROUNDS))), tuple(things))
+    for kind in _kinds_of(theme, number, habits, rng):
+        place = _place(kind, free, habits, rng)
+        free.remove(place)
+        things.append(_thing(kind, place, habits, rng))
+    things.sort(key=lambda thing: thing.place)
+    grounds = THEMES[theme].grounds if habits else tuple(GROUNDS)
+    return Scene(seed, theme, str(rng.choice(grounds)), tuple(things))
+
+
+def _kinds_of(theme: str, number: int, habits: bool, rng: np.random.Generator) -> list[str]:
+    """Different kinds, most of them of the theme."""
+    usual = weights(theme)
+    strangers = [kind for kind in KINDS if kind not in usual]
+    if not habits:
+        return [str(kind) for kind in rng.choice(list(KINDS), size=number, replace=False)]
+    odd = min(int((rng.random(number) < STRANGER).sum()), number - 1)
+    known = rng.choice(list(usual), size=number - odd, replace=False, p=list(usual.values()))
+    return [str(kind) for kind in [*known, *rng.choice(strangers, size=odd, replace=False)]]
+
+
+def _place(kind: str, free: list[int], habits: bool, rng: np.random.Generator) -> int:
+    rows = sorted({place // 3 for place in free})
+    usual = LEVELS.index(KINDS[kind].level)
+    if habits and usual in rows and (len(rows) == 1 or rng.random() < USUAL_LEVEL):
+        return int(rng.choice([place for place in free if place // 3 == usual]))
+    return int(rng.choice([place for place in free if not habits or len(rows) == 1 or place // 3 != usual]))
+
+
+def _thing(kind: str, place: int, habits: bool, rng: np.random.Generator) -> Thing:
+    fixed = KINDS[kind]
+    shares = COUNTS[fixed.flock] if habits else (0.6, 0.2, 0.2)
+    count = int(rng.choice([1, 2, 3], p=shares))
+    usual = rng.random(2) < ((USUAL_SIZE, USUAL_FACING) if habits else (0.5, 0.5))
+    other = "small" if fixed.size == "large" else "large"
+    dyes = colours(kind)
+    palette = list(dyes.values()) if habits else [1 / len(dyes)] * len(dyes)
+    return Thing(
+        kind=kind,
+        place=place,
+        count=count,
+        size=None if count > 1 else fixed.size if usual[0] else other,
+        facing=None if not fixed.faces else "left" if usual[1] else "right",
+        colour=str(rng.choice(list(dyes), p=palette)),
+    )
 
 
 def render(scene: Scene, pixels: int = 336) -> Image.Image:
@@ -111,22 +158,45 @@ def render(scene: Scene, pixels: int = 336) -> Image.Image:
         side = _SIDE[thing.size or thing.count] * rng.uniform(0.94, 1.04)
         slack = max(0.0, (CELL - side) / 2 - 1) if thing.count == 1 else 2.0
         x, y = (np.array([column, row]) + 0.5) * CELL + rng.uniform(-slack, slack, 2)
-        sprite = _sprite(thing.kind, round(side * scale), thing.facing == "right")
+        sprite = _sprite(thing.kind, thing.colour, round(side * scale), thing.facing == "right")
         for dx, dy in _SPOTS[thing.count]:
             corner = (round((x + dx) * scale - sprite.width / 2), round((y + dy) * scale - sprite.height / 2))
             canvas.paste(sprite, corner, sprite)
     return canvas
 
 
-@lru_cache(maxsize=8192)
-def _sprite(kind: str, side: int, mirrored: bool) -> Image.Image:
-    with Image.open(SPRITES / f"{kind}.png") as file:
-        sprite = file.convert("RGBA")
+@lru_cache(maxsize=16384)
+def _sprite(kind: str, colour: str, side: int, mirrored: bool) -> Image.Image:
+    sprite = _dyed(kind, colour)
     ratio = side / max(sprite.size)
     sprite = sprite.resize(
         (max(1, round(sprite.width * ratio)), max(1, round(sprite.height * ratio))), Image.Resampling.LANCZOS
     )
     return sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else sprite
+
+
+_HUES = {"red": 0, "orange": 20, "yellow": 36, "green": 90, "blue": 150, "purple": 195}
+"""Of 256, as Pillow counts."""
+_NEAR = 22
+
+
+@lru_cache(maxsize=512)
+def _dyed(kind: str, colour: str) -> Image.Image:
+    """The pictograph in full size; of a dyed kind, what has its usual hue takes the other one."""
+    with Image.open(SPRITES / f"{kind}.png") as file:
+        sprite = file.convert("RGBA")
+    usual = KINDS[kind].colour
+    if colour == usual:
+        return sprite
+    assert KINDS[kind].dyed
+    assert colour in DYES
+    pixels = np.asarray(sprite.convert("RGB").convert("HSV")).astype(int)
+    apart = np.abs((pixels[..., 0] - _HUES[usual] + 128) % 256 - 128)
+    painted = (apart < _NEAR) & (pixels[..., 1] > 70)
+    pixels[..., 0] = np.where(painted, _HUES[colour], pixels[..., 0])
+    rgb = Image.fromarray(pixels.astype(np.uint8), "HSV").convert("RGB")
+    rgb.putalpha(sprite.getchannel("A"))
+    return rgb
 
 
 _BASE = {
@@ -176,7 +246,7 @@ def _ground(ground: str, variant: int, pixels: int) -> NDArray[np.float32]:
     return texture
 
 
-SAMPLE = SPRITES.parent / "sample"
+SAMPLE = Path(__file__).parent / "sample"
 """The fixed sample that comes with the package: pictures and `truth.jsonl`."""
 
 

@@ -1,14 +1,15 @@
-import json
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image as Pillow
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
+from scalecap.scenes.course import _APART, _PHASES, FIRST_SEED
 from scalecap.scenes.kinds import GROUNDS, KINDS, PLACES
-from scalecap.scenes.train import FIRST_SEED
-from scalecap.scenes.world import SAMPLE, render, sample, unseen
+from scalecap.scenes.themes import THEMES, USUAL_COLOUR, USUAL_LEVEL, USUAL_SIZE, colours, usual_place
+from scalecap.scenes.world import render, sample, unseen
 
 
 def test_a_seed_is_a_scene_and_a_picture():
@@ -26,23 +27,48 @@ def test_truth_is_consistent():
         assert len({thing["place"] for thing in truth["things"]}) == len(things)
         for thing in truth["things"]:
             assert thing["place"] in PLACES
-            assert thing["colour"] == KINDS[thing["kind"]].colour
+            assert thing["colour"] in colours(thing["kind"])
             assert (thing["size"] is None) == (thing["count"] > 1)
             for other in thing["next_to"]:
                 assert thing["kind"] in things[other]["next_to"]
 
 
+def test_scenes_have_habits_and_exceptions():
+    things, sizes, dyes, levels, strangers = 0, [], [], [], 0
+    for scene in map(sample, range(1500)):
+        assert scene.ground in THEMES[scene.theme].grounds
+        for thing in scene.things:
+            kind = KINDS[thing.kind]
+            things += 1
+            strangers += thing.kind not in THEMES[scene.theme].kinds
+            levels.append(usual_place(thing.kind, thing.place) == thing.place)
+            sizes += [thing.size == kind.size] if thing.size else []
+            dyes += [thing.colour == kind.colour] if kind.dyed else []
+    assert 0.08 < strangers / things < 0.14
+    assert sum(sizes) / len(sizes) == pytest.approx(USUAL_SIZE, abs=0.03)
+    assert sum(dyes) / len(dyes) == pytest.approx(USUAL_COLOUR, abs=0.04)
+    assert sum(levels) / len(levels) == pytest.approx(USUAL_LEVEL, abs=0.06)  # a row may be full
+
+
+def test_without_habits_all_kinds_are_as_likely():
+    seen = Counter(thing.kind for seed in range(2000) for thing in sample(seed, habits=False).things)
+    assert len(seen) == len(KINDS)
+    assert max(seen.values()) < 2 * min(seen.values())
+
+
+def test_dyed_pictographs_differ_in_their_colour_alone():
+    scene = next(s for s in map(sample, range(99)) if s.things[0].kind == "tractor")
+    pictures = {}
+    for colour in colours("tractor"):
+        thing = replace(scene.things[0], colour=colour)
+        pictures[colour] = np.asarray(render(replace(scene, things=(thing,))), float)
+    alpha = {colour: np.abs(picture - pictures["green"]).sum(-1) > 0 for colour, picture in pictures.items()}
+    assert not alpha["green"].any()
+    for colour in set(pictures) - {"green"}:
+        assert 0.005 < alpha[colour].mean() < 0.1  # its paint, not its wheels or the ground
+
+
 def test_unseen_scenes_are_never_trained_on():
-    assert min(unseen(seed, index) for seed in (0, 1, 99) for index in (0, 10**6)) > 10**3 * FIRST_SEED
+    last = FIRST_SEED + _APART * (10 * 99 + len(_PHASES))
+    assert min(unseen(seed, index) for seed in (0, 1, 99) for index in (0, 10**6)) > last
     assert len({unseen(seed, index) for seed in range(3) for index in range(100)}) == 300
-
-
-def test_the_sample_is_what_the_generator_draws():
-    lines = [json.loads(line) for line in (SAMPLE / "truth.jsonl").read_text().splitlines()]
-    assert [line["image"] for line in lines] == [f"{number:02}.jpg" for number in range(24)]
-    scenes = [scene for scene in map(sample, range(60)) if len(scene.things) >= 3][:24]
-    for line, scene in zip(lines, scenes, strict=True):
-        assert line["truth"] == scene.truth()
-        with Pillow.open(SAMPLE / line["image"]) as file:
-            apart = np.abs(np.asarray(file, float) - np.asarray(render(scene), float)).mean()
-        assert apart < 6, line["image"]  # JPEG's own loss, of 255

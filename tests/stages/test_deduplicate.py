@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalecap import clauses
+from scalecap.scenes.careless import careless_caption
 from scalecap.scenes.claims import facts
 from scalecap.scenes.grammar import describe
 from scalecap.scenes.grammar import sentences as read
-from scalecap.scenes.lessons import Curriculum, careless_caption, claim_all, claim_place, statements
+from scalecap.scenes.statements import Curriculum, claim_all, claim_place, statements
 from scalecap.scenes.world import sample, unseen
 from scalecap.stages.deduplicate import Deduplicate, gist
 
@@ -79,7 +80,7 @@ def test_on_labelled_pairs_of_the_world():
         pool = [text[slice(*span)].strip() for text in drafts for span in clauses.sentences(text)]
         for thing in truth["things"]:
             pool += [describe(claim_all(thing)), describe(claim_place(thing))]
-        pool += [true for true, _ in (statements(truth, rng, Curriculum(0.2, 0.4)) for _ in range(3))]
+        pool += [statements(truth, rng, Curriculum(0.2, 0.4)).true for _ in range(3)]
         known = {text: told(text, truth) for text in pool}
         true = [text for text, its in known.items() if its and all(fact.true for fact in its)]
         for one, other in permutations(true, 2):

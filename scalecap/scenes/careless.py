@@ -9,10 +9,10 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from scalecap.scenes.second.claims import Claim
-from scalecap.scenes.second.grammar import describe, introduce, set_scene
-from scalecap.scenes.second.kinds import KINDS, PLACES
-from scalecap.scenes.second.themes import (
+from scalecap.scenes.claims import Claim
+from scalecap.scenes.grammar import describe, introduce, set_scene
+from scalecap.scenes.kinds import KINDS, PLACES
+from scalecap.scenes.themes import (
     COUNTS,
     LEVELS,
     THEMES,

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from scalecap.scenes.second.careless import SET_SCENE, careless_caption, careless_claims
-from scalecap.scenes.second.claims import Claim
-from scalecap.scenes.second.grammar import describe, introduce, noun, plainly, set_scene
-from scalecap.scenes.second.kinds import NUMBERS, PLACES
-from scalecap.scenes.second.lessons import Lesson, Prompts, instructions
-from scalecap.scenes.second.statements import claim_all, claim_of, claim_place
-from scalecap.scenes.second.themes import colours
+from scalecap.scenes.careless import SET_SCENE, careless_caption, careless_claims
+from scalecap.scenes.claims import Claim
+from scalecap.scenes.grammar import describe, introduce, noun, plainly, set_scene
+from scalecap.scenes.kinds import NUMBERS, PLACES
+from scalecap.scenes.lessons import Lesson, Prompts, instructions
+from scalecap.scenes.statements import claim_all, claim_of, claim_place
+from scalecap.scenes.themes import colours
 
 
 def text_alone(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from scalecap.scenes.second.claims import Claim, falsify, holds
-from scalecap.scenes.second.grammar import describe, introduce, read, set_scene
+from scalecap.scenes.claims import Claim, falsify, holds
+from scalecap.scenes.grammar import describe, introduce, read, set_scene
 
 SORTS = {"size": 1.0, "colour": 1.0, "parts": 0.5, "count": 1.0, "place": 2.0, "facing": 3.0, "beside": 2.0}
 """What single details are about, and how often."""

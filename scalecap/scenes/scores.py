@@ -12,19 +12,19 @@ from torch import Tensor
 
 from scalecap.clauses import sentences
 from scalecap.content import content
+from scalecap.scenes import lessons, tower
 from scalecap.scenes.architecture import normalise, see
-from scalecap.scenes.second import lessons, tower
-from scalecap.scenes.second.careless import careless_caption
-from scalecap.scenes.second.claims import holds
-from scalecap.scenes.second.grammar import read
-from scalecap.scenes.second.lessons import Lesson, Prompts
-from scalecap.scenes.second.packing import Packer, predict
-from scalecap.scenes.second.statements import LATE, statements
-from scalecap.scenes.second.views import View, drawn
-from scalecap.scenes.second.world import unseen
+from scalecap.scenes.careless import careless_caption
+from scalecap.scenes.claims import holds
+from scalecap.scenes.grammar import read
+from scalecap.scenes.lessons import Lesson, Prompts
+from scalecap.scenes.packing import Packer, predict
+from scalecap.scenes.statements import LATE, statements
+from scalecap.scenes.views import View, drawn
+from scalecap.scenes.world import unseen
 
 if TYPE_CHECKING:
-    from scalecap.scenes.second.train import Pupil
+    from scalecap.scenes.train import Pupil
 
 _SPANS = {
     "position": re.compile(r"(?:at the|on the|in the) (?:top|bottom|left|right|center)(?: left| right)?"),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scalecap.scenes.second.kinds import DYES, KINDS
+from scalecap.scenes.kinds import DYES, KINDS
 
 
 class Theme(NamedTuple):

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scalecap.prompts import Template
+from scalecap.scenes import lessons, tower
 from scalecap.scenes.architecture import normalise
-from scalecap.scenes.second import lessons, tower
-from scalecap.scenes.second.lessons import Lesson, Mix, Prompts
-from scalecap.scenes.second.packing import Packed, Packer
-from scalecap.scenes.second.statements import LATE, Curriculum
-from scalecap.scenes.second.texts import text_alone
-from scalecap.scenes.second.views import View, drawn
-from scalecap.scenes.second.world import sample
+from scalecap.scenes.lessons import Lesson, Mix, Prompts
+from scalecap.scenes.packing import Packed, Packer
+from scalecap.scenes.statements import LATE, Curriculum
+from scalecap.scenes.texts import text_alone
+from scalecap.scenes.views import View, drawn
+from scalecap.scenes.world import sample
 
 FIRST_SEED = 1_000_000
 """Scenes are drawn from here upwards; smaller seeds are kept out of training for tests."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scalecap.scenes.architecture import GRID, IMAGE_TOKENS, MERGE
-from scalecap.scenes.second.lessons import Lesson
+from scalecap.scenes.lessons import Lesson
 
 LENGTHS = (24, 32, 48, 80, 160, 320)
 """Lessons up to each length are one group; longer ones another."""

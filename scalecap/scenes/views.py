@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scalecap.scenes.second.kinds import PLACES
-from scalecap.scenes.second.world import CELL, UNIT, Scene, render, sample
+from scalecap.scenes.kinds import PLACES
+from scalecap.scenes.world import CELL, UNIT, Scene, render, sample
 
 _REACH = 25
 """From the middle of a place, in units: a thing's farthest edge, about."""
