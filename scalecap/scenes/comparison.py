@@ -218,10 +218,10 @@ Made by
 
     python -m scalecap.scenes.comparison DIR --count {count} --seed {seed}
 
-on {count} scenes that the embedded model never saw, in float32, with the pipelines' own sampling. Facts
-are counted once a caption (`evaluate=scenes`); *recall* is true facts of all that there are, *wrong* wrong facts
-of those told. Requests and tokens are means per image. Of the prompt tokens those of a picture are counted once,
-as an engine with a prefix cache computes them. Intervals are of 95 %, over images; differences are paired.
+on {count} scenes that the embedded model never saw, in float32, with the pipelines' own sampling. Facts are
+counted once a caption (`evaluate=scenes`); *recall* is true facts of all that there are, *wrong* wrong facts
+of those told. Requests and tokens are means per image. Of the prompt tokens those of a picture are counted
+once, as an engine with a prefix cache computes them. Intervals are of 95 %, over images, differences paired.
 
 | pipeline | setting | true | wrong | recall | wrong | words | requests | prompt tokens | generated |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
