@@ -23,7 +23,7 @@ from scalecap.messages import Messages
 from scalecap.spending import Outlook
 from scalecap.stages import Overall
 
-LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
+LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "aiohttp", "datasets", "hydra-core")
 
 TOLD = 3
 """Kinds of error on the screen."""

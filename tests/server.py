@@ -10,7 +10,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from scalecap.engines.openai import PROBE
+from scalecap.engines.completions import PROBE
+from scalecap.settings import EngineSettings
 
 Answer = tuple[int, Any]
 """Status and body: JSON, bytes as they are, or one of the misdeeds `nothing`, `half`, `reset`, `hang`."""
@@ -124,6 +125,16 @@ def completion(text: str, finish: str = "stop", top: dict[str, float] | None = N
         "choices": [choice],
         "usage": usage,
     } | more
+
+
+def error(message: str) -> Any:
+    """The body of a refusal."""
+    return {"error": {"message": message, "type": "invalid_request_error", "code": 400}}
+
+
+def settings(server: Server, **given: Any) -> EngineSettings:
+    """The engine that asks the server."""
+    return EngineSettings(name="openai", base_url=server.url, **given)
 
 
 def digest(asked: dict[str, Any]) -> str:

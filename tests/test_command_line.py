@@ -242,7 +242,7 @@ def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):
 IMPORTED = """
 import sys
 from scalecap.__main__ import main
-watched = {"torch", "transformers", "vllm", "openai", "datasets", "scipy", "hydra", "scalecap.run"}
+watched = {"torch", "transformers", "vllm", "aiohttp", "datasets", "scipy", "hydra", "scalecap.run"}
 try:
     main()
 finally:

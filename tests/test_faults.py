@@ -50,9 +50,9 @@ def errors(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    monkeypatch.setattr("scalecap.engines.openai._LOOK", 0.05)
+    pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
+    monkeypatch.setattr("scalecap.engines.servers._PAUSE", 0.001)
+    monkeypatch.setattr("scalecap.engines.servers._LOOK", 0.05)
     server = Server(storyteller)
     server.seconds = 0.005
     yield server
