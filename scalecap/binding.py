@@ -119,7 +119,7 @@ def _bind(
     """The step, with what does not fit in `problems`; such a step is not fit to run."""
     valid = [*stage.columns, *stage.settings, "when", "otherwise"]
     problems += [
-        f"{stage.name} has no setting {key!r}; {nearest(key, valid)}"
+        f"{stage.name} has no setting {key!r}; {nearest(str(key), valid)}"
         for key in given
         if key not in valid and key != "stage"
     ]

@@ -17,6 +17,7 @@ from scalecap.engines import EXTRAS
 from scalecap.engines.base import Sampling
 from scalecap.engines.identity import HARMLESS_ARGS
 from scalecap.exports import WriteSettings
+from scalecap.labelled import LabelsSettings
 from scalecap.nearest import nearest
 
 ENGINES = ("auto", *EXTRAS)
@@ -256,6 +257,7 @@ class Settings:
     cache: CacheSettings = field(default_factory=CacheSettings, metadata=NOTHING)
     runner: RunnerSettings = field(default_factory=RunnerSettings, metadata=COST)
     write: WriteSettings = field(default_factory=WriteSettings, metadata=NOTHING)
+    labels: LabelsSettings = field(default_factory=LabelsSettings)
     calibration: str | None = field(default=None, metadata=NOTHING)
     """`calibration.json` of a labelled run (`python -m scalecap.calibrate`), which sets the thresholds of the
     checks that it knows so that they keep what `wrong` promises."""
@@ -345,6 +347,7 @@ class Settings:
         if self.data.relative_to not in ("file", "cwd"):
             found.append(f"data.relative_to={self.data.relative_to}: must be file or cwd")
         found += [f"write.{problem}" for problem in self.write.problems()]
+        found += self.labels.problems(self.pipeline.steps)
         if self.runner.name not in RUNNERS:
             found.append(
                 f"runner.name={self.runner.name}: no such runner; {nearest(self.runner.name, RUNNERS)}"
@@ -446,6 +449,7 @@ def from_config(config: DictConfig) -> Settings:
         model.engine = _typed_engine(f"model.{role}.engine", model.engine)
     if problems := settings.problems():
         raise SettingsError("\n  ".join(problems))
+    settings.pipeline.steps = settings.labels.only(settings.pipeline.steps)
     return settings
 
 

@@ -23,9 +23,16 @@ class Applied:
 
     def __str__(self) -> str:
         made = self.calibration
+        found = made.promise(self.wrong)
+        assert found is not None
+        labels = f"{made.images} labels, one an image"
+        if found.bound == "betting":
+            labels = f"{made.labels} labels of {made.images} images"
+        whose = " has them; not this pipeline's statements" if made.given else ""
         return (
-            f"promised with {100 * made.confidence:g} % confidence: {sentence(self.wrong)}"
-            f" ({made.labels} labels, {made.pictures})"
+            f"promised with {100 * made.confidence:g} % confidence:"
+            f" {sentence(self.wrong, given=made.given)} ({labels}, {found.bound} bound;"
+            f" {made.pictures}{whose})"
         )
 
 
@@ -81,7 +88,7 @@ def _applied(step: str, wrong: float, made: StepCalibration, path: str) -> Appli
 def check_scope(applied: Mapping[str, Applied], pipeline: Pipeline, settings: Settings) -> None:
     """CalibrationError where the check, a step that it reads from or a model is not as it was labelled."""
     for step, promise in applied.items():
-        now = scope(pipeline, step, settings)
+        now = scope(pipeline, step, settings, given=promise.calibration.given)
         if changes := differences(promise.calibration.scope, now):
             raise CalibrationError(_refused(step, settings, changes))
 
@@ -91,7 +98,7 @@ def check_models(
 ) -> None:
     """CalibrationError where a loaded model (its identity by role) is not the one that was labelled."""
     for step, promise in applied.items():
-        now = identities(pipeline, step, models)
+        now = identities(pipeline, step, models, given=promise.calibration.given)
         if changes := differences(promise.calibration.identities, now):
             raise CalibrationError(_refused(step, settings, changes))
 

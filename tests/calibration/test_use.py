@@ -59,7 +59,7 @@ def test_a_promise_sets_the_threshold_and_is_told(calibration: str, again: Again
     promise = (
         "promised with 95 % confidence: a statement that is kept, drawn at random from a picture drawn"
         " at random, is wrong with a probability of at most 10 %, on pictures like those labelled"
-        " (120 labels, data=jsonl"
+        " (120 labels, one an image, binomial bound; data=jsonl"
     )
     assert f"golden_sentences: 120 kept, 120 dropped; {promise}" in summary.screen()
     assert "final_details: 120 kept, 0 dropped; threshold 0.5 set by hand" in summary.screen()
