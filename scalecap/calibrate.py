@@ -31,8 +31,7 @@ def table(outcome: Outcome, wrong: float) -> Iterator[str]:
     yield f"{outcome.step}: {made.labels} labels{images}: {counted}"
     if made.given:
         yield "  the statements are the data's, so promises are about statements like those"
-    if made.given and outcome.failed:
-        yield f"  {outcome.failed} rows failed and have no part in it: captions.jsonl says why, in `error`"
+    yield from (f"  {each}" for each in outcome.left_out)
     yield (
         f"  at the run's threshold {outcome.threshold:g}: {_share(outcome.accuracy)} right,"
         f" {_share(outcome.true_kept)} of the true kept, {_share(outcome.wrong_dropped)} of the wrong dropped"

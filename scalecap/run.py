@@ -15,7 +15,7 @@ from scalecap import advice
 from scalecap.asking import Asked, RowUsage
 from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
-from scalecap.calibration.use import Applied, apply, check_models, check_scope, told
+from scalecap.calibration.use import Applied, apply, check_models, check_scope, notes, told
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import OUTPUT, DataError, Row, Source, writer
 from scalecap.data.files import public
@@ -85,17 +85,17 @@ def run(
             if settings.edits:
                 source = Edited(source, read_edits(Path(settings.edits), pipeline.steps))
             check_scope(promises, pipeline, settings)
-            summary.promises = told(promises, pipeline)
+            summary.notes += notes(promises, settings)
             config = asdict(settings) | ({"code": pipeline.code} if pipeline.code else {})
             journal = Journal(summary.output, config, force=settings.resume == "force")
         with journal, _opened(settings) as cache:
             with _writing(summary.output):
                 begun()
             _tell_resumed(journal, source, cache)
-            if journal.changes and len(journal.entries):
+            mixed = bool(journal.changes) and len(journal.entries) > 0
+            if mixed:
                 summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")
                 log.warning(summary.notes[-1])
-                summary.promises = told({}, pipeline)  # whose rows were made with other thresholds
             rows = PendingRows(source, journal)
             # One that was stopped has rows left: the model loads while they are found.
             if (len(journal.entries) and journal.complete is None) or rows.any():
@@ -129,6 +129,9 @@ def run(
                         image=settings.data.image,
                         data=readable(source) if needs_pictures and rows.complete else None,
                     )
+                edited = {step: flags["edited"] for step, flags in summary.flags.items()}
+                # Rows from before were made with other thresholds.
+                summary.promises = told({} if mixed else promises, pipeline, edited)
                 summary.write()
             _report(settings, summary, source)
     except (

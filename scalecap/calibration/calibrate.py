@@ -1,6 +1,7 @@
 """A run and its labels in, a calibration and what to tell of it out."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,10 +22,10 @@ from scalecap.calibration.record import (
     StepCalibration,
     read_calibration,
 )
-from scalecap.calibration.scope import identities, scope
+from scalecap.calibration.scope import identities, pictures, scope
 from scalecap.calibration.statements import Labelled, Statement, arrays, match, of_the_data, one_an_image
 from scalecap.calibration.statistics import THRESHOLDS, Share, counts, labels_needed, loosest, most_wrong
-from scalecap.data.files import public
+from scalecap.calibration.use import hand
 from scalecap.journal import Journal
 from scalecap.pipeline import Pipeline
 from scalecap.report.folder import Run, checks
@@ -56,8 +57,8 @@ class Outcome:
     run_kept: Mapping[float, Share]
     """By threshold of a promise, the share of all statements of the run that it keeps."""
     looks: int
-    failed: int
-    """Rows of the run that failed: nothing of them is labelled."""
+    left_out: Sequence[str]
+    """Rows of the run of which nothing is labelled, for reading."""
 
 
 def calibrate(
@@ -89,9 +90,17 @@ def calibrate(
             f"the data of {folder} has no labels: give those of its report with --labels labels.jsonl, or run"
             " with labels=… (conf/labels)"
         )
+    edited = Counter(
+        step for row in run.rows() for step, flags in (row.get("flags") or {}).items() if "edited" in flags
+    )
     found, steps, looks = [], dict(before.steps), dict(before.looks)
     for step, statements in labelled.items():
         threshold = _threshold(pipeline, step)
+        if by_hand := hand(pipeline, step, check is not None, edited):
+            raise CalibrationError(
+                f"{folder}: {by_hand}, so that its statements are not all the pipeline's: label a run without"
+                " edits=, in another output= (equal requests come from the cache)"
+            )
         looks[step] = list(dict.fromkeys([*looks.get(step, []), _digest(statements, seed)]))
         uncertain = any(label.step == step and label.draw == UNCERTAIN for label in labels or ())
         told_confidence = 0.0 if uncertain else max(0.0, 1 - (1 - confidence) * len(looks[step]))
@@ -102,7 +111,7 @@ def calibrate(
             labels=len(statements),
             images=every.images,
             given=given,
-            pictures=public(f"data={settings.data.source} {settings.data.path or ''}".rstrip()),
+            pictures=pictures(settings),
             confidence=round(told_confidence, 6),
             scope=scope(pipeline, step, settings, given=given),
             identities=identities(pipeline, step, run.summary.get("models", {}), given=given),
@@ -121,7 +130,7 @@ def calibrate(
                 wrong_dropped=share(~kept, ~true, every.image),
                 run_kept=_run_kept(run, step, steps[step].promises),
                 looks=len(looks[step]),
-                failed=run.summary.get("rows", {}).get("failed", 0),
+                left_out=_left_out(run),
             )
         )
     Calibration(steps, looks).write(path)
@@ -208,6 +217,15 @@ def _threshold(pipeline: Pipeline, step: str) -> float:
             f" (stage {found.stage.name}); label a step with `stage: verify` and `mode: choose`"
         )
     return float(found.settings["threshold"])
+
+
+def _left_out(run: Run) -> list[str]:
+    found = []
+    if failed := run.summary.get("rows", {}).get("failed", 0):
+        found.append(f"{failed} rows failed and have no part in it: captions.jsonl says why, in `error`")
+    if run.status != "finished":
+        found.append(f"the run is {run.status}: rows that are not done have no part in it")
+    return found
 
 
 def _run_kept(run: Run, step: str, promises: Sequence[Promise]) -> dict[float, Share]:

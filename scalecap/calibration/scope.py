@@ -5,6 +5,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from scalecap.data.files import public
 from scalecap.data.sources import plain
 from scalecap.effects import determining
 from scalecap.pipeline import Pipeline, Step
@@ -20,7 +21,7 @@ def scope(pipeline: Pipeline, step: str, settings: Settings, *, given: bool = Fa
     the data had, the step alone counts, wherever its texts are from. A model in a local folder is not known
     by the folder's name, but by `identities`, once it is loaded.
     """
-    steps, models, code = _upstream(pipeline, step, given), settings.by_role(), pipeline.code
+    steps, models, code = upstream(pipeline, step, given), settings.by_role(), pipeline.code
     described = {each.name: _settings(each, own=each.name == step) for each in steps}
     if given:
         for key in ("texts", "sampling"):  # which draws texts, and no answer of one token
@@ -43,7 +44,7 @@ def identities(
         models: by role, the identity of each loaded model.
         given: the step alone counts, as in `scope`.
     """
-    return {role: models.get(role, "") for role in _roles(_upstream(pipeline, step, given))}
+    return {role: models.get(role, "") for role in _roles(upstream(pipeline, step, given))}
 
 
 def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
@@ -55,7 +56,12 @@ def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
     return [] if labelled == now else [f"{name}: was {labelled}, is {now}"]
 
 
-def _upstream(pipeline: Pipeline, step: str, given: bool) -> list[Step]:
+def pictures(settings: Settings) -> str:
+    """Where the pictures come from, for reading."""
+    return public(f"data={settings.data.source} {settings.data.path or ''}".rstrip())
+
+
+def upstream(pipeline: Pipeline, step: str, given: bool) -> list[Step]:
     """The step after all that it reads from, in the pipeline's order; of given statements the step alone."""
     if given:
         return [each for each in pipeline.steps if each.name == step]

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from scalecap.calibration.record import CalibrationError, StepCalibration, read_calibration, sentence
-from scalecap.calibration.scope import differences, identities, scope
+from scalecap.calibration.scope import differences, identities, pictures, scope, upstream
 from scalecap.nearest import nearest
 from scalecap.pipeline import Pipeline
 from scalecap.settings import Settings
@@ -112,17 +113,43 @@ def _refused(step: str, settings: Settings, changes: list[str]) -> str:
     )
 
 
-def told(applied: Mapping[str, Applied], pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+def notes(applied: Mapping[str, Applied], settings: Settings) -> list[str]:
+    """What a reader must know of labels of other pictures than the run's."""
+    return [
+        f"{step}: labelled were pictures of {promise.calibration.pictures}; the promise holds for these if"
+        " they are drawn from the same kind."
+        for step, promise in applied.items()
+        if not promise.calibration.given and promise.calibration.pictures != pictures(settings)
+    ]
+
+
+def told(
+    applied: Mapping[str, Applied], pipeline: Pipeline, edited: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
     """By check with a threshold, what is promised about it: {threshold, wrong, sentence}.
 
     `wrong` is None when nothing is.
+
+    Args:
+        edited: by step, how many rows somebody edited there: a check that reads them promises nothing.
     """
     found: dict[str, dict[str, Any]] = {}
     for step in pipeline.steps:
         threshold = step.settings.get("threshold")
-        if promise := applied.get(step.name):
+        promise = applied.get(step.name)
+        if promise and (by_hand := hand(pipeline, step.name, promise.calibration.given, edited)):
+            nothing = f"{by_hand}: nothing is promised"
+            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": nothing}
+        elif promise:
             found[step.name] = {"threshold": threshold, "wrong": promise.wrong, "sentence": str(promise)}
         elif "scores" in step.stage.side and threshold is not None and step.settings.get("mode") != "sampled":
             by_hand = f"threshold {threshold:g} set by hand: nothing is promised"
             found[step.name] = {"threshold": threshold, "wrong": None, "sentence": by_hand}
     return found
+
+
+def hand(pipeline: Pipeline, step: str, given: bool, edited: Mapping[str, int]) -> str:
+    """Which rows of a check, or of a step that it reads from, were edited by hand; empty for none."""
+    names = [each.name for each in upstream(pipeline, step, given) if edited.get(each.name)]
+    rows = max((edited[name] for name in names), default=0)
+    return f"{rows} row{'s' * (rows > 1)} edited by hand at {', '.join(names)}" if rows else ""
