@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple, cast
 
+from scalecap.allowance import Allowance
 from scalecap.cache import Cache, key
 from scalecap.engines.base import (
     Choose,
@@ -163,9 +164,11 @@ class Asked:
         fit = [sized[name] // 3 // tokens for name, tokens in longest.items()]
         return max(1, min([busy, *fit]))
 
-    def ask(self, step: str, flag: Flag, row: Count | None = None) -> "StepAsk":
+    def ask(
+        self, step: str, flag: Flag, row: Count | None = None, allowance: Allowance | None = None
+    ) -> "StepAsk":
         """What one step of one row asks through; `flag` takes the row's marks, `row` counts its tokens."""
-        return StepAsk(self, step, flag, row or Count())
+        return StepAsk(self, step, flag, row or Count(), allowance or Allowance())
 
     async def send(self, role: str, request: Request, step: str, row: Count) -> Reply:
         """The reply, from the cache, an equal request in flight or the engine; raises EngineError."""
@@ -247,8 +250,20 @@ class Asked:
 class StepAsk:
     """`scalecap.stages.Ask` for one step of one row."""
 
-    def __init__(self, asked: Asked, step: str, flag: Flag, row: Count) -> None:
+    def __init__(self, asked: Asked, step: str, flag: Flag, row: Count, allowance: Allowance) -> None:
         self._asked, self._step, self._flag, self._row = asked, step, flag, row
+        self._allowance = allowance
+
+    def allowed(self, costs: Sequence[int]) -> int:
+        """How many of these items the step may ask about; see `scalecap.stages.Ask`."""
+        granted = self._allowance.grant(costs)
+        if granted < len(costs):
+            self.mark("unasked")
+        return granted
+
+    async def _send(self, role: str, request: Request) -> Reply:
+        self._allowance.check()
+        return await self._asked.send(role, request, self._step, self._row)
 
     async def generate(
         self,
@@ -272,7 +287,7 @@ class StepAsk:
             own = drawn.temperature > 0
             chance = seed(self._asked.seed, self._step, prompt, sample=sample, attempt=attempt) if own else 0
             request = Generate(prompt, drawn, chance, schema)
-            return cast(Generated, await self._asked.send(model, request, self._step, self._row))
+            return cast(Generated, await self._send(model, request))
 
         def faults(reply: Generated) -> list[str]:
             """What is wrong with the reply, from its text's own fault to how it ended."""
@@ -313,7 +328,7 @@ class StepAsk:
     ) -> Chosen:
         """Probabilities of the options, all 0 when the reply is none of them, which is marked."""
         request = Choose(Prompt(text, image), tuple(options))
-        chosen = cast(Chosen, await self._asked.send(model, request, self._step, self._row))
+        chosen = cast(Chosen, await self._send(model, request))
         self._asked.counts.steps[self._step].choices += 1
         if chosen.mass < self._asked.min_mass:  # never where it is not known (nan)
             chosen = replace(chosen, probabilities=(0.0,) * len(options))
@@ -325,7 +340,7 @@ class StepAsk:
         self, text: str, continuation: str, *, image: Image | None = None, model: str = "vlm"
     ) -> Scored:
         request = Score(Prompt(text, image), continuation)
-        return cast(Scored, await self._asked.send(model, request, self._step, self._row))
+        return cast(Scored, await self._send(model, request))
 
     def mark(self, flag: str) -> None:
         self._asked.counts.steps[self._step].marks[flag] += 1

@@ -48,6 +48,7 @@ class Actor:
             columns,
             imports=settings.pipeline.imports,
             sampling=settings.sampling,
+            budget=settings.pipeline.budget,
         )
         self._cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
         self._pictures = picture_pool()

@@ -200,6 +200,7 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
         source.columns,
         imports=settings.pipeline.imports,
         sampling=settings.sampling,
+        budget=settings.pipeline.budget,
     )
     if not pipeline.steps:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
@@ -422,6 +423,7 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "flags": finished.flags,
         "error": finished.error,
         "usage": list(finished.usage),
+        **({"unasked": dict(finished.unasked)} if finished.unasked else {}),
         **({"edits": dict(finished.row.edits)} if finished.row.edits else {}),
         **({"part": list(finished.row.part)} if finished.row.part else {}),
     }

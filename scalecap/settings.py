@@ -197,6 +197,10 @@ class PipelineSettings:
 
     steps: dict[str, Any] = field(default_factory=dict)
     """Free-form here: `scalecap.pipeline` binds each step to its stage and names what does not fit."""
+    budget: int | None = None
+    """Most requests an image takes, those answered from the cache included; None is no limit. Steps then
+    ask one after the other, and what is left unasked is marked and counted. A second draw of a faulty reply
+    counts, and is always made; metrics do not count."""
     imports: list[str] = field(default_factory=list)
     """Modules to import first, which register stages of their own."""
     cases: list[Any] = field(default_factory=list, metadata=NOTHING)
@@ -319,6 +323,7 @@ class Settings:
         """Values that have the right type and make no sense, one line each."""
         at_least = {
             "data.limit": (self.data.limit, 1),
+            "pipeline.budget": (self.pipeline.budget, 1),
             "evaluate.words": (self.evaluate.words, 1),
             "data.count": (self.data.count, 1),
             "rows_in_flight": (self.rows_in_flight, 1),
