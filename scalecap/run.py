@@ -266,7 +266,9 @@ def _by(engine: EngineSettings, settings: Settings) -> str:
     """What runs a role's model, where that is not what runs the others."""
     if engine == settings.engine:
         return ""
-    return f", engine={engine.name}" + (f" at {public(engine.base_url)}" if engine.base_url else "")
+    return f", engine={engine.name}" + (
+        f" at {', '.join(map(public, engine.addresses))}" if engine.addresses else ""
+    )
 
 
 async def _caption(
@@ -341,6 +343,7 @@ async def _caption(
                 )
             else:
                 engines = engines or await pool.by_role(roles)
+                stack.callback(note_servers, engines, summary)
                 summary.models = {role: engines[role].identity for role in roles}
                 asked = Asked(
                     engines, cache, settings.sampling, settings.seed, summary.counts, settings.min_mass
@@ -370,6 +373,12 @@ async def _caption(
     rows.complete = summary.status == "finished"
     if summary.counts.reuses_nothing:
         summary.notes.append(advice.NO_REUSE)
+
+
+def note_servers(engines: Mapping[str, Engine], summary: Summary) -> None:
+    """What engines that ask several servers have to tell of them."""
+    for engine in dict.fromkeys(engines.values()):
+        summary.notes += getattr(engine, "notes", list)()
 
 
 def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:

@@ -71,9 +71,10 @@ class EngineSettings:
 
     name: str = "auto"
     """`auto`, `transformers`, `vllm` or `openai`."""
-    base_url: str | None = field(default=None, metadata=COST)
-    """Address of an OpenAI-compatible server, up to and with `/v1`. Replies are kept apart by it: a name such
-    as `default` may stand for other weights elsewhere."""
+    base_url: Any = field(default=None, metadata=COST)
+    """Address of an OpenAI-compatible server, up to and with `/v1`, or a list of those of servers that run
+    the same model: all requests about a picture go to one of them, and to the next while it is away. Replies
+    are kept apart by it: a name such as `default` may stand for other weights elsewhere."""
     identity: str | None = None
     """Which model the server runs, in your own words. Replies are then shared by all addresses with the same
     words, e.g. by several servers of one model (engine=openai)."""
@@ -81,7 +82,7 @@ class EngineSettings:
     """Whether the server tells log-probabilities, from which P(yes) is read; without them P(yes) is 0 or 1,
     by the reply's first word. None finds out when the engine is opened (engine=openai)."""
     concurrency: int | None = field(default=None, metadata=COST)
-    """Most requests in flight; None is the engine's own choice."""
+    """Most requests in flight, at each of several servers; None is the engine's own choice."""
     batch_size: int = field(default=32, metadata=COST)
     """Most requests in one forward pass (engine=transformers)."""
     timeout: float = field(default=600.0, metadata=COST)
@@ -101,6 +102,12 @@ class EngineSettings:
     e.g. `engine.extra_body.provider.order=[a,b]`."""
     price: PriceSettings = field(default_factory=PriceSettings, metadata=NOTHING)
     """For estimates and `max_cost`: `engine.price={prompt: 0.15, generated: 0.6}`."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """`base_url` as a list, each server once."""
+        given = [self.base_url] if isinstance(self.base_url, str) else self.base_url or []
+        return list(dict.fromkeys(given))
 
 
 @dataclass
@@ -415,8 +422,11 @@ def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
         found.append(f"{key}.timeout={engine.timeout}: must be above 0")
     if engine.name not in ENGINES:
         found.append(f"{key}.name={engine.name}: no such engine; {nearest(engine.name, ENGINES)}")
-    if engine.name == "openai" and not engine.base_url:
+    given = engine.base_url if isinstance(engine.base_url, list) else [engine.base_url or ""]
+    if engine.name == "openai" and given in ([], [""]):
         found.append(f"{key}.name=openai needs {key}.base_url=http://HOST:PORT/v1")
+    elif engine.base_url and not all(re.match(r"https?://[^/]", str(each)) for each in given):
+        found.append(f"{key}.base_url: expected http://HOST:PORT/v1, or a list of such addresses")
     found += [
         f"{key}.extra_body.{each}: {_OWN_BODY[each]}" for each in engine.extra_body if each in _OWN_BODY
     ]

@@ -49,6 +49,7 @@ class Connection:
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         parts = urlsplit(url)
         self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         """The address, without what lets its reader in."""

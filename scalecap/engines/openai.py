@@ -6,8 +6,8 @@ Nothing about the model is read on this machine, which has its price:
   probability 0. Whether the server tells log-probabilities is found out when the engine is opened
   (or said by `engine.logprobs`). One that does not is asked for text, and the reply's first word is
   the choice; the log says so, and the replies are cached apart.
-* Which weights answer is the server's affair, so replies are cached by its address, or by
-  `engine.identity` where one model has several.
+* Which weights answer is the server's affair, so replies are cached by its address, or by those of several
+  servers, or by `engine.identity`.
 * `score` needs a server that rates a given reply, as vLLM's does (`prompt_logprobs`).
 * Control tokens inside a text are the server's to handle.
 * Where a server's template opens `<think>` and its `</think>` was not reached within `max_tokens`, the
@@ -19,12 +19,10 @@ key comes from in `connection.py`.
 """
 
 import asyncio
-import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from scalecap.engines.base import (
     Choose,
@@ -53,6 +51,7 @@ from scalecap.engines.completions import (
 )
 from scalecap.engines.connection import Connection, Refused
 from scalecap.engines.identity import identity
+from scalecap.engines.listing import AwayError, Card, agreed, card_of, cards, found, key_refused
 from scalecap.engines.loop import LoopThread
 from scalecap.engines.pictures import Pictures
 from scalecap.engines.servers import LATER_LIMIT, Server, Servers
@@ -62,11 +61,8 @@ from scalecap.settings import EngineSettings, ModelSettings
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Card = Mapping[str, Any]
-"""What a server lists about a model; vLLM's tells its path and its context. Empty where it lists nothing."""
-
-_TOP = 20
-"""Most alternatives that OpenAI's protocol tells of a token."""
+_FIRST_TOKEN = {"temperature": 0, "logprobs": True, "top_logprobs": 20}
+"""Asks for the likeliest first tokens, as many as OpenAI's protocol tells."""
 _WORDS = 8
 """Tokens within which a reply's first word ends, where text must do."""
 _CONCURRENCY = 32
@@ -76,104 +72,75 @@ _LOOK_TIMEOUT = 5.0
 
 
 async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEngine":
-    """Connect to a server, see that it has the model and whether it tells log-probabilities.
+    """Connect to the servers, see that they have the model and whether they tell log-probabilities.
+
+    Of several servers some may be away; they are asked when they are there and found to be as the others.
 
     Raises:
-        ModelError: no server there, it refuses the key, it has not that model, or does not answer.
+        ModelError: no server there, one refuses the key, has not that model, is not as the others or does not
+            answer; the message names it.
     """
-    if not engine.base_url:
+    if not engine.addresses:
         raise ModelError("engine=openai needs the server's address: engine.base_url=http://localhost:8000/v1")
-    server = Server(Connection(engine.base_url), engine.concurrency or _CONCURRENCY, engine.timeout)
-    servers = Servers([server], engine.timeout, engine.retries)
+    connections = [Connection(each) for each in engine.addresses]
+    servers = Servers(
+        [Server(each, engine.concurrency or _CONCURRENCY) for each in connections],
+        engine.timeout,
+        engine.retries,
+    )
     try:
-        card = await _card(server.connection, model, engine, engine.timeout)
-        if engine.logprobs is not None:
-            return OpenAIEngine(servers, model, engine, card, engine.logprobs)
-        opened = OpenAIEngine(servers, model, engine, card, logprobs=True)
-        if await opened.tells_logprobs():
-            return opened
-    except ModelError:
+        listed = await cards(connections, model, engine.timeout)
+        there = {at: card for at, card in listed.items() if not isinstance(card, AwayError)}
+        card = agreed(there, engine)
+        opened = OpenAIEngine(servers, model, engine, card, logprobs=engine.logprobs is not False)
+        if engine.logprobs is None and not await opened.tells_logprobs(there):
+            who = "the server tells" if len(there) == 1 else "the servers tell"
+            log.warning("%s no log-probabilities: yes or no is read from the reply's first word", who)
+            opened = OpenAIEngine(servers, model, engine, card, logprobs=False)
+    except BaseException:
         await servers.close()
         raise
-    except EngineError as error:
-        await servers.close()
-        raise ModelError(
-            f"{engine.base_url} does not answer a yes/no question to {model.name} ({error});"
-            " engine.logprobs=true or false opens it without one"
-        ) from error
-    log.warning("the server tells no log-probabilities: yes or no is read from the reply's first word")
-    return OpenAIEngine(servers, model, engine, card, logprobs=False)
+
+    async def accept(server: Server) -> None:
+        """A server that is back, or there for the first time, may be another."""
+        agreed({**there, server.connection: await card_of(server.connection, model, _LOOK_TIMEOUT)}, engine)
+        await opened.probe(server)
+
+    if len(connections) > 1:
+        servers.accept = accept
+    for server in servers.servers:
+        if isinstance(away := listed[server.connection], AwayError):
+            servers.leave(server, away)
+    return opened
 
 
 def look(model: ModelSettings, engine: EngineSettings) -> str:
-    """Sees within seconds that a server has the model: what could not be seen.
+    """Sees within seconds that the servers have the model: what could not be seen.
 
     Raises:
-        ModelError: no server there, it refuses the key, or it has other models.
+        ModelError: no server there, one refuses the key, has other models, or is not as the others.
     """
 
-    async def card() -> Card:
-        connection = Connection(engine.base_url or "")
+    async def listed() -> dict[Connection, Card | AwayError]:
+        connections = [Connection(each) for each in engine.addresses]
         try:
-            return await _card(connection, model, engine, _LOOK_TIMEOUT)
+            return await cards(connections, model, _LOOK_TIMEOUT)
         finally:
-            await connection.close()
+            for each in connections:
+                await each.close()
 
     loop = LoopThread()
     try:
-        listed = loop.run(card())
+        found = loop.run(listed())
     finally:
         loop.close()
-    return "" if listed else f"whether the server has a model {model.name}, since it lists none"
-
-
-async def _card(connection: Connection, model: ModelSettings, engine: EngineSettings, seconds: float) -> Card:
-    """What the server lists about the model. ModelError when it lists others, or can't be asked."""
-    try:
-        async with asyncio.timeout(seconds):
-            listed = (await connection.get("/models"))["data"]
-        served = {str(card["id"]): dict(card) for card in listed}
-    except (TimeoutError, ConnectionError) as error:
-        why = f"within {seconds:g} seconds" if isinstance(error, TimeoutError) else f"({error})"
-        raise ModelError(f"no server answers at engine.base_url={connection.shown} {why}") from error
-    except Refused as refused:
-        if refused.status in (401, 403):
-            raise ModelError(_key_refused(connection)) from refused
-        log.debug("the server does not list its models: %s", refused)
-        return {}
-    except (LookupError, TypeError, ValueError) as error:  # some that answer requests list nothing
-        log.debug("the server does not list its models: %s", error)
-        return {}
-    if served and model.name not in served:
-        names = ", ".join(list(served)[:10])
-        raise ModelError(
-            f"{connection.shown} has no model {model.name}: set model.vlm.name to one of {names}"
-        )
-    return served.get(model.name, {})
-
-
-def _found(model: ModelSettings, engine: EngineSettings, card: Card, logprobs: bool) -> str:
-    """What answers, as far as it can be known from here: the name served, and by whom."""
-    parts = [model.name]
-    if engine.identity:
-        parts.append(f"is={engine.identity}")
-    else:
-        parts += [f"root={root}"] if (root := card.get("root")) else []
-        parts.append(f"at={_address(engine.base_url or '')}")
-    return " ".join(parts if logprobs else [*parts, "choices=text"])
-
-
-def _address(url: str) -> str:
-    """The URL without what lets its reader in: a user's name and password, and a digest of its query."""
-    parts = urlsplit(url)
-    query = f"?{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}" if parts.query else ""
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}{query}"
-
-
-def _key_refused(connection: Connection) -> str:
-    return (
-        f"{connection.shown} refuses the key: set the environment variable OPENAI_API_KEY to the server's key"
-    )
+    agreed({at: card for at, card in found.items() if not isinstance(card, AwayError)}, engine)
+    unseen = []
+    for at, card in found.items():
+        which = "the server" if len(found) == 1 else at.shown
+        why = "it is away" if isinstance(card, AwayError) else "" if card else "it lists none"
+        unseen += [f"whether {which} has a model {model.name}, since {why}"] if why else []
+    return "; ".join(unseen)
 
 
 class OpenAIEngine:
@@ -187,9 +154,9 @@ class OpenAIEngine:
     def __init__(
         self, servers: Servers, model: ModelSettings, engine: EngineSettings, card: Card, logprobs: bool
     ) -> None:
-        self.identity = identity("openai", _found(model, engine, card, logprobs), model, engine)
+        self.identity = identity("openai", found(model, engine, card, logprobs), model, engine)
         self.context_length: int | None = card.get("max_model_len") or model.max_context
-        self.concurrency = engine.concurrency or _CONCURRENCY
+        self.concurrency = (engine.concurrency or _CONCURRENCY) * len(servers.servers)
         self.kv_tokens: int | None = None
         self._servers = servers
         self._model = model
@@ -242,20 +209,54 @@ class OpenAIEngine:
             told = [(word.group(), 0.0)] if word else []
         return choice(told, request.options, usage)
 
-    async def tells_logprobs(self) -> bool:
-        """Whether the server tells log-probabilities. EngineError when it answers no question at all."""
-        try:
-            await self._first_token(PROBE)
-        except EngineError as error:
-            if "logprobs" in str(error):
-                return False
-            raise
-        return True
+    async def tells_logprobs(self, connections: Collection[Connection]) -> bool:
+        """Whether the servers there tell log-probabilities.
 
-    async def _first_token(self, prompt: Prompt) -> tuple[list[tuple[str, float]], Usage]:
+        Raises ModelError when one answers no question at all, or some tell them and others do not.
+        """
+        told: dict[bool, list[str]] = {}
+        for server in self._servers.servers:
+            if server.connection not in connections:
+                continue
+            at = server.connection.shown
+            try:
+                await self._first_token(PROBE, [server])
+                told.setdefault(True, []).append(at)
+            except EngineError as error:
+                if "logprobs" not in str(error):
+                    raise ModelError(
+                        f"{at} does not answer a yes/no question to {self._model.name} ({error});"
+                        " engine.logprobs=true or false opens it without one"
+                    ) from error
+                told.setdefault(False, []).append(at)
+        if len(told) > 1:
+            raise ModelError(
+                f"{', '.join(told[True])} tell log-probabilities and {', '.join(told[False])} do not:"
+                " engine.logprobs=false reads yes and no from the text of all"
+            )
+        return True in told
+
+    async def probe(self, server: Server) -> None:
+        """Raises ModelError when a server that was away does not answer as the others do."""
+        if self._logprobs:
+            sent = {"model": self._model.name, server.limit: 1, **_FIRST_TOKEN, **self._body}
+            try:
+                async with asyncio.timeout(self._patience):
+                    first_tokens(await server.connection.post("/chat/completions", body(sent, PROBE, None)))
+            except (Refused, ValueError) as error:
+                raise ModelError(f"{server.connection.shown} tells no log-probabilities ({error})") from error
+
+    async def _first_token(
+        self, prompt: Prompt, among: Sequence[Server] | None = None
+    ) -> tuple[list[tuple[str, float]], Usage]:
         """The likeliest first tokens of a reply with their log-probabilities."""
-        told = {"temperature": 0, "logprobs": True, "top_logprobs": _TOP}
-        read, _ = await self._ask(prompt, 1, lambda answer: (first_tokens(answer), token_usage(answer)), told)
+        read, _ = await self._ask(
+            prompt,
+            1,
+            lambda answer: (first_tokens(answer), token_usage(answer)),
+            _FIRST_TOKEN,
+            among=among,
+        )
         return read
 
     async def score(self, request: Score) -> Scored:
@@ -283,6 +284,10 @@ class OpenAIEngine:
         )
         return Scored(tokens, token_usage(answer)._replace(generated_tokens=0))
 
+    def notes(self) -> list[str]:
+        """What a run is to tell of the servers, where there are several."""
+        return self._servers.notes()
+
     async def close(self) -> None:
         """End the connections."""
         await self._servers.close()
@@ -294,12 +299,14 @@ class OpenAIEngine:
         read: Callable[[Any], T],
         settings: Mapping[str, Any],
         after: Sequence[dict[str, str]] = (),
+        among: Sequence[Server] | None = None,
     ) -> tuple[T, int]:
         """What `read` makes of a chat completion of at most `room` tokens, fewer where the context is almost
         full, and how many it might have."""
+        order = among or self._servers.order(prompt.image.hash if prompt.image else prompt.text)
         room = min(room, self.context_length or room)
         picture = await self._pictures.encoded(prompt.image) if prompt.image else None
-        server, sent = self._servers.servers[0], settings
+        server, sent = order[0], settings
 
         def made(asked: Server) -> list[bytes]:
             nonlocal server, sent
@@ -309,14 +316,14 @@ class OpenAIEngine:
             return body(sent, prompt, picture, after)
 
         try:
-            return await self._servers.complete(made, read), room
+            return await self._servers.complete(order, made, read), room
         except Refused as refused:
             left = self._adapted(server, sent, refused, room)
         except TimeoutError as error:
             raise EngineError(f"no answer within engine.timeout={self._patience:g} seconds") from error
         except (ConnectionError, ValueError) as error:
             raise EngineError(f"{type(error).__name__}: {error}") from error
-        return await self._ask(prompt, left, read, settings, after)
+        return await self._ask(prompt, left, read, settings, after, among)
 
     def _adapted(self, server: Server, sent: Mapping[str, Any], refused: Refused, room: int) -> int:
         """Tokens to ask the server for after it has refused, once what it does not know is left out.
@@ -327,7 +334,7 @@ class OpenAIEngine:
         if refused.status in (401, 403):
             if "logprobs" in said:  # some hosts tell them of some models alone
                 raise EngineError(f"the server refuses the request: {said}") from refused
-            raise EngineDead(_key_refused(server.connection)) from refused
+            raise EngineDead(key_refused(server.connection)) from refused
         if refused.status == 404:
             raise EngineDead(
                 f"{at} has no chat completions of {self._model.name}: "

@@ -13,7 +13,7 @@ from scalecap.settings import ModelSettings
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
 from scalecap.engines.openai import open_openai
-from scalecap.engines.servers import Server as OneServer
+from scalecap.engines.servers import Servers
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ async def test_a_connection_lost_to_a_server_that_was_away_costs_no_try(
 ) -> None:
     looks = iter(away)
 
-    async def look(_: OneServer) -> bool:
+    async def look(*_: object) -> bool:
         return next(looks)
 
-    monkeypatch.setattr(OneServer, "_look", look)
+    monkeypatch.setattr(Servers, "_looking", look)
     fake.answers = [*[(200, "reset")] * len(away), (200, completion("A cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=0))
     if answered:
@@ -98,10 +98,10 @@ async def test_a_deadline_that_passes_while_the_server_is_away_begins_anew(
 ) -> None:
     looks = iter([True, False])
 
-    async def look(_: OneServer) -> bool:
+    async def look(*_: object) -> bool:
         return next(looks)
 
-    monkeypatch.setattr(OneServer, "_look", look)
+    monkeypatch.setattr(Servers, "_looking", look)
     engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.5))
     fake.answers = [(200, "hang"), (200, completion("A cat."))]
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
