@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple, cast
 
@@ -34,6 +35,9 @@ REPEATS = 50
 """Requests about pictures shown before, after which the share of cached tokens says something."""
 LITTLE = 0.05
 """Cached share below which the prefix cache is of no use."""
+SHARED = 1 / 2
+"""Of a KV cache: for the tokens of pictures in flight. The rest is for what follows them in requests side by
+side, and the blocks that these begin."""
 _SHOWN = 4096
 """Pictures remembered as shown to an engine."""
 
@@ -144,25 +148,37 @@ class Asked:
         """Engine and picture of requests that were answered, the latest last."""
         self._longest: dict[str, int] = {}
         """By engine: tokens of the longest prompt with a picture, 0 as long as there was none."""
-        self.longer = asyncio.Event()
+        self.without_picture = 0
+        """Rows in flight whose remaining steps show no picture."""
+        self.capacity_changed = asyncio.Event()
         """Set when `rows()` may have changed."""
 
     def rows(self) -> int:
-        """Rows in flight that keep the engines busy while their pictures stay in the KV caches.
+        """Rows to have in flight: they keep the engines busy, and their pictures stay in the KV caches.
 
-        Over its whole time a row has about two requests in flight. A third of a cache is for the prompts
-        that a row's requests share, no longer than the longest with a picture so far; the rest is for
-        what follows them in requests side by side, and the blocks that these begin. Four rows find out
-        how long the prompts are.
+        Over its whole time a row has about two requests in flight. What a picture's requests share is no
+        longer than the longest prompt with a picture so far; four pictures find out how long prompts are.
+        A row whose remaining steps show no picture takes no room from the others.
         """
         engines = self.engines.values()
         busy = max(4, max((engine.concurrency for engine in engines), default=0) // 2)
         sized = {engine.identity: engine.kv_tokens for engine in engines if engine.kv_tokens}
-        if sized and not self._longest:
-            return 4
         longest = {name: tokens for name, tokens in self._longest.items() if tokens and name in sized}
-        fit = [sized[name] // 3 // tokens for name, tokens in longest.items()]
-        return max(1, min([busy, *fit]))
+        fit = [int(SHARED * sized[name]) // tokens for name, tokens in longest.items()]
+        if sized and not self._longest:
+            fit = [4]
+        pictures = max(1, min([busy, *fit]))
+        return min(busy, pictures + self.without_picture)
+
+    @contextmanager
+    def showing_no_picture(self) -> Iterator[None]:
+        """The rest of a row whose remaining steps show no picture: another row's may have its place."""
+        self.without_picture += 1
+        self.capacity_changed.set()
+        try:
+            yield
+        finally:
+            self.without_picture -= 1
 
     def ask(
         self, step: str, flag: Flag, row: Count | None = None, allowance: Allowance | None = None
@@ -218,7 +234,7 @@ class Asked:
         tokens = reply.usage.prompt_tokens if image else 0
         if tokens > self._longest.get(engine.identity, -1):
             self._longest[engine.identity] = tokens
-            self.longer.set()
+            self.capacity_changed.set()
         count = self.counts.steps[step]  # not before: an actor hands its counts over in between
         count.prompt_tokens += reply.usage.prompt_tokens
         if (cached := reply.usage.cached_tokens) is not None:

@@ -124,7 +124,7 @@ class Pipeline:
                     in_flight=in_flight,
                     on_row=on_row,
                     stop=stop,
-                    changed=asked.longer,
+                    changed=asked.capacity_changed,
                 )
             finally:
                 await asked.abandon()
@@ -199,6 +199,11 @@ class Pipeline:
                     task = group.create_task(take(unit, after if spends else None))
                     tasks |= dict.fromkeys((step.name for step in unit.steps), task)
                     after = unit if spends else after
+                # What they raise is the group's to tell.
+                showing = (tasks[step.name] for step in self.steps if step.shows_picture)
+                await asyncio.gather(*showing, return_exceptions=True)
+                with asked.showing_no_picture():
+                    await asyncio.gather(*tasks.values(), return_exceptions=True)
         except BaseExceptionGroup as errors_of_steps:
             raise _cause(errors_of_steps) from None
         for step in self.steps:

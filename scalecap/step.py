@@ -108,6 +108,11 @@ class Step:
         return list(dict.fromkeys(name for names in self.shown.values() for name in names))
 
     @property
+    def shows_picture(self) -> bool:
+        """Whether it shows a model the row's picture, or parts of it."""
+        return self.role is not None and bool(self.pictures or self._regions)
+
+    @property
     def role(self) -> str | None:
         """The model role that it asks; None when it asks no model."""
         for name, parameter in self.stage.settings.items():
