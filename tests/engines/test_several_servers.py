@@ -104,9 +104,7 @@ async def test_a_server_that_dies_moves_its_pictures_alone_and_is_taken_back(fak
     await until(lambda: engine._servers.servers[0].up)
     assert await answerers(engine) == whole
     notes = engine.notes()
-    assert notes[1:] == [
-        f"{fakes[0].url} was away (once); others answered {2 * len(moved)} of its requests."
-    ]
+    assert notes[1:] == [f"{fakes[0].url} was away (once); others answered {2 * len(moved)} of its requests."]
     assert engine.notes()[1:] == []
     await engine.close()
 
