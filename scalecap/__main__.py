@@ -1,25 +1,14 @@
 """The command line: `scalecap [run|check|report|compare|calibrate|merge|push|cache|test]`.
 
-Of `run`, which may be left out, and `check`, Hydra composes the config and `scalecap.run` does the work; the
-others have a module with a `main` of its own.
+Each command has a module of its own; that of `run`, which may be left out, and `check` is `scalecap.command`.
 
 Exit codes: 0 every row done, 3 some rows failed, 1 the run could not be done, 130 interrupted.
 """
 
-import logging
-import os
 import sys
 from importlib import import_module
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from scalecap import __version__, sweep
-from scalecap.explain import explain
-from scalecap.run import RunError, process_engines
-from scalecap.settings import CONF, SettingsError
+from scalecap import __version__
 
 VERBS = {
     "report": "scalecap.report.__main__",
@@ -34,7 +23,10 @@ VERBS = {
 
 
 def main() -> int:
-    """Run what the command line asks for; the exit code."""
+    """Run what the command line asks for; the exit code.
+
+    Only what it asks for is imported: a run's modules and Hydra take half a second.
+    """
     words = sys.argv[1:]
     if words and words[0] in VERBS:
         sys.argv = [f"scalecap {words[0]}", *words[1:]]
@@ -44,45 +36,11 @@ def main() -> int:
     if "--version" in words:  # Hydra would tell its own
         print(f"scalecap {__version__}")
         return 0
-    logging.raiseExceptions = False  # a full disk under the log is told by what can't go on without it
-    sweep.begin(words)
-    if "check=true" in (word.lower() for word in words):
-        # A check leaves nothing behind.
-        words += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
-    groups = {word.partition("=")[0] for word in words}
-    if "model.vlm.name" in groups and "model" not in groups:
-        # A name alone is no embedded model, whose group would choose its prompts.
-        words.append("model=own")
-    sys.argv = ["scalecap", *sweep.arranged(words)]  # the name that usage errors tell
-    short = "HYDRA_FULL_ERROR" not in os.environ
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through, where Hydra prints and exits
-    try:
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(sweep.job)()
-    except sweep.Interrupted:
-        return 130  # the job has said it
-    except KeyboardInterrupt:
-        print("Interrupted before the first row; the same command begins again", file=sys.stderr)
-        return 130
-    except (RunError, SettingsError):
-        return 1  # the job has said it
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        if not short:
-            raise
-        return _complain(error)
-    except OSError as error:
-        if error.filename is None or not short:
-            raise
-        return _complain(RunError(f"can't write {error.filename}: {error.strerror}; give another output=DIR"))
-    finally:
-        if short:
-            del os.environ["HYDRA_FULL_ERROR"]
-        process_engines.close()
-    return sweep.code()
-
-
-def _complain(error: Exception) -> int:
-    print(f"error: {explain(error)}", file=sys.stderr)
-    return 1
+    if {"--help", "-h"} & set(words):
+        print(import_module("scalecap.help").text(words))
+        return 0
+    code: int = import_module("scalecap.command").main(words)
+    return code
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 import asyncio
 import hashlib
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple, cast
 
+from scalecap.allowance import Allowance
 from scalecap.cache import Cache, key
 from scalecap.engines.base import (
     Choose,
@@ -33,6 +35,9 @@ REPEATS = 50
 """Requests about pictures shown before, after which the share of cached tokens says something."""
 LITTLE = 0.05
 """Cached share below which the prefix cache is of no use."""
+SHARED = 1 / 2
+"""Of a KV cache: for the tokens of pictures in flight. The rest is for what follows them in requests side by
+side, and the blocks that these begin."""
 _SHOWN = 4096
 """Pictures remembered as shown to an engine."""
 
@@ -143,29 +148,43 @@ class Asked:
         """Engine and picture of requests that were answered, the latest last."""
         self._longest: dict[str, int] = {}
         """By engine: tokens of the longest prompt with a picture, 0 as long as there was none."""
-        self.longer = asyncio.Event()
+        self.without_picture = 0
+        """Rows in flight whose remaining steps show no picture."""
+        self.capacity_changed = asyncio.Event()
         """Set when `rows()` may have changed."""
 
     def rows(self) -> int:
-        """Rows in flight that keep the engines busy while their pictures stay in the KV caches.
+        """Rows to have in flight: they keep the engines busy, and their pictures stay in the KV caches.
 
-        Over its whole time a row has about two requests in flight. A third of a cache is for the prompts
-        that a row's requests share, no longer than the longest with a picture so far; the rest is for
-        what follows them in requests side by side, and the blocks that these begin. Four rows find out
-        how long the prompts are.
+        Over its whole time a row has about two requests in flight. What a picture's requests share is no
+        longer than the longest prompt with a picture so far; four pictures find out how long prompts are.
+        A row whose remaining steps show no picture takes no room from the others.
         """
         engines = self.engines.values()
         busy = max(4, max((engine.concurrency for engine in engines), default=0) // 2)
         sized = {engine.identity: engine.kv_tokens for engine in engines if engine.kv_tokens}
-        if sized and not self._longest:
-            return 4
         longest = {name: tokens for name, tokens in self._longest.items() if tokens and name in sized}
-        fit = [sized[name] // 3 // tokens for name, tokens in longest.items()]
-        return max(1, min([busy, *fit]))
+        fit = [int(SHARED * sized[name]) // tokens for name, tokens in longest.items()]
+        if sized and not self._longest:
+            fit = [4]
+        pictures = max(1, min([busy, *fit]))
+        return min(busy, pictures + self.without_picture)
 
-    def ask(self, step: str, flag: Flag, row: Count | None = None) -> "StepAsk":
+    @contextmanager
+    def showing_no_picture(self) -> Iterator[None]:
+        """The rest of a row whose remaining steps show no picture: another row's may have its place."""
+        self.without_picture += 1
+        self.capacity_changed.set()
+        try:
+            yield
+        finally:
+            self.without_picture -= 1
+
+    def ask(
+        self, step: str, flag: Flag, row: Count | None = None, allowance: Allowance | None = None
+    ) -> "StepAsk":
         """What one step of one row asks through; `flag` takes the row's marks, `row` counts its tokens."""
-        return StepAsk(self, step, flag, row or Count())
+        return StepAsk(self, step, flag, row or Count(), allowance or Allowance())
 
     async def send(self, role: str, request: Request, step: str, row: Count) -> Reply:
         """The reply, from the cache, an equal request in flight or the engine; raises EngineError."""
@@ -215,7 +234,7 @@ class Asked:
         tokens = reply.usage.prompt_tokens if image else 0
         if tokens > self._longest.get(engine.identity, -1):
             self._longest[engine.identity] = tokens
-            self.longer.set()
+            self.capacity_changed.set()
         count = self.counts.steps[step]  # not before: an actor hands its counts over in between
         count.prompt_tokens += reply.usage.prompt_tokens
         if (cached := reply.usage.cached_tokens) is not None:
@@ -247,8 +266,20 @@ class Asked:
 class StepAsk:
     """`scalecap.stages.Ask` for one step of one row."""
 
-    def __init__(self, asked: Asked, step: str, flag: Flag, row: Count) -> None:
+    def __init__(self, asked: Asked, step: str, flag: Flag, row: Count, allowance: Allowance) -> None:
         self._asked, self._step, self._flag, self._row = asked, step, flag, row
+        self._allowance = allowance
+
+    def allowed(self, costs: Sequence[int]) -> int:
+        """How many of these items the step may ask about; see `scalecap.stages.Ask`."""
+        granted = self._allowance.grant(costs)
+        if granted < len(costs):
+            self.mark("unasked")
+        return granted
+
+    async def _send(self, role: str, request: Request) -> Reply:
+        self._allowance.check()
+        return await self._asked.send(role, request, self._step, self._row)
 
     async def generate(
         self,
@@ -272,7 +303,7 @@ class StepAsk:
             own = drawn.temperature > 0
             chance = seed(self._asked.seed, self._step, prompt, sample=sample, attempt=attempt) if own else 0
             request = Generate(prompt, drawn, chance, schema)
-            return cast(Generated, await self._asked.send(model, request, self._step, self._row))
+            return cast(Generated, await self._send(model, request))
 
         def faults(reply: Generated) -> list[str]:
             """What is wrong with the reply, from its text's own fault to how it ended."""
@@ -313,7 +344,7 @@ class StepAsk:
     ) -> Chosen:
         """Probabilities of the options, all 0 when the reply is none of them, which is marked."""
         request = Choose(Prompt(text, image), tuple(options))
-        chosen = cast(Chosen, await self._asked.send(model, request, self._step, self._row))
+        chosen = cast(Chosen, await self._send(model, request))
         self._asked.counts.steps[self._step].choices += 1
         if chosen.mass < self._asked.min_mass:  # never where it is not known (nan)
             chosen = replace(chosen, probabilities=(0.0,) * len(options))
@@ -325,7 +356,7 @@ class StepAsk:
         self, text: str, continuation: str, *, image: Image | None = None, model: str = "vlm"
     ) -> Scored:
         request = Score(Prompt(text, image), continuation)
-        return cast(Scored, await self._asked.send(model, request, self._step, self._row))
+        return cast(Scored, await self._send(model, request))
 
     def mark(self, flag: str) -> None:
         self._asked.counts.steps[self._step].marks[flag] += 1

@@ -11,17 +11,21 @@ from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from scalecap import stages
+from scalecap import rounds, stages
 from scalecap.data import OUTPUT
 from scalecap.engines.base import Sampling
 from scalecap.fitting import fit
 from scalecap.nearest import nearest
 from scalecap.prompts import Expression, Template
 from scalecap.stages import Kind, Parameter, Stage
-from scalecap.step import KIND_NAMES, Step, templates, written
+from scalecap.step import BUDGET_LEFT, KIND_NAMES, Step, templates, written
 
 RESERVED = (*OUTPUT, "image")
 """Names that no step may have: keys of every output row, and the row's picture."""
+COMMON = ("when", "otherwise", "limit", "adds_to", "rounds")
+"""Settings that a step of any stage has."""
+ROUNDS = 8
+"""Rounds of a step with `adds_to`, if it does not say otherwise."""
 
 
 class PipelineError(Exception):
@@ -51,6 +55,7 @@ def bind(
         bound.append(_bind(name, stage, steps[name], kinds, offered is None, sampling, about))
         problems += [f"{name}: {problem}" for problem in about]
     ordered = _sort(bound, problems)
+    problems += rounds.problems(ordered)
     if problems:
         raise PipelineError(problems)
     return ordered
@@ -117,11 +122,14 @@ def _bind(
     problems: list[str],
 ) -> Step:
     """The step, with what does not fit in `problems`; such a step is not fit to run."""
-    valid = [*stage.columns, *stage.settings, "when", "otherwise"]
+    given = {key: value for key, value in given.items() if key != "stage"}
+    parameters = {**stage.columns, **stage.settings}
+    common = {key: given.get(key) for key in COMMON if key not in parameters}
+    valid = [*parameters, *common]
     problems += [
-        f"{stage.name} has no setting {key!r}; {nearest(key, valid)}"
+        f"{stage.name} has no setting {key!r}; {nearest(str(key), valid)}"
         for key in given
-        if key not in valid and key != "stage"
+        if key not in valid
     ]
     columns: dict[str, str | Mapping[str, str]] = {}
     shown: dict[str, tuple[str, ...]] = {}
@@ -150,7 +158,10 @@ def _bind(
         if value is None and Sampling in typing.get_args(stage.settings[setting].annotation):
             settings[setting] = sampling
     _check_prompts(stage, columns, settings, problems)
-    when, otherwise = _condition(name, stage, given, kinds, open_ended, problems)
+    when, otherwise = _condition(name, stage, common, kinds, open_ended, problems)
+    others = None if open_ended else [column for column in kinds if column not in written(name, stage)]
+    limit = _limit(stage, common, others, problems)
+    adds_to, most = _again(name, stage, common, kinds, open_ended, problems)
     unit: Callable[..., Any] = stage.unit
     if not problems:
         try:
@@ -160,7 +171,49 @@ def _bind(
         else:
             check: Callable[..., str | None] = getattr(unit, "check", lambda columns: None)
             problems += filter(None, [check(list(columns))])
-    return Step(name, stage, columns, shown, settings, unit, when, otherwise)
+    return Step(name, stage, columns, shown, settings, unit, when, otherwise, limit, adds_to, most)
+
+
+def _limit(
+    stage: Stage, given: Mapping[str, Any], others: Collection[str] | None, problems: list[str]
+) -> Expression | None:
+    """The most items that the step asks about; `others` are the columns that it can read, None if unknown."""
+    limit = given.get("limit")
+    if limit is None:
+        return None
+    if not stage.asks or getattr(stage.unit, "role", "") is None:
+        problems.append(f"limit: {stage.name} asks no model")
+    try:
+        expression: Expression = fit(str(limit) if type(limit) is int else limit, Expression, Sampling())
+    except ValueError as error:
+        problems.append(f"limit: {error}")
+        return None
+    if others is not None:
+        problems += [f"limit: {problem}" for problem in expression.problems([*others, BUDGET_LEFT])]
+    return expression
+
+
+def _again(
+    name: str,
+    stage: Stage,
+    given: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    open_ended: bool,
+    problems: list[str],
+) -> tuple[str | None, int]:
+    """The column that the step adds to, and how often the steps between are taken at most."""
+    adds_to, most = given.get("adds_to"), given.get("rounds")
+    if adds_to is None:
+        if most is not None:
+            problems.append("rounds: needs `adds_to: <column>`")
+        return None, 1
+    most = ROUNDS if most is None else most
+    if type(most) is not int or most < 1:
+        problems.append(f"rounds: expected a whole number from 1 on, got {most!r}")
+    if stage.kinds[0] != "texts":
+        problems.append(f"adds_to: the step writes {KIND_NAMES[stage.kinds[0]]}, not {KIND_NAMES['texts']}")
+    texts = Parameter("adds_to", list[str], None)
+    return str(_column(texts, adds_to, kinds, written(name, stage), open_ended, problems)), most
 
 
 def _condition(

@@ -26,9 +26,12 @@ def table(outcome: Outcome, wrong: float) -> Iterator[str]:
     made, verdicts = outcome.calibration, outcome.verdicts
     unsure = f", {verdicts['unsure']} unsure (taken as no)" if verdicts["unsure"] else ""
     counted = f"{verdicts['yes']} yes, {verdicts['no']} no{unsure}"
-    yield f"{outcome.step}: {made.labels} labels, one a picture: {counted}"
-    if outcome.left_out:
-        yield f"  {outcome.left_out} more labels of the same pictures are left out, drawn at random"
+    one_each = made.labels == made.images
+    images = ", one an image" if one_each else f" of {made.images} images"
+    yield f"{outcome.step}: {made.labels} labels{images}: {counted}"
+    if made.given:
+        yield "  the statements are the data's, so promises are about statements like those"
+    yield from (f"  {each}" for each in outcome.left_out)
     yield (
         f"  at the run's threshold {outcome.threshold:g}: {_share(outcome.accuracy)} right,"
         f" {_share(outcome.true_kept)} of the true kept, {_share(outcome.wrong_dropped)} of the wrong dropped"
@@ -52,6 +55,16 @@ def table(outcome: Outcome, wrong: float) -> Iterator[str]:
             f" a threshold by luck, so the confidence is {100 * made.confidence:g} %"
         )
     yield "  at most wrong  threshold   true kept               of all kept   labels kept, wrong"
+    if not one_each:
+        alone = [f"{each.wrong:g}" for each in made.promises if each.bound == "binomial"]
+        others = [f"{each.wrong:g}" for each in made.promises if each.bound == "betting"]
+        told = (
+            [f"{', '.join(alone)} tested on one label an image, drawn at random (binomial bound)"]
+            if alone
+            else []
+        )
+        told += [f"{', '.join(others)} on all labels (betting bound)"] if others else []
+        yield f"  ({'; '.join(told)})"
     for promise in made.promises:
         mark = "  <- asked for" if promise.wrong == wrong else ""
         yield f"  {promise.wrong:>13.3g}  {_promise(promise, outcome)}{mark}"
@@ -59,10 +72,11 @@ def table(outcome: Outcome, wrong: float) -> Iterator[str]:
 
 def _promise(promise: Promise, outcome: Outcome) -> str:
     if promise.threshold is None:
-        if promise.labels_needed is None:
-            return "none: not even 10,000 labels like these are likely to find one"
-        more = promise.labels_needed - outcome.calibration.labels
-        return f"none: about {max(more, 1):,} more labels may find one"
+        made = outcome.calibration
+        what = "labels" if made.labels == made.images else "labelled images"
+        if promise.images_needed is None:
+            return f"none: not even 10,000 {what} like these are likely to find one"
+        return f"none: about {max(promise.images_needed - made.images, 1):,} more {what} may find one"
     mean, low, high = promise.true_kept or (0.0, 0.0, 1.0)
     return (
         f"{promise.threshold:<10.4g}  {mean:.2f} ({low:.2f} to {high:.2f})"
@@ -82,7 +96,11 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="folder of the run that was labelled")
     parser.add_argument(
-        "--labels", type=Path, nargs="+", required=True, metavar="FILE", help="label files of its report"
+        "--labels",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="label files of its report; without them, the labels that its data has (labels=…)",
     )
     parser.add_argument(
         "--wrong",
@@ -92,11 +110,11 @@ def main() -> None:
         help="the promise: at most this share wrong",
     )
     parser.add_argument("--confidence", type=_share_of_one, default=0.95, help="how sure the promise must be")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw among several labels of one picture")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw among several labels of an image")
     arguments = parser.parse_args()
     wrong = arguments.wrong
     try:
-        labels = read_labels(arguments.labels)
+        labels = None if arguments.labels is None else read_labels(arguments.labels)
         found = calibrate(
             arguments.run, labels, wrong=wrong, confidence=arguments.confidence, seed=arguments.seed
         )
@@ -132,9 +150,11 @@ def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
     if len(now) < len(found):
         promise = shlex.quote(f"wrong={{{', '.join(f'{step}: {wrong:g}' for step in now)}}}")
     confidence = min(each.calibration.confidence for each in found if each.step in now)
+    given = any(each.calibration.given for each in found)
+    command = "a captioning run's command" if given else "the run's own command"
     lines = [
-        f"Next: the run's own command with\n  calibration={shlex.quote(str(path))} {promise}",
-        f"promises, with {100 * confidence:g} % confidence: {sentence(wrong)}",
+        f"Next: {command} with\n  calibration={shlex.quote(str(path))} {promise}",
+        f"promises, with {100 * confidence:g} % confidence: {sentence(wrong, given=given)}",
     ]
     lines += [
         f"{step} is about what {' and '.join(before)} kept, which changes with that promise: label {step} in"

@@ -209,8 +209,10 @@ class Captioner:
             return self._pipelines[key]
         try:
             settings, self._promises = apply(self.settings)
-            steps, imports = settings.pipeline.steps, settings.pipeline.imports
-            pipeline = Pipeline.build(steps, columns, imports=imports, sampling=settings.sampling)
+            given = settings.pipeline
+            pipeline = Pipeline.build(
+                given.steps, columns, imports=given.imports, sampling=settings.sampling, budget=given.budget
+            )
             check_scope(self._promises, pipeline, settings)
         except (PipelineError, CalibrationError) as error:
             raise RunError(str(error)) from error

@@ -36,6 +36,7 @@ import yaml
 from PIL import Image as Pillow
 from PIL import ImageColor
 
+from scalecap.allowance import Allowance
 from scalecap.asking import Asked, Count, Counts, StepAsk
 from scalecap.compose import compose
 from scalecap.data import Row
@@ -95,7 +96,11 @@ def run_case(case: Case, settings: Settings) -> list[str]:
     """
     offered = {"image": "any", **kinds([{name: each for name, each in case.row.items() if name != "image"}])}
     pipeline = Pipeline.build(
-        settings.pipeline.steps, offered, imports=settings.pipeline.imports, sampling=settings.sampling
+        settings.pipeline.steps,
+        offered,
+        imports=settings.pipeline.imports,
+        sampling=settings.sampling,
+        budget=settings.pipeline.budget,
     )
     asking = [step.name for step in pipeline.steps if step.role]
     for name in case.replies:
@@ -139,9 +144,9 @@ class Script:
                 answer = self._in_order(step, given if isinstance(given, list) else [given])
             self._steps[step] = self._asked(answer)
 
-    def ask(self, step: str, flag: Callable[[str], None], row: Count) -> StepAsk:
+    def ask(self, step: str, flag: Callable[[str], None], row: Count, allowance: Allowance) -> StepAsk:
         """As `Asked.ask`."""
-        return StepAsk(self._steps.get(step) or self._asked(_no_reply), step, flag, row)
+        return StepAsk(self._steps.get(step) or self._asked(_no_reply), step, flag, row, allowance)
 
     def _asked(self, answer: Callable[[Request], Line]) -> Asked:
         engine = Scripted(answer)

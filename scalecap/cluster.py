@@ -48,6 +48,7 @@ class Actor:
             columns,
             imports=settings.pipeline.imports,
             sampling=settings.sampling,
+            budget=settings.pipeline.budget,
         )
         self._cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
         self._pictures = picture_pool()
@@ -71,7 +72,7 @@ class Actor:
         )
 
     async def take(self, row: Row) -> tuple[Finished, Counts, int]:
-        """One row; with it what was counted since the row before, and how many rows to have here."""
+        """One row; with it what was counted since the row before, and how many rows to have here by now."""
         await self.open()
         finished = await self._pipeline.take(row, self._asked, self._pictures)
         counts, self._asked.counts = self._asked.counts, Counts()

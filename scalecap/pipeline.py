@@ -7,18 +7,21 @@ and each of its steps starts as soon as the columns that it reads exist.
 
 import asyncio
 import hashlib
+import math
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from scalecap.allowance import Allowance
 from scalecap.asking import NOTHING_USED, Asked, Count, RowUsage
 from scalecap.binding import PipelineError, bind
 from scalecap.data import Row
 from scalecap.engines.base import EngineDead, Sampling
+from scalecap.rounds import Unit, units
 from scalecap.step import Step
 from scalecap.threads import DaemonPool
 
@@ -39,15 +42,27 @@ class Finished:
     image_hash: str = ""
     """`Image.hash` of the row's picture; empty when no step looked at it, or it could not be opened."""
     usage: RowUsage = NOTHING_USED
+    unasked: Mapping[str, int] = field(default_factory=dict)
+    """Step to how many items its limit or the pipeline's budget left unasked."""
+
+
+class _StepFailed(Exception):
+    """The row's error has why."""
 
 
 class Pipeline:
-    """Steps in an order in which each comes after what it reads."""
+    """Steps in an order in which each comes after what it reads.
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = list(steps)
-        self.roles = {step.role for step in steps if step.role is not None}
-        self.writers = {column: step.name for step in steps for column in step.writes}
+    With a `budget`, steps that ask a model come one after the other in this order, each with what those
+    before it left: what is asked then never depends on which reply comes first. Metrics are not part of it.
+    """
+
+    def __init__(self, steps: Sequence[Step], budget: int | None = None) -> None:
+        self.units = units(steps)
+        self.steps = [step for unit in self.units for step in unit.steps]
+        self.budget = budget
+        self.roles = {step.role for step in self.steps if step.role is not None}
+        self.writers = {column: step.name for step in self.steps for column in step.writes}
         """Columns written, in the steps' order, each with the name of its step."""
 
     @classmethod
@@ -58,6 +73,7 @@ class Pipeline:
         *,
         imports: Sequence[str] = (),
         sampling: Sampling | None = None,
+        budget: int | None = None,
     ) -> "Pipeline":
         """Bind and check the steps.
 
@@ -66,11 +82,12 @@ class Pipeline:
             columns: name to kind of what the data offers; None when that is not known.
             imports: modules to import first, which register stages of their own.
             sampling: the run's; a step's `sampling:` changes only the values that it names.
+            budget: most requests a row; see `scalecap.settings.PipelineSettings`.
 
         Raises:
             PipelineError: with all problems at once.
         """
-        return cls(bind(steps, columns, imports, sampling or Sampling()))
+        return cls(bind(steps, columns, imports, sampling or Sampling()), budget)
 
     @property
     def code(self) -> dict[str, str]:
@@ -84,7 +101,10 @@ class Pipeline:
 
     def plan(self) -> str:
         """What will be done, step by step, for reading."""
-        return "\n".join(step.plan() for step in self.steps)
+        plans = [step.plan() for step in self.steps]
+        if self.budget is not None:
+            plans.insert(0, f"budget: {self.budget} requests an image at most, spent in this order")
+        return "\n".join(plans)
 
     async def run(
         self,
@@ -104,7 +124,7 @@ class Pipeline:
                     in_flight=in_flight,
                     on_row=on_row,
                     stop=stop,
-                    changed=asked.longer,
+                    changed=asked.capacity_changed,
                 )
             finally:
                 await asked.abandon()
@@ -129,31 +149,61 @@ class Pipeline:
         errors: dict[str, Exception] = {}
         flags: dict[str, set[str]] = {step.name: set() for step in self.steps}
         tasks: dict[str, asyncio.Task[bool]] = {}
-        spent = Count()
+        spent, judged = Count(), Count()
+        unasked: dict[str, int] = {}
 
-        async def take(step: Step) -> bool:
-            for column in step.reads:
-                if column in self.writers and not await tasks[self.writers[column]]:
-                    return False
+        async def write(step: Step, seen: Mapping[str, Any]) -> dict[str, Any]:
+            """The step's columns, from the columns that it sees."""
+            edits = {column: row.edits[column] for column in step.writes if column in row.edits}
+            if edits:
+                flags[step.name].add("edited")
+            if len(edits) == len(step.writes):
+                return edits
+            budget = math.inf if self.budget is None or step.measures else self.budget
+            allowance = Allowance(budget - spent.requests)
+            ask = asked.ask(step.name, flags[step.name].add, judged if step.measures else spent, allowance)
             try:
-                edits = {column: row.edits[column] for column in step.writes if column in row.edits}
-                if len(edits) < len(step.writes):
-                    ask = asked.ask(step.name, flags[step.name].add, spent)
-                    values.update(await step.take(ask, values, image))
-                if edits:
-                    values.update(edits)
-                    flags[step.name].add("edited")
+                written = await step.take(ask, seen, image, allowance)
             except EngineDead:
                 raise
             except Exception as error:
                 errors[step.name] = error
+                raise _StepFailed from error
+            if allowance.unasked:
+                unasked[step.name] = unasked.get(step.name, 0) + allowance.unasked
+            return written | edits
+
+        async def take(unit: Unit, after: Unit | None) -> bool:
+            """Whether the unit's columns were written."""
+            for column in unit.reads:
+                if column in self.writers and not await tasks[self.writers[column]]:
+                    return False
+            if after is not None:
+                await tasks[after.steps[0].name]
+            # What was edited by hand stands as it is, and would be found again in each round.
+            edited = bool(row.edits.keys() & unit.writes)
+            try:
+                columns, finished = await unit.run(values, write, 1 if edited else unit.steps[-1].rounds)
+            except _StepFailed:
                 return False
+            values.update(columns)
+            if not (finished or edited):
+                flags[unit.steps[-1].name].add("unfinished")
             return True
 
         try:
             async with asyncio.TaskGroup() as group:
-                for step in self.steps:
-                    tasks[step.name] = group.create_task(take(step))
+                after: Unit | None = None
+                for unit in self.units:
+                    spends = self.budget is not None and unit.asks
+                    task = group.create_task(take(unit, after if spends else None))
+                    tasks |= dict.fromkeys((step.name for step in unit.steps), task)
+                    after = unit if spends else after
+                # What they raise is the group's to tell.
+                showing = (tasks[step.name] for step in self.steps if step.shows_picture)
+                await asyncio.gather(*showing, return_exceptions=True)
+                with asked.showing_no_picture():
+                    await asyncio.gather(*tasks.values(), return_exceptions=True)
         except BaseExceptionGroup as errors_of_steps:
             raise _cause(errors_of_steps) from None
         for step in self.steps:
@@ -168,7 +218,8 @@ class Pipeline:
             _record(failed, errors[failed], steps[failed].source) if failed else None,
             {name: sorted(marks) for name, marks in flags.items() if marks},
             image.hash if image else "",
-            RowUsage(spent.requests, spent.prompt_tokens, spent.generated_tokens),
+            RowUsage(*(getattr(spent + judged, name) for name in RowUsage._fields)),
+            {step.name: unasked[step.name] for step in self.steps if step.name in unasked},
         )
 
 

@@ -1,5 +1,6 @@
 """Prompts are Jinja templates, conditions Jinja expressions: sandboxed, strict, with known variables."""
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -72,6 +73,16 @@ class Expression:
             return any(True for _ in value) if isinstance(value, Iterator) else bool(value)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise PromptError(f"{self.source!r}: {error}") from error
+
+    def number(self, /, **values: Any) -> float:
+        """Its value as a number; PromptError when it can't be computed, or is none."""
+        try:
+            value = self._evaluate(values)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise PromptError(f"{self.source!r}: {error}") from error
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise PromptError(f"{self.source!r}: expected a number, got {value!r:.80}")
+        return value
 
     def problems(self, valid: Collection[str]) -> list[str]:
         """What is wrong with it where just the variables `valid` have values."""

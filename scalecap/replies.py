@@ -17,12 +17,13 @@ _RULE = re.compile(r"[-*_]{3,}|```\w*")
 def lines(reply: str) -> list[str]:
     """The lines of a reply, each once, without Markdown: list marks, headings, bold type, rules and fences.
 
-    What announces the lines, or more, is left out, as by `body`.
+    What announces the lines, or more, is left out, as by `body`. A reply that is only "None" has none.
     """
     told = [line.strip() for line in reply.splitlines()]
     told = body("\n".join(line for line in told if line and not _RULE.fullmatch(line))).splitlines()
     found = (_BOLD.sub(r"\2", _MARK.sub("", line, count=1)).strip() for line in told)
-    return list(dict.fromkeys(line for line in found if line))
+    distinct = list(dict.fromkeys(line for line in found if line))
+    return [] if len(distinct) == 1 and distinct[0].casefold() in ("none", "none.") else distinct
 
 
 def body(reply: str) -> str:

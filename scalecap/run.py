@@ -15,7 +15,7 @@ from scalecap import advice
 from scalecap.asking import Asked, RowUsage
 from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
-from scalecap.calibration.use import Applied, apply, check_models, check_scope, told
+from scalecap.calibration.use import Applied, apply, check_models, check_scope, notes, told
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import OUTPUT, DataError, Row, Source, writer
 from scalecap.data.files import public
@@ -85,17 +85,17 @@ def run(
             if settings.edits:
                 source = Edited(source, read_edits(Path(settings.edits), pipeline.steps))
             check_scope(promises, pipeline, settings)
-            summary.promises = told(promises, pipeline)
+            summary.notes += notes(promises, settings)
             config = asdict(settings) | ({"code": pipeline.code} if pipeline.code else {})
             journal = Journal(summary.output, config, force=settings.resume == "force")
         with journal, _opened(settings) as cache:
             with _writing(summary.output):
                 begun()
             _tell_resumed(journal, source, cache)
-            if journal.changes and len(journal.entries):
+            mixed = bool(journal.changes) and len(journal.entries) > 0
+            if mixed:
                 summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")
                 log.warning(summary.notes[-1])
-                summary.promises = told({}, pipeline)  # whose rows were made with other thresholds
             rows = PendingRows(source, journal)
             # One that was stopped has rows left: the model loads while they are found.
             if (len(journal.entries) and journal.complete is None) or rows.any():
@@ -129,6 +129,9 @@ def run(
                         image=settings.data.image,
                         data=readable(source) if needs_pictures and rows.complete else None,
                     )
+                edited = {step: flags["edited"] for step, flags in summary.flags.items()}
+                # Rows from before were made with other thresholds.
+                summary.promises = told({} if mixed else promises, pipeline, edited)
                 summary.write()
             _report(settings, summary, source)
     except (
@@ -197,6 +200,7 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
         source.columns,
         imports=settings.pipeline.imports,
         sampling=settings.sampling,
+        budget=settings.pipeline.budget,
     )
     if not pipeline.steps:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
@@ -262,7 +266,9 @@ def _by(engine: EngineSettings, settings: Settings) -> str:
     """What runs a role's model, where that is not what runs the others."""
     if engine == settings.engine:
         return ""
-    return f", engine={engine.name}" + (f" at {public(engine.base_url)}" if engine.base_url else "")
+    return f", engine={engine.name}" + (
+        f" at {', '.join(map(public, engine.addresses))}" if engine.addresses else ""
+    )
 
 
 async def _caption(
@@ -337,6 +343,7 @@ async def _caption(
                 )
             else:
                 engines = engines or await pool.by_role(roles)
+                stack.callback(note_servers, engines, summary)
                 summary.models = {role: engines[role].identity for role in roles}
                 asked = Asked(
                     engines, cache, settings.sampling, settings.seed, summary.counts, settings.min_mass
@@ -366,6 +373,12 @@ async def _caption(
     rows.complete = summary.status == "finished"
     if summary.counts.reuses_nothing:
         summary.notes.append(advice.NO_REUSE)
+
+
+def note_servers(engines: Mapping[str, Engine], summary: Summary) -> None:
+    """What engines that ask several servers have to tell of them."""
+    for engine in dict.fromkeys(engines.values()):
+        summary.notes += getattr(engine, "notes", list)()
 
 
 def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:
@@ -419,6 +432,7 @@ def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "flags": finished.flags,
         "error": finished.error,
         "usage": list(finished.usage),
+        **({"unasked": dict(finished.unasked)} if finished.unasked else {}),
         **({"edits": dict(finished.row.edits)} if finished.row.edits else {}),
         **({"part": list(finished.row.part)} if finished.row.part else {}),
     }

@@ -17,6 +17,7 @@ from scalecap.engines import EXTRAS
 from scalecap.engines.base import Sampling
 from scalecap.engines.identity import HARMLESS_ARGS
 from scalecap.exports import WriteSettings
+from scalecap.labelled import LabelsSettings
 from scalecap.nearest import nearest
 
 ENGINES = ("auto", *EXTRAS)
@@ -70,9 +71,10 @@ class EngineSettings:
 
     name: str = "auto"
     """`auto`, `transformers`, `vllm` or `openai`."""
-    base_url: str | None = field(default=None, metadata=COST)
-    """Address of an OpenAI-compatible server, up to and with `/v1`. Replies are kept apart by it: a name such
-    as `default` may stand for other weights elsewhere."""
+    base_url: Any = field(default=None, metadata=COST)
+    """Address of an OpenAI-compatible server, up to and with `/v1`, or a list of those of servers that run
+    the same model: all requests about a picture go to one of them, and to the next while it is away. Replies
+    are kept apart by it: a name such as `default` may stand for other weights elsewhere."""
     identity: str | None = None
     """Which model the server runs, in your own words. Replies are then shared by all addresses with the same
     words, e.g. by several servers of one model (engine=openai)."""
@@ -80,7 +82,7 @@ class EngineSettings:
     """Whether the server tells log-probabilities, from which P(yes) is read; without them P(yes) is 0 or 1,
     by the reply's first word. None finds out when the engine is opened (engine=openai)."""
     concurrency: int | None = field(default=None, metadata=COST)
-    """Most requests in flight; None is the engine's own choice."""
+    """Most requests in flight, at each of several servers; None is the engine's own choice."""
     batch_size: int = field(default=32, metadata=COST)
     """Most requests in one forward pass (engine=transformers)."""
     timeout: float = field(default=600.0, metadata=COST)
@@ -100,6 +102,12 @@ class EngineSettings:
     e.g. `engine.extra_body.provider.order=[a,b]`."""
     price: PriceSettings = field(default_factory=PriceSettings, metadata=NOTHING)
     """For estimates and `max_cost`: `engine.price={prompt: 0.15, generated: 0.6}`."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """`base_url` as a list, each server once."""
+        given = [self.base_url] if isinstance(self.base_url, str) else self.base_url or []
+        return list(dict.fromkeys(given))
 
 
 @dataclass
@@ -196,6 +204,10 @@ class PipelineSettings:
 
     steps: dict[str, Any] = field(default_factory=dict)
     """Free-form here: `scalecap.pipeline` binds each step to its stage and names what does not fit."""
+    budget: int | None = None
+    """Most requests an image takes, those answered from the cache included; None is no limit. Steps then
+    ask one after the other, and what is left unasked is marked and counted. A second draw of a faulty reply
+    counts, and is always made; metrics do not count."""
     imports: list[str] = field(default_factory=list)
     """Modules to import first, which register stages of their own."""
     cases: list[Any] = field(default_factory=list, metadata=NOTHING)
@@ -256,6 +268,7 @@ class Settings:
     cache: CacheSettings = field(default_factory=CacheSettings, metadata=NOTHING)
     runner: RunnerSettings = field(default_factory=RunnerSettings, metadata=COST)
     write: WriteSettings = field(default_factory=WriteSettings, metadata=NOTHING)
+    labels: LabelsSettings = field(default_factory=LabelsSettings)
     calibration: str | None = field(default=None, metadata=NOTHING)
     """`calibration.json` of a labelled run (`python -m scalecap.calibrate`), which sets the thresholds of the
     checks that it knows so that they keep what `wrong` promises."""
@@ -317,6 +330,7 @@ class Settings:
         """Values that have the right type and make no sense, one line each."""
         at_least = {
             "data.limit": (self.data.limit, 1),
+            "pipeline.budget": (self.pipeline.budget, 1),
             "evaluate.words": (self.evaluate.words, 1),
             "data.count": (self.data.count, 1),
             "rows_in_flight": (self.rows_in_flight, 1),
@@ -345,6 +359,7 @@ class Settings:
         if self.data.relative_to not in ("file", "cwd"):
             found.append(f"data.relative_to={self.data.relative_to}: must be file or cwd")
         found += [f"write.{problem}" for problem in self.write.problems()]
+        found += self.labels.problems(self.pipeline.steps)
         if self.runner.name not in RUNNERS:
             found.append(
                 f"runner.name={self.runner.name}: no such runner; {nearest(self.runner.name, RUNNERS)}"
@@ -407,8 +422,11 @@ def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
         found.append(f"{key}.timeout={engine.timeout}: must be above 0")
     if engine.name not in ENGINES:
         found.append(f"{key}.name={engine.name}: no such engine; {nearest(engine.name, ENGINES)}")
-    if engine.name == "openai" and not engine.base_url:
+    given = engine.base_url if isinstance(engine.base_url, list) else [engine.base_url or ""]
+    if engine.name == "openai" and given in ([], [""]):
         found.append(f"{key}.name=openai needs {key}.base_url=http://HOST:PORT/v1")
+    elif engine.base_url and not all(re.match(r"https?://[^/]", str(each)) for each in given):
+        found.append(f"{key}.base_url: expected http://HOST:PORT/v1, or a list of such addresses")
     found += [
         f"{key}.extra_body.{each}: {_OWN_BODY[each]}" for each in engine.extra_body if each in _OWN_BODY
     ]
@@ -446,6 +464,7 @@ def from_config(config: DictConfig) -> Settings:
         model.engine = _typed_engine(f"model.{role}.engine", model.engine)
     if problems := settings.problems():
         raise SettingsError("\n  ".join(problems))
+    settings.pipeline.steps = settings.labels.only(settings.pipeline.steps)
     return settings
 
 

@@ -10,12 +10,15 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from scalecap.allowance import Allowance, NothingLeft
 from scalecap.data import RowError
 from scalecap.engines.base import Image
 from scalecap.prompts import Expression, Template
 from scalecap.regions import records
 from scalecap.stages import Ask, Kind, Role, Stage
 
+BUDGET_LEFT = "budget_left"
+"""In `limit`: requests left of the pipeline's budget, infinite without one."""
 KIND_NAMES: dict[str, str] = {
     "text": "a text",
     "texts": "a list of texts",
@@ -56,6 +59,12 @@ class Step:
     """Over columns: it runs for the rows for which this holds."""
     otherwise: str | None = None
     """The column whose value it takes in the other rows; None leaves it empty."""
+    limit: Expression | None = None
+    """Over columns and `budget_left`: the most items that it asks about."""
+    adds_to: str | None = None
+    """The column that its texts are added to; the steps from there are then taken again, see `rounds.py`."""
+    rounds: int = 1
+    """How often at most."""
 
     def missing(self) -> Iterator[str]:
         """What the stage needs and this machine does not have, each with the fix."""
@@ -84,8 +93,9 @@ class Step:
         """Columns read, each once; the picture is not among them."""
         bound = [[column] if isinstance(column, str) else column.values() for column in self.columns.values()]
         condition = sorted(self.when.variables) if self.when else []
+        limit = sorted(self.limit.variables - {BUDGET_LEFT}) if self.limit else []
         other = [self.otherwise] if self.otherwise else []
-        return list(dict.fromkeys(column for group in [*bound, condition, other] for column in group))
+        return list(dict.fromkeys(column for group in [*bound, condition, limit, other] for column in group))
 
     @property
     def writes(self) -> list[str]:
@@ -96,6 +106,11 @@ class Step:
     def pictures(self) -> list[str]:
         """Pictures that it is shown, each once: "image" is the row's own."""
         return list(dict.fromkeys(name for names in self.shown.values() for name in names))
+
+    @property
+    def shows_picture(self) -> bool:
+        """Whether it shows a model the row's picture, or parts of it."""
+        return self.role is not None and bool(self.pictures or self._regions)
 
     @property
     def role(self) -> str | None:
@@ -116,6 +131,10 @@ class Step:
                 f"    when {self.when.source}" + (f", otherwise {self.otherwise}" if self.otherwise else "")
             )
         lines += [f"    {f'asks {self.role}{self._manner()}' if self.role else 'no model'}"]
+        lines += [f"    at most {self.limit.source} items"] if self.limit else []
+        if self.adds_to:
+            again = f"taken again from there, until nothing is found, {self.rounds} rounds at most"
+            lines.append(f"    adds what it finds to {self.adds_to}; {again}")
         for place, _, template in templates(self.settings):
             values = {name: f"<{name}>" for name in template.variables}
             for bound in self.columns.values():
@@ -147,14 +166,21 @@ class Step:
         parameters = self.stage.columns
         return [str(bound) for name, bound in self.columns.items() if parameters[name].kind == "regions"]
 
-    async def take(self, ask: Ask, values: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
-        """The columns written, from the columns so far; raises what the stage raises."""
+    async def take(
+        self, ask: Ask, values: Mapping[str, Any], image: Image | None, allowance: Allowance | None = None
+    ) -> dict[str, Any]:
+        """The columns written, from the columns so far; raises what the stage raises.
+
+        `allowance` is what `ask` consults.
+        """
         if missing := [column for column in self.reads if column not in values]:
             raise RowError("missing_column", f"the row has no column {missing[0]!r}")
         if self.when and not self.when.holds(**{name: values[name] for name in self.when.variables}):
             ask.mark("skipped")
-            empty = {name: _empty(kind) for name, kind in zip(self.writes, self.stage.kinds, strict=True)}
-            return empty | ({self.name: values[self.otherwise]} if self.otherwise else {})
+            return self._nothing(values)
+        if self.limit and allowance:
+            names = {name: values[name] for name in self.limit.variables - {BUDGET_LEFT}}
+            allowance.limit = self.limit.number(**names, budget_left=allowance.left)
         arguments: dict[str, Any] = dict.fromkeys(self.shown, image)
         for parameter, bound in self.columns.items():
             arguments[parameter] = (
@@ -162,9 +188,13 @@ class Step:
             )
             if self.stage.columns[parameter].kind == "regions":
                 arguments[parameter] = [region and region.image for region in arguments[parameter]]
-        result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
-        if inspect.isawaitable(result):
-            result = await result
+        try:
+            result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
+            if inspect.isawaitable(result):
+                result = await result
+        except NothingLeft:
+            ask.allowed([1])
+            return self._nothing(values)
         parts = result if self.stage.side else (result,)
         if not isinstance(parts, tuple) or len(parts) != len(self.writes):
             raise TypeError(f"{self.stage.name} returned {parts!r:.80}, not a tuple of {len(self.writes)}")
@@ -172,6 +202,16 @@ class Step:
             if part is not None and not holds(kind, part):
                 raise TypeError(f"{self.stage.name} returned {part!r:.80}, not {KIND_NAMES[kind]}")
         return dict(zip(self.writes, parts, strict=True))
+
+    def _nothing(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of a row for which it does not run."""
+        empty = {name: _empty(kind) for name, kind in zip(self.writes, self.stage.kinds, strict=True)}
+        return empty | ({self.name: values[self.otherwise]} if self.otherwise else {})
+
+    @property
+    def measures(self) -> bool:
+        """Whether it writes numbers about captions, and is no part of writing them."""
+        return self.stage.kinds[0] in ("number", "measures")
 
     def output(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The columns written as the output has them: a picture's place in place of its pixels."""

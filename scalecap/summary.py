@@ -23,7 +23,7 @@ from scalecap.messages import Messages
 from scalecap.spending import Outlook
 from scalecap.stages import Overall
 
-LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "openai", "datasets", "hydra-core")
+LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "aiohttp", "datasets", "hydra-core")
 
 TOLD = 3
 """Kinds of error on the screen."""
@@ -78,6 +78,8 @@ class Summary:
     """By metric: numbers that only all rows together have."""
     flags: dict[str, Counter[str]] = field(default_factory=dict)
     """By step and flag: rows that have it."""
+    unasked: Counter[str] = field(default_factory=Counter)
+    """By step: items (texts, questions, draws …) that its limit or the pipeline's budget left unasked."""
     errors: Messages = field(default_factory=Messages)
     """By step and kind; messages that differ in names, paths or numbers alone count together."""
     counts: Counts = field(default_factory=Counts)
@@ -130,6 +132,7 @@ class Summary:
                 self.errors.add(f"{error['step'] or 'row'}: {error['kind']}: {error['message']}")
             for step, flags in record["flags"].items():
                 self.flags.setdefault(step, Counter()).update(flags)
+            self.unasked.update(record.get("unasked") or {})
             for step, column in checks.items():
                 for each in record["columns"].get(column) or []:
                     if isinstance(each, Mapping):
@@ -168,6 +171,8 @@ class Summary:
                 self.notes.append(f"{what}: {count:,}, since {reason}.")
 
     def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
+        if check.get("asked") is False:
+            return
         if "kept" in check:
             (self.kept if check["kept"] else self.dropped)[step] += 1
         if (mass := check.get("mass")) is not None:
@@ -249,6 +254,7 @@ class Summary:
             },
             "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
             "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
+            "unasked": dict(sorted(self.unasked.items())),
             "errors": dict(self.errors.most_common(100)),
             "steps": {
                 name: vars(count) | {"cached_share": count.cached_share}
@@ -287,6 +293,9 @@ class Summary:
             lines.append(
                 f"  {step}: " + ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
             )
+        if self.unasked:
+            told = ", ".join(f"{count} of {step}" for step, count in sorted(self.unasked.items()))
+            lines.append(f"  left unasked by limits and budget: {told}")
         cached = f" ({total.cached_tokens} cached)" if total.told_tokens else ""
         lines.append(
             f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"

@@ -35,6 +35,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     GlobalHydra.instance().clear()
     logging.getLogger("scalecap").handlers.clear()  # Hydra's, on a screen that ends with the test
+    logging.getLogger("hydra._internal.hydra").disabled = False  # a check's logging config turns it off
 
 
 @pytest.fixture

@@ -10,16 +10,21 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from scalecap.engines.openai import PROBE
+from scalecap.engines.completions import PROBE
+from scalecap.settings import EngineSettings
 
 Answer = tuple[int, Any]
 """Status and body: JSON, bytes as they are, or one of the misdeeds `nothing`, `half`, `reset`, `hang`."""
 
 
+class _Listening(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that come together
+
+
 class Server:
     """Answers chat completions by `script`, or from the list `answers`, its last again and again."""
 
-    def __init__(self, script: Callable[[dict[str, Any]], Answer] | None = None) -> None:
+    def __init__(self, script: Callable[[dict[str, Any]], Answer] | None = None, port: int = 0) -> None:
         self.answers: list[Answer] = [(200, completion("A cat."))]
         self.script = script or (lambda _: self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
         self.headers: dict[str, str] = {}
@@ -32,7 +37,7 @@ class Server:
         self.keys: list[str | None] = []
         self.most = self._now = 0
         self._lock = threading.Lock()
-        self._port = 0
+        self._port = port
         self.start()
 
     @property
@@ -42,7 +47,7 @@ class Server:
     def start(self) -> None:
         """Listen, on the same port as before."""
         self._gone = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
+        self._server = _Listening(("127.0.0.1", self._port), self._handler())
         self._port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
@@ -124,6 +129,16 @@ def completion(text: str, finish: str = "stop", top: dict[str, float] | None = N
         "choices": [choice],
         "usage": usage,
     } | more
+
+
+def error(message: str) -> Any:
+    """The body of a refusal."""
+    return {"error": {"message": message, "type": "invalid_request_error", "code": 400}}
+
+
+def settings(server: Server, **given: Any) -> EngineSettings:
+    """The engine that asks the server."""
+    return EngineSettings(name="openai", base_url=server.url, **given)
 
 
 def digest(asked: dict[str, Any]) -> str:

@@ -361,8 +361,8 @@ def test_a_chunk_said_often_enough_loops_wherever_it_is_cut(before, chunk, cut):
     [
         (64, None, [500], 32),
         (64, 8000, [], 4),
-        (64, 16000, [500], 10),
-        (64, 16000, [200, 500, 300], 10),
+        (64, 10000, [500], 10),
+        (64, 10000, [200, 500, 300], 10),
         (8, 8000, [500], 4),
         (64, 800, [500], 1),
     ],
@@ -381,3 +381,5 @@ async def test_rows_in_flight_keep_the_engine_busy_and_their_pictures_in_its_cac
     assert asked.rows() == rows
     await asked.ask("step", lambda flag: None).generate("4000")
     assert asked.rows() == (rows if prompts else concurrency // 2)
+    with asked.showing_no_picture(), asked.showing_no_picture():
+        assert asked.rows() == min(rows + 2 if prompts else concurrency, concurrency // 2)

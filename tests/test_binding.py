@@ -126,6 +126,7 @@ BAD = [
     ),
     (one("generate"), "x: names no stage"),
     (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; nearest: rule"),
+    (one({"stage": "split_sentences", "text": "id", True: "seed"}), "no setting True; "),  # YAML's `yes:`
     (
         one({"stage": "split_sentences", "text": "id", "rule": "sed"}),
         "x: rule: 'sed' is none of them; nearest: seed",

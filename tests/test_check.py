@@ -87,7 +87,7 @@ def test_a_stage_from_outside_declares_what_it_needs(
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+    pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
     server = Server()
     yield server
     server.stop()

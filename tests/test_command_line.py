@@ -210,6 +210,8 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ("engine.name=vlm", "engine.name=vlm: no such engine; nearest: vllm"),
         ("runner.name=rai", "runner.name=rai: no such runner; nearest: ray"),
         ("engine=openai", "engine.name=openai needs engine.base_url=http://HOST:PORT/v1"),
+        ("engine.base_url=localhost:8000/v1", "engine.base_url: expected http://HOST:PORT/v1, or a list of"),
+        ("engine.base_url=[http://a/v1,b]", "engine.base_url: expected http://HOST:PORT/v1, or a list of"),
         ("engine.timeout=0", "engine.timeout=0.0: must be above 0"),
         ("engine.extra_body.max_tokens=9", "engine.extra_body.max_tokens: set sampling.max_tokens"),
         ("engine.extra_body.stream=true", "engine.extra_body.stream: set by scalecap itself"),
@@ -239,27 +241,35 @@ def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):
         assert "Error" not in done.stderr
 
 
-HEAVY = """
+IMPORTED = """
 import sys
 from scalecap.__main__ import main
+watched = {"torch", "transformers", "vllm", "aiohttp", "datasets", "scipy", "hydra", "scalecap.run"}
 try:
     main()
 finally:
-    print(*sorted({"torch", "transformers", "vllm", "openai"} & set(sys.modules)), file=sys.stderr)
+    print(*sorted(watched & set(sys.modules)), file=sys.stderr)
 """
 
 
-def test_what_asks_no_model_imports_no_engine(typed: Typed, tmp_path: Path):
+def test_a_command_imports_only_what_it_needs(typed: Typed, tmp_path: Path):
     assert typed("output=run", "data.limit=1") == 0
-    for words in (["--help"], ["--cfg", "job"], ["check=true"], ["output=run", "data.limit=1"]):
+    imported = {
+        ("--version",): "",
+        ("--help",): "hydra",
+        ("--cfg", "job"): "hydra scalecap.run",
+        ("check=true",): "hydra scalecap.run",
+        ("output=run", "data.limit=1"): "hydra scalecap.run",  # a finished run
+    }
+    for words, modules in imported.items():
         done = subprocess.run(
-            [sys.executable, "-c", HEAVY, *words],
+            [sys.executable, "-c", IMPORTED, *words],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(CONF.parent)},
             capture_output=True,
             text=True,
         )
-        assert (done.returncode, done.stderr.splitlines()[-1]) == (0, ""), (words, done.stderr)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (0, modules), (words, done.stderr)
 
 
 def test_a_sweep_shares_the_engine(typed: Typed, opened: list[Any], tmp_path: Path):
@@ -360,13 +370,22 @@ def test_naming_a_model_takes_the_prompts_for_real_ones(typed: Typed, capsys: An
 
 
 def test_help_tells_what_each_group_offers(typed: Typed, capsys: Any):
-    with pytest.raises(SystemExit, match="0"):
-        typed("--help")
+    assert typed("--help") == 0
     out = capsys.readouterr().out
     assert out.count("\n  python -m scalecap ") + out.count("\n  python -m scalecap\n") == 3
     for group in ("data", "model", "pipeline", "prompts", "sampling", "engine", "cache"):
         assert f"\n  {group} " in out
         assert f"\n{group}: " in out
+    assert "\npipeline/check: both, contrast, verify, vote\nprompts: compact, seed\n" in out
+    assert "\nhydra" not in out
+
+
+def test_help_lists_the_users_options_too(typed: Typed, tmp_path: Path, capsys: Any):
+    mine = tmp_path / "mine" / "sampling"
+    mine.mkdir(parents=True)
+    (mine / "hot.yaml").write_text("temperature: 2.0\n")
+    assert typed("check", "--config-dir", "mine", "-h") == 0
+    assert "\nsampling: greedy, hot, seed\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("word", "shown"), [("--cfg=job", "golden_sentences:"), ("--info", "model: scenes")])

@@ -50,9 +50,9 @@ def errors(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    monkeypatch.setattr("scalecap.engines.openai._LOOK", 0.05)
+    pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
+    monkeypatch.setattr("scalecap.engines.servers._PAUSE", 0.001)
+    monkeypatch.setattr("scalecap.engines.servers._LOOK", 0.05)
     server = Server(storyteller)
     server.seconds = 0.005
     yield server
@@ -271,6 +271,31 @@ def test_a_server_that_restarts(asks, server: Server, capsys, codes: set[int]):
     restarting.join()
     assert len(captions(Path("out"))) == 12
     assert "waiting up to 600 s" in capsys.readouterr().err
+
+
+@line("one of several servers dies in mid-run")
+def test_one_of_several_servers_dies(asks, server: Server, codes: set[int]):
+    others = [Server(storyteller) for _ in range(2)]
+
+    def die() -> None:
+        while len(server.asked) < 20:
+            time.sleep(0.005)
+        server.stop()
+
+    try:
+        addresses = f"engine.base_url=[{','.join(each.url for each in (server, *others))}]"
+        dying = threading.Thread(target=die)
+        dying.start()
+        assert {asks(addresses, count=24)} == codes
+        dying.join()
+    finally:
+        for each in others:
+            each.stop()
+        server.start()
+    assert sorted(row["id"] for row in captions(Path("out"))) == list(range(24))
+    assert not errors(Path("out"))
+    _, away = json.loads(Path("out/summary.json").read_text())["notes"]
+    assert re.match(rf"{server.url} was away \(once\); others answered \d+ of its requests", away)
 
 
 @line("a server stays away for `engine.timeout` seconds")

@@ -22,7 +22,7 @@ CONCURRENCY = 8
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+    pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
     server = Server(storyteller)
     yield server
     server.stop()

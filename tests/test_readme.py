@@ -9,7 +9,19 @@ from scalecap import stages
 from scalecap.settings import CONF
 
 ROOT = Path(__file__).parent.parent
-GROUPS = ("data", "model", "pipeline", "also", "evaluate", "prompts", "sampling", "engine", "cache", "runner")
+GROUPS = (
+    "data",
+    "model",
+    "pipeline",
+    "also",
+    "evaluate",
+    "labels",
+    "prompts",
+    "sampling",
+    "engine",
+    "cache",
+    "runner",
+)
 
 
 def options() -> str:

@@ -88,7 +88,7 @@ def test_a_run_goes_on_though_a_roles_server_moved_and_not_with_another_engine(c
 
 @pytest.fixture
 def servers() -> Iterator[list[Server]]:
-    pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+    pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
     both = [Server(storyteller), Server(lambda _: (200, completion("Yes", top={"Yes": 0.75, "No": 0.25})))]
     for server in both:
         server.seconds = 0.0

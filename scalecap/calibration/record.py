@@ -6,10 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-FORMAT = 1
+FORMAT = 2
 NAME = "calibration.json"
+
+
+Bound = Literal["binomial", "betting"]
+"""What a threshold was tested by: `statistics`, one label an image; or `losses`, all labels of each."""
 
 
 class CalibrationError(Exception):
@@ -29,15 +33,17 @@ class Promise:
     kept_wrong: int = 0
     true_kept: tuple[float, float, float] | None = None
     """Share of the true statements that it keeps, with its exact 95 % interval."""
-    labels_needed: int | None = None
-    """Where there is no threshold: about how many labels may find one; None when none may."""
+    images_needed: int | None = None
+    """Where there is no threshold: about how many labelled images may find one; None when none may."""
+    bound: Bound = "binomial"
 
 
-def sentence(wrong: float) -> str:
-    """The promise in plain words."""
+def sentence(wrong: float, *, given: bool = False) -> str:
+    """The promise in plain words; of `given` statements the data had the labels."""
+    like = "pictures and statements" if given else "pictures"
     return (
         "a statement that is kept, drawn at random from a picture drawn at random, is wrong with a"
-        f" probability of at most {100 * wrong:g} %, on pictures like those labelled"
+        f" probability of at most {100 * wrong:g} %, on {like} like those labelled"
     )
 
 
@@ -46,7 +52,12 @@ class StepCalibration:
     """One check, calibrated."""
 
     labels: int
-    """Labelled statements used, one a picture."""
+    """Labelled statements."""
+    images: int
+    """Images that they are of."""
+    given: bool
+    """Whether the data had the statements with their labels (`labels=`), so that no step before the check
+    counts; else they are the pipeline's own."""
     pictures: str
     """Where the labelled pictures came from, for reading."""
     confidence: float

@@ -5,6 +5,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from scalecap.data.files import public
 from scalecap.data.sources import plain
 from scalecap.effects import determining
 from scalecap.pipeline import Pipeline, Step
@@ -12,30 +13,38 @@ from scalecap.prompts import Template
 from scalecap.settings import ModelSettings, Settings
 
 
-def scope(pipeline: Pipeline, step: str, settings: Settings) -> dict[str, Any]:
+def scope(pipeline: Pipeline, step: str, settings: Settings, *, given: bool = False) -> dict[str, Any]:
     """The settings that make the step's statements and their P(yes), for JSON.
 
     They are those of the step, its own threshold left out, of all steps that it reads from, directly or
-    not, and of the models that these ask; an outside stage's code counts too. A model that lies in a local
-    folder is not known by the folder's name, but by `identities`, once it is loaded.
+    not, and of the models that these ask; an outside stage's code counts too. Of `given` statements, which
+    the data had, the step alone counts, wherever its texts are from. A model in a local folder is not known
+    by the folder's name, but by `identities`, once it is loaded.
     """
-    steps, models, code = _upstream(pipeline, step), settings.by_role(), pipeline.code
+    steps, models, code = upstream(pipeline, step, given), settings.by_role(), pipeline.code
+    described = {each.name: _settings(each, own=each.name == step) for each in steps}
+    if given:
+        for key in ("texts", "sampling"):  # which draws texts, and no answer of one token
+            del described[step][key]
     return {
-        "steps": {each.name: _settings(each, own=each.name == step) for each in steps},
+        "steps": described,
         "models": {role: _model(models[role].model) for role in _roles(steps)},
-        "sampling": asdict(settings.sampling),
+        **({} if given else {"sampling": asdict(settings.sampling)}),
         "min_mass": settings.min_mass,
         "code": {each.stage.name: code[each.stage.name] for each in steps if each.stage.name in code},
     }
 
 
-def identities(pipeline: Pipeline, step: str, models: Mapping[str, str]) -> dict[str, str]:
+def identities(
+    pipeline: Pipeline, step: str, models: Mapping[str, str], *, given: bool = False
+) -> dict[str, str]:
     """By role, what answered or will answer the step's requests and those of the steps that it reads from.
 
     Args:
         models: by role, the identity of each loaded model.
+        given: the step alone counts, as in `scope`.
     """
-    return {role: models.get(role, "") for role in _roles(_upstream(pipeline, step))}
+    return {role: models.get(role, "") for role in _roles(upstream(pipeline, step, given))}
 
 
 def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
@@ -47,8 +56,15 @@ def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
     return [] if labelled == now else [f"{name}: was {labelled}, is {now}"]
 
 
-def _upstream(pipeline: Pipeline, step: str) -> list[Step]:
-    """The step after all that it reads from, in the pipeline's order."""
+def pictures(settings: Settings) -> str:
+    """Where the pictures come from, for reading."""
+    return public(f"data={settings.data.source} {settings.data.path or ''}".rstrip())
+
+
+def upstream(pipeline: Pipeline, step: str, given: bool) -> list[Step]:
+    """The step after all that it reads from, in the pipeline's order; of given statements the step alone."""
+    if given:
+        return [each for each in pipeline.steps if each.name == step]
     wanted: set[str] = set()
     waiting = [step]
     by_name = {each.name: each for each in pipeline.steps}

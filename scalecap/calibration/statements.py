@@ -1,13 +1,14 @@
-"""Labels matched to the statements of a run, and one drawn of each picture."""
+"""Labelled statements of a run, by its report or by its data, and one drawn of each image."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scalecap.calibration.labels import Label, LabelError, Verdict, distinct
+from scalecap.labelled import STEP
 from scalecap.nearest import nearest
 from scalecap.report.folder import Run, checks, drawn_from
 
@@ -21,6 +22,8 @@ class Statement:
     p_yes: float
     """-1 for one that the model did not answer."""
     verdict: Verdict
+    image: str
+    """The hash of its image, since several rows may show one; the row's id where the image is not known."""
 
     @property
     def true(self) -> bool:
@@ -38,6 +41,7 @@ def match(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
     known = {str(row["row_id"]): dict(checks(row)) for row in rows}
     steps = list(dict.fromkeys(step for checked in known.values() for step in checked))
     digests = {step: drawn_from(rows, step) for step in steps}
+    images = {row_id: image for row_id, image, _ in run.captioned() if image}
     found: dict[str, list[Statement]] = {}
     for label in distinct(labels):
         if label.step not in digests:
@@ -54,11 +58,38 @@ def match(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
                 " says nothing here. Give the folder whose report was labelled, or label this one's"
             )
         record = _record(known[label.row_id].get(label.step, []), label)
-        p_yes = record.get("p_yes")
-        answered = float(p_yes) if isinstance(p_yes, int | float) else -1.0
-        statement = Statement(label.row_id, label.text, answered, label.verdict)
+        image = images.get(label.row_id, label.row_id)
+        statement = Statement(label.row_id, label.text, _answered(record), label.verdict, image)
         found.setdefault(label.step, []).append(statement)
     return found
+
+
+def of_the_data(run: Run, step: str) -> list[Statement]:
+    """The statements that the run's data has labels of (`labels.check`), failed rows left out.
+
+    Raises:
+        LabelError: there are none.
+    """
+    images = {row_id: image for row_id, image, _ in run.captioned() if image}
+    found, failed = [], 0
+    for row in run.rows():
+        if row.get("error"):
+            failed += 1
+            continue
+        row_id = str(row["row_id"])
+        parts = zip(row[STEP], row[f"{STEP}_verdicts"], row[f"{step}_scores"], strict=True)
+        found += [
+            Statement(row_id, text, _answered(score), verdict, images.get(row_id, row_id))
+            for text, verdict, score in parts
+        ]
+    if not found:
+        raise LabelError(f"{run.folder} has no labelled statement: {failed} rows failed, see captions.jsonl")
+    return found
+
+
+def _answered(record: Mapping[str, Any]) -> float:
+    p_yes = record.get("p_yes")
+    return float(p_yes) if isinstance(p_yes, int | float) else -1.0
 
 
 def _record(scores: Sequence[Mapping[str, Any]], label: Label) -> Mapping[str, Any]:
@@ -70,10 +101,10 @@ def _record(scores: Sequence[Mapping[str, Any]], label: Label) -> Mapping[str, A
     )
 
 
-def one_a_picture(statements: Sequence[Statement], seed: int) -> list[Statement]:
-    """One labelled statement of each row, drawn at random whatever their order.
+def one_an_image(statements: Sequence[Statement], seed: int) -> list[Statement]:
+    """One labelled statement of each image, drawn at random whatever their order.
 
-    Labels of one picture are not independent of each other.
+    Labels of one image are not independent of each other.
     """
 
     def drawn(statement: Statement) -> bytes:
@@ -81,11 +112,27 @@ def one_a_picture(statements: Sequence[Statement], seed: int) -> list[Statement]
 
     chosen: dict[str, Statement] = {}
     for statement in sorted(statements, key=drawn):
-        chosen.setdefault(statement.row_id, statement)
+        chosen.setdefault(statement.image, statement)
     return list(chosen.values())
 
 
-def arrays(statements: Sequence[Statement]) -> tuple[np.ndarray, np.ndarray]:
-    """P(yes) and whether each is true, as `scalecap.calibration.statistics` takes them."""
+class Labelled(NamedTuple):
+    """Labelled statements as arrays, each (n,)."""
+
+    p_yes: np.ndarray
+    """-1 for one that the model did not answer."""
+    true: np.ndarray
+    image: np.ndarray
+    """The number of its image, from 0 on."""
+
+    @property
+    def images(self) -> int:
+        return int(self.image.max(initial=-1)) + 1
+
+
+def arrays(statements: Sequence[Statement]) -> Labelled:
+    """As `scalecap.calibration.statistics` and `.losses` take them."""
+    numbers: dict[str, int] = {}
+    image = np.array([numbers.setdefault(each.image, len(numbers)) for each in statements], int)
     p_yes = np.array([each.p_yes for each in statements], float)
-    return p_yes, np.array([each.true for each in statements], bool)
+    return Labelled(p_yes, np.array([each.true for each in statements], bool), image)

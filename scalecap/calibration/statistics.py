@@ -10,7 +10,7 @@ first threshold that breaks the promise to pass.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom, binomtest
+from scipy.stats import beta, binom
 
 THRESHOLDS = np.append(1 / (1 + np.exp(np.arange(-160, 161) / 10)), 0.0)
 """All that are tested, strictest first: log-odds 16 to -16 in tenths, then 0, which keeps every answer."""
@@ -24,6 +24,9 @@ class Share:
 
     hits: int
     of: int
+    images: int | None = None
+    """Of so many images; None is one each. Statements of one image may all be alike, so the interval is that
+    of as many independent ones as there are images, which is too wide rather than too narrow."""
 
     @property
     def mean(self) -> float:
@@ -33,8 +36,11 @@ class Share:
     def interval(self) -> tuple[float, float]:
         if not self.of:
             return 0.0, 1.0
-        found = binomtest(self.hits, self.of).proportion_ci(0.95, method="exact")
-        return float(found.low), float(found.high)
+        size = self.of if self.images is None else self.images
+        hits, misses = size * self.mean, size * (1 - self.mean)
+        low = float(beta.ppf(0.025, hits, misses + 1)) if self.hits else 0.0
+        high = float(beta.ppf(0.975, hits + 1, misses)) if self.hits < self.of else 1.0
+        return low, high
 
 
 def counts(p_yes: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,11 +84,14 @@ def loosest(kept: np.ndarray, wrong_kept: np.ndarray, most: np.ndarray) -> int |
     start = int(np.argmax(most >= max(bears, 0)))
     passes = (kept >= start) & (wrong_kept <= most[kept])
     tested = np.flatnonzero(kept >= start)
-    if most[start] < 0 or not len(tested):
-        return None
-    failed = tested[~passes[tested]]
-    last = int(failed[0]) - 1 if len(failed) else len(THRESHOLDS) - 1
-    return last if last >= tested[0] else None
+    return last_passed(passes, tested[0]) if most[start] >= 0 and len(tested) else None
+
+
+def last_passed(passes: np.ndarray, first: int) -> int | None:
+    """The last threshold that passes, from `first` on to the first that fails; None when that is `first`."""
+    failed = np.flatnonzero(~passes[first:])
+    last = first + int(failed[0]) - 1 if len(failed) else len(passes) - 1
+    return last if last >= first else None
 
 
 def labels_needed(kept: np.ndarray, wrong_kept: np.ndarray, wrong: float, confidence: float) -> int | None:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from scalecap.calibration.record import CalibrationError, StepCalibration, read_calibration, sentence
-from scalecap.calibration.scope import differences, identities, scope
+from scalecap.calibration.scope import differences, identities, pictures, scope, upstream
 from scalecap.nearest import nearest
 from scalecap.pipeline import Pipeline
 from scalecap.settings import Settings
@@ -23,9 +24,16 @@ class Applied:
 
     def __str__(self) -> str:
         made = self.calibration
+        found = made.promise(self.wrong)
+        assert found is not None
+        labels = f"{made.images} labels, one an image"
+        if found.bound == "betting":
+            labels = f"{made.labels} labels of {made.images} images"
+        whose = " has them; not this pipeline's statements" if made.given else ""
         return (
-            f"promised with {100 * made.confidence:g} % confidence: {sentence(self.wrong)}"
-            f" ({made.labels} labels, {made.pictures})"
+            f"promised with {100 * made.confidence:g} % confidence:"
+            f" {sentence(self.wrong, given=made.given)} ({labels}, {found.bound} bound;"
+            f" {made.pictures}{whose})"
         )
 
 
@@ -81,7 +89,7 @@ def _applied(step: str, wrong: float, made: StepCalibration, path: str) -> Appli
 def check_scope(applied: Mapping[str, Applied], pipeline: Pipeline, settings: Settings) -> None:
     """CalibrationError where the check, a step that it reads from or a model is not as it was labelled."""
     for step, promise in applied.items():
-        now = scope(pipeline, step, settings)
+        now = scope(pipeline, step, settings, given=promise.calibration.given)
         if changes := differences(promise.calibration.scope, now):
             raise CalibrationError(_refused(step, settings, changes))
 
@@ -91,7 +99,7 @@ def check_models(
 ) -> None:
     """CalibrationError where a loaded model (its identity by role) is not the one that was labelled."""
     for step, promise in applied.items():
-        now = identities(pipeline, step, models)
+        now = identities(pipeline, step, models, given=promise.calibration.given)
         if changes := differences(promise.calibration.identities, now):
             raise CalibrationError(_refused(step, settings, changes))
 
@@ -105,17 +113,43 @@ def _refused(step: str, settings: Settings, changes: list[str]) -> str:
     )
 
 
-def told(applied: Mapping[str, Applied], pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+def notes(applied: Mapping[str, Applied], settings: Settings) -> list[str]:
+    """What a reader must know of labels of other pictures than the run's."""
+    return [
+        f"{step}: labelled were pictures of {promise.calibration.pictures}; the promise holds for these if"
+        " they are drawn from the same kind."
+        for step, promise in applied.items()
+        if not promise.calibration.given and promise.calibration.pictures != pictures(settings)
+    ]
+
+
+def told(
+    applied: Mapping[str, Applied], pipeline: Pipeline, edited: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
     """By check with a threshold, what is promised about it: {threshold, wrong, sentence}.
 
     `wrong` is None when nothing is.
+
+    Args:
+        edited: by step, how many rows somebody edited there: a check that reads them promises nothing.
     """
     found: dict[str, dict[str, Any]] = {}
     for step in pipeline.steps:
         threshold = step.settings.get("threshold")
-        if promise := applied.get(step.name):
+        promise = applied.get(step.name)
+        if promise and (by_hand := hand(pipeline, step.name, promise.calibration.given, edited)):
+            nothing = f"{by_hand}: nothing is promised"
+            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": nothing}
+        elif promise:
             found[step.name] = {"threshold": threshold, "wrong": promise.wrong, "sentence": str(promise)}
         elif "scores" in step.stage.side and threshold is not None and step.settings.get("mode") != "sampled":
             by_hand = f"threshold {threshold:g} set by hand: nothing is promised"
             found[step.name] = {"threshold": threshold, "wrong": None, "sentence": by_hand}
     return found
+
+
+def hand(pipeline: Pipeline, step: str, given: bool, edited: Mapping[str, int]) -> str:
+    """Which rows of a check, or of a step that it reads from, were edited by hand; empty for none."""
+    names = [each.name for each in upstream(pipeline, step, given) if edited.get(each.name)]
+    rows = max((edited[name] for name in names), default=0)
+    return f"{rows} row{'s' * (rows > 1)} edited by hand at {', '.join(names)}" if rows else ""

@@ -139,16 +139,19 @@ class _Shards:
 
     def __init__(self, folder: Path, types: Mapping[str, pa.DataType | None], image: str | None) -> None:
         """`types` as `_types` finds them; `image` is the column of pictures' files, if it is to have them."""
-        from datasets import Features, Image
-
         self._image = image
         self._folder, self._part = folder, folder.with_name(folder.name + ".part")
-        self._types = {**types, **({image: Image().pa_type} if image else {})}
-        schema = pa.schema([(name, type_ or pa.string()) for name, type_ in self._types.items()])
-        features = Features.from_arrow_schema(schema)
+        self._types = dict(types)
         if image:
-            features[image] = Image()
-        self._schema = schema.with_metadata(features.arrow_schema.metadata)
+            self._types[image] = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        self._schema = pa.schema([(name, type_ or pa.string()) for name, type_ in self._types.items()])
+        if image:
+            # Imported only here, since it takes as long as all else that a finished run does; of the other
+            # columns' types `datasets` finds its features by itself.
+            from datasets import Features, Image
+
+            features = Features({**Features.from_arrow_schema(self._schema), image: Image()})
+            self._schema = self._schema.with_metadata(features.arrow_schema.metadata)
         self._count = 0
 
     def __enter__(self) -> Self:

@@ -23,6 +23,8 @@ EMBEDDED = "scenes"
 """Name of the model that comes with the package."""
 EXTRAS = {"transformers": "cpu", "vllm": "vllm", "openai": "openai"}
 """What `pip install "scalecap[...]"` brings each engine's libraries."""
+_MODULES = {"openai": "aiohttp"}
+"""By engine, the library without which it is nothing, where that has another name."""
 
 T = TypeVar("T")
 
@@ -98,8 +100,8 @@ def look(roles: "Sequence[RoleSettings]") -> list[str]:
     unseen: dict[str, None] = {}
     for model, engine in roles:
         name = "openai" if engine.name == "auto" and engine.base_url else engine.name
-        if name != "auto" and find_spec(name) is None:  # each is named by its library
-            raise EngineError(_needs(name, name))
+        if name != "auto" and find_spec(module := _MODULES.get(name, name)) is None:
+            raise EngineError(_needs(name, module))
         if name == "openai":
             unseen[importlib.import_module(f"{__name__}.openai").look(model, engine)] = None
             unseen["that the server answers"] = None

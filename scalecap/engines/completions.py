@@ -4,18 +4,60 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scalecap.engines.base import Chosen, EngineError, PromptTooLong, Token, Usage
+from scalecap.engines.base import Chosen, EngineError, Prompt, PromptTooLong, Token, Usage
 from scalecap.engines.reasoning import split_reasoning
 
+PROBE = Prompt("Is a cat an animal? Answer yes or no.")
+"""Asked when an engine is opened, to see whether the server tells log-probabilities."""
 
-def text_and_reasoning(message: Any) -> tuple[str, str]:
+
+def body(
+    settings: Mapping[str, Any],
+    prompt: Prompt,
+    picture: bytes | None,
+    after: Sequence[dict[str, str]] = (),
+) -> list[bytes]:
+    """The JSON of a request in pieces, one of which is the picture, neither scanned nor copied.
+
+    Args:
+        settings: all keys but `messages`.
+        picture: its data URL.
+        after: turns after the prompt's.
+    """
+    turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    if picture is None:
+        turns += [{"role": "user", "content": prompt.text}, *after]
+        return [json.dumps({**settings, "messages": turns}).encode()]
+    before = "".join(json.dumps(turn) + "," for turn in turns)
+    opening = f'{json.dumps(settings)[:-1]},"messages":[{before}{{"role":"user","content":['
+    rest = [json.dumps({"type": "text", "text": prompt.text}) + "]}", *map(json.dumps, after)]
+    return [
+        (opening + '{"type":"image_url","image_url":{"url":"').encode(),
+        picture,
+        ('"}},' + ",".join(rest) + "]}").encode(),
+    ]
+
+
+def first_choice(answer: Any) -> Mapping[str, Any]:
+    """The reply with what is told about it. ValueError when the answer is no chat completion."""
+    try:
+        reply = answer["choices"][0]
+        if isinstance(reply, Mapping) and isinstance(reply["message"], Mapping):
+            return reply
+    except (KeyError, IndexError, TypeError):
+        pass
+    raise ValueError("the server's answer is not a chat completion")
+
+
+def text_and_reasoning(message: Mapping[str, Any]) -> tuple[str, str]:
     """Answer and reasoning, which servers tell apart or leave in one text."""
     # JSON can hold half a character, which nothing else can.
     content, *apart = (
         told.encode("utf-8", "replace").decode() if isinstance(told, str) else ""
-        for told in (getattr(message, name, None) for name in ("content", "reasoning_content", "reasoning"))
+        for told in (message.get(name) for name in ("content", "reasoning_content", "reasoning"))
     )
     text, before = split_reasoning(content)
     # Some servers send the same reasoning under both names.
@@ -33,11 +75,9 @@ def schema_arguments(schema: str | None) -> dict[str, Any]:
 def first_tokens(answer: Any) -> list[tuple[str, float]]:
     """The likeliest first tokens with their log-probabilities. ValueError when the answer has none."""
     try:
-        top = [
-            (str(each.token), float(each.logprob))
-            for each in answer.choices[0].logprobs.content[0].top_logprobs
-        ]
-    except (AttributeError, IndexError, TypeError):
+        told = first_choice(answer)["logprobs"]["content"][0]["top_logprobs"]
+        top = [(str(each["token"]), float(each["logprob"])) for each in told]
+    except (KeyError, IndexError, TypeError):
         top = []
     if not top:
         raise ValueError("the server's answer has no logprobs")
@@ -86,9 +126,18 @@ def too_long(message: str, context: int | None) -> PromptTooLong | None:
     return PromptTooLong(int(tokens.group(1)) if tokens else max(numbers, default=most + 1), most)
 
 
-def token_usage(answer: Any) -> Usage:
-    if (usage := answer.usage) is None:
-        return Usage()
-    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None)
-    reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None)
-    return Usage(usage.prompt_tokens, cached, usage.completion_tokens, reasoning or 0)
+def token_usage(answer: Mapping[str, Any]) -> Usage:
+    """Tokens as far as the server counts them."""
+
+    def told(*path: str) -> int | None:
+        found: Any = answer.get("usage")
+        for name in path:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found if isinstance(found, int) else None
+
+    return Usage(
+        told("prompt_tokens") or 0,
+        told("prompt_tokens_details", "cached_tokens"),
+        told("completion_tokens") or 0,
+        told("completion_tokens_details", "reasoning_tokens") or 0,
+    )

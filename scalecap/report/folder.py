@@ -20,6 +20,7 @@ from yaml import YAMLError
 from scalecap.data.images import name_of
 from scalecap.effects import affects
 from scalecap.intervals import Pair, escaped, measures, parts
+from scalecap.labelled import LabelsSettings
 
 MOST = 10_000
 """Rows that a page shows; of a larger run the first so many."""
@@ -102,12 +103,12 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """`pipeline`, `data`, `evaluate` and `objective`, resolved; empty when nothing tells."""
+        """`pipeline`, `data`, `evaluate`, `labels` and `objective`, resolved; empty when nothing tells."""
         loaded = _yaml(self.folder / ".hydra" / "config.yaml")
         try:
             found: dict[str, Any] = {
                 name: OmegaConf.to_container(loaded[name], resolve=True)
-                for name in ("pipeline", "data", "evaluate")
+                for name in ("pipeline", "data", "evaluate", "labels")
                 if name in loaded
             }
             return found | {"objective": loaded.get("objective")}
@@ -164,7 +165,8 @@ class Run:
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
         """Steps as the config has them, by the column that each writes."""
-        steps = (self.config.get("pipeline") or {}).get("steps") or {}
+        labels = LabelsSettings(**(self.config.get("labels") or {}))
+        steps = labels.only((self.config.get("pipeline") or {}).get("steps") or {})
         # A promise sets a threshold in place of the config's.
         promised = {name: each["threshold"] for name, each in self.promises.items()}
         return {

@@ -140,6 +140,8 @@ def _score(score: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, Any]:
 def _reason(score: Mapping[str, Any], step: Mapping[str, Any]) -> str:
     if isinstance(score.get("reason"), str):
         return str(score["reason"])
+    if score.get("asked") is False:
+        return "not asked about: no request was left"
     threshold = step.get("threshold")
     limit = f" is below {threshold:g}" if isinstance(threshold, int | float) else ""
     if isinstance(score.get("p_yes"), int | float):

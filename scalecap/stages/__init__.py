@@ -145,6 +145,17 @@ class Ask(Protocol):
         """How likely `continuation` is as the reply, token by token."""
         ...
 
+    def allowed(self, costs: Sequence[int]) -> int:
+        """How many of these items, the first ones, the step may ask about; the others are marked "unasked".
+
+        To be called before anything is asked, so that it does not depend on which reply comes first. A stage
+        that never calls it runs as long as its row has a request left, and then not at all.
+
+        Args:
+            costs: requests that each item takes; a second draw of a faulty reply comes on top.
+        """
+        ...
+
     def mark(self, flag: str) -> None:
         """Put `flag` at this step in the row's `flags`, and count it."""
         ...

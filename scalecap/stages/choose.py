@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from scalecap.choices import LETTERS, listed
 from scalecap.prompts import Template
 from scalecap.stages import Ask, Image, Role, stage, together
-from scalecap.stages.verify import probability
+from scalecap.stages.verify import probability, unasked
 
 NONE = "None of these."
 _Answered = tuple[list[float], list[float | None]]
@@ -56,9 +56,12 @@ class Choose:
         groups: dict[int, list[str]] = {}
         for text, group in zip(texts, about, strict=True):
             groups.setdefault(group, []).append(text)
-        scores = await together(
-            self._choose(ask, group, list(dict.fromkeys(groups[group])), image) for group in sorted(groups)
-        )
+        order = [(group, list(dict.fromkeys(groups[group]))) for group in sorted(groups)]
+        allowed = ask.allowed([1 if self.prompt else len(statements) for _, statements in order])
+        scores = await together(self._choose(ask, *each, image) for each in order[:allowed])
+        scores += [
+            unasked(statements[0]) | {"options": [], "about": group} for group, statements in order[allowed:]
+        ]
         return [score["text"] for score in scores if score["kept"]], scores
 
     async def _choose(self, ask: Ask, group: int, statements: list[str], image: Image) -> dict[str, Any]:

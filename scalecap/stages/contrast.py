@@ -75,22 +75,21 @@ class Contrast:
         asked = [self.prompt.render()] * len(given) if self.prompt else questions or []
         if len(asked) != len(given):
             raise ValueError(f"there are {len(given)} texts to rate and {len(asked)} questions")
-        rated = await together(
-            self._gaps(ask, prompt, text, image) for prompt, text in zip(asked, given, strict=True)
-        )
+        places = [place for place, text in enumerate(given) if text.strip() and self.threshold is not None]
+        places = places[: ask.allowed([2] * len(places))]
+        found = await together(self._gaps(ask, asked[place], given[place], image) for place in places)
+        gaps_of = dict(zip(places, found, strict=True))
         scores = []
-        for text, gaps in zip(given, rated, strict=True):
+        for place, text in enumerate(given):
             spans = sentences(text)
             groups = [[span] for span in spans] if isinstance(texts, str) else [spans]
-            scores += [self._record(text, group, gaps) for group in groups]
+            scores += [self._record(text, group, gaps_of.get(place, [])) for group in groups]
         if isinstance(texts, str):
             scores = [score for score in scores if score["text"]]
         return [score["remains"] for score in scores if score["kept"]], scores
 
     async def _gaps(self, ask: Ask, prompt: str, text: str, image: Image) -> list[Gap]:
-        """The gap of each token; none when nothing is asked."""
-        if not text.strip() or self.threshold is None:
-            return []
+        """The gap of each token."""
         seen, unseen = await together(
             ask.score(prompt, text, image=picture, model=self.model) for picture in (image, None)
         )

@@ -15,7 +15,7 @@ class Fuse:
 
     A row without a sentence asks nothing and falls back (`fallback: initial`, the column `initial`,
     or `fallback: empty`), marked "fallback". Without a detail there is nothing to join: the sentences are
-    the caption, and nothing is asked.
+    the caption, and nothing is asked. They are too where no request is left, marked "unasked" and "fallback".
 
     A prompt too long for the model loses details until it takes about three quarters of the context,
     marked "shortened": those with the lowest P(yes) first when `scores`, the side column of their
@@ -56,6 +56,9 @@ class Fuse:
             ask.mark("fallback")
             return (initial or "") if self.fallback == "initial" else ""
         if not object_info and not position_info:
+            return " ".join(context)
+        if not ask.allowed([1]):
+            ask.mark("fallback")
             return " ".join(context)
         # The same details twice are dropped from both at once.
         lists = [object_info] if object_info == position_info else [object_info, position_info]

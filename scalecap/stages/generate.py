@@ -9,6 +9,7 @@ from scalecap.prompts import Expression, Template
 from scalecap.replies import Unparsed, body, json_value, lines
 from scalecap.shortening import by_probability, from_the_end, generate_fitting, limit
 from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, Views, stage, together
+from scalecap.stages.split_sentences import split_sentences
 
 
 @stage
@@ -28,11 +29,12 @@ class Generate:
     With `where`, an expression over the variables of `each`, only items for which it holds are asked about;
     the others have an empty reply (null as JSON). A row without any such item is marked "skipped".
 
-    `parse: lines` makes a list of the reply's lines, each once and without Markdown. With `each` or `samples`
-    the lines of all replies are one list, and the side column `about` has the place of each line's item or
-    sample, from 0. `parse: json` reads the reply as JSON, which follows the JSON schema `schema` if one is
-    given; engines that can constrain decoding are held to it. A reply that can't be read is drawn once more
-    (not a greedy one, which would be the same), then it is null and marked "unparsed".
+    `parse: lines` makes a list of the reply's lines, each once and without Markdown, `parse: sentences` of
+    their sentences. With `each` or `samples` those of all replies are one list, and the side column `about`
+    has the place of each one's item or sample, from 0. `parse: json` reads the reply as JSON, which follows
+    the JSON schema `schema` if one is given; engines that can constrain decoding are held to it. A reply that
+    can't be read is drawn once more (not a greedy one, which would be the same), then it is null and marked
+    "unparsed".
 
     `max_sentences` and `max_characters` hold a text to a length: what is over is cut off at the end of a
     sentence (of a first one that is too long, at a clause or a word), marked "shortened". A prompt too long
@@ -50,7 +52,7 @@ class Generate:
         *,
         prompt: Template,
         retry_prompt: Template | None = None,
-        parse: Literal["text", "lines", "json"] = "text",
+        parse: Literal["text", "lines", "sentences", "json"] = "text",
         schema: Mapping[str, Any] | None = None,
         samples: int | None = None,
         where: Expression | None = None,
@@ -93,10 +95,11 @@ class Generate:
         if given.get("where") and not given.get("each"):
             raise ValueError("where: chooses items, and there is no `each`: a step has `when: <expression>`")
         listed = any(given.get(name) for name in ("each", "views", "samples"))
-        kind: Kind = "texts" if listed or given.get("parse") == "lines" else "text"
+        joins = given.get("parse") in ("lines", "sentences")
+        kind: Kind = "texts" if listed or joins else "text"
         if given.get("parse") == "json":
             kind = "list" if listed else "any"
-        about = ("about",) if listed and given.get("parse") == "lines" else ()
+        about = ("about",) if listed and joins else ()
         return replace(
             stage,
             settings={**stage.settings, "model": model},
@@ -120,33 +123,35 @@ class Generate:
     ) -> Any:
         shared = variables or {}
         if each is not None or views is not None:
-            every = items(each, views)
+            listed = items(each, views)
+            every = list(zip(views or [image] * len(listed), listed, strict=True))
             chosen = [
-                (views is None or views[place] is not None)
+                place
+                for place, (view, item) in enumerate(every)
+                if (views is None or view is not None)
                 and (self.where is None or self.where.holds(**shared, **item))
-                for place, item in enumerate(every)
             ]
-            if every and not any(chosen):
+            if every and not chosen:
                 ask.mark("skipped")
+            chosen = [place for place in chosen if told(every[place][0], {**shared, **every[place][1]})]
+            asked = set(chosen[: ask.allowed([1] * len(chosen))])
             replies = await together(
-                self._reply(ask, views[place] if views else image, {**shared, **item})
-                if chosen[place]
-                else self._nothing()
-                for place, item in enumerate(every)
+                self._reply(ask, view, {**shared, **item}) if place in asked else self._nothing()
+                for place, (view, item) in enumerate(every)
             )
         elif self.samples is not None:
-            replies = await together(self._reply(ask, image, shared, draw) for draw in range(self.samples))
+            draws = ask.allowed([1] * self.samples) if told(image, shared) else 0
+            replies = await together(self._reply(ask, image, shared, draw) for draw in range(draws))
         else:
-            return await self._reply(ask, image, shared)
-        if self.parse != "lines":
+            asks = told(image, shared) and ask.allowed([1])
+            return await (self._reply(ask, image, shared) if asks else self._nothing())
+        if self.parse not in ("lines", "sentences"):
             return replies
         about = [place for place, found in enumerate(replies) for _ in found]
         return [line for found in replies for line in found], about
 
     async def _reply(self, ask: Ask, image: Image | None, values: Mapping[str, Any], sample: int = 0) -> Any:
         """One reply, parsed."""
-        if image is None and not any(as_text(value).strip() for value in values.values()):
-            return await self._nothing()
         lists = [value for value in values.values() if isinstance(value, list)]
 
         def filled(prompt: Template) -> Callable[[Collection[int]], str]:
@@ -167,8 +172,11 @@ class Generate:
         )
         if self.parse == "json":
             return None if self._fault(reply.text) else json_value(reply.text, self.schema)
-        if self.parse == "lines":
-            return lines(reply.text)
+        if self.parse in ("lines", "sentences"):
+            found = lines(reply.text)
+            if self.parse == "sentences":
+                found = [sentence for line in found for sentence in split_sentences(line)]
+            return found
         text = body(reply.text)
         if self.max_sentences is None and self.max_characters is None:
             return text
@@ -179,7 +187,7 @@ class Generate:
 
     async def _nothing(self) -> Any:
         """The reply of an item that is not asked about."""
-        return {"text": "", "lines": [], "json": None}[self.parse]
+        return {"text": "", "json": None}.get(self.parse, [])
 
     def _fault(self, reply: str) -> str | None:
         """The flag of a reply that can't be parsed."""
@@ -189,6 +197,11 @@ class Generate:
             except Unparsed:
                 return "unparsed"
         return None
+
+
+def told(image: Image | None, values: Mapping[str, Any]) -> bool:
+    """Whether there is anything to ask about."""
+    return image is not None or any(as_text(value).strip() for value in values.values())
 
 
 def _names(given: Any) -> set[str]:

@@ -27,7 +27,11 @@ class Likelihood:
     async def __call__(
         self, ask: Ask, *, texts: list[str], image: Image
     ) -> tuple[list[str], list[dict[str, Any]]]:
-        scores = await together(self._score(ask, text, image) for text in texts)
+        allowed = ask.allowed([1] * len(texts))
+        scores = await together(self._score(ask, text, image) for text in texts[:allowed])
+        scores += [
+            {"text": text, "likelihood": None, "kept": False, "asked": False} for text in texts[allowed:]
+        ]
         return [score["text"] for score in scores if score["kept"]], scores
 
     async def _score(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from scalecap import verdicts
@@ -38,6 +38,9 @@ class Verify:
     `mass` is the probability of yes and no together (null where an engine can't tell it). Below the run's
     `min_mass` the model would say something else: the text is not kept, p_yes is null, and the row is
     marked "unanswered".
+
+    A text that is empty, or that the step's limit or the pipeline's budget left unasked, is neither kept nor
+    refuted; its record has `asked: false`.
 
     `ensemble` is a list of further prompts. The probability is then the mean over all of them, each of
     which must be answered, and the mass is the smallest; when sampled, more than half must say yes.
@@ -86,14 +89,20 @@ class Verify:
             raise ValueError(f"{len(texts)} texts and {len(own)} views of them")
         if before is not None and [score["text"] for score in before] != texts:
             raise ValueError("before: the earlier check did not read the same texts")
-        asked = [place for place in range(len(texts)) if before is None or own[place] is not None]
+        asked = [
+            place
+            for place, text in enumerate(texts)
+            if text.strip() and (before is None or own[place] is not None)
+        ]
+        asked = asked[: ask.allowed(self._costs([own[place] is None for place in asked]))]
         joined = [place for place in asked if own[place] is None] if self.batch > 1 else []
         groups = [joined[at : at + self.batch] for at in range(0, len(joined), self.batch)]
         groups += [[place] for place in asked if place not in set(joined)]
         found = await together(
             self._group(ask, [texts[place] for place in group], own[group[0]] or image) for group in groups
         )
-        answers = {place: _Answer(score, _said_no(score)) for place, score in enumerate(before or [])}
+        answers = {place: _Answer(unasked(text), False) for place, text in enumerate(texts)}
+        answers |= {place: _Answer(score, _said_no(score)) for place, score in enumerate(before or [])}
         for group, its in zip(groups, found, strict=True):
             answers |= zip(group, its, strict=True)
         ordered = [answers[place] for place in range(len(texts))]
@@ -102,6 +111,17 @@ class Verify:
             [answer.score for answer in ordered],
             [answer.score["text"] for answer in ordered if answer.no],
         )
+
+    def _costs(self, whole: Sequence[bool]) -> list[int]:
+        """Requests of each text, by whether it has no view of its own; those of a batch are its first's."""
+        if self.batch == 1:
+            return [len(self.prompts)] * len(whole)
+        costs, joined = [], 0
+        for joins in whole:
+            heads = joins and joined % self.batch == 0
+            joined += joins
+            costs.append(2 if heads and joined < sum(whole) else int(heads or not joins))
+        return costs
 
     async def _group(self, ask: Ask, texts: list[str], image: Image) -> "list[_Answer]":
         """The answers about texts that are asked about in one request, if there are several."""
@@ -167,6 +187,11 @@ class _Answer(NamedTuple):
 def _said_no(score: Mapping[str, Any]) -> bool:
     """Whether the record of a check by probability tells of a no."""
     return not score["kept"] and score["p_yes"] is not None
+
+
+def unasked(text: str) -> dict[str, Any]:
+    """The record of a text that was not asked about."""
+    return {"text": text, "p_yes": None, "kept": False, "mass": None, "asked": False}
 
 
 def probability(threshold: float) -> float:

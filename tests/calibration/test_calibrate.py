@@ -33,7 +33,7 @@ def calibrate(monkeypatch: pytest.MonkeyPatch, made: Path, tmp_path: Path) -> Ca
 def test_a_promise_from_labels(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture):
     assert calibrate(labels_of(made, "golden_sentences"), "--wrong", "0.1") == 0
     told = capsys.readouterr().out
-    assert "golden_sentences: 120 labels, one a picture: 60 yes, 60 no" in told
+    assert "golden_sentences: 120 labels, one an image: 60 yes, 60 no" in told
     # Dogs get 0.6 to 0.961, cats 0.11 to 0.59: 12 of 60 cats are kept at 0.5.
     assert (
         "at the run's threshold 0.5: 0.90 (0.83 to 0.95) right, 1.00 (0.94 to 1.00) of the true kept" in told

@@ -6,7 +6,7 @@ import pytest
 from labelled import labels_of, write_labels
 
 from scalecap.calibration.labels import LabelError, read_labels
-from scalecap.calibration.statements import Statement, arrays, match, one_a_picture
+from scalecap.calibration.statements import Statement, arrays, match, one_an_image
 from scalecap.report.folder import Run
 
 
@@ -44,7 +44,9 @@ def test_labels_find_their_statements(made: Path, tmp_path: Path):
     path = write_labels(tmp_path / "labels.jsonl", [*labels, labels[5]])  # one of them twice
     found = match(read_labels([path]), Run(made, "run"))
     assert {step: len(each) for step, each in found.items()} == {"golden_sentences": 120, "final_details": 3}
-    assert found["golden_sentences"][0] == Statement("0", "There is a dog.", 0.6, "yes")
+    first = found["golden_sentences"][0]
+    assert first == Statement("0", "There is a dog.", 0.6, "yes", first.image)
+    assert len({each.image for each in found["golden_sentences"]}) == 120
     second = found["golden_sentences"][1]
     assert (second.text, second.true) == ("There is a cat.", False)
     assert second.p_yes == pytest.approx(0.11)
@@ -76,17 +78,20 @@ def test_contradicting_verdicts_name_both_lines(made: Path, tmp_path: Path):
         match(read_labels([one, other]), Run(made, "run"))
 
 
-def test_one_statement_of_each_picture_is_drawn_whatever_the_order():
-    statements = [Statement(str(n // 3), f"text {n}", 0.5, "yes") for n in range(90)]
-    chosen = one_a_picture(statements, 0)
-    assert sorted(each.row_id for each in chosen) == sorted({each.row_id for each in statements})
-    assert set(one_a_picture(statements[::-1], 0)) == set(chosen)
-    assert set(one_a_picture(statements, 1)) != set(chosen)
+def test_one_statement_of_each_image_is_drawn_whatever_the_order():
+    statements = [Statement(str(n // 2), f"text {n}", 0.5, "yes", f"image {n // 3}") for n in range(90)]
+    chosen = one_an_image(statements, 0)
+    assert sorted(each.image for each in chosen) == sorted({each.image for each in statements})
+    assert set(one_an_image(statements[::-1], 0)) == set(chosen)
+    assert set(one_an_image(statements, 1)) != set(chosen)
     places = [int(each.text.split()[1]) % 3 for each in chosen]
     assert {places.count(place) > 3 for place in range(3)} == {True}  # none is preferred
 
 
 def test_unsure_counts_as_no():
-    p_yes, true = arrays([Statement("0", "a", 0.5, "unsure"), Statement("1", "b", -1.0, "yes")])
-    assert p_yes.tolist() == [0.5, -1.0]
-    assert true.tolist() == [False, True]
+    statements = [("0", "unsure", "x"), ("1", "yes", "y"), ("2", "yes", "x")]
+    labelled = arrays([Statement(row, "a", 0.5, verdict, image) for row, verdict, image in statements])
+    assert labelled.p_yes.tolist() == [0.5, 0.5, 0.5]
+    assert labelled.true.tolist() == [False, True, True]
+    assert (labelled.image.tolist(), labelled.images) == ([0, 1, 0], 2)
+    assert arrays([]).images == 0

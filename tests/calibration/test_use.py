@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from scalecap import Captioner
 from scalecap.calibration.calibrate import calibrate
 from scalecap.calibration.labels import read_labels
+from scalecap.calibration.record import CalibrationError
 from scalecap.card import card
 from scalecap.engines.scripted import Scripted
 from scalecap.report.build import write_report
@@ -59,7 +60,7 @@ def test_a_promise_sets_the_threshold_and_is_told(calibration: str, again: Again
     promise = (
         "promised with 95 % confidence: a statement that is kept, drawn at random from a picture drawn"
         " at random, is wrong with a probability of at most 10 %, on pictures like those labelled"
-        " (120 labels, data=jsonl"
+        " (120 labels, one an image, binomial bound; data=jsonl"
     )
     assert f"golden_sentences: 120 kept, 120 dropped; {promise}" in summary.screen()
     assert "final_details: 120 kept, 0 dropped; threshold 0.5 set by hand" in summary.screen()
@@ -213,3 +214,51 @@ def test_rows_of_other_thresholds_void_the_promise(calibration: str, again: Agai
     summary: Any = again(calibration, "wrong={golden_sentences: 0.1}", "resume=force")
     assert summary.promises["golden_sentences"]["wrong"] is None
     assert "nothing is promised" in summary.screen()
+
+
+def edited(folder: Path, path: Path, **columns: Any) -> str:
+    """The override that edits the first row."""
+    path.write_text(json.dumps({"row_id": "0", **columns}) + "\n")
+    return f"edits={path}"
+
+
+def test_rows_edited_by_hand_void_the_promise_of_the_checks_that_they_reach(
+    calibration: str, again: Again, tmp_path: Path
+):
+    promise = (calibration, "wrong={golden_sentences: 0.1}")
+    after = edited(tmp_path, tmp_path / "after.jsonl", raw_answers=["It is a red dog."])
+    summary = again(*promise, after)
+    assert summary.promises["golden_sentences"]["wrong"] == 0.1  # which comes before what was edited
+    before = edited(tmp_path, tmp_path / "before.jsonl", sentences=["There is a dog."])
+    summary = again(*promise, before)
+    assert summary.promises["golden_sentences"] == {
+        "threshold": pytest.approx(0.5987, abs=1e-4),
+        "wrong": None,
+        "sentence": "1 row edited by hand at sentences: nothing is promised",
+    }
+    assert "nothing is promised" in again(*promise).screen()  # of the same folder, the edits given before
+
+
+def test_edited_statements_are_not_calibrated(made: Path, again: Again, tmp_path: Path):
+    again(edited(tmp_path, tmp_path / "edits.jsonl", golden_sentences=["There is a dog."]))
+    folder = tmp_path / "again"
+    path = write_labels(tmp_path / "labels.jsonl", labels_of(folder, "golden_sentences"))
+    with pytest.raises(CalibrationError) as error:
+        calibrate(folder, read_labels([path]), wrong=0.1, confidence=0.95)
+    assert "1 row edited by hand at golden_sentences" in str(error.value)
+
+
+def test_a_run_over_other_pictures_says_whose_labels_they_are(
+    calibration: str, again: Again, compose: Callable[..., Settings], rows: Callable[..., str], tmp_path: Path
+):
+    other = tmp_path / "other.jsonl"
+    other.write_text((tmp_path / "rows.jsonl").read_text())
+    note = "golden_sentences: labelled were pictures of data=jsonl"
+    promise = (calibration, "wrong={golden_sentences: 0.1}", "data.limit=3")
+    assert not any(each.startswith(note) for each in again(*promise).notes)
+    (told,) = (
+        each
+        for each in again(*promise, f"data.path={other}", f"output={tmp_path}/other").notes
+        if each.startswith(note)
+    )
+    assert told.endswith("the promise holds for these if they are drawn from the same kind.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as Pillow
+from server import Server
 
 from scalecap.engines import embedded_model
 from scalecap.engines.base import Image
@@ -73,6 +74,17 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         finally:
             server.terminate()
             server.wait(60)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that answers from a script."""
+    pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
+    monkeypatch.setattr("scalecap.engines.servers._PAUSE", 0.001)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = Server()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

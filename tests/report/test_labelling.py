@@ -137,7 +137,7 @@ async def test_from_keys_to_a_promise(
     words = ["calibrate", str(hostile), "--labels", str(tmp_path / "labels.jsonl"), "--wrong", "0.2"]
     monkeypatch.setattr(sys, "argv", words)
     calibrate()
-    assert "golden_sentences: 58 labels, one a picture" in capsys.readouterr().out
+    assert "golden_sentences: 58 labels, one an image" in capsys.readouterr().out
     async with browser(write_report(hostile)) as page:
         region = page.get_by_role("region", name="Calibration of golden_sentences")
         assert await region.locator("canvas").count() == 1

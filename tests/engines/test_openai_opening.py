@@ -1,0 +1,75 @@
+"""What is seen of a server before any row, and how its replies are known."""
+
+from typing import Any
+
+import pytest
+from server import Server, error, settings
+
+from scalecap.engines.base import EngineDead, Generate, Prompt
+from scalecap.engines.weights import ModelError
+from scalecap.settings import EngineSettings, ModelSettings
+
+pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
+
+from scalecap.engines.openai import open_openai
+
+
+async def test_a_server_that_answers_no_question_is_named_before_any_row(fake: Server) -> None:
+    fake.probe = (400, error("this model does not chat"))
+    with pytest.raises(ModelError, match=r"does not answer .*does not chat.*engine\.logprobs=true or false"):
+        await open_openai(ModelSettings(name="m"), settings(fake))
+    await (await open_openai(ModelSettings(name="m"), settings(fake, logprobs=False))).close()
+
+
+async def test_refused_key(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    assert set(fake.keys) == {"Bearer secret"}
+    assert "secret" not in engine.identity
+    for status, words in [(401, "OPENAI_API_KEY"), (404, r"model\.vlm\.name")]:
+        fake.answers = [(status, error("no"))]
+        with pytest.raises(EngineDead, match=words):
+            await engine.generate(Generate(Prompt("?")))
+    await engine.close()
+
+
+async def test_server_that_does_not_fit(fake: Server) -> None:
+    with pytest.raises(ModelError, match="one of m"):
+        await open_openai(ModelSettings(name="other"), settings(fake))
+    with pytest.raises(ModelError, match="base_url"):
+        await open_openai(ModelSettings(name="m"), EngineSettings())
+    with pytest.raises(ModelError, match="no server answers"):
+        await open_openai(
+            ModelSettings(name="m"), EngineSettings(base_url="http://127.0.0.1:9/v1", retries=0)
+        )
+    fake.models = (401, error("no"))
+    with pytest.raises(ModelError, match="OPENAI_API_KEY"):
+        await open_openai(ModelSettings(name="m"), settings(fake))
+    fake.models = (404, error("no such page"))
+    engine = await open_openai(ModelSettings(name="other"), settings(fake))
+    assert engine.identity == f"openai other at={fake.url}"
+    await engine.close()
+
+
+async def identity(fake: Server, model: str = "m", **given: Any) -> str:
+    engine = await open_openai(ModelSettings(name=model), settings(fake, **given))
+    await engine.close()
+    return engine.identity
+
+
+async def test_servers_that_serve_other_weights_under_one_name_share_no_reply(fake: Server) -> None:
+    other = Server()
+    try:
+        here, there = await identity(fake), await identity(other)
+        assert len({here, there, await identity(fake, identity="mine")}) == 3
+        assert await identity(fake, identity="mine") == await identity(other, identity="mine")
+        assert here == f"openai m at={fake.url}" == await identity(fake, logprobs=True)
+        assert here != await identity(fake, logprobs=False)
+    finally:
+        other.stop()
+
+
+async def test_opening_has_the_deadline_too(fake: Server) -> None:
+    fake.models = (200, "hang")
+    with pytest.raises(ModelError, match=r"no server answers .* within 0\.3 seconds"):
+        await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3))

@@ -1,0 +1,116 @@
+"""Tries, deadlines, and a server that is away for a while."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from server import Answer, Server, completion, error, settings
+
+from scalecap.engines.base import EngineDead, EngineError, Generate, Prompt
+from scalecap.settings import ModelSettings
+
+pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
+
+from scalecap.engines.openai import open_openai
+from scalecap.engines.servers import Servers
+
+
+@pytest.mark.parametrize(
+    "fault", [(429, error("slow down")), (500, error("oops")), (503, b"<html>busy</html>")], ids=str
+)
+async def test_faults_that_pass(fake: Server, fault: Answer) -> None:
+    fake.answers = [fault, fault, (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=2))
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    fake.answers = [fault]
+    with pytest.raises(EngineError):
+        await engine.generate(Generate(Prompt("?")))
+    assert len(fake.asked) == 6
+    await engine.close()
+
+
+async def test_waits_as_told(fake: Server) -> None:
+    fake.headers = {"Retry-After": "1"}
+    fake.answers = [(429, error("slow down")), (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    start = time.monotonic()
+    await engine.generate(Generate(Prompt("?")))
+    assert time.monotonic() - start > 0.9
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "times"),
+    [(b"{garbage", 2), (b"", 2), ({"hello": "world"}, 2), ([], 2), (completion("", "content_filter"), 1)],
+    ids=str,
+)
+async def test_odd_answers_fail_alone(fake: Server, body: Any, times: int) -> None:
+    """Garbage is asked again once; what a filter withholds is not."""
+    fake.answers = [*[(200, body)] * times, (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    with pytest.raises(EngineError) as caught:
+        await engine.generate(Generate(Prompt("?")))
+    assert len(fake.asked) == times
+    assert not isinstance(caught.value, EngineDead)
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    await engine.close()
+
+
+@pytest.mark.parametrize(("away", "answered"), [([True, True, True, False], True), ([False, False], False)])
+async def test_a_connection_lost_to_a_server_that_was_away_costs_no_try(
+    fake: Server, monkeypatch: pytest.MonkeyPatch, away: list[bool], answered: bool
+) -> None:
+    looks = iter(away)
+
+    async def look(*_: object) -> bool:
+        return next(looks)
+
+    monkeypatch.setattr(Servers, "_looking", look)
+    fake.answers = [*[(200, "reset")] * len(away), (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=0))
+    if answered:
+        assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    else:
+        with pytest.raises(EngineError, match="ConnectionError"):
+            await engine.generate(Generate(Prompt("?")))
+    assert next(looks, None) is None
+    await engine.close()
+
+
+@pytest.mark.parametrize("fault", [(200, "hang"), (429, error("slow down"))], ids=["hang", "429"])
+async def test_a_request_has_one_deadline_for_all_its_tries(
+    fake: Server, monkeypatch: pytest.MonkeyPatch, fault: Answer
+) -> None:
+    monkeypatch.setattr("scalecap.engines.servers._LOOK", 0.01)
+    fake.headers = {"Retry-After": "30"}
+    fake.answers = [fault, (200, completion("A cat."))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3, retries=3))
+    with pytest.raises(EngineError, match=r"no answer within engine\.timeout=0\.3 seconds"):
+        await engine.generate(Generate(Prompt("?")))
+    assert len(fake.asked) == 1
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    await engine.close()
+
+
+async def test_a_deadline_that_passes_while_the_server_is_away_begins_anew(
+    fake: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([True, False])
+
+    async def look(*_: object) -> bool:
+        return next(looks)
+
+    monkeypatch.setattr(Servers, "_looking", look)
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.5))
+    fake.answers = [(200, "hang"), (200, completion("A cat."))]
+    assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
+    await engine.close()
+
+
+async def test_bounded(fake: Server) -> None:
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, concurrency=3))
+    await asyncio.gather(*(engine.generate(Generate(Prompt(str(number)))) for number in range(12)))
+    assert len(fake.asked) == 12
+    assert fake.most <= 3
+    await engine.close()

@@ -1,0 +1,293 @@
+"""Several servers as one engine: which is asked about a picture, and what happens when one goes away."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+from server import Server, completion, error, settings
+
+from scalecap.engines.base import Choose, EngineDead, EngineError, Generate, Image, Prompt
+from scalecap.engines.weights import ModelError
+from scalecap.settings import EngineSettings, ModelSettings
+
+pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
+
+from scalecap.engines.openai import OpenAIEngine, look, open_openai
+
+MODEL = ModelSettings(name="m")
+PICTURES = [Image(f"picture {number}", Pillow.new("RGB", (1, 1))) for number in range(30)]
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
+    """Three servers of one model, each of which says its number."""
+    monkeypatch.setattr("scalecap.engines.servers._PAUSE", 0.001)
+    monkeypatch.setattr("scalecap.engines.servers._LOOK", 0.02)
+    servers = [Server() for _ in range(3)]
+    for number, server in enumerate(servers):
+        server.seconds = 0.002
+        server.answers = [(200, completion(str(number)))]
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+def several(fakes: list[Server], **given: Any) -> EngineSettings:
+    return EngineSettings(name="openai", base_url=[fake.url for fake in fakes], **given)
+
+
+async def answerers(engine: OpenAIEngine, times: int = 1) -> dict[str, set[int]]:
+    """By picture, the numbers of the servers that answered."""
+    told: dict[str, set[int]] = {picture.hash: set() for picture in PICTURES}
+
+    async def ask(picture: Image, time: int) -> None:
+        reply = await engine.generate(Generate(Prompt(f"What is it, {time}?", picture)))
+        told[picture.hash].add(int(reply.text))
+
+    await asyncio.gather(*(ask(picture, time) for picture in PICTURES for time in range(times)))
+    return told
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < 20
+        await asyncio.sleep(0.01)
+
+
+async def test_a_pictures_requests_go_to_one_server(fakes: list[Server]) -> None:
+    engine = await open_openai(MODEL, several(fakes))
+    assert engine.concurrency == 3 * 32
+    whole = await answerers(engine, times=4)
+    assert {len(each) for each in whole.values()} == {1}
+    assert [len(fake.asked) for fake in fakes] == [
+        4 * sum(each == {number} for each in whole.values()) for number in range(3)
+    ]
+    assert all(fake.asked for fake in fakes)
+    assert engine.notes()[0].startswith("Requests answered: ")
+    await engine.close()
+    # In whatever order the servers are listed, and one fewer moves its own pictures alone.
+    for fewer in ([fakes[2], fakes[0], fakes[1]], fakes[:2], fakes[1:]):
+        engine = await open_openai(MODEL, several(fewer))
+        there = {fakes.index(fake) for fake in fewer}
+        told = await answerers(engine)
+        assert all(told[name] == each for name, each in whole.items() if each <= there)
+        await engine.close()
+
+
+async def test_texts_without_a_picture_are_shared_out_by_what_they_say(fakes: list[Server]) -> None:
+    engine = await open_openai(MODEL, several(fakes))
+    told = [
+        [(await engine.generate(Generate(Prompt(f"Join {number}.")))).text for number in range(12)]
+        for _ in range(2)
+    ]
+    await engine.close()
+    assert told[0] == told[1]
+    assert set(told[0]) == {"0", "1", "2"}
+
+
+async def test_a_server_that_dies_moves_its_pictures_alone_and_is_taken_back(fakes: list[Server]) -> None:
+    engine = await open_openai(MODEL, several(fakes))
+    whole = await answerers(engine)
+    fakes[0].stop()
+    without = await answerers(engine, times=2)
+    assert all(len(each) == 1 for each in without.values())
+    moved = [name for name, each in whole.items() if each == {0}]
+    assert {name for name in whole if without[name] != whole[name]} == set(moved)
+    assert engine._servers.servers[0].moved == 2 * len(moved)
+    await until(lambda: not engine._servers.servers[0].up)
+    fakes[0].start()
+    await until(lambda: engine._servers.servers[0].up)
+    assert await answerers(engine) == whole
+    notes = engine.notes()
+    assert notes[1:] == [f"{fakes[0].url} was away (once); others answered {2 * len(moved)} of its requests."]
+    assert engine.notes()[1:] == []
+    await engine.close()
+
+
+async def test_requests_in_flight_at_a_server_that_dies_are_answered_by_others(fakes: list[Server]) -> None:
+    fakes[1].seconds = 0.3
+    engine = await open_openai(MODEL, several(fakes))
+    asking = asyncio.create_task(answerers(engine))
+    await until(lambda: fakes[1]._now > 3)
+    fakes[1].stop()
+    told = await asking
+    assert not any(1 in each for each in told.values())
+    seen = Counter(str(asked["messages"]) for fake in (fakes[0], fakes[2]) for asked in fake.asked)
+    assert sum(seen.values()) == len(PICTURES)
+    await engine.close()
+
+
+async def test_all_away(fakes: list[Server]) -> None:
+    engine = await open_openai(MODEL, several(fakes, timeout=0.5))
+    for fake in fakes:
+        fake.stop()
+    with pytest.raises(EngineDead) as caught:
+        await engine.generate(Generate(Prompt("?")))
+    assert all(fake.url in str(caught.value) for fake in fakes)
+    fakes[2].start()
+    assert (await engine.generate(Generate(Prompt("?")))).text == "2"
+    await engine.close()
+    for fake in fakes[:2]:
+        fake.start()
+
+
+async def test_none_there_is_told_before_a_run_and_each_is_named(fakes: list[Server]) -> None:
+    for fake in fakes:
+        fake.stop()
+    with pytest.raises(ModelError) as caught:
+        await open_openai(MODEL, several(fakes))
+    assert all(f"no server answers at engine.base_url={fake.url} (" in str(caught.value) for fake in fakes)
+    for fake in fakes:
+        fake.start()
+
+
+async def test_one_that_is_not_there_yet_is_asked_when_it_is(fakes: list[Server]) -> None:
+    whole = await answerers(engine := await open_openai(MODEL, several(fakes)))
+    await engine.close()
+    fakes[0].stop()
+    engine = await open_openai(MODEL, several(fakes))
+    assert not any(0 in each for each in (await answerers(engine)).values())
+    late = engine._servers.servers[0]
+    for models, probe in [
+        ((200, {"data": [{"id": "other"}]}), (200, completion("Yes", top={"Yes": 0.9}))),
+        ((200, {"data": [{"id": "m"}]}), (200, completion("Yes"))),
+    ]:
+        fakes[0].models, fakes[0].probe = models, probe
+        before = late.trouble
+        fakes[0].start()
+        await until(lambda before=before: isinstance(late.trouble, ModelError) and late.trouble is not before)
+        assert not late.up
+        fakes[0].stop()
+    fakes[0].probe = (200, completion("Yes", top={"Yes": 0.9}))
+    fakes[0].start()
+    await until(lambda: late.up)
+    assert await answerers(engine) == whole
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    "fault", [(500, error("oops")), (503, b"busy"), (200, "reset"), (200, "hang")], ids=str
+)
+async def test_one_request_that_one_server_does_not_answer_is_answered_by_another(
+    fakes: list[Server], fault: Any
+) -> None:
+    engine = await open_openai(MODEL, several(fakes, timeout=0.5))
+    first = next(
+        at for at, fake in enumerate(fakes) if fake.url == engine._servers.order("?")[0].connection.url
+    )
+    fakes[first].answers = [fault, (200, completion(str(first)))]
+    assert (await engine.generate(Generate(Prompt("?")))).text != str(first)
+    await until(lambda: all(task.done() for task in engine._servers._looks.values()))
+    assert (await engine.generate(Generate(Prompt("?")))).text == str(first)
+    await engine.close()
+
+
+@pytest.mark.parametrize("status", [401, 404])
+async def test_a_server_that_refuses_everything_is_left(fakes: list[Server], status: int) -> None:
+    engine = await open_openai(MODEL, several(fakes))
+    fakes[0].answers, fakes[0].models = [(status, error("no"))], (200, {"data": [{"id": "other"}]})
+    told = await answerers(engine)
+    assert not any(0 in each for each in told.values())
+    assert not engine._servers.servers[0].up
+    await engine.close()
+
+
+async def test_a_request_that_every_server_drops_fails_alone(fakes: list[Server]) -> None:
+    for fake in fakes:
+        good = fake.script
+        fake.script = lambda asked, good=good: (200, "reset") if "bad" in str(asked) else good(asked)
+    engine = await open_openai(MODEL, several(fakes, retries=1))
+    with pytest.raises(EngineError) as caught:
+        await engine.generate(Generate(Prompt("bad")))
+    assert not isinstance(caught.value, EngineDead)
+    assert [len(fake.asked) for fake in fakes] == [3, 3, 3]
+    assert (await engine.generate(Generate(Prompt("?")))).text
+    await engine.close()
+
+
+async def test_a_machine_that_vanished(fakes: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes back from it, not even that there is no connection."""
+    monkeypatch.setattr("scalecap.engines.servers._SILENT", 0.1)
+    monkeypatch.setattr("scalecap.engines.servers._LOOK_TIMEOUT", 0.05)
+    engine = await open_openai(MODEL, several(fakes))
+    fakes[0].answers, fakes[0].models = [(200, "hang")], (200, "hang")
+    told = await asyncio.wait_for(answerers(engine), 20)
+    assert {number for each in told.values() for number in each} == {1, 2}
+    await engine.close()
+
+
+async def test_each_server_has_its_own_bound(fakes: list[Server]) -> None:
+    engine = await open_openai(MODEL, several(fakes, concurrency=2))
+    await answerers(engine, times=3)
+    assert engine.concurrency == 6
+    assert max(fake.most for fake in fakes) == 2
+    await engine.close()
+
+
+async def test_what_a_server_calls_its_limit_is_learnt_for_each(fakes: list[Server]) -> None:
+    def later(asked: dict[str, Any]) -> Any:
+        wrong = "max_tokens" in asked
+        return (400, error("use 'max_completion_tokens' instead")) if wrong else (200, completion("0"))
+
+    fakes[0].script = later
+    engine = await open_openai(MODEL, several(fakes))
+    await answerers(engine)
+    assert all("max_tokens" in asked for fake in fakes[1:] for asked in fake.asked)
+    assert "max_completion_tokens" in fakes[0].asked[-1]
+    await engine.close()
+
+
+async def test_servers_that_differ_are_named(fakes: list[Server]) -> None:
+    def serve(number: int, **card: Any) -> None:
+        fakes[number].models = (200, {"data": [{"id": "m", **card}]})
+
+    serve(0, max_model_len=4096, root="/a")
+    serve(1, max_model_len=2048, root="/a")
+    with pytest.raises(ModelError, match=r"differ in max_model_len: 4096 at .*, 2048 at .*same context"):
+        await open_openai(MODEL, several(fakes))
+    serve(1, max_model_len=4096, root="/b")
+    with pytest.raises(ModelError, match=r"differ in root: /a at .*, /b at .*engine\.identity="):
+        await open_openai(MODEL, several(fakes))
+    engine = await open_openai(MODEL, several(fakes, identity="the same"))
+    assert (engine.identity, engine.context_length) == ("openai m is=the same", 4096)
+    await engine.close()
+    serve(2, max_model_len=4096, root="/a")
+    fakes[1].models = (200, {"data": [{"id": "other"}]})
+    with pytest.raises(ModelError, match=f"{fakes[1].url} has no model m"):
+        await open_openai(MODEL, several(fakes))
+    serve(1)
+    fakes[1].probe = (200, completion("Yes"))
+    with pytest.raises(ModelError, match=r"tell log-probabilities and .* do not: engine\.logprobs=false"):
+        await open_openai(MODEL, several(fakes))
+    engine = await open_openai(MODEL, several(fakes, logprobs=False))
+    await engine.choose(Choose(Prompt("?")))
+    await engine.close()
+
+
+async def test_one_identity_in_whatever_order(fakes: list[Server]) -> None:
+    names = []
+    for order in (fakes, fakes[::-1], [*fakes, fakes[0]]):
+        engine = await open_openai(MODEL, several(order))
+        names.append(engine.identity)
+        await engine.close()
+    assert set(names) == {f"openai m at={','.join(sorted(fake.url for fake in fakes))}"}
+
+
+def test_a_check_looks_at_each(fakes: list[Server]) -> None:
+    assert look(MODEL, several(fakes)) == ""
+    fakes[0].models = (404, {})
+    fakes[1].stop()
+    told = look(MODEL, several(fakes))
+    fakes[1].start()
+    assert told == (
+        f"whether {fakes[0].url} has a model m, since it lists none;"
+        f" whether {fakes[1].url} has a model m, since it is away"
+    )
+    assert [fake.asked for fake in fakes] == [[], [], []]
+    alone = settings(fakes[0])
+    assert look(MODEL, alone) == "whether the server has a model m, since it lists none"

@@ -1,0 +1,325 @@
+"""What a row may ask: exact counts of requests, whatever the order in which replies come."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+
+from scalecap import stages
+from scalecap.allowance import Allowance, NothingLeft
+from scalecap.asking import Asked, Counts
+from scalecap.data import Row
+from scalecap.engines.base import Choose, Generated, Image, Sampling
+from scalecap.engines.scripted import Scripted
+from scalecap.pipeline import Finished, Pipeline, PipelineError
+from scalecap.run import run
+from scalecap.settings import Settings, SettingsError
+from scalecap.stages import Ask, Measures, stage
+
+Compose = Callable[..., Settings]
+STEPS: dict[str, dict[str, Any]] = {
+    "drafts": {"stage": "generate", "prompt": "Caption.", "image": "image", "samples": 2},
+    "more": {"stage": "generate", "prompt": "What else?", "image": "image"},
+    "sentences": {"stage": "split_each", "texts": "drafts"},
+    "golden": {"stage": "verify", "texts": "sentences", "prompt": "True: {{ text }}"},
+    "answers": {"stage": "generate", "prompt": "{{ it }}?", "image": "image", "each": {"it": "golden"}},
+    "final": {"stage": "generate", "prompt": "Join: {{ a }}", "variables": {"a": "answers"}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch):
+    stages.names()
+    monkeypatch.setattr(stages, "_stages", dict(stages._stages))
+
+
+def answer(request: Any) -> Any:
+    return 0.9 if isinstance(request, Choose) else "One. Two. Three."
+
+
+async def take(steps: Mapping[str, Any], budget: int | None, script: Any = answer) -> tuple[Finished, Counts]:
+    """A row through the steps, and what was counted."""
+    counts, finished = Counts(), []
+    engine = Scripted(script)
+    asked = Asked({"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, counts, 0.0)
+    row = Row(0, {"id": "0"}, lambda: Image("a", Pillow.new("RGB", (1, 1))))
+    pipeline = Pipeline.build(steps, None, budget=budget)
+    await pipeline.run([row], asked, in_flight=lambda: 1, on_row=finished.append)
+    return finished[0], counts
+
+
+def test_items_are_granted_in_order_as_far_as_requests_and_limit_go():
+    allowance = Allowance(left=5)
+    assert allowance.grant([2, 0, 2, 0, 2]) == 4
+    assert (allowance.left, allowance.unasked) == (1, 1)
+    assert allowance.grant([1, 1]) == 1
+    assert (allowance.left, allowance.unasked) == (0, 2)
+    assert Allowance(limit=2.9).grant([1] * 5) == 2
+    assert Allowance(limit=-1).grant([1]) == 0
+    assert Allowance().grant([7] * 3) == 3
+
+
+def test_who_never_consults_it_may_ask_while_something_is_left():
+    Allowance(left=1).check()
+    with pytest.raises(NothingLeft):
+        Allowance(left=0).check()
+    consulted = Allowance(left=1)
+    consulted.grant([1])
+    consulted.check()
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked", "unasked"),
+    [
+        # In the order of the plan: 2 drafts, 1 more, 6 checks, 6 answers, 1 at the end.
+        (None, [2, 1, 6, 6, 1], {}),
+        (16, [2, 1, 6, 6, 1], {}),
+        (15, [2, 1, 6, 6, 0], {"final": 1}),
+        (13, [2, 1, 6, 4, 0], {"answers": 2, "final": 1}),
+        (6, [2, 1, 3, 0, 0], {"golden": 3, "answers": 3}),
+        (1, [1, 0, 0, 0, 0], {"drafts": 1, "more": 1, "golden": 3}),
+    ],
+)
+async def test_a_budget_is_spent_to_the_last_request_and_never_over(
+    budget: int | None, asked: list[int], unasked: dict[str, int]
+):
+    done, counts = await take(STEPS, budget)
+    assert done.error is None
+    names = ("drafts", "more", "golden", "answers", "final")
+    assert [counts.steps[name].requests for name in names] == asked
+    assert done.usage.requests == sum(asked)
+    assert done.unasked == unasked
+    assert done.flags == {name: ["unasked"] for name in done.unasked}
+    # What is in step with another column stays so.
+    assert len(done.columns["answers"]) == len(done.columns["golden"])
+    assert [each["text"] for each in done.columns["golden_scores"]] == done.columns["sentences"]
+    assert sum(each.get("asked", True) for each in done.columns["golden_scores"]) == asked[2]
+    assert done.columns["golden_refuted"] == []
+
+
+async def test_what_is_asked_does_not_depend_on_which_reply_comes_first():
+    orders: list[list[float]] = [[0.0, 0.01, 0.003, 0.006], [0.006, 0.0, 0.01, 0.003], [0.0]]
+    found = []
+    for waits in orders:
+        turns = itertools.cycle(waits)
+
+        async def script(request: Any, turns: Any = turns) -> Any:
+            await asyncio.sleep(next(turns))
+            return answer(request)
+
+        done, _ = await take(STEPS, 11, script)
+        found.append((done.columns, done.flags, done.unasked, done.usage))
+    assert found[0] == found[1] == found[2]
+    assert found[0][2] == {"answers": 4, "final": 1}
+
+
+async def test_a_second_draw_of_a_faulty_reply_counts_and_is_made():
+    def script(request: Any) -> Any:
+        return Generated("One.", "length") if request.prompt.text == "Caption." else answer(request)
+
+    done, counts = await take(STEPS, 3, script)
+    assert counts.steps["drafts"].requests == 4
+    assert counts.steps["drafts"].retried == 2
+    assert done.unasked == {"more": 1, "golden": 2}
+    assert done.usage.requests == 4
+
+
+async def test_a_limit_holds_back_for_later_steps():
+    steps = STEPS | {
+        "golden": STEPS["golden"] | {"limit": "(budget_left - 1) / 2"},
+        "answers": STEPS["answers"] | {"limit": "budget_left - 1"},
+    }
+    done, counts = await take(steps, 10)
+    assert counts.steps["golden"].requests == 3  # of 7 that are left, one is for the end
+    assert counts.steps["answers"].requests == 3
+    assert counts.steps["final"].requests == 1
+    assert done.unasked == {"golden": 3}
+
+
+async def test_a_limit_needs_no_budget_and_reads_columns():
+    steps = STEPS | {
+        "golden": STEPS["golden"] | {"limit": 5},
+        "answers": STEPS["answers"] | {"limit": "[budget_left, sentences | length / 3] | min"},
+    }
+    done, counts = await take(steps, None)
+    assert counts.steps["golden"].requests == 5
+    assert counts.steps["answers"].requests == 2
+    assert done.unasked == {"golden": 1, "answers": 3}
+
+
+@pytest.mark.parametrize(
+    ("limit", "problem"),
+    [
+        ("budget_lef", "limit: unknown name 'budget_lef'; nearest: budget_left"),
+        ("(", "limit: '(' is not an expression"),
+        ([1], "limit: expected an expression"),
+    ],
+)
+def test_a_limit_is_checked_before_anything_is_asked(limit: Any, problem: str):
+    steps = STEPS | {"golden": STEPS["golden"] | {"limit": limit}}
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.build(steps, {"id": "text"})
+    assert any(problem in each for each in caught.value.problems)
+    with pytest.raises(PipelineError, match="limit: split_each asks no model"):
+        Pipeline.build(STEPS | {"sentences": STEPS["sentences"] | {"limit": 3}}, None)
+
+
+async def test_a_limit_that_is_no_number_fails_the_row():
+    done, _ = await take(STEPS | {"golden": STEPS["golden"] | {"limit": "drafts"}}, None)
+    assert done.error is not None
+    assert (done.error["step"], done.error["kind"]) == ("golden", "PromptError")
+    assert "'drafts': expected a number, got ['One." in done.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("step", "left", "asked", "unasked"),
+    [
+        ({"stage": "verify", "texts": "t", "prompt": "{{ text }}", "ensemble": ["2 {{ text }}"]}, 5, 4, 3),
+        (
+            {
+                "stage": "verify",
+                "texts": "t",
+                "prompt": "{{ text }}",
+                "batch": 2,
+                "batch_prompt": "Which? {{ texts }}",
+            },
+            # A batch takes two requests, the reply and its probabilities; the last text is alone.
+            3,
+            2,
+            3,
+        ),
+        ({"stage": "likelihood", "texts": "t", "prompt": "Name one."}, 3, 3, 2),
+        ({"stage": "contrast", "texts": "t", "prompt": "Caption.", "words": "all"}, 5, 4, 3),
+        ({"stage": "choose", "texts": "t", "about": "a", "statement_prompt": "{{ text }}"}, 3, 2, 2),
+        ({"stage": "choose", "texts": "t", "about": "a", "prompt": "Which? {{ options }}"}, 2, 2, 1),
+        (
+            {
+                "stage": "fuse",
+                "prompt": "{{ context }}{{ object_info }}{{ position_info }}",
+                **dict.fromkeys(("context", "object_info", "position_info"), "t"),
+            },
+            0,
+            0,
+            1,
+        ),
+    ],
+)
+async def test_every_stage_keeps_to_what_is_left(
+    step: dict[str, Any], left: int, asked: int, unasked: int, image: Image
+):
+    """Five texts in three groups."""
+
+    def script(request: Any) -> Any:
+        if isinstance(request, Choose):
+            return 0.9
+        return "1. yes\n2. yes" if request.prompt.text.startswith("Which?") else -1.0
+
+    counts = Counts()
+    engine = Scripted(script)
+    roles = {"vlm": engine, "llm": engine}
+    asker = Asked(roles, None, Sampling(), 0, counts, 0.0)
+    allowance = Allowance(left)
+    given = step | ({"fallback": "empty"} if step["stage"] == "fuse" else {})
+    pipeline = Pipeline.build({"x": given}, {"t": "texts", "a": "list"})
+    texts = ["A one.", "A two.", "A three.", "A four.", "A five."]
+    flags: list[str] = []
+    ask = asker.ask("x", flags.append, None, allowance)
+    values = await pipeline.steps[0].take(ask, {"t": texts, "a": [0, 0, 1, 1, 2]}, image, allowance)
+    assert counts.total.requests == asked
+    assert allowance.unasked == unasked
+    assert "unasked" in flags
+    if "x_scores" in values and step["stage"] != "choose":
+        assert [each["text"] for each in values["x_scores"]] == texts
+        assert sum(each["kept"] for each in values["x_scores"]) == len(values["x"]) <= 5 - unasked
+
+
+async def test_a_stage_of_ones_own_runs_while_something_is_left_and_metrics_are_not_part_of_it():
+    @stage(name="t/own")
+    class Own:
+        async def __call__(self, ask: Ask, *, image: Image) -> list[str]:
+            return [(await ask.generate(f"own {number}", image=image)).text for number in range(3)]
+
+    @stage(name="t/judged")
+    class Judged:
+        async def __call__(self, ask: Ask, *, text: str, image: Image) -> Measures:
+            return {"true": (await ask.choose(f"True? {text}", image=image)).probabilities[0]}
+
+    steps = {
+        "first": {"stage": "generate", "prompt": "Caption.", "image": "image"},
+        "own": {"stage": "t/own"},
+        "judged": {"stage": "t/judged", "text": "first"},
+    }
+    done, _ = await take(steps, 2)
+    assert len(done.columns["own"]) == 3
+    assert done.columns["judged"] == {"true": 0.9}
+    assert (done.usage.requests, done.unasked) == (5, {})
+    done, _ = await take(steps, 1)
+    assert (done.columns["own"], done.columns["judged"]) == ([], {"true": 0.9})
+    assert (done.unasked, done.flags) == ({"own": 1}, {"own": ["unasked"]})
+
+
+def test_what_is_left_unasked_is_counted_in_the_summary_also_of_rows_done_before(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+):
+    words = ["data=jsonl", rows(5), "progress=false", "model=own", "model.vlm.name=m", "pipeline.budget=5"]
+    first = run(compose(*words, "preview=2"), engines=engines)
+    # A caption, two checks, a question and one of two answers, which nothing is left to check.
+    assert first.unasked == {"raw_answers": 2, "final_details": 2}
+    again = run(compose(*words), engines=engines)
+    assert (again.done, again.reused) == (5, 2)
+    assert again.unasked == {"raw_answers": 5, "final_details": 5}
+    assert json.loads((again.output / "summary.json").read_text())["unasked"] == again.unasked
+    assert "left unasked by limits and budget: 5 of final_details, 5 of raw_answers" in again.screen()
+    taken = [json.loads(line)["usage"][0] for line in journal(again.output)]
+    assert taken == [5] * 5
+    lines = (again.output / "captions.jsonl").read_text().splitlines()
+    flags = {"raw_answers": ["unasked"], "final_details": ["unasked"]}
+    assert [json.loads(line)["flags"] for line in lines] == [flags] * 5
+
+
+@pytest.mark.parametrize(
+    ("budget", "final", "asked"),
+    [
+        # A draft, a check, and the same again at the end, for which one was kept back.
+        (5, "There is a dog.", {"drafts": 1, "golden_sentences": 1, "checked_sentences": 1}),
+        (
+            12,
+            "A dog, brown.",
+            {"drafts": 1, "golden_sentences": 2, "raw_questions": 1, "raw_answers": 2, "final_details": 2}
+            | {"fused_caption": 1, "checked_sentences": 1},
+        ),
+    ],
+)
+def test_dense_keeps_to_its_budget(
+    compose: Compose, engines: dict[str, Scripted], budget: int, final: str, asked: dict[str, int]
+):
+    summary = run(compose("data.limit=1", "pipeline=dense", f"pipeline.budget={budget}"), engines=engines)
+    steps = {name: count.requests for name, count in summary.counts.steps.items() if count.requests}
+    assert steps == asked
+    (row,) = map(json.loads, (summary.output / "captions.jsonl").read_text().splitlines())
+    assert (row["error"], row["final_caption"]) == (None, final)
+
+
+def journal(folder: Path) -> list[str]:
+    return [line for line in (folder / "journal.jsonl").read_text().splitlines() if '"usage"' in line]
+
+
+def test_another_budget_makes_other_rows(compose: Compose, engines: dict[str, Scripted]):
+    run(compose("data.limit=1", "pipeline.budget=3"), engines=engines)
+    with pytest.raises(Exception, match=r"pipeline\.budget"):
+        run(compose("data.limit=1", "pipeline.budget=4"), engines=engines)
+    with pytest.raises(SettingsError, match=r"pipeline\.budget=0: must be 1 or more"):
+        compose("pipeline.budget=0")
+
+
+def test_the_plan_tells_budget_limits_and_rounds():
+    plan = Pipeline.build(
+        STEPS | {"answers": STEPS["answers"] | {"limit": "budget_left / 2"}}, None, budget=9
+    ).plan()
+    assert plan.startswith("budget: 9 requests an image at most, spent in this order\n")
+    assert "    at most budget_left / 2 items\n" in plan

@@ -1,0 +1,125 @@
+"""A run over servers in processes of their own, one of which is killed in mid-run and started again."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import digest
+
+pytestmark = pytest.mark.slow
+CONCURRENCY = 4
+SERVE = """
+import json, sys
+from server import Server, storyteller
+
+def script(asked):
+    print(json.dumps(asked), flush=True)
+    return storyteller(asked)
+
+print(Server(script, int(sys.argv[1])).url, flush=True)
+"""
+
+
+class Served:
+    """A server's process, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self._port = 0
+        self.begin()
+
+    def begin(self) -> None:
+        command = [sys.executable, "-c", SERVE, str(self._port)]
+        self.process = subprocess.Popen(
+            command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self.process.stdout
+        self.url = self.process.stdout.readline().strip()
+        self._port = int(self.url.rpartition(":")[2].partition("/")[0])
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
+        self._reader.start()
+
+    def _read(self, lines: Any) -> None:
+        self.asked.extend(map(json.loads, lines))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+    def pictures(self) -> list[str]:
+        """The picture of each request that showed one."""
+        contents = [asked["messages"][-1]["content"] for asked in self.asked]
+        return [each[0]["image_url"]["url"] for each in contents if isinstance(each, list)]
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Served]]:
+    pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
+    servers = [Served() for _ in range(3)]
+    yield servers
+    for server in servers:
+        server.kill()
+
+
+def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
+    servers: list[Served], rows: Callable[..., str], tmp_path: Path
+):
+    addresses = f"engine.base_url=[{','.join(server.url for server in servers)}]"
+    words = ["model=own", "model.vlm.name=m", "engine=openai", addresses, "data=jsonl", rows(40)]
+    words += ["progress=false", f"engine.concurrency={CONCURRENCY}"]
+
+    def begin(name: str) -> "subprocess.Popen[str]":
+        own = [f"output={tmp_path / name}", f"cache.dir={tmp_path / name}-cache"]
+        command = [sys.executable, "-m", "scalecap", *words, *own]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finish(process: "subprocess.Popen[str]") -> str:
+        told, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        return told
+
+    def asked() -> Counter[str]:
+        return Counter(digest(each) for server in servers for each in server.asked)
+
+    finish(begin("whole"))
+    whole = asked()
+    assert set(whole.values()) == {1}
+    homes = {picture: number for number, each in enumerate(servers) for picture in each.pictures()}
+    assert len(homes) == sum(len(set(server.pictures())) for server in servers) == 40
+    for server in servers:
+        server.asked.clear()
+
+    process = begin("killed")
+    while len(servers[0].asked) < 40:
+        time.sleep(0.002)
+    servers[0].kill()
+    while sum(len(server.asked) for server in servers) < 0.6 * whole.total():
+        time.sleep(0.002)
+    servers[0].begin()
+    told = finish(process)
+    for server in servers:
+        server.kill()
+
+    captions = [(tmp_path / name / "captions.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert captions[0] == captions[1]
+    again = asked()
+    assert again.keys() == whole.keys()
+    assert again.total() - whole.total() <= CONCURRENCY  # what the server had as it was killed
+    elsewhere: defaultdict[int, int] = defaultdict(int)
+    for number, server in enumerate(servers):
+        for picture in server.pictures():
+            elsewhere[homes[picture]] += homes[picture] != number
+    assert elsewhere[0] > 0
+    assert elsewhere[1] == elsewhere[2] == 0
+    answered, away = json.loads((tmp_path / "killed" / "summary.json").read_text())["notes"]
+    assert f"{servers[0].url} was away (once); others answered " in away
+    assert away in told
+    assert answered.startswith("Requests answered: ")
