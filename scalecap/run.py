@@ -15,7 +15,7 @@ from scalecap import advice
 from scalecap.asking import Asked, RowUsage
 from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
-from scalecap.calibration.use import Applied, apply, check_models, check_scope, notes, told
+from scalecap.calibration.use import Applied, apply, check_models, check_scope, fallbacks, notes, told
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import OUTPUT, DataError, Row, Source, writer
 from scalecap.data.files import public
@@ -132,6 +132,7 @@ def run(
                 edited = {step: flags["edited"] for step, flags in summary.flags.items()}
                 # Rows from before were made with other thresholds.
                 summary.promises = told({} if mixed else promises, pipeline, edited)
+                summary.notes += fallbacks(promises, pipeline, summary.flags)
                 summary.write()
             _report(settings, summary, source)
     except (

@@ -14,6 +14,7 @@ from scalecap.calibration.calibrate import calibrate
 from scalecap.calibration.labels import read_labels
 from scalecap.calibration.record import CalibrationError
 from scalecap.card import card
+from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
 from scalecap.report.build import write_report
 from scalecap.report.folder import Run
@@ -81,6 +82,22 @@ def test_the_card_tells_the_promise(calibration: str, again: Again, tmp_path: Pa
     text = str(card(Run(folder, "again"), "me/photos", "cc0-1.0", pq.read_schema(shard)))
     assert "- `golden_sentences`: promised with 95 % confidence" in text
     assert "- `final_details`: threshold 0.5 set by hand: nothing is promised." in text
+
+
+@pytest.mark.parametrize(("otherwise", "told"), [("initial: init_caption", True), ("fallback: empty", False)])
+def test_captions_that_no_check_passed_are_told(calibration: str, again: Again, otherwise: str, told: bool):
+    fuse = (
+        ", final_caption: {stage: fuse, prompt: '{{ context }}{{ object_info }}{{ position_info }}', context:"
+        f" golden_sentences, object_info: final_details, position_info: final_details, {otherwise}}}}}"
+    )
+    never = Scripted(lambda request: 0.3 if isinstance(request, Choose) else "There is a dog.")
+    promise = (calibration, "wrong={golden_sentences: 0.1}", "data.limit=3")
+    screen = again(*promise, engine=never, steps=STEPS[:-1] + fuse).screen()
+    assert "final_caption: 3 fallback" in screen
+    note = (
+        "final_caption: 3 rows fell back: where no sentence passed, the caption is the first one, unchecked"
+    )
+    assert (note in screen) == told
 
 
 def test_a_promise_for_all_checks_needs_labels_of_what_runs(calibration: str, again: Again):
