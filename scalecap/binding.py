@@ -318,6 +318,7 @@ def _check_prompts(
 ) -> None:
     """Each prompt against the variables that the stage fills, or that the step's own mapping names."""
     declared: Mapping[str, Sequence[str]] = getattr(stage.unit, "variables", {})
+    offered: Sequence[str] = getattr(stage.unit, "offered", ())
     mapped = [name for column in columns.values() if not isinstance(column, str) for name in column]
     conditions = {place: value for place, value in settings.items() if isinstance(value, Expression)}
     for place, condition in conditions.items():
@@ -325,7 +326,8 @@ def _check_prompts(
     used = {name for condition in conditions.values() for name in condition.variables}
     free = []
     for place, setting, template in templates(settings):
-        problems += [f"{place}: {each}" for each in template.problems(declared.get(setting, mapped))]
+        valid = declared.get(setting, mapped)
+        problems += [f"{place}: {each}" for each in template.problems(valid, offered)]
         if template.variables and setting not in declared:
             used |= template.variables
             free.append(place)

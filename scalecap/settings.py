@@ -208,6 +208,11 @@ class PipelineSettings:
     """Most requests an image takes, those answered from the cache included; None is no limit. Steps then
     ask one after the other, and what is left unasked is marked and counted. A second draw of a faulty reply
     counts, and is always made; metrics do not count."""
+    verified: dict[str, str] = field(
+        default_factory=lambda: {"sentences": "golden_sentences", "details": "final_details"},
+        metadata=IN_STEPS,
+    )
+    """Columns of what was found true, by the variables of the prompts of `also=` that write from them."""
     imports: list[str] = field(default_factory=list)
     """Modules to import first, which register stages of their own."""
     cases: list[Any] = field(default_factory=list, metadata=NOTHING)

@@ -137,6 +137,7 @@ class Step:
             lines.append(f"    adds what it finds to {self.adds_to}; {again}")
         for place, _, template in templates(self.settings):
             values = {name: f"<{name}>" for name in template.variables}
+            values |= {name: str(self.settings[name]) for name in getattr(self.stage.unit, "offered", ())}
             for bound in self.columns.values():
                 if not isinstance(bound, str):
                     values |= {name: f"<{column}>" for name, column in bound.items()}
