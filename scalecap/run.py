@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -113,6 +114,9 @@ def run(
             if isinstance(source, Edited) and rows.complete and (note := source.unmatched()):
                 summary.notes.append(note)
             summary.reused, summary.total = rows.reused, source.total
+            if settings.labels.check and summary.status == "finished":
+                again = f"  python -m scalecap.calibrate {shlex.quote(settings.output)} --wrong 0.05"
+                summary.next = ["Next: make a promise of its labels:", again]
             needs_pictures = settings.write.needs_pictures
             if needs_pictures and not rows.complete:
                 summary.notes.append(
@@ -306,9 +310,10 @@ async def _caption(
         if len(usages) == LOOK and summary.outlook is None and settings.preview is None:
             estimate()
             log.info("%s", summary.outlook or "no estimate: the data does not tell how many rows it has")
-        if not stop.is_set() and (reason := rules.reason(failed=progress.failed, done=progress.done)):
+        if not stop.is_set() and (early := rules.stop(failed=progress.failed, done=progress.done)):
             stop.set()
-            summary.status, summary.reason = "stopped", reason
+            summary.status, summary.reason = "stopped", early.reason
+            summary.next = early.next(summary.resume)
 
     def estimate() -> None:
         """What all rows take, from those that ended so far."""

@@ -53,6 +53,8 @@ class Summary:
     status: Status = "finished"
     reason: str = ""
     """Why it stopped."""
+    next: Sequence[str] = ()
+    """Lines that tell what to do next, where it is not what all runs end with."""
     notes: list[str] = field(default_factory=list)
     """What the reader of the captions must know."""
     done: int = 0
@@ -324,6 +326,8 @@ class Summary:
         lines += self.notes
         if not alone and self.exit_code == 0:
             return "\n".join(lines)
+        if self.next:
+            return "\n".join([*lines, *self.next])
         joined = "scalecap.merge" in self.command  # whose failed rows are tried again in their shards
         if not joined and (self.status != "finished" or self.failed):
             again = ", with the rows that failed tried again" if self.failed else ""
