@@ -100,6 +100,9 @@ class EngineSettings:
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Merged into the body of each request (engine=openai): what a server knows beyond OpenAI's protocol,
     e.g. `engine.extra_body.provider.order=[a,b]`."""
+    jpeg_quality: int | None = None
+    """Sends pictures as JPEG of this quality, 1 to 100, in full colour (engine=openai): at 95 a quarter of
+    the bytes of PNG, which is lossless and taken with None."""
     price: PriceSettings = field(default_factory=PriceSettings, metadata=NOTHING)
     """For estimates and `max_cost`: `engine.price={prompt: 0.15, generated: 0.6}`."""
 
@@ -423,6 +426,8 @@ def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
         for name, value in vars(engine.price).items()
         if value is not None and value < 0
     ]
+    if engine.jpeg_quality is not None and not 1 <= engine.jpeg_quality <= 100:
+        found.append(f"{key}.jpeg_quality={engine.jpeg_quality}: must be 1 to 100")
     if engine.timeout <= 0:
         found.append(f"{key}.timeout={engine.timeout}: must be above 0")
     if engine.name not in ENGINES:

@@ -12,7 +12,8 @@ Nothing about the model is read on this machine, which has its price:
 * Control tokens inside a text are the server's to handle.
 * Where a server's template opens `<think>` and its `</think>` was not reached within `max_tokens`, the
   reasoning can't be told from an answer, unless the server parses it; the reply is marked "truncated".
-* A picture is sent as PNG, scaled down to `model.vlm.max_pixels` here; `min_pixels` has no effect.
+* A picture is sent as PNG, or as JPEG with `engine.jpeg_quality`, scaled down to `model.vlm.max_pixels` here;
+  `min_pixels` has no effect.
 
 How requests get to a server, and what becomes of them when it goes away, is said in `servers.py`; where the
 key comes from in `connection.py`.
@@ -160,7 +161,7 @@ class OpenAIEngine:
         self.kv_tokens: int | None = None
         self._servers = servers
         self._model = model
-        self._pictures = Pictures(model.max_pixels)
+        self._pictures = Pictures(model.max_pixels, engine.jpeg_quality)
         self._logprobs = logprobs
         self._reasons = False
         """Whether a reply had reasoning, which is logged once."""
