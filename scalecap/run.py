@@ -423,7 +423,10 @@ def write(
     }
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
     conditions = {step.name: step.when.source for step in pipeline.steps if step.when}
-    summary.add_rows(rows, checks, _metrics(pipeline), overall, conditions)
+    choices = {
+        s.name: (s.settings["where"].source, s.chosen) for s in pipeline.steps if s.settings.get("where")
+    }
+    summary.add_rows(rows, checks, _metrics(pipeline), overall, conditions, choices)
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

@@ -169,6 +169,8 @@ class DataSettings:
     """`jsonl`, `folder`, `hub`, `webdataset`, `parquet` or `scenes`."""
     path: str | None = None
     """File, folder, pattern, URL or hub name, as the source needs it."""
+    context: list[str] = field(default_factory=list, metadata=IN_STEPS)
+    """Columns of texts, or of lists of texts, that captions are shown with the picture (also=context)."""
     image: str = "image"
     """Column that holds the picture. With data=webdataset any name, or the extension that chooses among
     several pictures of a sample."""
