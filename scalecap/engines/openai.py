@@ -116,9 +116,10 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
 
     if len(connections) > 1:
         servers.accept = accept
+    servers.notes()  # the probes are no requests of a run
     for server in servers.servers:
         if isinstance(away := listed[server.connection], AwayError):
-            servers.leave(server, away)
+            servers.leave(server, away.__cause__ or away)
     return opened
 
 
