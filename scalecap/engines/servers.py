@@ -83,7 +83,8 @@ class Server:
     def give_up(self) -> None:
         """Ends the wait of all requests that it has."""
         for deadline in self.deadlines:
-            deadline.reschedule(asyncio.get_running_loop().time())
+            if not deadline.expired():
+                deadline.reschedule(asyncio.get_running_loop().time())
 
 
 class Servers:
