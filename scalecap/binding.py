@@ -358,12 +358,19 @@ def _check_prompts(
 
 
 def _sort(steps: Sequence[Step], problems: list[str]) -> list[Step]:
-    """Each step after those whose columns it reads."""
+    """Each step after those whose columns it reads, else in the order of the YAML."""
     writers = {column: step.name for step in steps for column in step.writes}
     by_name = {step.name: step for step in steps}
     graph = {step.name: [writers[c] for c in step.reads if c in writers] for step in steps}
+    sorter, ready, ordered = TopologicalSorter(graph), list[str](), list[Step]()
+    place = {name: at for at, name in enumerate(by_name)}
     try:
-        return [by_name[name] for name in TopologicalSorter(graph).static_order()]
+        sorter.prepare()
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=place.__getitem__, reverse=True)
+            ordered.append(by_name[ready.pop()])
+            sorter.done(ordered[-1].name)
+        return ordered
     except CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
         problems.append(f"steps that wait for each other: {circle} (each reads the next one's column)")
