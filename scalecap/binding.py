@@ -24,6 +24,8 @@ RESERVED = (*OUTPUT, "image")
 """Names that no step may have: keys of every output row, and the row's picture."""
 COMMON = ("when", "otherwise", "limit", "adds_to", "rounds")
 """Settings that a step of any stage has."""
+CONTEXT = "row_context"
+"""The column that any prompt of `generate` may show, if there is one."""
 ROUNDS = 8
 """Rounds of a step with `adds_to`, if it does not say otherwise."""
 
@@ -56,6 +58,12 @@ def bind(
         problems += [f"{name}: {problem}" for problem in about]
     ordered = _sort(bound, problems)
     problems += rounds.problems(ordered)
+    contexts = [name for name, stage in found.items() if stage.name == "context"]
+    readers = [step for step in ordered if CONTEXT in step.reads and step.stage.name != "shared_words"]
+    if CONTEXT in contexts and not readers:
+        problems.append(
+            f"{CONTEXT}: no prompt shows it: choose one that does, such as prompts/caption=context"
+        )
     if problems:
         raise PipelineError(problems)
     return ordered
@@ -123,6 +131,7 @@ def _bind(
 ) -> Step:
     """The step, with what does not fit in `problems`; such a step is not fit to run."""
     given = {key: value for key, value in given.items() if key != "stage"}
+    given = _with_named(given, stage, kinds)
     parameters = {**stage.columns, **stage.settings}
     common = {key: given.get(key) for key in COMMON if key not in parameters}
     valid = [*parameters, *common]
@@ -172,6 +181,18 @@ def _bind(
             check: Callable[..., str | None] = getattr(unit, "check", lambda columns: None)
             problems += filter(None, [check(list(columns))])
     return Step(name, stage, columns, shown, settings, unit, when, otherwise, limit, adds_to, most)
+
+
+def _with_named(given: Mapping[str, Any], stage: Stage, kinds: Mapping[str, str]) -> Mapping[str, Any]:
+    """The step's YAML, where its prompt may name `row_context` without a mapping of its own."""
+    source, variables = given.get("prompt"), given.get("variables") or {}
+    if stage.name != "generate" or CONTEXT not in kinds or not isinstance(source, str):
+        return given
+    if isinstance(variables, str | list):
+        variables = {each: each for each in ([variables] if isinstance(variables, str) else variables)}
+    if not isinstance(variables, Mapping) or CONTEXT in variables or CONTEXT not in source:
+        return given
+    return {**given, "variables": {**variables, CONTEXT: CONTEXT}}
 
 
 def _limit(
@@ -319,6 +340,7 @@ def _check_prompts(
 ) -> None:
     """Each prompt against the variables that the stage fills, or that the step's own mapping names."""
     declared: Mapping[str, Sequence[str]] = getattr(stage.unit, "variables", {})
+    offered: Sequence[str] = getattr(stage.unit, "offered", ())
     mapped = [name for column in columns.values() if not isinstance(column, str) for name in column]
     conditions = {place: value for place, value in settings.items() if isinstance(value, Expression)}
     for place, condition in conditions.items():
@@ -326,7 +348,8 @@ def _check_prompts(
     used = {name for condition in conditions.values() for name in condition.variables}
     free = []
     for place, setting, template in templates(settings):
-        problems += [f"{place}: {each}" for each in template.problems(declared.get(setting, mapped))]
+        valid = declared.get(setting, mapped)
+        problems += [f"{place}: {each}" for each in template.problems(valid, offered)]
         if template.variables and setting not in declared:
             used |= template.variables
             free.append(place)
@@ -336,12 +359,19 @@ def _check_prompts(
 
 
 def _sort(steps: Sequence[Step], problems: list[str]) -> list[Step]:
-    """Each step after those whose columns it reads."""
+    """Each step after those whose columns it reads, else in the order of the YAML."""
     writers = {column: step.name for step in steps for column in step.writes}
     by_name = {step.name: step for step in steps}
     graph = {step.name: [writers[c] for c in step.reads if c in writers] for step in steps}
+    sorter, ready, ordered = TopologicalSorter(graph), list[str](), list[Step]()
+    place = {name: at for at, name in enumerate(by_name)}
     try:
-        return [by_name[name] for name in TopologicalSorter(graph).static_order()]
+        sorter.prepare()
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=place.__getitem__, reverse=True)
+            ordered.append(by_name[ready.pop()])
+            sorter.done(ordered[-1].name)
+        return ordered
     except CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
         problems.append(f"steps that wait for each other: {circle} (each reads the next one's column)")

@@ -143,7 +143,12 @@ def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
         if (made := each.calibration.promise(wrong)) and made.threshold is not None
     }
     if not thresholds:
-        return f"No threshold is shown to keep wrong={wrong:g}: label more, or promise less."
+        kept = (
+            each.wrong for one in found for each in one.calibration.promises if each.threshold is not None
+        )
+        less = min((each for each in kept if each > wrong), default=None)
+        hint = f"; wrong={less:g} has a threshold" if less is not None else ""
+        return f"No threshold is shown to keep wrong={wrong:g}: label more, or promise less{hint}."
     later = {each.step: before for each in found if (before := _moved(each, thresholds))}
     now = [step for step in thresholds if step not in later]
     promise = f"wrong={wrong:g}"

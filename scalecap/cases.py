@@ -26,7 +26,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -147,6 +147,10 @@ class Script:
     def ask(self, step: str, flag: Callable[[str], None], row: Count, allowance: Allowance) -> StepAsk:
         """As `Asked.ask`."""
         return StepAsk(self._steps.get(step) or self._asked(_no_reply), step, flag, row, allowance)
+
+    def showing_no_picture(self) -> AbstractContextManager[None]:
+        """As `Asked.showing_no_picture`; there is one row."""
+        return nullcontext()
 
     def _asked(self, answer: Callable[[Request], Line]) -> Asked:
         engine = Scripted(answer)

@@ -77,8 +77,9 @@ class Actor:
         finished = await self._pipeline.take(row, self._asked, self._pictures)
         counts, self._asked.counts = self._asked.counts, Counts()
         # The row is known where it comes from.
-        left = replace(row, open_image=_gone, read_image=None)
-        return replace(finished, row=left), counts, self._asked.rows()
+        left = Row(row.index, {}, _gone)
+        written = {name: value for name, value in finished.columns.items() if name in self._pipeline.writers}
+        return replace(finished, row=left, columns=written), counts, self._asked.rows()
 
 
 def _gone() -> Any:
@@ -124,7 +125,7 @@ class Cluster:
             else:
                 for step, count in counts.steps.items():
                     self._counts.steps[step] += count
-                done: Finished = replace(finished, row=row)
+                done: Finished = replace(finished, row=row, columns={**row.columns, **finished.columns})
                 return done
             finally:
                 self._open[at] -= 1

@@ -35,15 +35,15 @@ class Template:
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise PromptError(str(error)) from error
 
-    def problems(self, valid: Collection[str]) -> list[str]:
-        """What is wrong with this prompt where just the variables `valid` are filled."""
-        unknown = sorted(self.variables.difference(valid))
+    def problems(self, valid: Collection[str], offered: Collection[str] = ()) -> list[str]:
+        """What is wrong with this prompt where just the variables `valid` are filled, and those `offered`."""
+        unknown = sorted(self.variables.difference(valid, offered))
         found = [f"unknown variable {{{{ {name} }}}}; {nearest(name, valid)}" for name in unknown]
         if valid and not self.variables:
             found.append("uses no variable: write " + " or ".join(f"{{{{ {name} }}}}" for name in valid))
         if not found:
             try:
-                self.render(**{name: f"<{name}>" for name in valid})
+                self.render(**{name: f"<{name}>" for name in [*valid, *offered]})
             except PromptError as error:
                 found.append(str(error))
         return found

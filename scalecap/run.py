@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -15,7 +16,7 @@ from scalecap import advice
 from scalecap.asking import Asked, RowUsage
 from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
-from scalecap.calibration.use import Applied, apply, check_models, check_scope, notes, told
+from scalecap.calibration.use import Applied, apply, check_models, check_scope, fallbacks, notes, told
 from scalecap.cluster import opened as cluster_of
 from scalecap.data import OUTPUT, DataError, Row, Source, writer
 from scalecap.data.files import public
@@ -113,6 +114,9 @@ def run(
             if isinstance(source, Edited) and rows.complete and (note := source.unmatched()):
                 summary.notes.append(note)
             summary.reused, summary.total = rows.reused, source.total
+            if settings.labels.check and summary.status == "finished":
+                again = f"  python -m scalecap.calibrate {shlex.quote(settings.output)} --wrong 0.05"
+                summary.next = ["Next: make a promise of its labels:", again]
             needs_pictures = settings.write.needs_pictures
             if needs_pictures and not rows.complete:
                 summary.notes.append(
@@ -132,6 +136,7 @@ def run(
                 edited = {step: flags["edited"] for step, flags in summary.flags.items()}
                 # Rows from before were made with other thresholds.
                 summary.promises = told({} if mixed else promises, pipeline, edited)
+                summary.notes += fallbacks(promises, pipeline, summary.flags)
                 summary.write()
             _report(settings, summary, source)
     except (
@@ -305,9 +310,10 @@ async def _caption(
         if len(usages) == LOOK and summary.outlook is None and settings.preview is None:
             estimate()
             log.info("%s", summary.outlook or "no estimate: the data does not tell how many rows it has")
-        if not stop.is_set() and (reason := rules.reason(failed=progress.failed, done=progress.done)):
+        if not stop.is_set() and (early := rules.stop(failed=progress.failed, done=progress.done)):
             stop.set()
-            summary.status, summary.reason = "stopped", reason
+            summary.status, summary.reason = "stopped", early.reason
+            summary.next = early.next(summary.resume)
 
     def estimate() -> None:
         """What all rows take, from those that ended so far."""
@@ -417,7 +423,10 @@ def write(
     }
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
     conditions = {step.name: step.when.source for step in pipeline.steps if step.when}
-    summary.add_rows(rows, checks, _metrics(pipeline), overall, conditions)
+    choices = {
+        s.name: (s.settings["where"].source, s.chosen) for s in pipeline.steps if s.settings.get("where")
+    }
+    summary.add_rows(rows, checks, _metrics(pipeline), overall, conditions, choices)
 
 
 def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

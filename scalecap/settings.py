@@ -100,6 +100,9 @@ class EngineSettings:
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Merged into the body of each request (engine=openai): what a server knows beyond OpenAI's protocol,
     e.g. `engine.extra_body.provider.order=[a,b]`."""
+    jpeg_quality: int | None = None
+    """Sends pictures as JPEG of this quality, 1 to 100, in full colour (engine=openai): at 95 a quarter of
+    the bytes of PNG, which is lossless and taken with None."""
     price: PriceSettings = field(default_factory=PriceSettings, metadata=NOTHING)
     """For estimates and `max_cost`: `engine.price={prompt: 0.15, generated: 0.6}`."""
 
@@ -166,6 +169,8 @@ class DataSettings:
     """`jsonl`, `folder`, `hub`, `webdataset`, `parquet` or `scenes`."""
     path: str | None = None
     """File, folder, pattern, URL or hub name, as the source needs it."""
+    context: list[str] = field(default_factory=list, metadata=IN_STEPS)
+    """Columns of texts, or of lists of texts, that captions are shown with the picture (also=context)."""
     image: str = "image"
     """Column that holds the picture. With data=webdataset any name, or the extension that chooses among
     several pictures of a sample."""
@@ -208,6 +213,11 @@ class PipelineSettings:
     """Most requests an image takes, those answered from the cache included; None is no limit. Steps then
     ask one after the other, and what is left unasked is marked and counted. A second draw of a faulty reply
     counts, and is always made; metrics do not count."""
+    verified: dict[str, str] = field(
+        default_factory=lambda: {"sentences": "golden_sentences", "details": "final_details"},
+        metadata=IN_STEPS,
+    )
+    """Columns of what was found true, by the variables of the prompts of `also=` that write from them."""
     imports: list[str] = field(default_factory=list)
     """Modules to import first, which register stages of their own."""
     cases: list[Any] = field(default_factory=list, metadata=NOTHING)
@@ -418,6 +428,8 @@ def _engine_problems(key: str, engine: EngineSettings) -> list[str]:
         for name, value in vars(engine.price).items()
         if value is not None and value < 0
     ]
+    if engine.jpeg_quality is not None and not 1 <= engine.jpeg_quality <= 100:
+        found.append(f"{key}.jpeg_quality={engine.jpeg_quality}: must be 1 to 100")
     if engine.timeout <= 0:
         found.append(f"{key}.timeout={engine.timeout}: must be above 0")
     if engine.name not in ENGINES:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from scalecap.clauses import clauses, left, sentences, words
@@ -97,6 +98,30 @@ def probabilities(scores: Sequence[Mapping[str, Any]] | None) -> dict[str, float
         if score["kept"] and p_yes is not None:
             found[text] = min(p_yes, found.get(text, p_yes))
     return found
+
+
+def fitting(told: Sequence[str], most_sentences: int | None, most_words: int | None) -> int:
+    """How many sentences, the first ones, are within both limits; at least one, however long."""
+    count = len(told[:most_sentences])
+    if most_words is not None:
+        totals = accumulate(len(words(sentence)) for sentence in told)
+        count = min(count, sum(total <= most_words for total in totals))
+    return max(count, min(len(told), 1))
+
+
+def hold(
+    told: Sequence[str], most_sentences: int | None, most_words: int | None, mark: Callable[[str], None]
+) -> list[str]:
+    """The first sentences that are within both limits, none of them cut.
+
+    Those left out are marked "shortened"; a first one that has too many words stays, marked "too_long".
+    """
+    kept = list(told[: fitting(told, most_sentences, most_words)])
+    if len(kept) < len(told):
+        mark("shortened")
+    if most_words is not None and sum(len(words(sentence)) for sentence in kept) > most_words:
+        mark("too_long")
+    return kept
 
 
 def limit(text: str, most_sentences: int | None, most_characters: int | None) -> str:

@@ -137,6 +137,7 @@ class Step:
             lines.append(f"    adds what it finds to {self.adds_to}; {again}")
         for place, _, template in templates(self.settings):
             values = {name: f"<{name}>" for name in template.variables}
+            values |= {name: str(self.settings[name]) for name in getattr(self.stage.unit, "offered", ())}
             for bound in self.columns.values():
                 if not isinstance(bound, str):
                     values |= {name: f"<{column}>" for name, column in bound.items()}
@@ -173,6 +174,8 @@ class Step:
 
         `allowance` is what `ask` consults.
         """
+        if getattr(self.stage.unit, "sparse", False):
+            values = {**dict.fromkeys(self.reads), **values}
         if missing := [column for column in self.reads if column not in values]:
             raise RowError("missing_column", f"the row has no column {missing[0]!r}")
         if self.when and not self.when.holds(**{name: values[name] for name in self.when.variables}):
@@ -202,6 +205,21 @@ class Step:
             if part is not None and not holds(kind, part):
                 raise TypeError(f"{self.stage.name} returned {part!r:.80}, not {KIND_NAMES[kind]}")
         return dict(zip(self.writes, parts, strict=True))
+
+    def chosen(self, columns: Mapping[str, Any]) -> list[bool]:
+        """Of a finished row: for each item, whether `where` holds; nothing where a column is not there."""
+        where: Expression | None = self.settings.get("where")
+        each, shared = self.columns.get("each", {}), self.columns.get("variables", {})
+        if (
+            where is None
+            or isinstance(each, str)
+            or isinstance(shared, str)
+            or not set(self.reads) <= set(columns)
+        ):
+            return []
+        values = {name: columns[column] for name, column in shared.items()}
+        items = zip(*(columns[column] or [] for column in each.values()), strict=False)
+        return [where.holds(**values, **dict(zip(each, item, strict=True))) for item in items]
 
     def _nothing(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a row for which it does not run."""

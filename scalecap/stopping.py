@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import NamedTuple
 
 from scalecap import advice
-from scalecap.asking import Counts
+from scalecap.asking import CHOICES, Counts
 from scalecap.engines.loop import LoopThread
 from scalecap.pipeline import Pipeline
 from scalecap.settings import RoleSettings, Settings
@@ -16,6 +19,24 @@ log = logging.getLogger(__name__)
 
 LOOK = 20
 """Rows that must end before a share in `max_failures` applies."""
+
+
+class Stop(NamedTuple):
+    """Why a run stops before its end, and what to do."""
+
+    reason: str
+    then: str = ""
+    """What to do in place of the same command; empty where that goes on."""
+    overrides: Mapping[str, str] = MappingProxyType({})
+    """With these the same command does."""
+
+    def next(self, command: str) -> list[str]:
+        """Lines that tell what to do next, if it is not the command that goes on."""
+        words = [word for word in shlex.split(command) if word.partition("=")[0] not in self.overrides]
+        overrides = [f"{key}={value}" for key, value in self.overrides.items()]
+        if not overrides:
+            return [f"Next: {self.then}."] if self.then else []
+        return [f"Next: {self.then}:", f"  {shlex.join([*words, *overrides])}"]
 
 
 class StopRules:
@@ -37,15 +58,22 @@ class StopRules:
         """What it had cost if no reply had come from the cache."""
         return spent(self._counts, self._asking, self._roles, reused=True)
 
-    def reason(self, *, failed: int, done: int) -> str:
-        """Why the run is to stop now, with the fix; empty when it goes on."""
+    def stop(self, *, failed: int, done: int) -> Stop | None:
+        """That the run is to stop now; None when it goes on."""
         settings = self._settings
         if _too_many(settings.max_failures, failed, done):
-            return f"{failed} of the first {failed + done} rows failed (max_failures={settings.max_failures})"
+            first = (
+                f"{failed} of the first {failed + done} rows failed (max_failures={settings.max_failures})"
+            )
+            then = "set right what the errors above name, then the same command tries failed rows again"
+            return Stop(first, f"{then}; or go on whatever fails", {"max_failures": "null"})
         if settings.min_mass and (step := self._counts.unreadable):
             count = self._counts.steps[step]
-            return advice.unreadable(step, self._asking[step], count, settings.min_mass)
-        return limit_reached(settings, self._counts, self.cost)
+            reason = advice.unreadable(step, self._asking[step], count, settings.min_mass)
+            asked = f"the same command would ask {CHOICES} checks more and stop again"
+            return Stop(reason, f"change what is said above; {asked}")
+        reason = limit_reached(settings, self._counts, self.cost)
+        return Stop(reason) if reason else None
 
 
 def _too_many(most: str | None, failed: int, done: int) -> bool:

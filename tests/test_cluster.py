@@ -76,6 +76,7 @@ async def test_rows_go_to_the_freest_actor_and_their_counts_are_added(compose: C
     given = row(0)
     finished = await made.take(given)
     assert finished.row is given  # its picture can still be opened here
+    assert finished.columns == {"image": "a.png", "a": 0}
     made._open = [2, 0]
     await made.take(row(1))
     assert [each.had for each in actors] == [[0], [1]]
@@ -93,7 +94,8 @@ async def test_an_actor_sends_back_what_it_found_and_not_the_picture(
     pixels = io.BytesIO()
     Pillow.effect_noise((300, 300), 90).save(pixels, "PNG")
     cell = {"bytes": pixels.getvalue(), "path": "a.png"}
-    given = Row(0, {"image": None}, partial(open_image, cell), read_image=partial(read_image, cell))
+    columns = {"image": None, "text": "long " * 2000}
+    given = Row(0, columns, partial(open_image, cell), read_image=partial(read_image, cell))
     finished, counts, _ = await actor.take(given)
     assert finished.columns["final_caption"] == "A dog, brown."
     assert counts.total.requests == 9

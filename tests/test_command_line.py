@@ -210,6 +210,7 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ("engine.name=vlm", "engine.name=vlm: no such engine; nearest: vllm"),
         ("runner.name=rai", "runner.name=rai: no such runner; nearest: ray"),
         ("engine=openai", "engine.name=openai needs engine.base_url=http://HOST:PORT/v1"),
+        ("engine.jpeg_quality=0", "engine.jpeg_quality=0: must be 1 to 100"),
         ("engine.base_url=localhost:8000/v1", "engine.base_url: expected http://HOST:PORT/v1, or a list of"),
         ("engine.base_url=[http://a/v1,b]", "engine.base_url: expected http://HOST:PORT/v1, or a list of"),
         ("engine.timeout=0", "engine.timeout=0.0: must be above 0"),

@@ -57,6 +57,8 @@ def test_each_file_composes_and_its_pipeline_runs(
         overrides += [] if "scenes" in file.stem else _data("jsonl", tmp_path, COLUMNS)
     if group == "labels":
         overrides += _data("jsonl", tmp_path, COLUMNS)
+    if file in (Path("also/context.yaml"), Path("prompts/caption/context.yaml")):
+        overrides += [*_data("jsonl", tmp_path, COLUMNS), "data.context=[text]", "also=context"]
     if file == Path("evaluate/labelled.yaml"):
         Path("labels.jsonl").write_text(LABEL)
     if file == Path("evaluate/clipscore.yaml"):
@@ -98,6 +100,8 @@ USED_BY = {
     "objects": ["pipeline=selfval"],
     "alt_text": ["also=alt_text"],
     "index_text": ["also=index_text"],
+    "length": ["also=lengths"],
+    "structured": ["also=structured"],
     "collect_objects": ["pipeline=scalecap"],
     "collect_positions": ["pipeline=scalecap"],
     "capsbench": ["evaluate=capsbench"],

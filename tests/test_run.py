@@ -159,6 +159,9 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
         assert "golden_sentences: 50 of its first 50 checks are unanswered" in screen
         assert "model.vlm.chat_template_kwargs.enable_thinking=false" in screen
         assert "golden_sentences: 0 kept, 50 dropped, 50 of them unanswered (median mass 0.02)" in screen
+        assert screen.endswith(
+            "Next: change what is said above; the same command would ask 50 checks more and stop again."
+        )
         assert all(row["golden_sentences_scores"][0]["p_yes"] is None for row in captions(tmp_path))
         again = run(compose(*words), engines=both(Scripted(answer)))
         assert (again.status, again.done, again.reused) == ("finished", 40, 25)
@@ -215,10 +218,14 @@ def test_when_every_row_fails_the_run_stops_early(
     compose: Compose, engines: Engines, tmp_path: Path, rows: Callable[..., str]
 ):
     settings = compose("data=jsonl", rows(60, broken=tuple(range(60))), "rows_in_flight=4")
-    summary = run(settings, engines=engines)
+    summary = run(settings, engines=engines, command="python -m scalecap x max_failures=100%")
     assert (summary.exit_code, summary.status) == (1, "stopped")
     assert 20 <= summary.failed <= 24
     assert "20 of the first 20 rows failed (max_failures=100%)" in summary.screen()
+    assert summary.screen().endswith(
+        "Next: set right what the errors above name, then the same command tries failed rows again; or go on"
+        f" whatever fails:\n  python -m scalecap x output={tmp_path}/run max_failures=null"
+    )
     assert len(captions(tmp_path)) == summary.failed
 
 

@@ -22,6 +22,7 @@ MAY_CHANGE = {
     *("engine.price.prompt", "engine.price.cached", "engine.price.generated"),
     *("max_cost", "max_tokens", "max_requests", "preview", "edits"),
     *("engine.keep", "engine.quiet", "calibration", "pipeline.cases", "prompts"),
+    *("data.context", "pipeline.verified"),  # they stand in the steps, and count there
 }
 """Settings that change no row. All others refuse to go on."""
 

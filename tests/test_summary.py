@@ -1,7 +1,7 @@
 """What a summary holds does not grow with the rows that it counts."""
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from scalecap.metrics import verifier
+from scalecap.run import run
+from scalecap.settings import Settings
 from scalecap.summary import Summary
 
 
@@ -29,7 +31,7 @@ def summed(rows: int) -> tuple[Summary, int]:
     tracemalloc.start()
     try:
         overall = {"check": (verifier.quality, ("check", "check_answers"))}
-        summary.add_rows(partial(records, rows), {}, ["m"], overall, {})
+        summary.add_rows(partial(records, rows), {}, ["m"], overall, {}, {})
         assert summary.metrics
         return summary, tracemalloc.get_traced_memory()[1]
     finally:
@@ -49,3 +51,22 @@ def test_memory_is_flat(rows: int, monkeypatch: pytest.MonkeyPatch):
     ]
     assert summary.metrics["m.final.words"].rows == rows
     assert summary.metrics["m.final.words"].mean == 24.5
+
+
+@pytest.mark.parametrize(
+    ("where", "note"),
+    [
+        ("question", "raw_answers: `where: question` held for all 4 items."),
+        ("question == 'x'", "raw_answers: `where: question == 'x'` held for none of 4 items."),
+        ("'position' in question", None),
+    ],
+)
+def test_a_choice_of_items_that_made_no_difference_is_told(
+    compose: Callable[..., Settings], engines: Any, where: str, note: str | None
+):
+    """Two questions about each of two pictures."""
+    words = ["data.limit=2", f'+pipeline.steps.raw_answers.where="{where}"']
+    first = run(compose(*words), engines=engines)
+    assert [each for each in first.notes if "where" in each] == ([note] if note else [])
+    again = run(compose(*words), engines=engines)  # of the rows in the journal
+    assert [each for each in again.notes if "where" in each] == ([note] if note else [])

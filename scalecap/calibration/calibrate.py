@@ -36,6 +36,8 @@ PROMISES = (0.01, 0.02, 0.05, 0.1, 0.2)
 MANY = 20
 """From so many wrong ones on, promised of all images (`wrong` times images), the losses of images say more
 than one label of each; below, betting on them costs more than the further labels bring."""
+SHOWN = 3
+"""Failed rows that are named."""
 UNCERTAIN = "uncertain"
 """How labels were drawn that promise nothing: those first of which the check was least sure."""
 
@@ -221,8 +223,12 @@ def _threshold(pipeline: Pipeline, step: str) -> float:
 
 def _left_out(run: Run) -> list[str]:
     found = []
-    if failed := run.summary.get("rows", {}).get("failed", 0):
-        found.append(f"{failed} rows failed and have no part in it: captions.jsonl says why, in `error`")
+    failed = [(row.get("row_id"), row["error"]) for row in run.rows() if row.get("error")]
+    for row_id, error in failed[:SHOWN]:
+        message = error.get("message") if isinstance(error, Mapping) else error
+        found.append(f"row {row_id!r:.80} failed and has no part in it: {message!s:.300}")
+    if len(failed) > SHOWN:
+        found.append(f"and {len(failed) - SHOWN} rows more; captions.jsonl says why, in `error`")
     if run.status != "finished":
         found.append(f"the run is {run.status}: rows that are not done have no part in it")
     return found

@@ -29,7 +29,7 @@ def scope(pipeline: Pipeline, step: str, settings: Settings, *, given: bool = Fa
     return {
         "steps": described,
         "models": {role: _model(models[role].model) for role in _roles(steps)},
-        **({} if given else {"sampling": asdict(settings.sampling)}),
+        **({} if given else {"sampling": asdict(settings.sampling), "budget": settings.pipeline.budget}),
         "min_mass": settings.min_mass,
         "code": {each.stage.name: code[each.stage.name] for each in steps if each.stage.name in code},
     }

@@ -123,6 +123,25 @@ def notes(applied: Mapping[str, Applied], settings: Settings) -> list[str]:
     ]
 
 
+def fallbacks(
+    applied: Mapping[str, Applied], pipeline: Pipeline, flags: Mapping[str, Mapping[str, int]]
+) -> list[str]:
+    """What a reader must know of rows that may have kept their first caption.
+
+    Args:
+        flags: by step, how many rows have each flag there.
+    """
+    return [
+        f"{step.name}: {rows} rows fell back: where no sentence passed, the caption is the first one,"
+        " unchecked, and nothing is promised of it."
+        f" pipeline.steps.{step.name}.fallback=empty leaves it empty."
+        for step in pipeline.steps
+        if applied
+        and step.settings.get("fallback") == "initial"
+        and (rows := flags.get(step.name, {}).get("fallback", 0))
+    ]
+
+
 def told(
     applied: Mapping[str, Applied], pipeline: Pipeline, edited: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,9 @@ from scalecap.engines.reasoning import split_reasoning
 PROBE = Prompt("Is a cat an animal? Answer yes or no.")
 """Asked when an engine is opened, to see whether the server tells log-probabilities."""
 
+_DOUBT = 0.02
+"""Most that an option which was not told may move a probability."""
+
 
 def body(
     settings: Mapping[str, Any],
@@ -84,14 +87,35 @@ def first_tokens(answer: Any) -> list[tuple[str, float]]:
     return top
 
 
-def choice(top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage) -> Chosen:
-    """The choice that first tokens and their log-probabilities tell; 0 each where no option is among them."""
+def choice(
+    top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage, *, cut: bool = False
+) -> Chosen:
+    """The choice that first tokens and their log-probabilities tell; 0 each where no option is among them.
+
+    Args:
+        cut: whether so few tokens were told that an option may be missing which is as likely as the last of
+            them. Where that could move a probability by more than 0.02, the choice counts as none.
+    """
     spelt = [option.casefold() for option in options]
     each = [0.0] * len(options)
     for token, logprob in top:
         if (word := token.strip().casefold()) in spelt:
             each[spelt.index(word)] += math.exp(logprob)
+    if cut and 0.0 in each and (mass := math.fsum(each)):
+        last = math.exp(min(logprob for _, logprob in top))
+        if last / (mass + last) > _DOUBT:
+            return Chosen((0.0,) * len(options), min(mass, 1.0), usage)
     return Chosen.among(each, usage)
+
+
+def most_alternatives(refusal: str) -> int | None:
+    """How many likely tokens a server tells at most, by its refusal to tell more; None: it doesn't say."""
+    most = re.search(
+        r"(?:less than or equal to|at most|up to|between \d+ and|<=|max\w*(?: \w+)*:?)\s*(\d+)",
+        refusal if "logprobs" in refusal else "",
+        re.IGNORECASE,
+    )
+    return int(most[1]) if most else None
 
 
 def tokens_of(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...]:

@@ -31,8 +31,8 @@ _SERVED = ("base_url", "identity", "logprobs")
 """Settings by which engine=openai tells where and what the server is."""
 _UNREAD = {
     # A commit, or a digest of the weights, and the dtype that was settled on stand in `found`.
-    "transformers": {"revision", "dtype", "args", "extra_body", *_SERVED},
-    "vllm": {"revision", "dtype", "extra_body", *_SERVED},
+    "transformers": {"revision", "dtype", "args", "extra_body", "jpeg_quality", *_SERVED},
+    "vllm": {"revision", "dtype", "extra_body", "jpeg_quality", *_SERVED},
     # The server chose its weights.
     "openai": {"revision", "dtype", "trust_remote_code", "min_pixels", "args", *_SERVED},
 }

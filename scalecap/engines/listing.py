@@ -98,15 +98,15 @@ def agreed(cards: Mapping[Connection, Card], engine: EngineSettings) -> Card:
     return same
 
 
-def found(model: ModelSettings, engine: EngineSettings, card: Card, logprobs: bool) -> str:
-    """What answers, as far as it can be known from here: the name served, and by whom."""
+def found(model: ModelSettings, engine: EngineSettings, card: Card, told: str) -> str:
+    """What answers, as far as it can be known from here: the name served, by whom, and how it is read."""
     parts = [model.name]
     if engine.identity:
         parts.append(f"is={engine.identity}")
     else:
         parts += [f"root={root}"] if (root := card.get("root")) else []
         parts.append(f"at={','.join(sorted(map(address, engine.addresses)))}")
-    return " ".join(parts if logprobs else [*parts, "choices=text"])
+    return " ".join([*parts, told] if told else parts)
 
 
 def address(url: str) -> str:

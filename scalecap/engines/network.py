@@ -48,6 +48,10 @@ class Rows(Protocol):
         """These rows and then the other's."""
         ...
 
+    def keep(self, counts: list[int]) -> None:
+        """Of the tokens of the last step, the first so many of each row; the others were not to be read."""
+        ...
+
 
 @dataclass
 class PaddedRows:
@@ -57,6 +61,8 @@ class PaddedRows:
     """DynamicCache of (rows, heads, tokens, size)."""
     mask: Tensor
     """(rows, tokens): 1 at a row's own tokens, 0 at padding."""
+    step: int = 0
+    """Columns of the last step."""
 
     def only(self, kept: list[int]) -> "PaddedRows":
         """The rows at these places, without columns that are padding in all of them."""
@@ -74,6 +80,13 @@ class PaddedRows:
         layers = [(_stack([a.keys, b.keys], width), _stack([a.values, b.values], width)) for a, b in pairs]
         masks = [pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)]
         return PaddedRows(DynamicCache(layers), torch.cat(masks))
+
+    def keep(self, counts: list[int]) -> None:
+        """Of the tokens of the last step, the first so many of each row; the others were not to be read."""
+        most = max(counts)
+        self.layers.crop(most - self.step)  # a negative number: so many less
+        kept = self.mask.new_tensor([[1] * count + [0] * (most - count) for count in counts])
+        self.mask = torch.cat([self.mask[:, : -self.step], kept], 1)
 
 
 def _stack(parts: list[Tensor], width: int) -> Tensor:
@@ -107,6 +120,8 @@ class Network:
         self._eyes = eyes
         self.context = context
         self.kept = _KEPT
+        self.drafts = True
+        """Whether `step` may read tokens that the rows do not keep."""
         if model.dtype == torch.float64:
             _keep_double(model)
         # transformers 5.24 calls it by another name.
@@ -165,11 +180,24 @@ class Network:
         where = {"attention_mask": read.mask, "position_ids": self._tensor(positions)}
         return self._forward(self._tensor(ids), keep, read.layers, **where), read
 
-    def step(self, rows: Any, tokens: list[int], positions: list[int]) -> Tensor:
-        """Read one more token in every row of a `prefill`; returns logits (rows, vocabulary)."""
-        rows.mask = pad(rows.mask, (0, 1), value=1)
-        where = {"attention_mask": rows.mask, "position_ids": self._tensor([positions]).T}
-        return self._forward(self._tensor([tokens]).T, 1, rows.layers, **where)[:, -1]
+    def step(self, rows: Any, tokens: Sequence[list[int]], positions: Sequence[int]) -> Tensor:
+        """Read more tokens in every row of a `prefill`: at least one, and all of them unless `rows.keep`
+        says otherwise.
+
+        Args:
+            positions: of the first token of each row.
+
+        Returns:
+            Logits (rows, most tokens of a row, vocabulary), at a row's own tokens first.
+        """
+        rows.step = max(map(len, tokens))
+        padding = [[0] * (rows.step - len(own)) for own in tokens]
+        own = [[1] * len(ids) + rest for ids, rest in zip(tokens, padding, strict=True)]
+        rows.mask = torch.cat([rows.mask, self._tensor(own)], 1)
+        columns = torch.arange(rows.step, device=rows.mask.device)
+        where = {"attention_mask": rows.mask, "position_ids": self._tensor([[*positions]]).T + columns}
+        ids = [ids + rest for ids, rest in zip(tokens, padding, strict=True)]
+        return self._forward(self._tensor(ids), rows.step, rows.layers, **where)
 
     def forget(self) -> None:
         """Drop all kept prefixes and give the device's memory back."""

@@ -3,16 +3,18 @@
 Nothing about the model is read on this machine, which has its price:
 
 * `choose` sees the twenty likeliest first tokens alone; an option that is not among them has
-  probability 0. Whether the server tells log-probabilities is found out when the engine is opened
-  (or said by `engine.logprobs`). One that does not is asked for text, and the reply's first word is
-  the choice; the log says so, and the replies are cached apart.
+  probability 0. Of a server that tells fewer, but three at least, as many are read, and a choice is none
+  where the option that is missing might be likely. Whether the server tells log-probabilities, and how many,
+  is found out when the engine is opened (or said by `engine.logprobs`). One that does not is asked for text,
+  and the reply's first word is the choice. The log says so, and the replies are cached apart.
 * Which weights answer is the server's affair, so replies are cached by its address, or by those of several
   servers, or by `engine.identity`.
 * `score` needs a server that rates a given reply, as vLLM's does (`prompt_logprobs`).
 * Control tokens inside a text are the server's to handle.
 * Where a server's template opens `<think>` and its `</think>` was not reached within `max_tokens`, the
   reasoning can't be told from an answer, unless the server parses it; the reply is marked "truncated".
-* A picture is sent as PNG, scaled down to `model.vlm.max_pixels` here; `min_pixels` has no effect.
+* A picture is sent as PNG, or as JPEG with `engine.jpeg_quality`, scaled down to `model.vlm.max_pixels` here;
+  `min_pixels` has no effect.
 
 How requests get to a server, and what becomes of them when it goes away, is said in `servers.py`; where the
 key comes from in `connection.py`.
@@ -43,6 +45,7 @@ from scalecap.engines.completions import (
     choice,
     first_choice,
     first_tokens,
+    most_alternatives,
     schema_arguments,
     text_and_reasoning,
     token_usage,
@@ -61,8 +64,10 @@ from scalecap.settings import EngineSettings, ModelSettings
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_FIRST_TOKEN = {"temperature": 0, "logprobs": True, "top_logprobs": 20}
-"""Asks for the likeliest first tokens, as many as OpenAI's protocol tells."""
+_TOP = 20
+"""Most alternatives that OpenAI's protocol tells of a token."""
+_FEWEST = 3
+"""Alternatives that a server is to tell at least for choices to be read from them."""
 _WORDS = 8
 """Tokens within which a reply's first word ends, where text must do."""
 _CONCURRENCY = 32
@@ -92,11 +97,14 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
         listed = await cards(connections, model, engine.timeout)
         there = {at: card for at, card in listed.items() if not isinstance(card, AwayError)}
         card = agreed(there, engine)
-        opened = OpenAIEngine(servers, model, engine, card, logprobs=engine.logprobs is not False)
-        if engine.logprobs is None and not await opened.tells_logprobs(there):
+        opened = OpenAIEngine(servers, model, engine, card, _TOP if engine.logprobs is not False else 0)
+        if engine.logprobs is None and (top := await opened.most_told(there)) != _TOP:
             who = "the server tells" if len(there) == 1 else "the servers tell"
-            log.warning("%s no log-probabilities: yes or no is read from the reply's first word", who)
-            opened = OpenAIEngine(servers, model, engine, card, logprobs=False)
+            if top:
+                log.warning("%s %d likely tokens and not %d: some checks may be unanswered", who, top, _TOP)
+            else:
+                log.warning("%s no log-probabilities: yes or no is read from the reply's first word", who)
+            opened = OpenAIEngine(servers, model, engine, card, top)
     except BaseException:
         await servers.close()
         raise
@@ -108,9 +116,10 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
 
     if len(connections) > 1:
         servers.accept = accept
+    servers.notes()  # the probes are no requests of a run
     for server in servers.servers:
         if isinstance(away := listed[server.connection], AwayError):
-            servers.leave(server, away)
+            servers.leave(server, away.__cause__ or away)
     return opened
 
 
@@ -148,20 +157,21 @@ class OpenAIEngine:
 
     Args:
         card: what they list about the model.
-        logprobs: whether choices are read from log-probabilities, or from text.
+        top: first tokens whose log-probabilities choices are read from; 0 reads them from text.
     """
 
     def __init__(
-        self, servers: Servers, model: ModelSettings, engine: EngineSettings, card: Card, logprobs: bool
+        self, servers: Servers, model: ModelSettings, engine: EngineSettings, card: Card, top: int
     ) -> None:
-        self.identity = identity("openai", found(model, engine, card, logprobs), model, engine)
+        told = {_TOP: "", 0: "choices=text"}.get(top, f"top_logprobs={top}")
+        self.identity = identity("openai", found(model, engine, card, told), model, engine)
         self.context_length: int | None = card.get("max_model_len") or model.max_context
         self.concurrency = (engine.concurrency or _CONCURRENCY) * len(servers.servers)
         self.kv_tokens: int | None = None
         self._servers = servers
         self._model = model
-        self._pictures = Pictures(model.max_pixels)
-        self._logprobs = logprobs
+        self._pictures = Pictures(model.max_pixels, engine.jpeg_quality)
+        self._top = top
         self._reasons = False
         """Whether a reply had reasoning, which is logged once."""
         self._body = dict(engine.extra_body)
@@ -201,60 +211,69 @@ class OpenAIEngine:
 
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token, or by its first word."""
-        if self._logprobs:
-            told, usage = await self._first_token(request.prompt)
+        if self._top:
+            told, usage = await self._first_token(request.prompt, self._top)
         else:
             (reply, usage), _ = await self._ask(request.prompt, _WORDS, _reply, {"temperature": 0})
             word = re.search(r"[\w/]+", text_and_reasoning(reply["message"])[0])
             told = [(word.group(), 0.0)] if word else []
-        return choice(told, request.options, usage)
+        return choice(told, request.options, usage, cut=0 < self._top < _TOP)
 
-    async def tells_logprobs(self, connections: Collection[Connection]) -> bool:
-        """Whether the servers there tell log-probabilities.
+    async def most_told(self, connections: Collection[Connection]) -> int:
+        """How many likely first tokens each of the servers tells, up to 20; 0 where they tell none.
 
         Raises ModelError when one answers no question at all, or some tell them and others do not.
         """
-        told: dict[bool, list[str]] = {}
+        told: dict[int, list[str]] = {}
         for server in self._servers.servers:
-            if server.connection not in connections:
-                continue
-            at = server.connection.shown
+            if server.connection in connections:
+                told.setdefault(await self._told_by(server), []).append(server.connection.shown)
+        if 0 in told and len(told) > 1:
+            tell = [at for top, each in told.items() if top for at in each]
+            raise ModelError(
+                f"{', '.join(tell)} tell log-probabilities and {', '.join(told[0])} do not:"
+                " engine.logprobs=false reads yes and no from the text of all"
+            )
+        return min(told)
+
+    async def _told_by(self, server: Server) -> int:
+        top = _TOP
+        while True:
             try:
-                await self._first_token(PROBE, [server])
-                told.setdefault(True, []).append(at)
+                await self._first_token(PROBE, top, [server])
+                return top
             except EngineError as error:
                 if "logprobs" not in str(error):
                     raise ModelError(
-                        f"{at} does not answer a yes/no question to {self._model.name} ({error});"
-                        " engine.logprobs=true or false opens it without one"
+                        f"{server.connection.shown} does not answer a yes/no question to {self._model.name}"
+                        f" ({error}); engine.logprobs=true or false opens it without one"
                     ) from error
-                told.setdefault(False, []).append(at)
-        if len(told) > 1:
-            raise ModelError(
-                f"{', '.join(told[True])} tell log-probabilities and {', '.join(told[False])} do not:"
-                " engine.logprobs=false reads yes and no from the text of all"
-            )
-        return True in told
+                most = most_alternatives(str(error)) or 0
+                if not _FEWEST <= most < top:
+                    return 0
+                top = most
 
     async def probe(self, server: Server) -> None:
         """Raises ModelError when a server that was away does not answer as the others do."""
-        if self._logprobs:
-            sent = {"model": self._model.name, server.limit: 1, **_FIRST_TOKEN, **self._body}
+        if self._top:
+            sent = {"model": self._model.name, server.limit: 1, **_first_token(self._top), **self._body}
             try:
                 async with asyncio.timeout(self._patience):
                     first_tokens(await server.connection.post("/chat/completions", body(sent, PROBE, None)))
             except (Refused, ValueError) as error:
-                raise ModelError(f"{server.connection.shown} tells no log-probabilities ({error})") from error
+                raise ModelError(
+                    f"{server.connection.shown} does not tell {self._top} log-probabilities ({error})"
+                ) from error
 
     async def _first_token(
-        self, prompt: Prompt, among: Sequence[Server] | None = None
+        self, prompt: Prompt, top: int, among: Sequence[Server] | None = None
     ) -> tuple[list[tuple[str, float]], Usage]:
         """The likeliest first tokens of a reply with their log-probabilities."""
         read, _ = await self._ask(
             prompt,
             1,
             lambda answer: (first_tokens(answer), token_usage(answer)),
-            _FIRST_TOKEN,
+            _first_token(top),
             among=among,
         )
         return read
@@ -356,6 +375,10 @@ class OpenAIEngine:
         if 0 < (left := long.limit - long.tokens) < room:
             return left
         raise long from refused
+
+
+def _first_token(top: int) -> dict[str, Any]:
+    return {"temperature": 0, "logprobs": True, "top_logprobs": top}
 
 
 def _reply(answer: Any) -> tuple[Mapping[str, Any], Usage]:

@@ -22,17 +22,18 @@ class Pictures:
 
     Args:
         max_pixels: larger ones are scaled down to so many.
+        jpeg_quality: of JPEGs, 1 to 100; None sends PNGs.
     """
 
-    def __init__(self, max_pixels: int | None) -> None:
-        self._max_pixels = max_pixels
+    def __init__(self, max_pixels: int | None, jpeg_quality: int | None) -> None:
+        self._form = max_pixels, jpeg_quality
         self._encoded: OrderedDict[str, asyncio.Task[bytes]] = OrderedDict()
         """By hash, the latest last."""
 
     async def encoded(self, image: Image) -> bytes:
         """The picture's data URL, which has no character that JSON would escape."""
         if image.hash not in self._encoded:
-            work = asyncio.to_thread(data_url, image, self._max_pixels)
+            work = asyncio.to_thread(data_url, image, *self._form)
             task = self._encoded[image.hash] = asyncio.create_task(work)
             task.add_done_callback(lambda _: self._drop())
         self._encoded.move_to_end(image.hash)
@@ -52,11 +53,15 @@ class Pictures:
                 del self._encoded[name]
 
 
-def data_url(image: Image, max_pixels: int | None) -> bytes:
+def data_url(image: Image, max_pixels: int | None, jpeg_quality: int | None) -> bytes:
     pixels = image.pixels
     if max_pixels and pixels.width * pixels.height > max_pixels:
         scale = math.sqrt(max_pixels / (pixels.width * pixels.height))
         pixels = pixels.resize((max(1, int(pixels.width * scale)), max(1, int(pixels.height * scale))))
     file = io.BytesIO()
-    pixels.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return b"data:image/png;base64," + base64.b64encode(file.getvalue())
+    if jpeg_quality is None:
+        pixels.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    else:
+        pixels.save(file, "JPEG", quality=jpeg_quality, subsampling="4:4:4")
+    kind = b"png" if jpeg_quality is None else b"jpeg"
+    return b"data:image/%b;base64,%b" % (kind, base64.b64encode(file.getvalue()))

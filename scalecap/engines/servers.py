@@ -58,7 +58,7 @@ class Server:
         """Whether it knows `repetition_penalty`, which OpenAI's protocol does not."""
         self.up = True
         """Whether it is asked: not from a look in vain until it is back."""
-        self.trouble: Exception | None = None
+        self.trouble: BaseException | None = None
         """Why it did not answer when it was looked at."""
         self.heard = 0.0
         """When it last answered a request (`time.monotonic`)."""
@@ -83,7 +83,8 @@ class Server:
     def give_up(self) -> None:
         """Ends the wait of all requests that it has."""
         for deadline in self.deadlines:
-            deadline.reschedule(asyncio.get_running_loop().time())
+            if not deadline.expired():
+                deadline.reschedule(asyncio.get_running_loop().time())
 
 
 class Servers:
@@ -203,7 +204,7 @@ class Servers:
             each.times_away = 0 if each.up else 1
         return found
 
-    def leave(self, server: Server, why: Exception) -> None:
+    def leave(self, server: Server, why: BaseException) -> None:
         """Asks the server nothing until it is back, which is looked for."""
         if server.up:
             server.up = False

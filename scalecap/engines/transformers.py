@@ -1,7 +1,8 @@
 """The engine that runs a model in this process with transformers, on a GPU or the CPU.
 
 One thread owns the model. It takes what waits, answers choices and scores in one forward pass
-each, and lets new replies join those being written at every token.
+each, and lets new replies join those being written at every token. Replies to prompts without a picture,
+which often repeat them, are drafted (`scalecap.engines.drafts`): the same replies in fewer steps.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ from scalecap.engines.base import (
 )
 from scalecap.engines.chat import Chat
 from scalecap.engines.children import mend
+from scalecap.engines.drafts import Lookup
 from scalecap.engines.identity import identity
 from scalecap.engines.spelling import spellings
 from scalecap.engines.weights import ModelError, Weights, find, loading, out_of_memory
@@ -152,11 +154,17 @@ class _Job:
     """Characters and number of tokens, one after another, of a score's text."""
     seen: set[int] = field(default_factory=set)
     dice: random.Random = field(default_factory=random.Random)
+    lookup: Lookup | None = None
+    """Drafts the reply to a prompt without a picture; what is said of a picture repeats little."""
 
     @property
     def prompt(self) -> int:
         """Tokens of the prompt."""
         return len(self.prefix.ids) + len(self.rest)
+
+    def draft(self) -> list[int]:
+        """Tokens that may follow the reply so far, and leave room for one more."""
+        return self.lookup.draft(self.room - len(self.reply) - 1) if self.lookup else []
 
     @property
     def size(self) -> int:
@@ -320,6 +328,8 @@ class TransformersEngine:
             job.room = max(1, min(request.sampling.max_tokens, self._network.context - job.prompt))
             job.seen = {*job.prefix.ids, *job.rest}
             job.dice = random.Random(request.seed)
+            drafted = self._network.drafts and request.prompt.image is None
+            job.lookup = Lookup(job.rest) if drafted else None
 
     def _choose(self, jobs: list[_Job]) -> None:
         logits, _ = self._network.prefill([(job.prefix, job.rest) for job in jobs])
@@ -345,24 +355,44 @@ class TransformersEngine:
         self._rows = self._rows.join(rows) if self._rows else rows
         self._writing = self._writing + jobs
         self._draw(jobs, logits[:, -1])
+        self._drop_finished()
 
     def _write(self, jobs: list[_Job]) -> None:
-        """One more token for every reply being written."""
+        """One more token for every reply being written, and what was drafted of it as far as it stands."""
         assert self._rows
         positions = [job.prefix.next + len(job.rest) + len(job.reply) - 1 for job in jobs]
-        self._draw(jobs, self._network.step(self._rows, [job.reply[-1] for job in jobs], positions))
+        given = [[job.reply[-1], *job.draft()] for job in jobs]
+        logits = self._network.step(self._rows, given, positions)
+        read = [0] * len(jobs)
+        going = list(range(len(jobs)))
+        while going:
+            at = read[going[0]]  # the same of all of them
+            self._draw([jobs[place] for place in going], logits[going, at])
+            for place in going:
+                read[place] += 1
+            going = [
+                place
+                for place in going
+                if not jobs[place].future.done() and given[place][at + 1 : at + 2] == jobs[place].reply[-1:]
+            ]
+        self._rows.keep(read)
+        self._drop_finished()
 
     def _draw(self, jobs: list[_Job], logits: Any) -> None:
-        """Draw the next tokens; finished replies are handed over and their rows dropped."""
+        """Draw the next token of each; finished replies are handed over."""
         samplings = [job.request.sampling for job in jobs if isinstance(job.request, Generate)]
         drawn = self._network.draw(logits, samplings, [job.seen for job in jobs], [job.dice for job in jobs])
         for job, sampling, token in zip(jobs, samplings, drawn, strict=True):
             job.reply.append(token)
             job.seen.add(token)
+            if job.lookup:
+                job.lookup.add(token)
             if token in self._ends:
                 self._finish(job, job.reply[:-1], "stop")
             elif len(job.reply) == job.room:
                 self._finish(job, job.reply, finish("length", job.room, sampling.max_tokens))
+
+    def _drop_finished(self) -> None:
         kept = [place for place, job in enumerate(self._writing) if not job.future.done()]
         if len(kept) < len(self._writing):
             self._writing = [self._writing[place] for place in kept]

@@ -32,9 +32,16 @@ class SeparateRows:
         """These rows and then the other's."""
         return SeparateRows(self.caches + other.caches)
 
+    def keep(self, counts: list[int]) -> None:
+        """A state can't forget: each step has one token a row."""
+
 
 class UnpaddedNetwork(Network):
     """A `Network` whose forward passes have one row each."""
+
+    def __init__(self, model: Any, eyes: Any, context: int) -> None:
+        super().__init__(model, eyes, context)
+        self.drafts = False
 
     def prefill(self, rows: Sequence[tuple[Prefix, list[int]]], keep: int = 1) -> tuple[Tensor, SeparateRows]:
         """Read what follows the prefixes.
@@ -51,13 +58,13 @@ class UnpaddedNetwork(Network):
             logits.append(pad(told, (0, 0, keep - told.shape[1], 0)))
         return torch.cat(logits), SeparateRows(caches)
 
-    def step(self, rows: SeparateRows, tokens: list[int], positions: list[int]) -> Tensor:
-        """Read one more token in every row of a `prefill`; returns logits (rows, vocabulary)."""
+    def step(self, rows: SeparateRows, tokens: Sequence[list[int]], positions: Sequence[int]) -> Tensor:
+        """Read one more token in every row of a `prefill`; returns logits (rows, 1, vocabulary)."""
         logits = [
             self._forward(self._tensor([[token]]), 1, cache, position_ids=self._tensor([[position]]))
-            for token, position, cache in zip(tokens, positions, rows.caches, strict=True)
+            for (token,), position, cache in zip(tokens, positions, rows.caches, strict=True)
         ]
-        return torch.cat(logits)[:, -1]
+        return torch.cat(logits)
 
     def _empty(self) -> Any:
         return DynamicCache(config=self._model.config)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -153,6 +154,12 @@ class Run:
     def picture_name(self, row: Row) -> str:
         """What the data calls the row's picture, or the row where its picture has no name."""
         return name_of(row.get(self.image)) or str(row.get("row_id") or "")
+
+    @property
+    def typed(self) -> str:
+        """The folder as a command names it where the run's was typed; its name alone if it lies elsewhere."""
+        folder, cwd = self.folder.resolve(), self.cwd
+        return shlex.quote(str(folder.relative_to(cwd)) if folder.is_relative_to(cwd) else folder.name)
 
     @property
     def cwd(self) -> Path:

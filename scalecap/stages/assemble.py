@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from scalecap.clauses import sentences as cut
 from scalecap.clauses import words
+from scalecap.shortening import hold
 from scalecap.stages import Ask, stage
 from scalecap.stages.group_details import details as details_of
 
@@ -18,10 +19,20 @@ class Assemble:
 
     No model is asked, so nothing is lost, changed or made up, however weak the models are. A sentence
     repeats an earlier one when its words (but for articles, "there" and forms of be) stand in it side
-    by side in the same order. With no sentence and no detail it is `initial`, marked "fallback".
+    by side in the same order. With no sentence and no detail it is `initial`, a text or several, marked
+    "fallback".
+
+    `max_sentences` and `max_words` leave out sentences from the end, marked "shortened", and cut none: a
+    first one that is too long stays, marked "too_long".
     """
 
     role: ClassVar[None] = None
+
+    def __init__(self, *, max_sentences: int | None = None, max_words: int | None = None) -> None:
+        for name, most in (("max_sentences", max_sentences), ("max_words", max_words)):
+            if most is not None and most < 1:
+                raise ValueError(f"{name}: {most} must be 1 or more")
+        self.max_sentences, self.max_words = max_sentences, max_words
 
     async def __call__(
         self,
@@ -30,7 +41,7 @@ class Assemble:
         sentences: list[str],
         blocks: list[dict[str, Any]] | None = None,
         details: list[str] | None = None,
-        initial: str | None = None,
+        initial: str | list[str] | None = None,
     ) -> str:
         parts: list[str] = []
         for place, sentence in enumerate(sentences):
@@ -40,8 +51,10 @@ class Assemble:
         told = list(distinct([*parts, *(details or [])]))
         if not told:
             ask.mark("fallback")
-            return initial or ""
-        return " ".join(told)
+            if initial is None or isinstance(initial, str):
+                return initial or ""
+            told = list(distinct(initial))
+        return " ".join(hold(told, self.max_sentences, self.max_words, ask.mark))
 
 
 def distinct(texts: list[str]) -> Iterator[str]:

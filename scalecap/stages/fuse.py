@@ -7,6 +7,7 @@ from scalecap.prompts import Template
 from scalecap.replies import body
 from scalecap.shortening import by_probability, from_the_end, generate_fitting, probabilities
 from scalecap.stages import Ask, PromptTooLong, Role, Sampling, stage
+from scalecap.stages.assemble import distinct
 
 
 @stage
@@ -15,7 +16,8 @@ class Fuse:
 
     A row without a sentence asks nothing and falls back (`fallback: initial`, the column `initial`,
     or `fallback: empty`), marked "fallback". Without a detail there is nothing to join: the sentences are
-    the caption, and nothing is asked. They are too where no request is left, marked "unasked" and "fallback".
+    the caption, and nothing is asked. Where no request is left, sentences and details are, each once, marked
+    "unasked" and "fallback".
 
     A prompt too long for the model loses details until it takes about three quarters of the context,
     marked "shortened": those with the lowest P(yes) first when `scores`, the side column of their
@@ -59,7 +61,7 @@ class Fuse:
             return " ".join(context)
         if not ask.allowed([1]):
             ask.mark("fallback")
-            return " ".join(context)
+            return " ".join(distinct([*context, *object_info, *position_info]))
         # The same details twice are dropped from both at once.
         lists = [object_info] if object_info == position_info else [object_info, position_info]
         details = [detail for each in lists for detail in each]

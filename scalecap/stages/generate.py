@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from scalecap.clauses import sentences
 from scalecap.prompts import Expression, Template
 from scalecap.replies import Unparsed, body, json_value, lines
-from scalecap.shortening import by_probability, from_the_end, generate_fitting, limit
+from scalecap.shortening import by_probability, from_the_end, generate_fitting, hold, limit
 from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, Views, stage, together
 from scalecap.stages.split_sentences import split_sentences
 
@@ -37,7 +38,9 @@ class Generate:
     "unparsed".
 
     `max_sentences` and `max_characters` hold a text to a length: what is over is cut off at the end of a
-    sentence (of a first one that is too long, at a clause or a word), marked "shortened". A prompt too long
+    sentence (of a first one that is too long, at a clause or a word), marked "shortened". `max_words`, with
+    `parse: sentences` too, leaves out whole sentences alone: a first one that is too long stays, marked
+    "too_long". The prompt may tell `{{ max_words }}` and `{{ max_sentences }}`. A prompt too long
     for the model loses items of its lists until it takes about three quarters of the context, marked
     "shortened": those with the lowest `p_yes` first, then from the end of the longest list.
 
@@ -46,6 +49,9 @@ class Generate:
 
     The default `model` is `vlm` with a picture and `llm` without.
     """
+
+    offered: ClassVar[tuple[str, ...]] = ("max_words", "max_sentences")
+    """Settings that a prompt may tell."""
 
     def __init__(
         self,
@@ -58,14 +64,18 @@ class Generate:
         where: Expression | None = None,
         max_sentences: int | None = None,
         max_characters: int | None = None,
+        max_words: int | None = None,
         model: Role = "vlm",
         sampling: Sampling | None = None,
     ) -> None:
-        for name, least in (("max_sentences", max_sentences), ("max_characters", max_characters)):
-            if least is not None and least < 1:
-                raise ValueError(f"{name}: {least} must be 1 or more")
-            if least is not None and parse != "text":
+        bounds = {"max_sentences": max_sentences, "max_words": max_words, "max_characters": max_characters}
+        for name, most in bounds.items():
+            if most is not None and most < 1:
+                raise ValueError(f"{name}: {most} must be 1 or more")
+            if most is not None and parse == "sentences" and name == "max_characters":
                 raise ValueError(f"{name} needs `parse: text`")
+            if most is not None and parse not in ("text", "sentences"):
+                raise ValueError(f"{name} needs `parse: text` or `parse: sentences`")
         if schema is not None:
             if parse != "json":
                 raise ValueError("schema needs `parse: json`")
@@ -76,7 +86,7 @@ class Generate:
         self.parse, self.samples, self.where = parse, samples, where
         self.schema = schema
         self._schema_text = json.dumps(schema, sort_keys=True) if schema is not None else None
-        self.max_sentences, self.max_characters = max_sentences, max_characters
+        self.max_sentences, self.max_words, self.max_characters = max_sentences, max_words, max_characters
         self.model, self.sampling = model, sampling
 
     @staticmethod
@@ -155,7 +165,8 @@ class Generate:
         lists = [value for value in values.values() if isinstance(value, list)]
 
         def filled(prompt: Template) -> Callable[[Collection[int]], str]:
-            return lambda dropped: prompt.render(**without(values, dropped))
+            bounds = {"max_words": self.max_words, "max_sentences": self.max_sentences}
+            return lambda dropped: prompt.render(**{**bounds, **without(values, dropped)})
 
         reply = await generate_fitting(
             ask,
@@ -176,8 +187,13 @@ class Generate:
             found = lines(reply.text)
             if self.parse == "sentences":
                 found = [sentence for line in found for sentence in split_sentences(line)]
+                found = hold(found, self.max_sentences, self.max_words, ask.mark)
             return found
         text = body(reply.text)
+        if self.max_words is not None:
+            spans = sentences(text)
+            kept = hold([text[slice(*span)] for span in spans], self.max_sentences, self.max_words, ask.mark)
+            text = "".join(kept).strip()
         if self.max_sentences is None and self.max_characters is None:
             return text
         limited = limit(text, self.max_sentences, self.max_characters)

@@ -8,7 +8,6 @@ what is counted. 32 requests are in flight.
 """
 
 import asyncio
-import json
 import math
 import subprocess
 import sys
@@ -18,36 +17,41 @@ from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
+from interpreter import say
 from PIL import Image as Pillow
 
 from scalecap.engines.base import Choose, Generate, Image, Prompt
 from scalecap.engines.openai import OpenAIEngine, open_openai
 from scalecap.settings import EngineSettings, ModelSettings
 
-CAPTION = "There is a dog on the left, brown, with a red hat. " * 4
 ABOUT = 16
 """Requests about a picture."""
 
 
 def serve() -> None:
-    """Answers every request alike, and prints its port first."""
-    likeliest = [
-        {"token": f"Word{at}", "logprob": math.log(0.5**at), "bytes": [87, 111, 114, 100]}
-        for at in range(1, 21)
+    """Answers as the engine of `interpreter.py` does, and prints its port first."""
+    others = [
+        {"token": f"Word{at}", "logprob": math.log(0.001 / at), "bytes": [87, 111, 114, 100]}
+        for at in range(1, 19)
     ]
-    logprobs = {"content": [{**likeliest[0], "top_logprobs": likeliest}]}
     usage = {"prompt_tokens": 1500, "completion_tokens": 50, "total_tokens": 1550}
+    shown = Image("shown", Pillow.new("RGB", (1, 1)))
 
-    def completion(**more: Any) -> bytes:
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": CAPTION}}
-        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": usage}
-        return json.dumps({**body, "choices": [choice | more]}).encode()
-
-    text, chosen = completion(), completion(logprobs=logprobs)
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        content = asked["messages"][-1]["content"]
+        image = shown if isinstance(content, list) else None
+        prompt = Prompt(content[-1]["text"] if isinstance(content, list) else content, image)
+        said = say(Choose(prompt) if "top_logprobs" in asked else Generate(prompt))
+        logprobs = None
+        if isinstance(said, float):
+            top = [{"token": word, "logprob": math.log(p)} for word, p in (("yes", said), ("no", 1 - said))]
+            logprobs = {"content": [{**top[0], "top_logprobs": [*top, *others]}]}
+        message = {"role": "assistant", "content": str(said)}
+        choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": logprobs}
+        return {"id": "1", "object": "chat.completion", "model": "m", "usage": usage, "choices": [choice]}
 
     async def complete(request: web.Request) -> web.Response:
-        body = chosen if b'"top_logprobs"' in await request.read() else text
-        return web.Response(body=body, content_type="application/json")
+        return web.json_response(answer(await request.json()))
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
@@ -101,8 +105,12 @@ async def cost(ask: Callable[[int], Awaitable[Any]], requests: int) -> tuple[flo
     )
 
 
+async def opened(url: str, jpeg_quality: int | None = None) -> OpenAIEngine:
+    return await open_openai(ModelSettings(name="m"), EngineSettings(base_url=url, jpeg_quality=jpeg_quality))
+
+
 async def measure(url: str, requests: int) -> None:
-    engine: OpenAIEngine = await open_openai(ModelSettings(name="m"), EngineSettings(base_url=url))
+    engine, jpeg = await opened(url), await opened(url, 95)
 
     async def generate(number: int) -> None:
         await engine.generate(Generate(Prompt(f"Describe more details about the dog, {number}.")))
@@ -110,7 +118,7 @@ async def measure(url: str, requests: int) -> None:
     async def choose(number: int) -> None:
         await engine.choose(Choose(Prompt(f"Is there a dog, {number}?")))
 
-    def about(shown: list[Image]) -> Callable[[int], Awaitable[Any]]:
+    def about(shown: list[Image], engine: OpenAIEngine) -> Callable[[int], Awaitable[Any]]:
         async def choose(number: int) -> None:
             await engine.choose(Choose(Prompt(f"Is there a dog, {number}?", shown[number // ABOUT])))
 
@@ -119,11 +127,16 @@ async def measure(url: str, requests: int) -> None:
     await cost(generate, 100)  # connections, imports
     print(f"{'':>42} {'CPU ms/request':>14} {'ms/request':>10}")
     for name, ask in (("text", generate), ("a choice, of twenty log-probabilities", choose)):
-        print(f"{name:>42} {'{:14.2f} {:10.2f}'.format(*await cost(ask, requests))}", flush=True)
+        cpu, real = await cost(ask, requests)
+        print(f"{name:>42} {cpu:14.2f} {real:10.2f}", flush=True)
     for side, some in ((336, requests), (1024, requests // 4)):
-        ask = about(pictures(side, -(-some // ABOUT)))
-        name = f"a choice about a picture of {side} x {side}"
-        print(f"{name:>42} {'{:14.2f} {:10.2f}'.format(*await cost(ask, some))}", flush=True)
+        shown = pictures(side, -(-some // ABOUT))
+        for form, asked in (("PNG", engine), ("JPEG", jpeg)):
+            name = f"a choice about a {form} of {side} x {side}"
+            print(
+                f"{name:>42} {'{:14.2f} {:10.2f}'.format(*await cost(about(shown, asked), some))}", flush=True
+            )
+    await jpeg.close()
     await engine.close()
 
 

@@ -361,8 +361,9 @@ async def opened(work: Work) -> AsyncIterator[Bench]:
             "enable_mm_processor_stats": True,
         }
         with patch("scalecap.engines.vllm._keep_encoded", keep_encoded):
+            context = min(4096, (blocks - 1) * work.block)  # a cache has room for it at least
             engine = await open_vllm(
-                ModelSettings(name=str(weights), max_context=4096), EngineSettings(args=args)
+                ModelSettings(name=str(weights), max_context=context), EngineSettings(args=args)
             )
         try:
             yield Bench(engine, settings, folder, work)

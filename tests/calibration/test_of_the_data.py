@@ -152,6 +152,8 @@ def test_labels_of_benchmarks_promise_something_of_a_pipelines_check(
     summary = benchmark(schema(60), f"labels={labels}")
     assert summary.failed == 0
     assert summary.counts.total.requests == statements  # the check alone, with the pipeline's own prompt
+    command = f"python -m scalecap.calibrate {tmp_path}/labelled --wrong 0.05"
+    assert summary.screen().endswith(f"Next: make a promise of its labels:\n  {command}")
     row = json.loads((tmp_path / "labelled" / "captions.jsonl").read_text().splitlines()[0])
     assert row["golden_sentences_scores"][0]["text"] == texts
     assert "init_caption" not in row
@@ -239,7 +241,9 @@ def test_rows_without_labels_fail_with_column_and_fix(
     errors = {row["row_id"]: row["error"]["message"] for row in lines if row["error"]}
     assert errors["4"].startswith("column 'answer' has no label: say what it means with")
     assert errors["5"].startswith("column 'question': expected a text or a list of texts, got 7")
-    assert "  2 rows failed and have no part in it: captions.jsonl says why" in calibrate("--wrong", "0.2")
+    told = calibrate("--wrong", "0.2")
+    assert "  row '4' failed and has no part in it: column 'answer' has no label: say what it means" in told
+    assert "  row '5' failed and has no part in it: column 'question': expected a text or a list" in told
 
 
 def test_a_data_set_without_any_label_makes_no_calibration(

@@ -14,6 +14,7 @@ from scalecap.calibration.calibrate import calibrate
 from scalecap.calibration.labels import read_labels
 from scalecap.calibration.record import CalibrationError
 from scalecap.card import card
+from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
 from scalecap.report.build import write_report
 from scalecap.report.folder import Run
@@ -83,6 +84,22 @@ def test_the_card_tells_the_promise(calibration: str, again: Again, tmp_path: Pa
     assert "- `final_details`: threshold 0.5 set by hand: nothing is promised." in text
 
 
+@pytest.mark.parametrize(("otherwise", "told"), [("initial: init_caption", True), ("fallback: empty", False)])
+def test_captions_that_no_check_passed_are_told(calibration: str, again: Again, otherwise: str, told: bool):
+    fuse = (
+        ", final_caption: {stage: fuse, prompt: '{{ context }}{{ object_info }}{{ position_info }}', context:"
+        f" golden_sentences, object_info: final_details, position_info: final_details, {otherwise}}}}}"
+    )
+    never = Scripted(lambda request: 0.3 if isinstance(request, Choose) else "There is a dog.")
+    promise = (calibration, "wrong={golden_sentences: 0.1}", "data.limit=3")
+    screen = again(*promise, engine=never, steps=STEPS[:-1] + fuse).screen()
+    assert "final_caption: 3 fallback" in screen
+    note = (
+        "final_caption: 3 rows fell back: where no sentence passed, the caption is the first one, unchecked"
+    )
+    assert (note in screen) == told
+
+
 def test_a_promise_for_all_checks_needs_labels_of_what_runs(calibration: str, again: Again):
     # The details were labelled with sentences kept from 0.5 on; the promise keeps fewer, so they are others.
     with pytest.raises(RunError) as error:
@@ -129,6 +146,8 @@ def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
         again(calibration, "wrong={golden_sentences: 0.1}", "sampling.temperature=0.2")
     with pytest.raises(RunError, match=r"models.vlm.max_pixels: was None, is 10000"):
         again(calibration, "wrong={golden_sentences: 0.1}", "model.vlm.max_pixels=10000")
+    with pytest.raises(RunError, match=r"budget: was None, is 5"):
+        again(calibration, "wrong={golden_sentences: 0.1}", "pipeline.budget=5")
     other = Scripted(lambda request: 0.9, identity="another")
     with pytest.raises(RunError, match=r"vlm: was scripted, is another"):
         again(calibration, "wrong={golden_sentences: 0.1}", engine=other)

@@ -1,12 +1,13 @@
 """What a server's answers and refusals say."""
 
 import json
+import math
 
 import pytest
 from PIL import Image as Pillow
 
 from scalecap.engines.base import EngineError, Image, Prompt, Usage
-from scalecap.engines.completions import body, token_usage, tokens_of, too_long
+from scalecap.engines.completions import body, choice, most_alternatives, token_usage, tokens_of, too_long
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,36 @@ def test_a_server_that_counts_nothing(usage: object) -> None:
 def test_what_a_server_counts() -> None:
     told = {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}, "completion_tokens": 2}
     assert token_usage({"usage": told}) == Usage(7, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "most"),
+    [
+        ("Requested sample logprobs of 20, which is greater than max allowed: 5", 5),
+        ("Invalid value for 'top_logprobs': must be less than or equal to 5.", 5),
+        ("Input should be less than or equal to 8: top_logprobs", 8),
+        ("top_logprobs must be between 0 and 5", 5),
+        ("integer above maximum value. Expected a value <= 5, but got 20 instead.: top_logprobs", 5),
+        ("logprobs are not supported", None),
+        ("This model's maximum context length is 100 tokens", None),
+    ],
+)
+def test_how_many_a_server_tells_at_most(refusal: str, most: int | None) -> None:
+    assert most_alternatives(refusal) == most
+
+
+@pytest.mark.parametrize(
+    ("told", "cut", "probabilities"),
+    [
+        ({"yes": 0.6, "no": 0.2, "It": 0.1}, True, (0.75, 0.25)),
+        ({"yes": 0.9, "Yes": 0.05, "It": 0.01}, True, (1, 0)),  # no has 0.01 at most
+        ({"yes": 0.3, "It": 0.2, "The": 0.15}, True, (0, 0)),  # no may have 0.15
+        ({"yes": 0.3, "It": 0.2, "The": 0.15}, False, (1, 0)),
+        ({"It": 0.6, "The": 0.2}, True, (0, 0)),
+    ],
+)
+def test_an_option_that_was_not_told_may_be_as_likely_as_the_last_that_was(
+    told: dict[str, float], cut: bool, probabilities: tuple[float, float]
+) -> None:
+    top = [(word, math.log(p)) for word, p in told.items()]
+    assert choice(top, ("yes", "no"), Usage(), cut=cut).probabilities == pytest.approx(probabilities)

@@ -42,6 +42,7 @@ ENGINE: dict[str, tuple[Any, set[str]]] = {
     "quiet": (False, set()),
     "args": ({"quantization": "fp8"}, {"vllm"}),
     "extra_body": ({"top_k": 20}, {"openai"}),
+    "jpeg_quality": (95, {"openai"}),
 }
 """By setting: a value that is not its default, and the engines whose identity it changes."""
 

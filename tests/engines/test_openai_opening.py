@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from server import Server, error, settings
+from server import Answer, Server, completion, error, settings
 
-from scalecap.engines.base import EngineDead, Generate, Prompt
+from scalecap.engines.base import Choose, EngineDead, Generate, Prompt
 from scalecap.engines.weights import ModelError
 from scalecap.settings import EngineSettings, ModelSettings
 
@@ -73,3 +73,21 @@ async def test_opening_has_the_deadline_too(fake: Server) -> None:
     fake.models = (200, "hang")
     with pytest.raises(ModelError, match=r"no server answers .* within 0\.3 seconds"):
         await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3))
+
+
+@pytest.mark.parametrize(("most", "told"), [(5, " top_logprobs=5"), (1, " choices=text")])
+async def test_a_server_that_tells_fewer_log_probabilities(fake: Server, most: int, told: str) -> None:
+    def script(asked: dict[str, Any]) -> Answer:
+        if asked.get("top_logprobs", 0) > most:
+            return 400, error(f"Requested sample logprobs of 20, which is greater than max allowed: {most}")
+        top = {"Yes": 0.6, "No": 0.2, "It": 0.05} if "logprobs" in asked else None
+        return 200, completion("Yes", top=top)
+
+    fake.script = fake.probe = script
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    assert engine.identity == f"openai m at={fake.url}{told}"
+    chosen = await engine.choose(Choose(Prompt("?")))
+    assert chosen.probabilities == pytest.approx((0.75, 0.25) if most == 5 else (1, 0))
+    assert fake.asked[-1].get("top_logprobs") == (5 if most == 5 else None)
+    assert len(fake.asked) == 1
+    await engine.close()

@@ -22,7 +22,7 @@ async def test_encoded_pictures_are_kept_by_their_bytes(
 ) -> None:
     encoded: list[str] = []
 
-    def encode(image: Image, _: int | None) -> bytes:
+    def encode(image: Image, *_: int | None) -> bytes:
         encoded.append(image.hash)
         return b"x" * (1000 if image.hash == "large" else 100)
 
@@ -46,7 +46,7 @@ async def test_encoded_pictures_are_kept_by_their_bytes(
 async def test_a_picture_is_sent_without_loss_and_small() -> None:
     channels = [Pillow.effect_noise((200, 150), 90).filter(GaussianBlur(2)) for _ in range(3)]
     pixels = Pillow.merge("RGB", channels)
-    sent = await Pictures(None).encoded(Image("h", pixels))
+    sent = await Pictures(None, None).encoded(Image("h", pixels))
     kind, _, encoded = sent.partition(b",")
     assert kind == b"data:image/png;base64"
     file = base64.b64decode(encoded)
@@ -54,3 +54,8 @@ async def test_a_picture_is_sent_without_loss_and_small() -> None:
     slow = io.BytesIO()
     pixels.save(slow, "PNG", compress_level=6)
     assert len(file) < len(slow.getvalue())
+    lossy = await Pictures(None, 95).encoded(Image("h", pixels))
+    kind, _, encoded = lossy.partition(b",")
+    assert kind == b"data:image/jpeg;base64"
+    assert Pillow.open(io.BytesIO(base64.b64decode(encoded))).size == pixels.size
+    assert len(lossy) < len(sent) / 2

@@ -68,7 +68,8 @@ async def test_a_pictures_requests_go_to_one_server(fakes: list[Server]) -> None
         4 * sum(each == {number} for each in whole.values()) for number in range(3)
     ]
     assert all(fake.asked for fake in fakes)
-    assert engine.notes()[0].startswith("Requests answered: ")
+    counts = [f"{len(fake.asked)} by {fake.url}" for fake in fakes]
+    assert engine.notes() == [f"Requests answered: {', '.join(counts)}."]
     await engine.close()
     # In whatever order the servers are listed, and one fewer moves its own pictures alone.
     for fewer in ([fakes[2], fakes[0], fakes[1]], fakes[:2], fakes[1:]):

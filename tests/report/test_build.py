@@ -265,3 +265,16 @@ def test_the_draft_that_was_taken_is_told(compose: Compose, tmp_path: Path):
         {"text": text, "score": score, "taken": text == "A dog."}
         for text, score in (("A cat.", 0.1), ("A dog.", 0.9), ("A cat.", 0.1))
     ]
+
+
+def test_a_run_is_named_as_a_command_would_where_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "my runs" / "photos"
+    folder.mkdir(parents=True)
+    assert Run(folder, "photos").typed == "'my runs/photos'"
+    monkeypatch.chdir(folder)
+    assert Run(tmp_path / "my runs" / "photos" / ".." / "photos", "photos").typed == "."
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert Run(folder, "photos").typed == "photos"

@@ -80,7 +80,11 @@ async def label(page: Any, count: int) -> None:
     """So many statements, by their texts: cats are not there."""
     for _ in range(count):
         text = await page.inner_text("#label-text")
+        before = await page.inner_text("#label-count")
         await page.keyboard.press("n" if "cat" in text else "y")
+        await page.wait_for_function(
+            "before => document.getElementById('label-count').innerText !== before", arg=before
+        )
 
 
 async def test_from_keys_to_a_promise(
@@ -155,6 +159,18 @@ async def test_from_keys_to_a_promise(
     async with browser(tmp_path / "promised" / "report.html") as page:
         await page.get_by_text("The run in numbers").click()
         assert "with a probability of at most 20 %" in await page.inner_text("header")
+
+
+async def test_no_statement_is_decided_about_before_it_is_seen(hostile: Path, browser: Browser):
+    async with browser(hostile / "report.html") as page:
+        await page.get_by_role("button", name="Label statements").click()
+        await page.wait_for_selector("#label-picture img")
+        press = "window.dispatchEvent(new KeyboardEvent('keydown', {key: 'y'}));"
+        await page.evaluate(f"() => {{ {press * 3} }}")  # faster than the next picture is there
+        await page.wait_for_function("() => /^[1-9]/.test(document.getElementById('label-count').innerText)")
+        assert "1 of 58 labelled" in await page.inner_text("#label-count")
+        await label(page, 1)
+        assert "2 of 58 labelled" in await page.inner_text("#label-count")
 
 
 async def test_each_check_is_labelled_by_itself(hostile: Path, browser: Browser):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +56,28 @@ def test_the_first_of_each_stays_and_nothing_is_made_up(texts):
     assert all(any(sentence in text for text in texts) for sentence in told)
     assert list(distinct(told)) == told
     assert bool(told) == any(text.strip() for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told", "flags"),
+    [
+        ({}, "A dog. A cat sits. A cow.", []),
+        ({"max_words": 5}, "A dog. A cat sits.", ["shortened"]),
+        ({"max_words": 4}, "A dog.", ["shortened"]),
+        ({"max_words": 1}, "A dog.", ["shortened", "too_long"]),
+        ({"max_words": 50, "max_sentences": 2}, "A dog. A cat sits.", ["shortened"]),
+    ],
+)
+@pytest.mark.parametrize("fallback", [False, True])
+async def test_whole_sentences_are_left_out(
+    asking: Any, settings: dict[str, int], told: str, flags: list[str], fallback: bool
+):
+    ask, texts = asking(lambda request: 1 / 0), ["A dog.", "A cat sits.", "A cow."]
+    found = await Assemble(**settings)(ask.ask, sentences=[] if fallback else texts, initial=texts)
+    assert found == told
+    assert ask.flags == ["fallback"] * fallback + flags
+
+
+def test_bounds_below_one_are_refused():
+    with pytest.raises(ValueError, match="max_words: 0 must be 1 or more"):
+        Assemble(max_words=0)

@@ -1,10 +1,12 @@
 """generate: what is asked, of whom, what is made of the reply, and when nothing is asked."""
 
 import json
+from typing import Any
 
 import pytest
 
 from scalecap.engines.base import Generated, Image, PromptTooLong, Sampling
+from scalecap.pipeline import Pipeline, PipelineError
 from scalecap.prompts import Expression, PromptError, Template
 from scalecap.stages.generate import Generate
 
@@ -251,3 +253,32 @@ def test_limits_are_at_least_one_and_of_texts(name):
         Generate(prompt=PROMPT, **{name: 0})
     with pytest.raises(ValueError, match=f"{name} needs `parse: text`"):
         Generate(prompt=PROMPT, parse="lines", **{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("parse", "reply", "told", "flags"),
+    [
+        ("text", "One two.  Three four five.\nSix.", "One two.  Three four five.", ["shortened"]),
+        ("sentences", "- One two.\n- Three. Four five six.", ["One two.", "Three."], ["shortened"]),
+        ("sentences", "One two three four five six.", ["One two three four five six."], ["too_long"]),
+        ("text", "One two three four five.", "One two three four five.", []),
+        ("sentences", "None.", [], []),
+    ],
+)
+async def test_max_words_leaves_out_whole_sentences_and_the_prompt_tells_it(
+    asking: Any, parse: Any, reply: str, told: Any, flags: list[str]
+):
+    asked = asking(lambda request: reply)
+    prompt = Template("At most {{ max_words }} words{{ max_sentences or '' }}: {{ a }}")
+    stage = Generate(prompt=prompt, parse=parse, max_words=5, sampling=Sampling(temperature=0))
+    assert await stage(asked.ask, variables={"a": "facts"}) == told
+    assert asked.flags == flags
+    assert asked.texts == ["At most 5 words: facts"]
+
+
+def test_max_words_is_a_setting_and_no_column():
+    steps = {"x": {"stage": "generate", "prompt": "{{ max_words }}: {{ a }}", "variables": {"a": "a"}}}
+    plan = Pipeline.build({"x": steps["x"] | {"max_words": 7}}, {"a": "text"}).plan()
+    assert "      | 7: <a>\n" in plan + "\n"
+    with pytest.raises(PipelineError, match=r"max_words needs `parse: text` or `parse: sentences`"):
+        Pipeline.build({"x": steps["x"] | {"max_words": 7, "parse": "lines"}}, {"a": "text"})

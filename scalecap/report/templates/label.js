@@ -8,6 +8,7 @@ function labelling(drawn) {
   const buttons = [...section.querySelectorAll("[data-verdict]")];
   let step = drawn.steps[0];
   let turn = 0;
+  let shown = null; // the statement on the screen beside its picture, the only one that can be decided about
 
   drawn.steps.forEach((each, number) => choice.append(el("option", { value: number }, each.step.replaceAll("_", " "))));
 
@@ -34,8 +35,13 @@ function labelling(drawn) {
 
   async function show() {
     const now = ++turn;
-    const verdicts = verdictsOf(step);
+    shown = null;
     const statement = waiting();
+    const figure = statement ? await picture(statement[0], "") : "";
+    if (statement) await figure.querySelector("img")?.decode().catch(() => {});
+    if (now !== turn) return;
+    shown = statement;
+    const verdicts = verdictsOf(step);
     const done = step.statements.filter((each) => name(each) in verdicts);
     const count = (wanted) => done.filter((each) => verdicts[name(each)].verdict === wanted).length;
     by("count").textContent = `${done.length} of ${step.statements.length} labelled: ${count("yes")} yes, ${count("no")} no, ${count("unsure")} unsure`;
@@ -44,16 +50,13 @@ function labelling(drawn) {
     for (const each of buttons) each.disabled = !statement;
     by("undo").disabled = !done.length;
     by("text").textContent = statement ? statement[2] : "All statements that were drawn are labelled.";
-    const shown = statement ? await picture(statement[0], "") : "";
-    if (now !== turn) return;
-    by("picture").replaceChildren(shown);
+    by("picture").replaceChildren(figure);
   }
 
   function decide(verdict) {
-    const statement = waiting();
-    if (!statement) return;
+    if (!shown) return;
     const verdicts = verdictsOf(step);
-    verdicts[name(statement)] = { verdict, time: new Date().toISOString(), author: author.value.trim() };
+    verdicts[name(shown)] = { verdict, time: new Date().toISOString(), author: author.value.trim() };
     held.set(key(step), verdicts);
     keep(key(step), verdicts);
     show();

@@ -1,0 +1,29 @@
+"""What came with a picture, as texts that a prompt can show."""
+
+from typing import ClassVar
+
+from scalecap.stages import Ask, Columns, stage
+from scalecap.stages.generate import as_text
+from scalecap.stages.split_sentences import split_sentences
+
+
+@stage(side=["about"])
+class Context:
+    """The sentences of columns of the row, and the items of those that are lists, such as tags.
+
+    An empty value gives nothing, nor does a column that the row does not have. The side column `about` has
+    the name of each text's column.
+    """
+
+    role: ClassVar[None] = None
+    sparse: ClassVar[bool] = True
+    """Columns that a row lacks are null."""
+
+    async def __call__(self, ask: Ask, *, columns: Columns) -> tuple[list[str], list[str]]:
+        found = [
+            (text, name)
+            for name, value in columns.items()
+            for each in (value if isinstance(value, list) else [value])
+            for text in split_sentences(as_text(each))
+        ]
+        return [text for text, _ in found], [name for _, name in found]

@@ -1,0 +1,73 @@
+"""Take a structured caption apart into statements that can be checked."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from scalecap.prompts import PromptError, Template
+from scalecap.stages import Ask, stage
+
+
+class Leaf(NamedTuple):
+    """A value inside of a structured caption."""
+
+    path: tuple[str | int, ...]
+    """Keys and places in lists that lead to it."""
+    value: str | int | float | bool
+    beside: Mapping[str, Any]
+    """The record that it is in."""
+
+    @property
+    def pattern(self) -> str:
+        """The path without places in lists: `objects.attributes`."""
+        return ".".join(key for key in self.path if isinstance(key, str))
+
+
+@stage(side=["about"])
+class Leaves:
+    """A statement for each value of a structured caption, such as "The ball is red."
+
+    `statements` has a Jinja template for each path, as `objects.count: "There are {{ value }} {{ name }}."`;
+    its variables are the `value` and what stands beside it in the same record. A value without a template,
+    or whose template needs what is not there, can't be checked: it has no statement, and the row is marked
+    "unchecked". The side column `about` has {path, value} of each statement.
+    """
+
+    role: ClassVar[None] = None
+
+    def __init__(self, *, statements: Mapping[str, Any]) -> None:
+        self.statements = {}
+        for path, text in statements.items():
+            if not isinstance(text, str):
+                raise ValueError(f"statements.{path}: expected a text, got {text!r:.80}")
+            try:
+                self.statements[path] = Template(text)
+            except PromptError as error:
+                raise ValueError(f"statements.{path}: {error}") from error
+
+    async def __call__(self, ask: Ask, *, value: Any) -> tuple[list[str], list[dict[str, Any]]]:
+        texts, about = [], []
+        for leaf in leaves(value):
+            template = self.statements.get(leaf.pattern)
+            try:
+                if template is None:
+                    raise PromptError("there is none")
+                texts.append(template.render(**{**leaf.beside, "value": leaf.value}))
+            except PromptError:
+                ask.mark("unchecked")
+            else:
+                about.append({"path": list(leaf.path), "value": leaf.value})
+        return texts, about
+
+
+def leaves(
+    value: Any, path: tuple[str | int, ...] = (), beside: Mapping[str, Any] | None = None
+) -> Iterator[Leaf]:
+    """The values of a structured caption in their order; null and empty text are none."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from leaves(each, (*path, key), value)
+    elif isinstance(value, list):
+        for place, each in enumerate(value):
+            yield from leaves(each, (*path, place), beside)
+    elif value is not None and value != "":
+        yield Leaf(path, value, beside or {})

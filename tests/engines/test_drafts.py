@@ -1,0 +1,106 @@
+"""Replies that repeat their prompt take fewer steps, and are the same."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalecap.engines import drafts
+from scalecap.engines.base import Generate, Generated, Image, Prompt, Sampling
+from scalecap.engines.drafts import LONGEST, MOST, Lookup
+from scalecap.settings import EngineSettings, ModelSettings
+
+
+@pytest.mark.parametrize(
+    ("ids", "most", "draft"),
+    [
+        ([], 5, []),
+        ([1, 2, 3], 5, []),
+        ([1, 2, 3, 4, 1, 2], 5, [3, 4, 1, 2]),
+        ([1, 2, 3, 4, 1, 2], 2, [3, 4]),
+        ([1, 2, 3, 4, 1, 2], 0, []),
+        ([7, 2, 8, 1, 2, 9, 7, 2], 1, [8]),  # the longer ending, not the later one
+        ([1, 5, 1, 6, 1], 1, [6]),  # the later of two
+        ([*range(20), 0], 99, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_a_draft_is_what_followed_the_longest_ending(ids: list[int], most: int, draft: list[int]):
+    assert Lookup(ids).draft(most) == draft
+
+
+@given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), max_size=10))
+def test_a_draft_is_found_as_by_a_search(prompt: list[int], reply: list[int]):
+    lookup = Lookup(prompt)
+    for token in reply:
+        lookup.add(token)
+    ids = [*prompt, *reply]
+    expected: list[int] = []
+    for count in range(min(LONGEST, len(ids)), 0, -1):
+        places = [at for at in range(count, len(ids)) if ids[at - count : at] == ids[-count:]]
+        if places and not expected:
+            expected = ids[places[-1] : places[-1] + MOST]
+    assert lookup.draft(MOST) == expected
+
+
+TEXTS = ["a b a b a b a b", "There is a cat. " * 4, "1 2 3 4 5 1 2 3", "yes", "no no no no no no no no"]
+
+
+def requests(image: Image) -> list[Generate]:
+    """Greedy, penalised and random ones of several lengths, without a picture and with one."""
+    return [
+        Generate(Prompt(text, shown), sampling, seed=number)
+        for number, text in enumerate(TEXTS)
+        for shown in (None, image)
+        for sampling in (
+            Sampling(temperature=0, max_tokens=40),
+            Sampling(temperature=0, max_tokens=23, repetition_penalty=1.1),
+            Sampling(temperature=0.5, max_tokens=31),
+        )
+    ]
+
+
+async def written(folder: Path, asked: Sequence[Generate]) -> tuple[list[Generated], list[int]]:
+    """The replies, and by step the tokens that it read of all rows."""
+    from scalecap.engines.transformers import open_transformers
+
+    model = ModelSettings(name=str(folder), dtype="float64")
+    engine = await open_transformers(model, EngineSettings(batch_size=8))
+    steps, step = [], engine._network.step
+
+    def counted(rows: Any, tokens: Any, positions: Any) -> Any:
+        steps.append(sum(map(len, tokens)))
+        return step(rows, tokens, positions)
+
+    engine._network.step = counted  # type: ignore[method-assign]
+    try:
+        return list(await asyncio.gather(*map(engine.generate, asked))), steps
+    finally:
+        await engine.close()
+
+
+def test_replies_are_the_same_with_drafts_in_fewer_steps(
+    tiny_model: Path, image: Image, monkeypatch: pytest.MonkeyPatch
+):
+    drafted, drafted_steps = asyncio.run(written(tiny_model, requests(image)))
+    monkeypatch.setattr(drafts, "MOST", 0)
+    plain, plain_steps = asyncio.run(written(tiny_model, requests(image)))
+    assert drafted == plain
+    assert len(drafted_steps) < len(plain_steps)
+    assert sum(plain_steps) == sum(reply.usage.generated_tokens - 1 for reply in plain)
+
+
+def test_a_fusion_takes_a_third_of_the_steps(embedded: Path):
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    known = [
+        "The picture shows a small swan.",
+        "The swan is small and white and has a curved neck and folded wings.",
+        "The swan is on the right.",
+    ]
+    prompt = Prompt("Join into one description:\n" + "\n".join(known))
+    (reply,), steps = asyncio.run(written(embedded, [Generate(prompt, Sampling(temperature=0))]))
+    assert reply.text == " ".join(known)
+    assert (len(steps), reply.usage.generated_tokens) == (10, 30)

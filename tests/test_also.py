@@ -1,0 +1,146 @@
+"""Steps of `also=`: what they write from the facts that passed, on the scripted and on the embedded model."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from scalecap.clauses import words
+from scalecap.engines.base import Choose
+from scalecap.engines.scripted import Scripted
+from scalecap.run import run
+from scalecap.settings import Settings
+from scalecap.summary import Summary
+
+Compose = Callable[..., Settings]
+LENGTHS = {"short": 25, "medium": 60, "long": 200}
+LONG = f"A dog with {', '.join(f'{spots} spots' for spots in range(12, 24))} and more sits."
+"""A sentence of 30 words."""
+
+
+def rows_of(summary: Summary) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (summary.output / "captions.jsonl").read_text().splitlines()]
+
+
+def scripted(answer: Callable[..., Any], reply: Callable[[str], str | None]) -> dict[str, Scripted]:
+    """The scripted model, which says what `reply` does where that says anything."""
+
+    def script(request: Any) -> Any:
+        own = None if isinstance(request, Choose) else reply(request.prompt.text)
+        return answer(request) if own is None else own
+
+    engine = Scripted(script)
+    return {"vlm": engine, "llm": engine, "judge": engine}
+
+
+def test_each_length_is_checked_again_and_within_its_words(compose: Compose, answer: Callable[..., Any]):
+    more = [f"The dog has {spots} brown spots now." for spots in range(12, 20)]
+    said = " ".join(["A dog sits.", "A cat sleeps.", *more])
+    told: list[str] = []
+
+    def reply(text: str) -> str | None:
+        if not text.startswith("Facts about one image"):
+            return None
+        told.append(text)
+        return LONG if "in one sentence" in text else said
+
+    settings = compose("data.limit=1", "also=lengths", "prompts/length=default")
+    summary = run(settings, engines=scripted(answer, reply))
+    (row,) = rows_of(summary)
+    assert ["in one sentence of at most 25 words" in each for each in told] == [True, False, False]
+    assert ["of at most 60 words" in told[1], "of at most 200 words" in told[2]] == [True, True]
+    assert all("There is a dog." in each and "The dog is brown." in each for each in told)
+    # A sentence that is too long stays whole; what is over is left out by the sentence.
+    assert row["short_caption"] == LONG
+    assert row["medium_sentences"] == ["A dog sits.", "A cat sleeps.", *more[:7]]  # 6 words and 7 times 7
+    assert row["medium_caption"] == " ".join(["A dog sits.", *more[:7]])
+    assert row["medium_checked_refuted"] == ["A cat sleeps."]
+    assert row["long_caption"] == " ".join(["A dog sits.", *more])
+    assert row["flags"]["short_sentences"] == ["too_long"]
+    assert row["flags"]["medium_sentences"] == ["shortened"]
+    assert "long_sentences" not in row["flags"]
+
+
+def test_where_no_sentence_passes_the_facts_themselves_are_told_up_to_the_bound(
+    compose: Compose, answer: Callable[..., Any]
+):
+    engines = scripted(answer, lambda text: "A cat." if text.startswith("Facts about one image") else None)
+    words = [
+        "data.limit=1",
+        "also=lengths",
+        "prompts/length=default",
+        "pipeline.steps.short_sentences.max_words=3",
+    ]
+    (row,) = rows_of(run(compose(*words), engines=engines))
+    assert row["short_caption"] == row["long_caption"] == "There is a dog."
+    assert row["flags"]["short_caption"] == ["fallback", "too_long"]
+    assert row["flags"]["long_caption"] == ["fallback"]
+
+
+SCENE = {"objects": [{"name": "dog", "count": 1, "place": "at the left"}, {"name": "cat", "count": 2}]}
+
+
+@pytest.mark.parametrize("reply", [json.dumps(SCENE), f"```json\n{json.dumps(SCENE)}\n```"])
+def test_each_value_of_a_structured_caption_is_checked(
+    compose: Compose, answer: Callable[..., Any], reply: str
+):
+    engines = scripted(answer, lambda text: reply if text.startswith("As JSON") else None)
+    summary = run(compose("data.limit=1", "also=structured"), engines=engines)
+    (row,) = rows_of(summary)
+    assert row["structured"] == {
+        "objects": [
+            {
+                "name": {"value": "dog", "p_yes": 0.9},
+                "count": {"value": 1, "p_yes": 0.9},
+                "place": {"value": "at the left", "p_yes": 0.9},
+            }
+        ]
+    }
+    assert [each["path"] for each in row["structured_refused"]] == ["objects.1.name", "objects.1.count"]
+    assert summary.counts.steps["structured_checked"].requests == 5
+    assert row["flags"] == {}
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "A dog.", '{"objects": [{"count": 1}]}', '{"objects": [{"name": "dog"', "[1]"]
+)
+def test_what_is_no_such_json_is_marked_and_counted_and_costs_no_check(
+    compose: Compose, answer: Callable[..., Any], reply: str
+):
+    engines = scripted(answer, lambda text: reply if text.startswith("As JSON") else None)
+    summary = run(compose("data.limit=2", "also=structured"), engines=engines)
+    assert summary.flags["structured_draft"]["unparsed"] == 2
+    assert (summary.done, summary.failed) == (2, 0)
+    assert summary.counts.steps["structured_checked"].requests == 0
+    for row in rows_of(summary):
+        assert (row["structured"], row["structured_refused"]) == (None, [])
+
+
+def test_they_write_from_all_that_dense_found(compose: Compose, engines: dict[str, Scripted]):
+    summary = run(
+        compose("data.limit=1", "pipeline=dense", "also=[lengths,structured,alt_text]"), engines=engines
+    )
+    (row,) = rows_of(summary)
+    assert row["long_caption"] == "A dog, brown."
+    steps = compose("pipeline=dense", "also=[lengths,alt_text]").pipeline.steps
+    assert steps["long_sentences"]["variables"] == steps["alt_text"]["variables"]
+    assert steps["long_sentences"]["variables"] == {"sentences": "facts", "details": "details"}
+
+
+def test_on_the_embedded_model(compose: Compose):
+    """It joins facts, which it was taught, and writes no JSON."""
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    words_ = ["data.limit=3", "also=[lengths,structured]", "progress=false", "report=false", "cache=off"]
+    summary = run(compose(*words_))
+    assert (summary.done, summary.failed) == (3, 0)
+    assert summary.flags["structured_draft"]["unparsed"] == 3
+    for row in rows_of(summary):
+        assert row["structured"] is None
+        for name, most in LENGTHS.items():
+            caption = row[f"{name}_caption"]
+            assert caption.endswith(".")
+            assert len(words(caption)) <= most
+        checked = [each for name in LENGTHS for each in row[f"{name}_checked_scores"]]
+        assert checked
+        assert all(each["p_yes"] is not None for each in checked)
