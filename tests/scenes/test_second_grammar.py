@@ -51,7 +51,7 @@ def test_a_false_claim_is_false(seed: int):
     for share in (Curriculum(0, 0), Curriculum(0, 1), Curriculum(1, 0)):
         pair = statements(truth, rng, share)
         assert pair.true != pair.false
-        assert pair.sort in {"kind", "ground", *SORTS}
+        assert pair.sort in {"kind", "ground", "beside", *SORTS}
 
 
 def test_the_sort_of_a_pair_is_what_was_changed():

@@ -24,6 +24,9 @@ FIRST_SEED = 1_000_000
 ZOOMED = 0.12
 """The share of windows among pictures, and among what is told without one."""
 
+WHOLE = lessons.MIX._replace(places=2.5, looks=0.5, missed=0.5)
+"""With real pictures: more of places and neighbours, which are learnt last."""
+
 _PHASES = {"language": 0, "tower": 1, "whole": 2}
 _APART = 10**9
 """Seeds of a phase; each has its own. Those of `world.unseen` lie above all, up to a training seed of 99."""
@@ -103,7 +106,10 @@ class Course(Dataset[Batch]):
         seeds = range(first + step * self.sizes.pictures, first + (step + 1) * self.sizes.pictures)
         views = [drawn(seed, zoomed=ZOOMED) for seed in seeds]
         rng = random.Random(f"{self.seed} {self.phase} {step}")
-        rows = [lessons.about_scene(view.truth(), self.prompts, rng, self._share(step)) for view in views]
+        mix = lessons.MIX if self.phase == "language" else WHOLE
+        rows = [
+            lessons.about_scene(view.truth(), self.prompts, rng, self._share(step), mix) for view in views
+        ]
         packed = self.packer.pack(rows, self._alone(first + _APART // 2 + step * 100, rng))
         if self.phase == "language":
             return Batch(_labels(views), None, packed)
@@ -111,7 +117,7 @@ class Course(Dataset[Batch]):
 
     def _share(self, step: int) -> Curriculum:
         if self.phase != "language":
-            return LATE
+            return LATE._replace(beside=5.0)
         done = 2 * step / self.steps  # simple statements first, over the first half
         return Curriculum(max(LATE.presence, 1 - done), max(LATE.single, 0.95 - 0.35 * done))
 

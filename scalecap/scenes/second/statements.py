@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from scalecap.scenes.second.claims import Claim, falsify, holds
 from scalecap.scenes.second.grammar import describe, introduce, read, set_scene
 
-SORTS = {"size": 1.0, "colour": 1.0, "parts": 0.5, "count": 1.0, "place": 2.0, "facing": 3.0, "beside": 2.0}
-"""What single details are about, and how often."""
+SORTS = {"size": 1.0, "colour": 1.0, "parts": 0.5, "count": 1.0, "place": 2.0, "facing": 3.0}
+"""What single details are about, and how often; of neighbours `Curriculum.beside` says it."""
 
 
 class Curriculum(NamedTuple):
@@ -19,6 +19,8 @@ class Curriculum(NamedTuple):
     """Whether a thing is there, or the ground, and nothing else."""
     single: float
     """Of the others: one detail of a thing that is there, changed in the false one."""
+    beside: float = 2.0
+    """How often that detail is what it is next to, beside the weights of `SORTS`."""
 
 
 LATE = Curriculum(presence=0.15, single=0.6)
@@ -50,7 +52,7 @@ def alternatives(truth: Mapping[str, Any], rng: random.Random, most: int = 4) ->
     """Statements that exclude each other, the true one first: one detail of a thing in all its values."""
     while True:
         thing = rng.choice(truth["things"])
-        claim, say, name = _detail(thing, rng)
+        claim, say, name = _detail(thing, rng, LATE)
         if name in ("parts", "beside"):
             continue
         claims = [claim]
@@ -83,17 +85,18 @@ def _claim(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _
             return _Said(Claim(ground=truth["ground"]), set_scene, "ground")
         return _Said(Claim(kind=thing["kind"], count=thing["count"]), introduce, "kind")
     if rng.random() < share.single:
-        return _detail(thing, rng)
+        return _detail(thing, rng, share)
     return _compound(thing, rng)
 
 
-def _detail(thing: Mapping[str, Any], rng: random.Random) -> _Said:
+def _detail(thing: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _Said:
     whole = claim_of(thing, "size", "colour", "facing", "place", "parts", "beside")
     whole = replace(whole, parts=(rng.choice(thing["parts"]),))
     if whole.beside:
         whole = replace(whole, beside=(rng.choice(whole.beside),))
-    names = [name for name in SORTS if getattr(whole, name)]
-    name = rng.choices(names, [SORTS[name] for name in names])[0]
+    sorts = {**SORTS, "beside": share.beside}
+    names = [name for name in sorts if getattr(whole, name)]
+    name = rng.choices(names, [sorts[name] for name in names])[0]
     claim = replace(Claim(kind=whole.kind, count=whole.count), **{name: getattr(whole, name)})
     if name == "count" or (name in ("size", "colour", "place") and rng.random() < 0.5):
         return _Said(claim, introduce, name)
@@ -107,7 +110,7 @@ def _compound(thing: Mapping[str, Any], rng: random.Random) -> _Said:
         told = [name for name in ("size", "colour", "place") if thing[name] and rng.random() < 0.6]
         return _Said(claim_of(thing, *told), introduce, rng.choice(["kind", *told]))
     claim = claim_all(thing) if form < 0.6 else claim_place(thing)
-    names = [name for name in SORTS if name != "count" and getattr(claim, name)]
+    names = [name for name in (*SORTS, "beside") if name != "count" and getattr(claim, name)]
     return _Said(claim, _described, rng.choice(names))
 
 
