@@ -252,7 +252,8 @@ def _condition(
             problems.append("otherwise: needs `when: <expression>`")
         return None, None
     try:
-        expression: Expression = fit(when, Expression, Sampling())
+        written_out = str(when).lower() if isinstance(when, bool) else when
+        expression: Expression = fit(written_out, Expression, Sampling())
     except ValueError as error:
         problems.append(f"when: {error}")
         return None, None

@@ -56,6 +56,8 @@ def test_the_plan_tells_conditions():
     steps = changed(final=STEPS["final"] | {"when": "golden | length > 1", "otherwise": "init_caption"})
     plan = Pipeline.build(steps, DATA).plan()
     assert "    when golden | length > 1, otherwise init_caption\n    asks llm\n" in plan
+    off = changed(final=STEPS["final"] | {"when": False, "otherwise": "init_caption"})
+    assert "    when false, otherwise init_caption\n" in Pipeline.build(off, DATA).plan()
 
 
 def test_a_step_comes_after_what_its_condition_reads():
@@ -249,7 +251,7 @@ BAD = [
     (changed(final=STEPS["final"] | {"when": "golden |"}), "final: when: 'golden |' is not an expression: "),
     (changed(final=STEPS["final"] | {"when": "golden }} {{ x"}), "is not an expression: "),
     (changed(final=STEPS["final"] | {"when": "golden | len"}), "is not an expression: No filter named 'len'"),
-    (changed(final=STEPS["final"] | {"when": True}), "final: when: expected an expression, got True"),
+    (changed(final=STEPS["final"] | {"when": 3}), "final: when: expected an expression, got 3"),
     (changed(final=STEPS["final"] | {"otherwise": "id"}), "final: otherwise: needs `when: <expression>`"),
     (
         changed(final=STEPS["final"] | {"when": "golden", "otherwise": "tags"}),

@@ -44,15 +44,16 @@ class Deduplicate:
 
     role: ClassVar[None] = None
 
-    def __init__(self) -> None:
-        tagged("loads the lexicon now, while no row waits")
+    def __init__(self, *, near: bool = True) -> None:
+        self._gist = gist if near else _verbatim
+        self._gist("loads the lexicon now, while no row waits")
 
     async def __call__(
         self, ask: Ask, *, texts: Columns, known: list[str] | None = None
     ) -> tuple[list[str], list[dict[str, Any]]]:
         before = known or []
         every = [*before, *(text for column in texts.values() for text in column)]
-        gists = [gist(text) for text in every]
+        gists = [self._gist(text) for text in every]
         kept: list[str] = []
         repeats: list[dict[str, Any]] = []
         for place in range(len(before), len(every)):
@@ -91,6 +92,10 @@ def gist(text: str) -> Gist:
         (word, _noun(words, place)) for place, (word, tag) in enumerate(words) if tag.startswith(_MODIFIERS)
     }
     return Gist(heads if heads or modifiers else (text.casefold(),), frozenset(modifiers))
+
+
+def _verbatim(text: str) -> Gist:
+    return Gist((text,), frozenset())
 
 
 def _noun(words: Sequence[tuple[str, str]], place: int) -> str:

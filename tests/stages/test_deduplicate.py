@@ -59,6 +59,15 @@ async def test_what_is_known_is_left_out(asking):
     assert repeats == [{"text": "The dog is brown.", "by": "I can see a brown dog."}]
 
 
+async def test_only_the_very_same_words_where_near_is_off(asking):
+    texts = {"a": ["A dog.", "There is a dog.", "A dog.", "A brown dog."]}
+    kept, repeats = await Deduplicate(near=False)(
+        asking(lambda _: "").ask, texts=texts, known=["A brown dog."]
+    )
+    assert kept == ["A dog.", "There is a dog."]
+    assert [each["text"] for each in repeats] == ["A dog.", "A brown dog."]
+
+
 @given(st.lists(st.text(max_size=20), max_size=4))
 def test_any_texts(texts):
     for text in texts:

@@ -1,0 +1,89 @@
+"""The comparison of pipelines on the embedded world."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+pytest.importorskip("matplotlib", reason='needs pip install "scalecap[dev]"')
+
+from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Prompt, Usage
+from scalecap.engines.scripted import Scripted
+from scalecap.run import check
+from scalecap.scenes.comparison import BUDGETS, Measured, Variant, ablations, main, methods, page
+from scalecap.scenes.kept import Kept
+from scalecap.scenes.world import render, sample
+from scalecap.settings import Settings
+
+
+@pytest.mark.parametrize("variant", [*methods(), *ablations()], ids=lambda variant: variant.name)
+def test_each_pipeline_is_one_that_runs_and_writes_the_caption(
+    compose: Callable[..., Settings], variant: Variant
+):
+    _, pipeline = check(compose(*variant.overrides))
+    assert variant.caption in [step.name for step in pipeline.steps]
+
+
+def caption(variant: Variant, true: int, wrong: int, tokens: float) -> Measured:
+    told = {"true": true, "wrong": wrong, "words": 9}
+    told |= {"precision": {"count": true, "of": true + wrong}, "recall": {"count": true, "of": 10}}
+    return Measured(variant, [told] * 3, 1.0, tokens, 0.0)
+
+
+def test_others_are_compared_at_no_more_tokens_than_ours():
+    small, large = (Variant("direct", size, ()) for size in ("small", "large"))
+    ours = Variant("dense", "20", ())
+    compared = [caption(small, 2, 2, 50), caption(large, 6, 2, 150), caption(ours, 5, 0, 100)]
+    text = page(compared, [compared[2], compared[0]], 3, 1)
+    assert "| 20, 100 | direct, small, 50 | +30.0 (+30.0 to +30.0) | -50.0 (-50.0 to -50.0) |" in text
+    assert "direct, large, 150" not in text
+    assert "| direct | large | 6.0 | 2.00 | 60.0% (60.0% to 60.0%) | 25.0%" in text
+
+
+async def test_replies_are_kept_and_a_pictures_tokens_are_counted_once(tmp_path: Path):
+    asked: list[str] = []
+
+    class Counted(Scripted):
+        async def generate(self, request: Generate) -> Generated:
+            asked.append(request.prompt.text)
+            return Generated("yes", "stop", usage=Usage(prompt_tokens=90, generated_tokens=1))
+
+        async def choose(self, request: Choose) -> Chosen:
+            asked.append(request.prompt.text)
+            return Chosen((0.9, 0.1), usage=Usage(prompt_tokens=90))
+
+    engine = Kept(Counted(lambda _: ""), tmp_path)
+    picture = Image.of(render(sample(3)))
+    replies = [await engine.generate(Generate(Prompt(text, picture))) for text in ("a", "b", "b")]
+    assert asked == ["a", "b"]
+    first, *later = (reply.usage.cached_tokens for reply in replies)
+    assert first == 0
+    assert later[0] == later[1] > 36  # the picture's tokens and the system prompt's
+    assert (await engine.choose(Choose(Prompt("a", picture)))).usage.cached_tokens == later[0]
+    engine.forget()
+    again = await engine.generate(Generate(Prompt("a", picture)))
+    assert again == replies[0]
+    assert asked == ["a", "b", "a"]
+    await engine.close()
+
+
+@pytest.mark.slow
+def test_one_command_makes_tables_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["comparison", str(tmp_path), "--count", "2"])
+    main()
+    text = (tmp_path / "comparison.md").read_text()
+    assert all(f"| {variant.method} | {variant.setting} |" in text for variant in methods())
+    assert all(f"\n| {variant.setting} |" in text for variant in ablations())
+    assert ElementTree.parse(tmp_path / "comparison.svg").getroot().tag.endswith("svg")
+    # A larger budget asks more.
+    requests = {
+        line.split(" | ")[1]: float(line.split(" | ")[7])
+        for line in text.splitlines()
+        if line.startswith("| dense |")
+    }
+    assert list(requests) == [str(budget) for budget in BUDGETS]
+    assert all(asked <= int(budget) for budget, asked in requests.items())
+    assert requests[str(BUDGETS[0])] < requests[str(BUDGETS[-1])]
