@@ -60,15 +60,15 @@ def methods() -> list[Variant]:
             given = (f"pipeline={method}", f"pipeline.steps.drafts.samples={samples}")
             found.append(Variant(method, f"{samples} drafts", given))
     found += [Variant(method, "", (f"pipeline={method}",)) for method in ("capmas", "look_again")]
-    for most in (1, 2, 4, 20):
-        given = ("pipeline=seed", f"pipeline.steps.q_list.max_questions={most}")
-        found.append(Variant("seed", f"{most} objects", given))
+    for objects in (1, 2, 4, 20):
+        given = ("pipeline=seed", f"pipeline.steps.q_list.max_questions={objects}")
+        found.append(Variant("seed", f"{objects} objects", given))
     for check in ("contrast", "verify", "vote", "both"):
         for most in (1, 2, 4, None) if check == "both" else (None,):
-            given = ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", DRAWN)
-            given += (f"pipeline.steps.q_list.budget={'null' if most is None else most}",)
+            budget = f"pipeline.steps.q_list.budget={'null' if most is None else most}"
+            paper = ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", DRAWN, budget)
             setting = f"{check}, {'all' if most is None else most} objects"
-            found.append(Variant("scalecap", setting, given, "checked_caption"))
+            found.append(Variant("scalecap", setting, paper, "checked_caption"))
     return found + [dense(str(budget), f"pipeline.budget={budget}") for budget in BUDGETS]
 
 

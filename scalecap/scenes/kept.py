@@ -74,7 +74,7 @@ def _prefixes() -> tuple[int, int]:
 
     from scalecap.scenes.architecture import IMAGE_TOKENS
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    tokenizer: Any = AutoTokenizer.from_pretrained(embedded_model())
     system = {"role": "system", "content": Prompt("").system}
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}
     text = tokenizer.apply_chat_template([system, user], tokenize=False)
