@@ -1,6 +1,7 @@
 """A run over servers in processes of their own, one of which is killed in mid-run and started again."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -120,6 +121,8 @@ def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
     assert elsewhere[0] > 0
     assert elsewhere[1] == elsewhere[2] == 0
     answered, away = json.loads((tmp_path / "killed" / "summary.json").read_text())["notes"]
-    assert f"{servers[0].url} was away (once); others answered " in away
+    # A quick machine has it back before anyone has looked.
+    seen = r"\((once|less than a look takes)\)"
+    assert re.match(rf"{servers[0].url} was away {seen}; others answered \d+ of its requests", away)
     assert away in told
     assert answered.startswith("Requests answered: ")

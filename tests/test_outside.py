@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from data.pictures import picture
+from pictures import picture
 
 from scalecap.engines.scripted import Scripted
 from scalecap.run import run

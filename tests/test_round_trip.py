@@ -20,8 +20,8 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from data.pictures import picture, tar
 from omegaconf import OmegaConf
+from pictures import picture, tar
 from PIL import Image as Pillow
 
 from scalecap.data.sources import open_source

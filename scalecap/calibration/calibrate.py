@@ -95,6 +95,7 @@ def calibrate(
     edited = Counter(
         step for row in run.rows() for step, flags in (row.get("flags") or {}).items() if "edited" in flags
     )
+    left_out = _left_out(run)
     found, steps, looks = [], dict(before.steps), dict(before.looks)
     for step, statements in labelled.items():
         threshold = _threshold(pipeline, step)
@@ -132,7 +133,7 @@ def calibrate(
                 wrong_dropped=share(~kept, ~true, every.image),
                 run_kept=_run_kept(run, step, steps[step].promises),
                 looks=len(looks[step]),
-                left_out=_left_out(run),
+                left_out=left_out,
             )
         )
     Calibration(steps, looks).write(path)

@@ -41,7 +41,7 @@ def match(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
     known = {str(row["row_id"]): dict(checks(row)) for row in rows}
     steps = list(dict.fromkeys(step for checked in known.values() for step in checked))
     digests = {step: drawn_from(rows, step) for step in steps}
-    images = {row_id: image for row_id, image, _ in run.captioned() if image}
+    images = _images(run)
     found: dict[str, list[Statement]] = {}
     for label in distinct(labels):
         if label.step not in digests:
@@ -70,7 +70,7 @@ def of_the_data(run: Run, step: str) -> list[Statement]:
     Raises:
         LabelError: there are none.
     """
-    images = {row_id: image for row_id, image, _ in run.captioned() if image}
+    images = _images(run)
     found, failed = [], 0
     for row in run.rows():
         if row.get("error"):
@@ -85,6 +85,11 @@ def of_the_data(run: Run, step: str) -> list[Statement]:
     if not found:
         raise LabelError(f"{run.folder} has no labelled statement: {failed} rows failed, see captions.jsonl")
     return found
+
+
+def _images(run: Run) -> dict[str, str]:
+    """The hash of each row's image, where it is known."""
+    return {row_id: image for row_id, image, _ in run.captioned() if image}
 
 
 def _answered(record: Mapping[str, Any]) -> float:

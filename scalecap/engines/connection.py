@@ -67,6 +67,7 @@ class Connection:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE, ssl=_trusted(parts.scheme)),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT),
             cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[_reuse()],
             headers=headers,
         )
 
@@ -85,10 +86,15 @@ class Connection:
         return await self._send("POST", path, body[0] if len(body) == 1 else _Pieces(body))
 
     async def _send(self, method: str, path: str, body: Any) -> Any:
-        url = f"{self.shown}{path}{self._query}"
+        reused: list[bool] = []
         try:
-            async with self._session.request(method, url, data=body, proxy=self._proxy) as response:
-                answer = await response.read()
+            try:
+                response, answer = await self._exchange(method, path, body, reused)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not reused:
+                    raise
+                # A server may close an idle connection just as a request goes out on it.
+                response, answer = await self._exchange(method, path, body, reused)
         except aiohttp.ServerTimeoutError as error:  # its words have the address as it was given
             raise ConnectionError(f"no connection within {_CONNECT:g} seconds") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -96,6 +102,16 @@ class Connection:
         if response.status >= 400:
             raise Refused(response.status, _refusal(answer), response.headers)
         return json.loads(answer)
+
+    async def _exchange(
+        self, method: str, path: str, body: Any, reused: list[bool]
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        """An answer; `reused` is filled where the request goes over a connection that was idle."""
+        url = f"{self.shown}{path}{self._query}"
+        async with self._session.request(
+            method, url, data=body, proxy=self._proxy, trace_request_ctx=reused
+        ) as response:
+            return response, await response.read()
 
     async def close(self) -> None:
         await self._session.close()
@@ -114,6 +130,17 @@ class _Pieces(aiohttp.Payload):
     async def write(self, writer: Any) -> None:
         for piece in self._value:
             await writer.write(piece)
+
+
+def _reuse() -> aiohttp.TraceConfig:
+    """Tells a request that its connection was idle before."""
+
+    async def note(session: Any, context: Any, params: Any) -> None:
+        context.trace_request_ctx.append(True)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace
 
 
 def _refusal(answer: bytes) -> str:

@@ -196,7 +196,9 @@ class Servers:
         found = [f"Requests answered: {answered}."]
         for each in self.servers:
             if each.times_away or each.moved:
-                times = "once" if each.times_away == 1 else f"{each.times_away} times"
+                times = {0: "less than a look takes", 1: "once"}.get(
+                    each.times_away, f"{each.times_away} times"
+                )
                 at, moved = each.connection.shown, f"{each.moved:,}"
                 found.append(f"{at} was away ({times}); others answered {moved} of its requests.")
         for each in self.servers:

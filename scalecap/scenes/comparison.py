@@ -8,28 +8,25 @@ in DIR/replies, so a second run, or one that goes on, computes what is new.
 """
 
 import argparse
-import json
 import logging
-import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import hydra
-
 from scalecap.intervals import Interval, Pair, difference, mean
 from scalecap.metrics.scenes import scenes
-from scalecap.run import process_engines, run
+from scalecap.run import process_engines
+from scalecap.scenes.experiment import captioned, parsed, parser, svg_pyplot
 from scalecap.scenes.kept import Kept
-from scalecap.settings import CONF, from_config
 from scalecap.summary import Summary
 
 log = logging.getLogger(__name__)
 
 DEDUPLICATED = ("sentences", "known", "new_sentences", "facts", "details")
 """Steps of `pipeline=dense` that leave out what is said twice."""
+LATER = {"assembled_caption": ("fused_caption", "checked_sentences"), "fused_caption": ("checked_sentences",)}
+"""Steps of `pipeline=dense` that an earlier caption does without."""
 CHECKS = tuple(f"pipeline.steps.{step}" for step in ("golden_sentences",))
 """Those that check several statements of an image."""
 DRAWN = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
@@ -60,15 +57,15 @@ def methods() -> list[Variant]:
             given = (f"pipeline={method}", f"pipeline.steps.drafts.samples={samples}")
             found.append(Variant(method, f"{samples} drafts", given))
     found += [Variant(method, "", (f"pipeline={method}",)) for method in ("capmas", "look_again")]
-    for most in (1, 2, 4, 20):
-        given = ("pipeline=seed", f"pipeline.steps.q_list.max_questions={most}")
-        found.append(Variant("seed", f"{most} objects", given))
+    for objects in (1, 2, 4, 20):
+        given = ("pipeline=seed", f"pipeline.steps.q_list.max_questions={objects}")
+        found.append(Variant("seed", f"{objects} objects", given))
     for check in ("contrast", "verify", "vote", "both"):
         for most in (1, 2, 4, None) if check == "both" else (None,):
-            given = ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", DRAWN)
-            given += (f"pipeline.steps.q_list.budget={'null' if most is None else most}",)
+            budget = f"pipeline.steps.q_list.budget={'null' if most is None else most}"
+            paper = ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", DRAWN, budget)
             setting = f"{check}, {'all' if most is None else most} objects"
-            found.append(Variant("scalecap", setting, given, "checked_caption"))
+            found.append(Variant("scalecap", setting, paper, "checked_caption"))
     return found + [dense(str(budget), f"pipeline.budget={budget}") for budget in BUDGETS]
 
 
@@ -93,6 +90,7 @@ def ablations() -> list[Variant]:
 
 
 def dense(setting: str, *overrides: str, caption: str = "final_caption") -> Variant:
+    """`pipeline=dense` at a setting."""
     return Variant(OURS, setting, ("pipeline=dense", *overrides), caption)
 
 
@@ -113,7 +111,7 @@ class Measured(NamedTuple):
         return self.computed + self.generated
 
     def each(self, name: str) -> list[Pair]:
-        """A measure of each scene: a number, or `recall`, or `wrong`, the share of what is told."""
+        """A measure of each scene; "wrong share" is that of what is told."""
         if name == "wrong share":
             shares = [each["precision"] for each in self.told]
             return [(share["of"] - share["count"], share["of"]) for share in shares]
@@ -124,16 +122,8 @@ class Measured(NamedTuple):
 def measure(engine: Kept, variant: Variant, count: int, seed: int) -> Measured:
     """Run a variant on `count` scenes."""
     engine.forget()
-    with (
-        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
-        tempfile.TemporaryDirectory() as output,
-    ):
-        given = [f"data.count={count}", f"data.seed={seed}", f"output={output}", "cache=off"]
-        given += ["model.vlm.dtype=float32", "progress=false", "report=false"]
-        settings = from_config(hydra.compose("config", [*variant.overrides, *given]))
-        summary = run(settings, engines={"vlm": engine, "llm": engine})
-        lines = (Path(output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    words = (f"data.count={count}", f"data.seed={seed}", "cache=off", "progress=false")
+    rows, summary = captioned([*variant.overrides, *words], engine)
     told = [scenes({"it": row.get(variant.caption) or ""}, row["truth"])["it"] for row in rows]
     total = _spent(summary, variant)
     return Measured(variant, told, *(number / len(rows) for number in total))
@@ -148,10 +138,6 @@ def _spent(summary: Summary, variant: Variant) -> tuple[int, int, int]:
         sum(count.prompt_tokens - count.cached_tokens for count in counts),
         sum(count.generated_tokens for count in counts),
     )
-
-
-LATER = {"assembled_caption": ("fused_caption", "checked_sentences"), "fused_caption": ("checked_sentences",)}
-"""Steps of `pipeline=dense` that an earlier caption does without."""
 
 
 def page(compared: Sequence[Measured], parts: Sequence[Measured], count: int, seed: int) -> str:
@@ -250,12 +236,7 @@ tokens, and how much more of what it tells is wrong, in percentage points.
 
 def plot(compared: Sequence[Measured], file: Path) -> None:
     """Recall, and the share of wrong facts, against the tokens of an image; a line for each pipeline."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "scalecap"
-    from matplotlib import pyplot
-
+    pyplot = svg_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(7.2, 7.2), sharex=True)
     methods = dict.fromkeys(each.variant.method for each in compared)
     for number, method in enumerate(methods):
@@ -285,14 +266,7 @@ def plot(compared: Sequence[Measured], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scalecap.scenes.comparison", description=__doc__)
-    parser.add_argument("folder", type=Path, help="for the page, the plot and the replies")
-    parser.add_argument("--count", type=int, default=500, help="scenes")
-    parser.add_argument("--seed", type=int, default=11, help="of the scenes")
-    arguments = parser.parse_args()
-    if find_spec("matplotlib") is None:
-        parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arguments = parsed(parser("python -m scalecap.scenes.comparison", __doc__, count=500, seed=11))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     engine = process_engines.run(Kept.open(arguments.folder / "replies"))
     try:

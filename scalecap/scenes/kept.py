@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 from scalecap.cache import Cache, key
 from scalecap.engines import embedded_model, open_engine
 from scalecap.engines.base import Choose, Chosen, Engine, Generate, Generated, Prompt, Reply, Score, Scored
+from scalecap.engines.children import mend
 from scalecap.settings import EngineSettings, ModelSettings
 
 T = TypeVar("T", bound=Reply)
@@ -70,11 +71,12 @@ class Kept:
 
 def _prefixes() -> tuple[int, int]:
     """Tokens that all prompts without a picture begin with, and those with one, up to its end."""
+    mend()
     from transformers import AutoTokenizer
 
     from scalecap.scenes.architecture import IMAGE_TOKENS
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    tokenizer: Any = AutoTokenizer.from_pretrained(embedded_model())
     system = {"role": "system", "content": Prompt("").system}
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}
     text = tokenizer.apply_chat_template([system, user], tokenize=False)

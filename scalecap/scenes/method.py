@@ -6,25 +6,20 @@ captions 500 scenes that the embedded model never saw with every pipeline below,
 DIR/budget.svg. Replies are kept in DIR/replies, so a second run, or one that goes on, computes what is new.
 """
 
-import argparse
-import json
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-import hydra
 import numpy as np
 
 from scalecap.engines import open_engine
-from scalecap.engines.base import Engine
 from scalecap.metrics.scenes import scenes
-from scalecap.run import process_engines, run
+from scalecap.run import process_engines
+from scalecap.scenes.experiment import captioned, parsed, parser, svg_pyplot
 from scalecap.scenes.kinds import KINDS
-from scalecap.settings import CONF, EngineSettings, ModelSettings, from_config
+from scalecap.settings import EngineSettings, ModelSettings
 from scalecap.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -95,24 +90,13 @@ def compare(folder: Path, count: int, seed: int) -> tuple[list[Line], dict[str, 
     try:
         for name, overrides in variants():
             words = [f"data.count={count}", f"data.seed={seed}", f"cache.dir={folder / 'replies'}"]
-            rows, summary = _run(engine, [*overrides, *words])
+            rows, summary = captioned([*overrides, *words, "progress=false"], engine)
             found += _lines(name, rows, summary)
             told |= _told_apart(name, rows)
             log.info("%s: %s", name, ", ".join(f"{line.caption} {line.true:.2f}" for line in found[-3:]))
     finally:
         process_engines.run(engine.close())
     return found, told
-
-
-def _run(engine: Engine, overrides: Sequence[str]) -> tuple[list[dict[str, Any]], Summary]:
-    with (
-        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
-        tempfile.TemporaryDirectory() as output,
-    ):
-        given = [*overrides, f"output={output}", "model.vlm.dtype=float32", "progress=false", "report=false"]
-        summary = run(from_config(hydra.compose("config", given)), engines={"vlm": engine, "llm": engine})
-        lines = (Path(output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines], summary
 
 
 def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> list[Line]:
@@ -227,12 +211,7 @@ helps it need not help a large model, and the other way round.
 
 def plot(lines: Sequence[Line], file: Path) -> None:
     """True and wrong facts against the budget, one line for each way to write the caption."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "scalecap"
-    from matplotlib import pyplot
-
+    pyplot = svg_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
     names = ["all" if budget is None else str(budget) for budget in BUDGETS]
     for (caption, colour), marker in zip(COLOURS.items(), "so^", strict=True):
@@ -254,14 +233,7 @@ def plot(lines: Sequence[Line], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scalecap.scenes.method", description=__doc__)
-    parser.add_argument("folder", type=Path, help="for the page, the plot and the replies")
-    parser.add_argument("--count", type=int, default=500, help="scenes")
-    parser.add_argument("--seed", type=int, default=11, help="of the scenes")
-    arguments = parser.parse_args()
-    if find_spec("matplotlib") is None:
-        parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arguments = parsed(parser("python -m scalecap.scenes.method", __doc__, count=500, seed=11))
     lines, told = compare(arguments.folder, arguments.count, arguments.seed)
     (arguments.folder / "README.md").write_text(
         page(lines, told, arguments.count, arguments.seed), encoding="utf-8"

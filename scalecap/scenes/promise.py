@@ -9,23 +9,17 @@ DIR/promise.md and DIR/promise.svg; replies are kept in DIR/replies, so a second
 computes what is new.
 """
 
-import argparse
-import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 import numpy as np
 
 from scalecap.calibration.calibrate import PROMISES
 from scalecap.calibration.statistics import THRESHOLDS, counts, loosest, most_wrong
 from scalecap.metrics.scenes import scenes
-from scalecap.run import run
-from scalecap.settings import CONF, from_config
+from scalecap.scenes.experiment import captioned, parsed, parser, svg_pyplot
 
 log = logging.getLogger(__name__)
 
@@ -78,21 +72,16 @@ class Line(NamedTuple):
     """The same of the loosest threshold that keeps the promise in the world; nan where none does."""
 
 
-def caption(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+def captioned_scenes(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """Rows of so many scenes, captioned and checked; replies are kept in `folder`."""
     overrides = (
         *("also=closing_check", f"data.count={count}", f"data.seed={seed}", "engine=transformers"),
-        *("model.vlm.dtype=float32", "report=false", f"cache.dir={folder / 'replies'}"),
+        f"cache.dir={folder / 'replies'}",
     )
-    with (
-        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
-        tempfile.TemporaryDirectory() as output,
-    ):
-        summary = run(from_config(hydra.compose("config", [*overrides, f"output={output}"])))
-        if summary.status != "finished":
-            raise SystemExit(f"{summary.status} after {summary.done} scenes; the same command goes on")
-        lines = (Path(output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    rows, summary = captioned(overrides)
+    if summary.status != "finished":
+        raise SystemExit(f"{summary.status} after {summary.done} scenes; the same command goes on")
+    return rows
 
 
 def world(rows: Sequence[Mapping[str, Any]], check: str) -> World:
@@ -229,11 +218,7 @@ world can choose.
 
 def plot(found: Sequence[Line], file: Path) -> None:
     """Broken promises above, what is kept of the truth below; a column a check."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "scalecap"
-    from matplotlib import pyplot
+    pyplot = svg_pyplot()
     from matplotlib.lines import Line2D
 
     checks = list(dict.fromkeys(line.check for line in found))
@@ -278,16 +263,10 @@ def plot(found: Sequence[Line], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scalecap.scenes.promise", description=__doc__)
-    parser.add_argument("folder", type=Path, help="for the page, the plot and the replies")
-    parser.add_argument("--count", type=int, default=1_000, help="scenes")
-    parser.add_argument("--seed", type=int, default=21, help="of the scenes")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="for each number of labels")
-    arguments = parser.parse_args()
-    if find_spec("matplotlib") is None:
-        parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    rows = caption(arguments.folder, arguments.count, arguments.seed)
+    words = parser("python -m scalecap.scenes.promise", __doc__, count=1_000, seed=21)
+    words.add_argument("--draws", type=int, default=DRAWS, help="for each number of labels")
+    arguments = parsed(words)
+    rows = captioned_scenes(arguments.folder, arguments.count, arguments.seed)
     write(rows, arguments.folder, arguments.count, arguments.seed, arguments.draws)
 
 

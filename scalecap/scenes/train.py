@@ -70,7 +70,7 @@ def phases(scale: float = 1.0) -> list[Phase]:
         Phase("language", round(2400 * scale), 1.2e-3, 0.1, {"language": 1.0, "judge": 1.0}),
         Phase("tower", round(5000 * scale), 1e-3, 0.4, {"visual": 1.0, "heads": 1.0}),
         Phase(
-            *("whole", round(2600 * scale), 8e-4, 0.4),
+            *("whole", round(1700 * scale), 8e-4, 0.4),
             {"language": 1.0, "judge": 1.0, "visual": 0.25, "heads": 0.25},
         ),
     ]

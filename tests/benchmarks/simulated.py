@@ -16,7 +16,17 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from scalecap.engines.base import Choose, Chosen, Generate, Generated, Request, Score, Scored, Usage
+from scalecap.engines.base import (
+    Choose,
+    Chosen,
+    EngineError,
+    Generate,
+    Generated,
+    Request,
+    Score,
+    Scored,
+    Usage,
+)
 
 _TURNS = 100
 """Of the event loop, after which all that was answered has asked what follows from it."""
@@ -122,7 +132,7 @@ class Simulated:
         return Chosen((0.9, 0.1), usage=await self._answer(request, 1))
 
     async def score(self, request: Score) -> Scored:
-        raise NotImplementedError
+        raise EngineError("the simulation rates no text")
 
     async def close(self) -> None: ...
 

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from .pictures import picture
+from pictures import picture
 
 
 @pytest.fixture

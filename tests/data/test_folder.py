@@ -1,12 +1,11 @@
 from pathlib import Path
 
 import pytest
+from pictures import picture
 
 from scalecap.data import DataError, Row, RowError
 from scalecap.data.sources import open_source
 from scalecap.settings import DataSettings
-
-from .pictures import picture
 
 
 def rows(path: Path, **settings: object) -> list[Row]:

@@ -10,13 +10,12 @@ from typing import Any
 
 import datasets
 import pytest
+from pictures import picture
 
 import scalecap
 from scalecap.data import DataError, RowError
 from scalecap.data.sources import open_source
 from scalecap.settings import DataSettings
-
-from .pictures import picture
 
 QUESTION = {"question": "Is there a dog?", "answer": "yes", "category": "entity"}
 COLUMNS = {

@@ -8,13 +8,12 @@ from typing import Any
 
 import datasets
 import pytest
+from pictures import picture, tar
 
 from scalecap.data import DataError, Row, hub, seen
 from scalecap.data.seen import Seen
 from scalecap.data.sources import open_source
 from scalecap.settings import DataSettings
-
-from .pictures import picture, tar
 
 
 def ids(source: str, path: Path | str, **more: Any) -> list[str]:

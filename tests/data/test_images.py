@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import encoded, picture
 from PIL import Image as Pillow
 
 from scalecap.data import RowError
 from scalecap.data.images import open_image, read_image, stamp
-
-from .pictures import encoded, picture
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:

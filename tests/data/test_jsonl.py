@@ -3,12 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pictures import picture
 
 from scalecap.data import DataError, Row, RowError
 from scalecap.data.sources import open_source
 from scalecap.settings import DataSettings
-
-from .pictures import picture
 
 GOOD = {"image": "red.png", "note": "first"}
 Write = Callable[..., Path]

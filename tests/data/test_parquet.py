@@ -7,13 +7,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import picture
 
 from scalecap.data import DataError, Row, RowError
 from scalecap.data.files import File
 from scalecap.data.sources import Rows, open_source
 from scalecap.settings import DataSettings
-
-from .pictures import picture
 
 Write = Callable[..., str]
 COLORS = [(number, 0, 255 - number) for number in range(100)]

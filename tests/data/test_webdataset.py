@@ -6,12 +6,11 @@ from typing import Any
 
 import fsspec
 import pytest
+from pictures import picture, tar
 
 from scalecap.data import DataError, Row, RowError
 from scalecap.data.sources import Rows, open_source
 from scalecap.settings import DataSettings
-
-from .pictures import picture, tar
 
 Shard = Callable[..., str]
 

@@ -1,7 +1,9 @@
 """HTTP to one server: what is sent, how the environment counts, and what refusals say."""
 
+import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -169,3 +171,26 @@ async def test_the_words_of_a_refusal(seen: Seen, address: str, answer: Any, wor
         await connection.post("/chat", [b"{}"])
     assert caught.value.words == words
     await connection.close()
+
+
+async def test_an_idle_connection_that_the_server_closes_is_opened_anew():
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if len(asked) == 1 and b"GET" not in head:
+                asked.append(b"")
+                writer.transport.abort()
+                return
+            size = int(dict(re.findall(rb"(Content-Length): (\d+)", head)).get(b"Content-Length", 0))
+            asked.append(await reader.readexactly(size))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    connection = Connection(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+    assert await connection.get("/models") is True
+    assert await connection.post("/chat/completions", [b'{"a": ', b"1}"]) is True
+    assert asked == [b"", b"", b'{"a": 1}']
+    await connection.close()
+    server.close()

@@ -177,7 +177,7 @@ def test_a_picture_that_was_dropped_is_shown_again(
 ) -> None:
     if hasattr(engine, "_network"):
         monkeypatch.setattr(engine._network, "kept", 200)
-    monkeypatch.setattr("scalecap.engines.openai._PICTURE_BYTES", 1 << 16)
+    monkeypatch.setattr("scalecap.engines.pictures._KEPT", 1 << 16)
     request = Choose(Prompt("Is there a cake?", picture(2)))
     before = loop(ask(engine, request))
     others = [

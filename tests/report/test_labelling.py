@@ -87,6 +87,13 @@ async def label(page: Any, count: int) -> None:
         )
 
 
+async def told(page: Any, place: str, words: str) -> None:
+    """Waits until the place has these words: a statement is shown once its picture is."""
+    await page.wait_for_function(
+        "([place, words]) => document.getElementById(place).innerText.includes(words)", arg=[place, words]
+    )
+
+
 async def test_from_keys_to_a_promise(
     hostile: Path,
     browser: Browser,
@@ -103,25 +110,29 @@ async def test_from_keys_to_a_promise(
         await page.get_by_label("Your name").fill("Ad")
         await page.keyboard.type("a\n")  # is a name, then keys are verdicts again
         await page.keyboard.press("j")  # walks nowhere
+        await told(page, "label-count", "0 of 58 labelled")
         await label(page, 20)
         assert "20 of 58 labelled" in await page.inner_text("#label-count")
         before = await page.inner_text("#label-text")
         await page.keyboard.press("?")
-        assert "1 unsure" in await page.inner_text("#label-count")
+        await told(page, "label-count", "1 unsure")
         await page.keyboard.press("u")
+        await told(page, "label-count", "20 of 58 labelled")
         assert await page.inner_text("#label-text") == before
-        assert "20 of 58 labelled" in await page.inner_text("#label-count")
         await page.reload()
         await page.get_by_role("button", name="Label statements").click()
+        await told(page, "label-count", "20 of 58 labelled")
         assert await page.inner_text("#label-text") == before
         assert await page.input_value("#label-author") == "Ada"
         await page.wait_for_selector("#label-picture img")
         assert await page.locator("#label-picture img").evaluate("each => each.naturalWidth") == 30
         await label(page, 37)
         await page.get_by_role("button", name="Yes").click()  # the last, wherever it belongs
+        await told(page, "label-count", "58 of 58 labelled")
         await page.get_by_role("button", name="Undo").click()
+        await told(page, "label-count", "57 of 58 labelled")
         await label(page, 1)
-        assert "All statements that were drawn are labelled." in await page.inner_text("#label-text")
+        await told(page, "label-text", "All statements that were drawn are labelled.")
         assert await page.get_by_role("button", name="Yes").is_disabled()
         async with page.expect_download() as waiting:
             await page.get_by_role("button", name="Download labels.jsonl").click()
