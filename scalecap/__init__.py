@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalecap.captioner import Captioner, CaptionError
+    from scalecap.config.settings import SettingsError
     from scalecap.report.comparison import compare
-    from scalecap.report.folder import FolderError, open_run
-    from scalecap.run import RunError
-    from scalecap.settings import SettingsError
+    from scalecap.run.folder import FolderError, open_run
+    from scalecap.runner import RunError
     from scalecap.stages import stage
 
 __version__ = "0.1.0"
@@ -31,11 +31,11 @@ __all__ = [
 _WHERE = {
     "Captioner": "captioner",
     "CaptionError": "captioner",
-    "FolderError": "report.folder",
-    "RunError": "run",
-    "SettingsError": "settings",
+    "FolderError": "run.folder",
+    "RunError": "runner",
+    "SettingsError": "config.settings",
     "compare": "report.comparison",
-    "open_run": "report.folder",
+    "open_run": "run.folder",
     "stage": "stages",
 }
 

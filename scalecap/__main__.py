@@ -1,6 +1,6 @@
 """The command line: `scalecap [run|check|report|compare|calibrate|merge|push|cache|test]`.
 
-Each command has a module of its own; that of `run`, which may be left out, and `check` is `scalecap.command`.
+Each command has a module of its own; that of `run`, which may be left out, and `check` is `scalecap.cli.app`.
 
 Exit codes: 0 every row done, 3 some rows failed, 1 the run could not be done, 130 interrupted.
 """
@@ -13,11 +13,11 @@ from scalecap import __version__
 VERBS = {
     "report": "scalecap.report.__main__",
     "compare": "scalecap.report.comparison",
-    "calibrate": "scalecap.calibrate",
-    "merge": "scalecap.merge",
-    "push": "scalecap.push",
-    "cache": "scalecap.cache",
-    "test": "scalecap.cases",
+    "calibrate": "scalecap.calibration.__main__",
+    "merge": "scalecap.run.merge",
+    "push": "scalecap.report.push",
+    "cache": "scalecap.cli.cache",
+    "test": "scalecap.cli.cases",
 }
 """Each with the module that does it, which is `python -m <module>` too."""
 
@@ -37,9 +37,9 @@ def main() -> int:
         print(f"scalecap {__version__}")
         return 0
     if {"--help", "-h"} & set(words):
-        print(import_module("scalecap.help").text(words))
+        print(import_module("scalecap.cli.help").text(words))
         return 0
-    code: int = import_module("scalecap.command").main(words)
+    code: int = import_module("scalecap.cli.app").main(words)
     return code
 
 

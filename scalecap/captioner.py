@@ -25,23 +25,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 from omegaconf import OmegaConf
 
-from scalecap.asking import Asked, Counts
-from scalecap.cache import Cache, CacheError
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import Applied, apply, check_models, check_scope
-from scalecap.compose import compose
-from scalecap.data import DataError, Row
+from scalecap.config.compose import compose
+from scalecap.config.settings import CONF, DataSettings, Settings, from_config
+from scalecap.data import DataError
 from scalecap.data.images import open_image
 from scalecap.data.memory import joined, open_memory, tabled
 from scalecap.data.sources import Rows, kinds, plain
 from scalecap.engines import Engines
 from scalecap.engines.base import EngineError
-from scalecap.pipeline import Pipeline, PipelineError, picture_pool
-from scalecap.progress import screen_handler
-from scalecap.report.build import write_report
-from scalecap.run import RunError, foreign, run
-from scalecap.settings import CONF, DataSettings, Settings, from_config
-from scalecap.summary import Summary
+from scalecap.interpreter.cache import Cache, CacheError
+from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.pipeline import Pipeline, PipelineError, picture_pool
+from scalecap.report.run_page import write_report
+from scalecap.rows import Row
+from scalecap.run.progress import screen_handler
+from scalecap.run.summary import Summary
+from scalecap.runner import RunError, foreign, run
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scalecap.engines.children import mend
+from scalecap.engines.compat import mend
 from scalecap.scenes.architecture import make_tokenizer
 
 _WORDS = ["Is it true? There is a cat on the left. Answer yes or no.", "yes no Yes No YES NO"] * 20

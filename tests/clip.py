@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scalecap.engines.children import mend
+from scalecap.engines.compat import mend
 
 
 def make(folder: Path) -> str:

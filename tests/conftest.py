@@ -16,10 +16,10 @@ from PIL import Image as Pillow
 
 import scalecap.engines
 from scalecap.__main__ import main
-from scalecap.asking import Asked, Counts
+from scalecap.config.settings import CONF, Settings, from_config
 from scalecap.engines.base import Choose, Image, Request, Sampling, Score, Scored, Token
 from scalecap.engines.scripted import Scripted
-from scalecap.settings import CONF, Settings, from_config
+from scalecap.interpreter.dispatch import Asked, Counts
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scalecap.report.folder import Run, checks, drawn_from
+from scalecap.run.folder import Run, checks, drawn_from
 
 STEPS = (
     "pipeline.steps={init_caption: {stage: generate, prompt: Caption., image: image},"

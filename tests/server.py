@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from scalecap.engines.completions import PROBE
-from scalecap.settings import EngineSettings
+from scalecap.engines.settings import EngineSettings
 
 Answer = tuple[int, Any]
 """Status and body: JSON, bytes as they are, or one of the misdeeds `nothing`, `half`, `reset`, `hang`."""

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from PIL import Image as Pillow
 
-from scalecap.asking import Asked, Counts
-from scalecap.data import Row
 from scalecap.engines.base import Choose, EngineError, Generated, Image, Request, Sampling, Usage
 from scalecap.engines.scripted import Scripted
-from scalecap.pipeline import Finished, Pipeline
+from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.pipeline import Finished, Pipeline
+from scalecap.rows import Row
 
 TOKENS = 100
 """Of each prompt with a picture."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from scalecap.clauses import words
+from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
-from scalecap.run import run
-from scalecap.settings import Settings
-from scalecap.summary import Summary
+from scalecap.run.summary import Summary
+from scalecap.runner import run
+from scalecap.text.segmentation import words
 
 Compose = Callable[..., Settings]
 LENGTHS = {"short": 25, "medium": 60, "long": 200}

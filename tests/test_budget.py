@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 from PIL import Image as Pillow
 
-from scalecap import stages
-from scalecap.allowance import Allowance, NothingLeft
-from scalecap.asking import Asked, Counts
-from scalecap.data import Row
+from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.base import Choose, Generated, Image, Sampling
 from scalecap.engines.scripted import Scripted
-from scalecap.pipeline import Finished, Pipeline, PipelineError
-from scalecap.prompts import Template
-from scalecap.run import run
-from scalecap.settings import Settings, SettingsError
-from scalecap.stages import Ask, Measures, stage
+from scalecap.interpreter.allowance import Allowance, NothingLeft
+from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError
+from scalecap.rows import Row
+from scalecap.runner import run
+from scalecap.stages import Ask, Measures, registry, stage
 from scalecap.stages.fuse import Fuse
+from scalecap.text.templates import Template
 
 Compose = Callable[..., Settings]
 STEPS: dict[str, dict[str, Any]] = {
@@ -36,8 +35,8 @@ STEPS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch):
-    stages.names()
-    monkeypatch.setattr(stages, "_stages", dict(stages._stages))
+    registry.names()
+    monkeypatch.setattr(registry, "_stages", dict(registry._stages))
 
 
 def answer(request: Any) -> Any:

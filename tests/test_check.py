@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from server import Server
 
-from scalecap import step
+from scalecap.config.settings import Settings
 from scalecap.engines import weights
-from scalecap.run import RunError, plan, run
-from scalecap.settings import Settings
+from scalecap.interpreter import step
+from scalecap.runner import RunError, plan, run
 
 Compose = Callable[..., Settings]
 

@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from scalecap.card import card
-from scalecap.report.build import index
-from scalecap.report.compared import page
+from scalecap.config.settings import Settings
+from scalecap.report.card import card
 from scalecap.report.comparison import Comparison
-from scalecap.report.folder import Run, read_runs
+from scalecap.report.comparison_page import page
 from scalecap.report.page import templates
 from scalecap.report.row import told
-from scalecap.run import RunError, run
-from scalecap.settings import Settings
+from scalecap.report.run_page import index
+from scalecap.run.folder import Run, read_runs
+from scalecap.runner import RunError, run
 
 Compose = Callable[..., Settings]
 

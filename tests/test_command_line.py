@@ -13,11 +13,11 @@ import pytest
 from PIL import Image as Pillow
 
 import scalecap.engines
+from scalecap.config.settings import CONF, SettingsError
 from scalecap.engines.base import EngineError
 from scalecap.engines.scripted import Scripted
-from scalecap.report.build import write_report
-from scalecap.report.folder import FolderError
-from scalecap.settings import CONF, SettingsError
+from scalecap.report.run_page import write_report
+from scalecap.run.folder import FolderError
 
 Typed = Callable[..., int]
 
@@ -245,7 +245,7 @@ def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):
 IMPORTED = """
 import sys
 from scalecap.__main__ import main
-watched = {"torch", "transformers", "vllm", "aiohttp", "datasets", "scipy", "hydra", "scalecap.run"}
+watched = {"torch", "transformers", "vllm", "aiohttp", "datasets", "scipy", "hydra", "scalecap.runner"}
 try:
     main()
 finally:
@@ -258,9 +258,9 @@ def test_a_command_imports_only_what_it_needs(typed: Typed, tmp_path: Path):
     imported = {
         ("--version",): "",
         ("--help",): "hydra",
-        ("--cfg", "job"): "hydra scalecap.run",
-        ("check=true",): "hydra scalecap.run",
-        ("output=run", "data.limit=1"): "hydra scalecap.run",  # a finished run
+        ("--cfg", "job"): "hydra scalecap.runner",
+        ("check=true",): "hydra scalecap.runner",
+        ("output=run", "data.limit=1"): "hydra scalecap.runner",  # a finished run
     }
     for words, modules in imported.items():
         done = subprocess.run(

@@ -13,11 +13,11 @@ import datasets
 import pytest
 from PIL import Image as Pillow
 
+from scalecap.config.settings import CONF, Settings
 from scalecap.engines.base import Choose, Score
 from scalecap.engines.scripted import Scripted
-from scalecap.pipeline import Pipeline
-from scalecap.run import run
-from scalecap.settings import CONF, Settings
+from scalecap.interpreter.pipeline import Pipeline
+from scalecap.runner import run
 from scalecap.stages.split_sentences import split_sentences
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
-from scalecap.pipeline import PipelineError
-from scalecap.run import RunError, run
-from scalecap.settings import Settings
+from scalecap.interpreter.pipeline import PipelineError
+from scalecap.runner import RunError, run
 from scalecap.stages.context import Context
 from scalecap.stages.shared_words import shared_words
 
@@ -129,7 +129,7 @@ def test_context_that_nothing_shows_is_refused_and_so_is_a_column_that_is_not_th
 
 
 def test_every_draft_of_dense_is_shown_it(compose: Compose, given: list[str]):
-    from scalecap.pipeline import Pipeline
+    from scalecap.interpreter.pipeline import Pipeline
 
     steps = compose(*given, "pipeline=dense").pipeline.steps
     reads = {step.name: step.reads for step in Pipeline.build(steps, {"alt": "text", "tags": "texts"}).steps}

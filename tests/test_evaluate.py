@@ -10,14 +10,14 @@ from typing import Any
 import datasets
 import pytest
 
+from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.base import Choose, Request
 from scalecap.engines.scripted import Scripted
-from scalecap.run import RunError, run
+from scalecap.runner import RunError, run
 from scalecap.scenes.claims import facts
 from scalecap.scenes.grammar import read
 from scalecap.scenes.kinds import KINDS
 from scalecap.scenes.world import render, sample, unseen
-from scalecap.settings import Settings, SettingsError
 
 Compose = Callable[..., Settings]
 

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image as Pillow
 from server import Server, storyteller
 
-from scalecap import stalls
 from scalecap.engines.base import Choose, Chosen, EngineDead, Request
 from scalecap.engines.scripted import Scripted
+from scalecap.run import watchdog as stalls
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 LINES = re.findall(

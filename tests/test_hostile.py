@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from scalecap.asking import loops, seed
-from scalecap.cache import _decode, _encode, key
-from scalecap.data import Row
 from scalecap.data.sources import plain
 from scalecap.engines.base import Choose, Generate, Generated, Image, Prompt, Sampling, Score
-from scalecap.journal import Journal
-from scalecap.prompts import Template
+from scalecap.interpreter.cache import _decode, _encode, key
+from scalecap.interpreter.dispatch import loops, seed
+from scalecap.rows import Row
+from scalecap.run.journal import Journal
 from scalecap.stages.parse_questions import parse_questions
 from scalecap.stages.split_sentences import split_sentences
+from scalecap.text.templates import Template
 
 BAD = [
     "\0",

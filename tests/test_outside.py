@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import picture
 
+from scalecap.config.settings import Settings
 from scalecap.engines.scripted import Scripted
-from scalecap.run import run
-from scalecap.settings import Settings
-from scalecap.summary import Summary
+from scalecap.run.summary import Summary
+from scalecap.runner import run
 
 Compose = Callable[..., Settings]
 OWN = ["own.png", "below/own.png", "../data/own.png"]

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pillow
 
+from scalecap.config.settings import Settings
 from scalecap.data.files import File
 from scalecap.engines.scripted import Scripted
-from scalecap.run import run
+from scalecap.runner import run
 from scalecap.scenes.world import SAMPLE
-from scalecap.settings import Settings
 
 Compose = Callable[..., Settings]
 QUIET = ("progress=false", "report=false", "cache=off")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalecap import stages
-from scalecap.settings import CONF
+from scalecap.config.settings import CONF
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from server import Server, completion, storyteller
 
-from scalecap.journal import Journal
-from scalecap.settings import EngineSettings, Settings, SettingsError
+from scalecap.config.settings import Settings, SettingsError
+from scalecap.engines.settings import EngineSettings
+from scalecap.run.journal import Journal
 
 Compose = Callable[..., Settings]
 OPENAI = ("model=own", "model.vlm.name=m", "engine=openai", "engine.base_url=http://a/v1")

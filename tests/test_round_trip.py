@@ -24,16 +24,16 @@ from omegaconf import OmegaConf
 from pictures import picture, tar
 from PIL import Image as Pillow
 
+from scalecap.config.settings import Settings
 from scalecap.data.sources import open_source
 from scalecap.engines.base import EngineDead, Request
 from scalecap.engines.scripted import Scripted
-from scalecap.merge import merge
-from scalecap.push import lay_out
-from scalecap.report.build import write_report
 from scalecap.report.comparison import Comparison
-from scalecap.report.folder import read_runs
-from scalecap.run import run
-from scalecap.settings import Settings
+from scalecap.report.push import lay_out
+from scalecap.report.run_page import write_report
+from scalecap.run.folder import read_runs
+from scalecap.run.merge import merge
+from scalecap.runner import run
 
 COLOURS = {
     **{"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)},

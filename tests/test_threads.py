@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from scalecap.settings import CONF
+from scalecap.config.settings import CONF
 from scalecap.threads import DaemonPool
 
 

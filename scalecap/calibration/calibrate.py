@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from scalecap.calibration.labels import Label
 from scalecap.calibration.losses import bet, images_needed, loosest_by_losses
 from scalecap.calibration.record import (
     NAME,
@@ -26,10 +25,11 @@ from scalecap.calibration.scope import identities, pictures, scope
 from scalecap.calibration.statements import Labelled, Statement, arrays, match, of_the_data, one_an_image
 from scalecap.calibration.statistics import THRESHOLDS, Share, counts, labels_needed, loosest, most_wrong
 from scalecap.calibration.use import hand
-from scalecap.journal import Journal
-from scalecap.pipeline import Pipeline
-from scalecap.report.folder import Run, checks
-from scalecap.settings import Settings, from_config
+from scalecap.config.settings import Settings, from_config
+from scalecap.interpreter.pipeline import Pipeline
+from scalecap.metrics.labels import Label
+from scalecap.run.folder import Run, checks
+from scalecap.run.journal import Journal
 
 PROMISES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Wrong shares that are always tried, beside the one asked for."""

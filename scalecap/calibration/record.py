@@ -93,7 +93,7 @@ class Calibration:
 
 def read_calibration(path: Path) -> Calibration:
     """Raises CalibrationError when the file is not there, not a calibration, or was changed by hand."""
-    again = "make it with `python -m scalecap.calibrate RUN --labels labels.jsonl`"
+    again = "make it with `scalecap calibrate RUN --labels labels.jsonl`"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

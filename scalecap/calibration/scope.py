@@ -5,12 +5,13 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from scalecap.config.effects import determining
+from scalecap.config.settings import Settings
 from scalecap.data.files import public
 from scalecap.data.sources import plain
-from scalecap.effects import determining
-from scalecap.pipeline import Pipeline, Step
-from scalecap.prompts import Template
-from scalecap.settings import ModelSettings, Settings
+from scalecap.engines.settings import ModelSettings
+from scalecap.interpreter.pipeline import Pipeline, Step
+from scalecap.text.templates import Template
 
 
 def scope(pipeline: Pipeline, step: str, settings: Settings, *, given: bool = False) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scalecap.calibration.labels import Label, LabelError, Verdict, distinct
-from scalecap.labelled import STEP
-from scalecap.nearest import nearest
-from scalecap.report.folder import Run, checks, drawn_from
+from scalecap.config.labelled import STEP
+from scalecap.metrics.labels import Label, LabelError, Verdict, distinct
+from scalecap.run.folder import Run, checks, drawn_from
+from scalecap.text.suggestions import nearest
 
 
 @dataclass(frozen=True)

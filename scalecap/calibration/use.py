@@ -9,9 +9,9 @@ from typing import Any
 
 from scalecap.calibration.record import CalibrationError, StepCalibration, read_calibration, sentence
 from scalecap.calibration.scope import differences, identities, pictures, scope, upstream
-from scalecap.nearest import nearest
-from scalecap.pipeline import Pipeline
-from scalecap.settings import Settings
+from scalecap.config.settings import Settings
+from scalecap.interpreter.pipeline import Pipeline
+from scalecap.text.suggestions import nearest
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import IO, Any
 
 from fsspec.core import url_to_fs
 
-from scalecap.data import DataError, RowError
+from scalecap.data import DataError
+from scalecap.rows import RowError
 
 AHEAD = 2**16
 """Bytes that a remote file is read ahead: more would fetch pictures that are passed over."""

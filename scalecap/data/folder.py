@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from scalecap.data import DataError, Row, RowError, failed
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.images import find_image, open_image, read_image, stamp
 from scalecap.data.sources import Rows, distinct, needed_path, plain
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError, failed
 
 SUFFIXES = (
     ".avif",

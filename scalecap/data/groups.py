@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from scalecap.data import Row, RowError
 from scalecap.data.images import Fingerprint, name_of, open_image
 from scalecap.messages import Messages
+from scalecap.rows import Row, RowError
 
 BATCH = 1000
 """Rows held in memory at once, which are a row group of parquet."""

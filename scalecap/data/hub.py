@@ -13,13 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalecap.data import DataError, Row, RowError
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.images import find_image, open_image, read_image, stamp
 from scalecap.data.shard import WHOLE, Shard
 from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
 from scalecap.engines.base import Image
-from scalecap.nearest import nearest
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError
+from scalecap.text.suggestions import nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

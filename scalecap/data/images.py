@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from scalecap.data import RowError
 from scalecap.engines.base import Image
+from scalecap.rows import RowError
 
 THINNEST = 100
 LONGEST_THIN = 20_000

@@ -11,11 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scalecap.data import DataError, Row, RowError, failed
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.images import find_image, open_image, read_image, stamp
 from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
-from scalecap.nearest import nearest
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError, failed
+from scalecap.text.suggestions import nearest
 
 
 def open_jsonl(data: DataSettings) -> Rows:

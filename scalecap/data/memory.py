@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalecap.data import OUTPUT, DataError
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.hub import rows_of
 from scalecap.data.sources import Rows
-from scalecap.settings import DataSettings
+from scalecap.rows import OUTPUT
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -21,13 +21,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalecap.data import DataError, FinishedParts, Row, RowError, failed
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError, FinishedParts
 from scalecap.data.files import File, find, why
 from scalecap.data.images import find_image, open_image, read_image, stamp
 from scalecap.data.sources import Rows, in_parts, needed_path, plain
 from scalecap.engines.base import Image
-from scalecap.nearest import nearest
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError, failed
+from scalecap.text.suggestions import nearest
 
 ROWS = 256
 """Rows read at once, without their pictures."""

@@ -5,11 +5,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from scalecap.data import Row
+from scalecap.config.settings import DataSettings
 from scalecap.data.images import open_image, read_image
 from scalecap.data.sources import Rows
 from scalecap.engines.base import Image
-from scalecap.settings import DataSettings
+from scalecap.rows import Row
 
 if TYPE_CHECKING:
     from scalecap.scenes.world import Scene

@@ -1,4 +1,4 @@
-"""`data.shard`: one of several parts of a data set, a run each; `scalecap.merge` joins them."""
+"""`data.shard`: one of several parts of a data set, a run each; `scalecap.run.merge` joins them."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from scalecap.data import DataError, FinishedParts, Row
+from scalecap.data import DataError, FinishedParts
+from scalecap.rows import Row
 
 
 class Shard(NamedTuple):

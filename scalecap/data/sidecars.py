@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scalecap.data import RowError
+from scalecap.config.exports import WriteSettings
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.groups import Export, check_same, same_row
 from scalecap.data.replacing import replacing
 from scalecap.data.seen import Seen
-from scalecap.exports import WriteSettings
 from scalecap.messages import Messages
-from scalecap.prompts import PromptError, Template
+from scalecap.rows import RowError
+from scalecap.text.templates import PromptError, Template
 
 LONGEST = 200
 """Bytes of one part of a name; file systems take 255."""

@@ -10,11 +10,12 @@ from importlib import import_module
 from itertools import islice, takewhile
 from typing import Any
 
-from scalecap.data import DataError, FinishedParts, Row, RowError, Source, failed, nothing_finished
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError, FinishedParts, Source, nothing_finished
 from scalecap.data.seen import Seen
 from scalecap.data.shard import Shard, parse_shard
-from scalecap.nearest import nearest
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError, failed
+from scalecap.text.suggestions import nearest
 
 log = logging.getLogger(__name__)
 

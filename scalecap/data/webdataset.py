@@ -22,14 +22,15 @@ from functools import partial
 from itertools import islice
 from typing import IO, Any
 
-from scalecap.data import DataError, FinishedParts, Row, RowError, failed
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError, FinishedParts
 from scalecap.data.files import File, find, why
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.images import open_image
 from scalecap.data.seen import Seen
 from scalecap.data.sources import LOOK, Rows, distinct, in_parts, kinds, needed_path, plain
 from scalecap.engines.base import Image
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError, failed
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalecap.data import Row
+from scalecap.config.exports import SELECT, Select, WriteSettings
 from scalecap.data.groups import Export, Record, Sink, grouped, paired, with_pictures
 from scalecap.data.sidecars import Beside, sidecars
 from scalecap.data.tar import tars
-from scalecap.exports import SELECT, Select, WriteSettings
 from scalecap.messages import Messages
+from scalecap.rows import Row
 
 SHARD_ROWS = 100_000
 """A shard with so many rows is full."""

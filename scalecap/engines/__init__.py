@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalecap.engines.base import Engine, EngineError
 from scalecap.engines.loop import LoopThread
+from scalecap.engines.settings import EXTRAS
 
 if TYPE_CHECKING:
-    from scalecap.settings import EngineSettings, ModelSettings, RoleSettings
+    from scalecap.engines.settings import EngineSettings, ModelSettings, RoleSettings
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = "scenes"
 """Name of the model that comes with the package."""
-EXTRAS = {"transformers": "cpu", "vllm": "vllm", "openai": "openai"}
-"""What `pip install "scalecap[...]"` brings each engine's libraries."""
 _MODULES = {"openai": "aiohttp"}
 """By engine, the library without which it is nothing, where that has another name."""
 

@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalecap.settings import EngineSettings, ModelSettings
+    from scalecap.engines.settings import EngineSettings, ModelSettings
 
 HARMLESS_ARGS = (
     # memory

@@ -53,13 +53,13 @@ from scalecap.engines.completions import (
     too_long,
 )
 from scalecap.engines.connection import Connection, Refused
+from scalecap.engines.encoded_images import Pictures
 from scalecap.engines.identity import identity
-from scalecap.engines.listing import AwayError, Card, agreed, card_of, cards, found, key_refused
 from scalecap.engines.loop import LoopThread
-from scalecap.engines.pictures import Pictures
+from scalecap.engines.served_models import AwayError, Card, agreed, card_of, cards, found, key_refused
 from scalecap.engines.servers import LATER_LIMIT, Server, Servers
+from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError
-from scalecap.settings import EngineSettings, ModelSettings
 
 log = logging.getLogger(__name__)
 

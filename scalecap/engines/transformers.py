@@ -34,16 +34,16 @@ from scalecap.engines.base import (
     Usage,
     finish,
 )
-from scalecap.engines.chat import Chat
-from scalecap.engines.children import mend
+from scalecap.engines.chat_template import Chat
+from scalecap.engines.compat import mend
 from scalecap.engines.drafts import Lookup
 from scalecap.engines.identity import identity
-from scalecap.engines.spelling import spellings
+from scalecap.engines.option_tokens import spellings
+from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError, Weights, find, loading, out_of_memory
-from scalecap.settings import EngineSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from scalecap.engines.network import Network, Prefix, Rows
+    from scalecap.engines.prefix_cache import Network, Prefix, Rows
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Reply)

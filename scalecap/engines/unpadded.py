@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from scalecap.engines.network import Network, Prefix
+from scalecap.engines.prefix_cache import Network, Prefix
 
 
 @dataclass

@@ -46,13 +46,13 @@ from scalecap.engines.base import (
     Usage,
     finish,
 )
-from scalecap.engines.chat import Chat
-from scalecap.engines.children import mend, prepared
+from scalecap.engines.chat_template import Chat
+from scalecap.engines.compat import mend, prepared
 from scalecap.engines.identity import identity
-from scalecap.engines.spelling import spellings
+from scalecap.engines.option_tokens import spellings
+from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError, Weights, find, loading, size_of
-from scalecap.nearest import nearest
-from scalecap.settings import EngineSettings, ModelSettings
+from scalecap.text.suggestions import nearest
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from scalecap.engines.base import EngineDead
 from scalecap.engines.digests import digest
-from scalecap.settings import ModelSettings
+from scalecap.engines.settings import ModelSettings
 
 _NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """Files that determine replies: configuration, weights, tokenizer, chat template."""

@@ -2,10 +2,9 @@
 
 from typing import Any, ClassVar
 
-from scalecap import choices
 from scalecap.metrics import by_category, records, share, texts
-from scalecap.prompts import Template
-from scalecap.stages import Ask, Columns, Measures, Role, stage, together
+from scalecap.stages import Ask, Columns, Measures, Role, choices, stage, together
+from scalecap.text.templates import Template
 
 ANSWERS = ("yes", "no", "n/a")
 

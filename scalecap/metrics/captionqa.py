@@ -5,10 +5,9 @@ import random
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap import choices
 from scalecap.metrics import by_category, records, share, texts
-from scalecap.prompts import Template
-from scalecap.stages import Ask, Columns, Measures, Role, stage, together
+from scalecap.stages import Ask, Columns, Measures, Role, choices, stage, together
+from scalecap.text.templates import Template
 
 CANNOT = "Cannot answer from the caption"
 _VERBS = frozenset([

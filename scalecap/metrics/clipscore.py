@@ -55,8 +55,8 @@ class Clip:
         """Model and processor, or why they can't be had, so that not every row tries again."""
 
     def missing(self) -> str | None:
+        from scalecap.engines.settings import ModelSettings
         from scalecap.engines.weights import ModelError, look
-        from scalecap.settings import ModelSettings
 
         try:
             look(ModelSettings(name=self._weights))
@@ -113,7 +113,7 @@ class Clip:
 
 def _load(weights: str) -> tuple[Any, Any] | ValueError:
     """Model and processor, or why they can't be had."""
-    from scalecap.engines.children import mend
+    from scalecap.engines.compat import mend
     from scalecap.engines.weights import out_of_memory
 
     try:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from scalecap import clauses
-from scalecap.content import content, nouns
 from scalecap.metrics import texts
 from scalecap.stages import Columns, Measures, stage
 from scalecap.stages.split_sentences import split_sentences
+from scalecap.text import segmentation as clauses
+from scalecap.text.content_words import content, nouns
 
 
 @stage

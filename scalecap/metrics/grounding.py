@@ -3,11 +3,11 @@
 from typing import Any, ClassVar
 
 from scalecap.metrics import texts
-from scalecap.prompts import Template
-from scalecap.replies import lines
 from scalecap.stages import Ask, Columns, Image, Measures, Role, Sampling, stage, together
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.stages.verify import probability
+from scalecap.text.parsing import lines
+from scalecap.text.templates import Template
 
 GREEDY = Sampling(temperature=0, max_tokens=256)
 

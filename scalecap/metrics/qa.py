@@ -5,10 +5,9 @@ import string
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap import choices
 from scalecap.metrics import texts
-from scalecap.prompts import Template
-from scalecap.stages import Ask, Columns, Measures, Role, Sampling, stage
+from scalecap.stages import Ask, Columns, Measures, Role, Sampling, choices, stage
+from scalecap.text.templates import Template
 
 SHORT = Sampling(temperature=0, max_tokens=64)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
-from scalecap.intervals import Interval, mean
 from scalecap.metrics import texts
 from scalecap.stages import Columns, Measures, stage
+from scalecap.stats import Interval, mean
 from scalecap.threads import DaemonPool
 
 

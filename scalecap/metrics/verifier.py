@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scalecap.calibration.labels import LabelError, distinct, read_labels
-from scalecap.intervals import DRAWS, Interval
 from scalecap.metrics import records, share
-from scalecap.prompts import Template
+from scalecap.metrics.labels import LabelError, distinct, read_labels
 from scalecap.stages import Ask, Image, Measures, Role, stage, together
 from scalecap.stages.verify import probability
+from scalecap.stats import DRAWS, Interval
+from scalecap.text.templates import Template
 
 TRUE = {"true": True, "yes": True, "1": True, "1.0": True} | dict.fromkeys(("false", "no", "0", "0.0"), False)
 

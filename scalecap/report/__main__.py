@@ -1,10 +1,10 @@
-"""`python -m scalecap.report DIR`: the report of a run."""
+"""`scalecap report DIR`: the report of a run."""
 
 import argparse
 from pathlib import Path
 
-from scalecap.report.build import write_report
-from scalecap.report.folder import FolderError
+from scalecap.report.run_page import write_report
+from scalecap.run.folder import FolderError
 
 
 def main() -> None:

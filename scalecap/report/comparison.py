@@ -25,11 +25,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from scalecap.intervals import Interval, Pair, difference, is_part, label, mean, named, parts
-from scalecap.nearest import nearest
-from scalecap.report.folder import FolderError, Run, read_runs
 from scalecap.report.page import brief, shown
 from scalecap.report.pairing import ALONE, keys, pair
+from scalecap.run.folder import FolderError, Run, read_runs
+from scalecap.stats import Interval, Pair, difference, is_part, label, mean, named, parts
+from scalecap.text.suggestions import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,7 +269,7 @@ class Comparison:
 
     def save(self, folder: Path) -> str:
         """Writes `comparison.md`, `.csv` and `.html` in `folder`; what to print on a terminal."""
-        from scalecap.report.compared import page
+        from scalecap.report.comparison_page import page
 
         parts = {"md": self.markdown(), "csv": self.csv(), "html": page(self, folder)}
         lines = [self.screen()]

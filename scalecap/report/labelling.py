@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scalecap.report.folder import Row, checks, drawn_from
+from scalecap.run.folder import Row, checks, drawn_from
 
 DRAWN = 1_000
 """Pictures drawn for each check, at most."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from scalecap.data.images import name_of
 from scalecap.data.seen import digest
-from scalecap.report.folder import Run
+from scalecap.run.folder import Run
 
 ALONE = -1
 """In place of a partner: there is none."""

@@ -13,11 +13,12 @@ from typing import Any
 
 from PIL import Image as Pillow
 
-from scalecap.data import DataError, Row, RowError
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.images import Fingerprint, name_of
 from scalecap.data.sources import open_source
-from scalecap.report.folder import Run
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError
+from scalecap.run.folder import Run
 
 log = logging.getLogger(__name__)
 

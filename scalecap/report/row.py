@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scalecap import clauses
-from scalecap.data import OUTPUT
-from scalecap.intervals import is_part, label, parts
-from scalecap.report.folder import WORD, Row, Run, checks
+from scalecap.rows import OUTPUT
+from scalecap.run.folder import WORD, Row, Run, checks
+from scalecap.stats import is_part, label, parts
+from scalecap.text import segmentation as clauses
 
 NEAR = 0.6
 """Share of a sentence's words that a text must have to be told as its source."""

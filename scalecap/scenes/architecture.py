@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scalecap.engines.children import mend
+from scalecap.engines.compat import mend
 
 SIDE = 168
 PATCH = 14

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from scalecap.clauses import sentences as cut
-from scalecap.clauses import words
-from scalecap.shortening import hold
 from scalecap.stages import Ask, stage
 from scalecap.stages.group_details import details as details_of
+from scalecap.stages.shortening import hold
+from scalecap.text.segmentation import sentences as cut
+from scalecap.text.segmentation import words
 
 _EMPTY = frozenset({"a", "an", "the", "is", "are", "was", "were", "there"})
 

@@ -2,10 +2,10 @@
 
 from typing import Any, ClassVar
 
-from scalecap.choices import LETTERS, listed
-from scalecap.prompts import Template
 from scalecap.stages import Ask, Image, Role, stage, together
+from scalecap.stages.choices import LETTERS, listed
 from scalecap.stages.verify import probability, unasked
+from scalecap.text.templates import Template
 
 NONE = "None of these."
 _Answered = tuple[list[float], list[float | None]]

@@ -4,10 +4,10 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from scalecap.clauses import Span, clauses, left, overlap, sentences
-from scalecap.content import content
-from scalecap.prompts import Template
 from scalecap.stages import Ask, Image, Role, Scored, stage, together
+from scalecap.text.content_words import content
+from scalecap.text.segmentation import Span, clauses, left, overlap, sentences
+from scalecap.text.templates import Template
 
 Values = Literal["auto", "logits", "logprobs"]
 

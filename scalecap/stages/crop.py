@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from scalecap.regions import Box, cut
 from scalecap.stages import Ask, Image, Regions, stage
+from scalecap.stages.regions import Box, cut
 
 LEAST = 32
 """Pixels that each side of a crop has at least, where the picture has as many."""

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from scalecap.content import AUXILIARIES, tagged
 from scalecap.stages import Ask, Columns, stage
+from scalecap.text.content_words import AUXILIARIES, tagged
 
 FRAME = frozenset([
     "image", "picture", "photo", "photograph", "scene", "show", "shows", "showing", "depict", "depicts",

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
-from scalecap.prompts import Template
-from scalecap.replies import body
-from scalecap.shortening import by_probability, from_the_end, generate_fitting, probabilities
 from scalecap.stages import Ask, PromptTooLong, Role, Sampling, stage
 from scalecap.stages.assemble import distinct
+from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, probabilities
+from scalecap.text.parsing import body
+from scalecap.text.templates import Template
 
 
 @stage

@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from scalecap.clauses import sentences
-from scalecap.prompts import Expression, Template
-from scalecap.replies import Unparsed, body, json_value, lines
-from scalecap.shortening import by_probability, from_the_end, generate_fitting, hold, limit
 from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, Views, stage, together
+from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, hold, limit
 from scalecap.stages.split_sentences import split_sentences
+from scalecap.text.parsing import Unparsed, body, json_value, lines
+from scalecap.text.segmentation import sentences
+from scalecap.text.templates import Expression, Template
 
 
 @stage

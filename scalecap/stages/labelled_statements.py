@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from scalecap.clauses import sentences
-from scalecap.prompts import Template
 from scalecap.stages import Ask, Columns, stage
+from scalecap.text.segmentation import sentences
+from scalecap.text.templates import Template
 
 Verdict = Literal["yes", "no", "unsure"]
 _BAD_LAST: tuple[Verdict, ...] = ("yes", "unsure", "no")

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from scalecap.prompts import PromptError, Template
 from scalecap.stages import Ask, stage
+from scalecap.text.templates import PromptError, Template
 
 
 class Leaf(NamedTuple):

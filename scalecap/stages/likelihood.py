@@ -3,9 +3,9 @@
 import math
 from typing import Any, ClassVar
 
-from scalecap.prompts import Template
 from scalecap.stages import Ask, Image, Role, stage, together
 from scalecap.stages.verify import probability
+from scalecap.text.templates import Template
 
 
 @stage(side=["scores"])

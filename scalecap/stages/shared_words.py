@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from scalecap.clauses import sentences
 from scalecap.stages import stage
 from scalecap.stages.deduplicate import Gist, gist
+from scalecap.text.segmentation import sentences
 
 
 @stage

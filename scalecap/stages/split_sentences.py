@@ -3,8 +3,8 @@
 import re
 from typing import Literal
 
-from scalecap.clauses import sentences
 from scalecap.stages import stage
+from scalecap.text.segmentation import sentences
 
 
 @stage

@@ -3,8 +3,8 @@
 import asyncio
 from typing import ClassVar
 
-from scalecap.regions import cut
 from scalecap.stages import Ask, Image, Regions, stage
+from scalecap.stages.regions import cut
 
 
 @stage

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from scalecap import verdicts
 from scalecap.engines.base import EngineDead, EngineError
-from scalecap.prompts import Template
-from scalecap.stages import Ask, Image, PromptTooLong, Role, Sampling, Views, stage, together
+from scalecap.stages import Ask, Image, PromptTooLong, Role, Sampling, Views, stage, together, verdicts
+from scalecap.text.templates import Template
 
 
 @stage(side=["scores", "refuted"])

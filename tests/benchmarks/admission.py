@@ -26,11 +26,11 @@ from PIL import Image as Pillow
 from simulated import COSTS, Inline, Shape, Simulated
 from throughput import Work
 
-from scalecap.asking import Asked, Counts
-from scalecap.data import Row
+from scalecap.config.settings import CONF, Settings, from_config
 from scalecap.engines.base import Choose, Generate, Image, Request
-from scalecap.pipeline import Finished, Pipeline
-from scalecap.settings import CONF, Settings, from_config
+from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.pipeline import Finished, Pipeline
+from scalecap.rows import Row
 
 WAYS = ("ours", "to the end", "third", "two thirds", "priority", "bare")
 
@@ -85,7 +85,7 @@ async def ours(engine: Simulated, settings: Settings, images: int) -> list[Reque
     with (
         patch.object(engine, "generate", recording(engine.generate)),
         patch.object(engine, "choose", recording(engine.choose)),
-        patch("scalecap.pipeline.DaemonPool", Inline),
+        patch("scalecap.interpreter.pipeline.DaemonPool", Inline),
     ):
         await pipeline.run(rows(images), asked, in_flight=asked.rows, on_row=done.append)
     assert len(done) == images
@@ -103,9 +103,9 @@ def measure(
 ) -> dict[str, Simulated]:
     """The engine after each way."""
     changes = {
-        "to the end": patch("scalecap.step.Step.shows_picture", property(lambda step: True)),
-        "third": patch("scalecap.asking.SHARED", 1 / 3),
-        "two thirds": patch("scalecap.asking.SHARED", 2 / 3),
+        "to the end": patch("scalecap.interpreter.step.Step.shows_picture", property(lambda step: True)),
+        "third": patch("scalecap.interpreter.dispatch.SHARED", 1 / 3),
+        "two thirds": patch("scalecap.interpreter.dispatch.SHARED", 2 / 3),
     }
     requests: list[Request] = []
     found = {}

@@ -22,7 +22,7 @@ from PIL import Image as Pillow
 
 from scalecap.engines.base import Choose, Generate, Image, Prompt
 from scalecap.engines.openai import OpenAIEngine, open_openai
-from scalecap.settings import EngineSettings, ModelSettings
+from scalecap.engines.settings import EngineSettings, ModelSettings
 
 ABOUT = 16
 """Requests about a picture."""

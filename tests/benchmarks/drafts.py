@@ -14,13 +14,13 @@ from unittest.mock import patch
 
 import hydra
 
-from scalecap.engines.children import mend
-from scalecap.run import process_engines, run
-from scalecap.settings import CONF, from_config
+from scalecap.config.settings import CONF, from_config
+from scalecap.engines.compat import mend
+from scalecap.runner import process_engines, run
 
 mend()  # before transformers is imported
 
-from scalecap.engines.network import Network  # noqa: E402
+from scalecap.engines.prefix_cache import Network  # noqa: E402
 
 COLUMNS = (
     "| pipeline | tokens of a draft | steps | tokens read in them | tokens written | captions as without |"

@@ -26,11 +26,11 @@ from client import server
 from interpreter import picture, say
 
 import scalecap.engines
-from scalecap import cluster
+from scalecap.config.settings import CONF, Settings, from_config
 from scalecap.engines.scripted import Scripted
-from scalecap.pipeline import Finished, Pipeline
-from scalecap.run import check, run
-from scalecap.settings import CONF, Settings, from_config
+from scalecap.interpreter.pipeline import Finished, Pipeline
+from scalecap.run import cluster
+from scalecap.runner import check, run
 
 
 async def scripted(*_: Any, **__: Any) -> Scripted:

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import hydra
 from PIL import Image as Pillow
 
+from scalecap.config.settings import CONF, from_config
 from scalecap.engines.base import Choose, Request
 from scalecap.engines.scripted import Scripted
-from scalecap.run import run
-from scalecap.settings import CONF, from_config
+from scalecap.runner import run
 
 
 class Cost(NamedTuple):

@@ -41,13 +41,14 @@ from unittest.mock import patch
 import hydra
 from PIL import Image as Pillow
 
-from scalecap.asking import Asked, Counts
-from scalecap.data import Row
+from scalecap.config.settings import CONF, Settings, from_config
 from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Request, Score, Scored, Usage
+from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.vllm import VllmEngine, open_vllm
-from scalecap.pipeline import Finished, Pipeline
-from scalecap.settings import CONF, EngineSettings, ModelSettings, Settings, from_config
+from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.pipeline import Finished, Pipeline
+from scalecap.rows import Row
 
 WAYS = ("ours", "stages", "barrier", "bare")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from labelled import STEPS
 
+from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose, Request
 from scalecap.engines.scripted import Scripted
-from scalecap.run import run
-from scalecap.settings import Settings
+from scalecap.runner import run
 
 
 def says(request: Request) -> str | float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from labelled import labels_of, write_labels
 
-from scalecap.calibrate import main
+from scalecap.calibration.__main__ import main
 from scalecap.calibration.record import CalibrationError, read_calibration
 
 Calibrate = Callable[..., int]
@@ -16,7 +16,7 @@ Calibrate = Callable[..., int]
 
 @pytest.fixture
 def calibrate(monkeypatch: pytest.MonkeyPatch, made: Path, tmp_path: Path) -> Calibrate:
-    """Runs `python -m scalecap.calibrate RUN --labels FILE …` on these labels; the exit code."""
+    """Runs `scalecap calibrate RUN --labels FILE …` on these labels; the exit code."""
 
     def typed(labels: list[dict], *words: str) -> int:
         path = write_labels(tmp_path / "labels.jsonl", labels)

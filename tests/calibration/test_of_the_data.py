@@ -10,12 +10,12 @@ import pytest
 from labelled import STEPS
 from PIL import Image as Pillow
 
-from scalecap.calibrate import main
+from scalecap.calibration.__main__ import main
 from scalecap.calibration.record import read_calibration
+from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.scripted import Scripted
-from scalecap.run import RunError, plan, run
-from scalecap.settings import Settings, SettingsError
-from scalecap.summary import Summary
+from scalecap.run.summary import Summary
+from scalecap.runner import RunError, plan, run
 
 Rows = list[dict[str, Any]]
 Benchmark = Callable[..., Summary]
@@ -152,7 +152,7 @@ def test_labels_of_benchmarks_promise_something_of_a_pipelines_check(
     summary = benchmark(schema(60), f"labels={labels}")
     assert summary.failed == 0
     assert summary.counts.total.requests == statements  # the check alone, with the pipeline's own prompt
-    command = f"python -m scalecap.calibrate {tmp_path}/labelled --wrong 0.05"
+    command = f"scalecap calibrate {tmp_path}/labelled --wrong 0.05"
     assert summary.screen().endswith(f"Next: make a promise of its labels:\n  {command}")
     row = json.loads((tmp_path / "labelled" / "captions.jsonl").read_text().splitlines()[0])
     assert row["golden_sentences_scores"][0]["text"] == texts

@@ -11,16 +11,16 @@ from PIL import Image as Pillow
 
 from scalecap import Captioner
 from scalecap.calibration.calibrate import calibrate
-from scalecap.calibration.labels import read_labels
 from scalecap.calibration.record import CalibrationError
-from scalecap.card import card
+from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
-from scalecap.report.build import write_report
-from scalecap.report.folder import Run
-from scalecap.run import RunError, plan, run
-from scalecap.settings import Settings, SettingsError
-from scalecap.summary import Summary
+from scalecap.metrics.labels import read_labels
+from scalecap.report.card import card
+from scalecap.report.run_page import write_report
+from scalecap.run.folder import Run
+from scalecap.run.summary import Summary
+from scalecap.runner import RunError, plan, run
 
 Again = Callable[..., Summary]
 

@@ -5,8 +5,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from scalecap.data import DataError, RowError
+from scalecap.data import DataError
 from scalecap.data.files import File, find
+from scalecap.rows import RowError
 
 
 @pytest.fixture

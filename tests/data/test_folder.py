@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 from pictures import picture
 
-from scalecap.data import DataError, Row, RowError
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.sources import open_source
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError
 
 
 def rows(path: Path, **settings: object) -> list[Row]:

@@ -13,9 +13,10 @@ import pytest
 from pictures import picture
 
 import scalecap
-from scalecap.data import DataError, RowError
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.sources import open_source
-from scalecap.settings import DataSettings
+from scalecap.rows import RowError
 
 QUESTION = {"question": "Is there a dog?", "answer": "yes", "category": "entity"}
 COLUMNS = {

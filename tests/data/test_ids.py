@@ -10,10 +10,11 @@ import datasets
 import pytest
 from pictures import picture, tar
 
-from scalecap.data import DataError, Row, hub, seen
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError, hub, seen
 from scalecap.data.seen import Seen
 from scalecap.data.sources import open_source
-from scalecap.settings import DataSettings
+from scalecap.rows import Row
 
 
 def ids(source: str, path: Path | str, **more: Any) -> list[str]:

@@ -13,8 +13,8 @@ import pytest
 from pictures import encoded, picture
 from PIL import Image as Pillow
 
-from scalecap.data import RowError
 from scalecap.data.images import open_image, read_image, stamp
+from scalecap.rows import RowError
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:

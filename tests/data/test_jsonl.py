@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from pictures import picture
 
-from scalecap.data import DataError, Row, RowError
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.sources import open_source
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError
 
 GOOD = {"image": "red.png", "note": "first"}
 Write = Callable[..., Path]

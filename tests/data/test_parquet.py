@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import picture
 
-from scalecap.data import DataError, Row, RowError
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.files import File
 from scalecap.data.sources import Rows, open_source
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError
 
 Write = Callable[..., str]
 COLORS = [(number, 0, 255 - number) for number in range(100)]

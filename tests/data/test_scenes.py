@@ -1,5 +1,5 @@
+from scalecap.config.settings import DataSettings
 from scalecap.data.sources import open_source
-from scalecap.settings import DataSettings
 
 
 def test_the_packaged_sample() -> None:

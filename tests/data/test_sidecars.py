@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from scalecap.data import Row, writer
+from scalecap.config.exports import WriteSettings
+from scalecap.data import writer
 from scalecap.data.images import find_image
 from scalecap.data.sidecars import Names
-from scalecap.exports import WriteSettings
+from scalecap.rows import Row
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
+from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.sources import open_source, plain
-from scalecap.settings import DataSettings
 
 
 def test_an_unknown_source_names_the_nearest() -> None:

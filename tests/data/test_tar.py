@@ -10,10 +10,11 @@ import pytest
 import webdataset
 from PIL import Image as Pillow
 
-from scalecap.data import Row, writer
+from scalecap.config.exports import WriteSettings
+from scalecap.config.settings import DataSettings
+from scalecap.data import writer
 from scalecap.data.sources import open_source
-from scalecap.exports import WriteSettings
-from scalecap.settings import DataSettings
+from scalecap.rows import Row
 
 
 def picture(number: int, form: str) -> bytes:

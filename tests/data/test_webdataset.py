@@ -8,9 +8,10 @@ import fsspec
 import pytest
 from pictures import picture, tar
 
-from scalecap.data import DataError, Row, RowError
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
 from scalecap.data.sources import Rows, open_source
-from scalecap.settings import DataSettings
+from scalecap.rows import Row, RowError
 
 Shard = Callable[..., str]
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pillow
 
-from scalecap.data import Row, groups, writer
-from scalecap.exports import WriteSettings
+from scalecap.config.exports import WriteSettings
+from scalecap.data import groups, writer
+from scalecap.rows import Row
 
 ERROR = {"step": "image", "kind": "truncated", "message": "no end"}
 

@@ -15,7 +15,7 @@ from server import Server
 
 from scalecap.engines import embedded_model
 from scalecap.engines.base import Image
-from scalecap.engines.children import mend, prepared
+from scalecap.engines.compat import mend, prepared
 
 mend()  # before any test imports transformers, which remembers what it found
 

@@ -10,10 +10,10 @@ import pytest
 
 from scalecap.engines import open_engine
 from scalecap.engines.base import Choose, Engine, Generate, Image, Prompt, Sampling, Score
-from scalecap.engines.spelling import spellings
+from scalecap.engines.option_tokens import spellings
+from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.vllm import _dtype
 from scalecap.engines.weights import ModelError
-from scalecap.settings import EngineSettings, ModelSettings
 
 torch = pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 transformers: Any = pytest.importorskip("transformers")

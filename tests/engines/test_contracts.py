@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 
 import scalecap.engines
 import scalecap.scenes
+from scalecap.config.settings import Settings
 from scalecap.engines import open_engine
 from scalecap.engines.base import (
     Choose,
@@ -30,8 +31,8 @@ from scalecap.engines.base import (
     Sampling,
     Score,
 )
-from scalecap.run import process_engines, run
-from scalecap.settings import EngineSettings, ModelSettings, Settings
+from scalecap.engines.settings import EngineSettings, ModelSettings
+from scalecap.runner import process_engines, run
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
@@ -177,7 +178,7 @@ def test_a_picture_that_was_dropped_is_shown_again(
 ) -> None:
     if hasattr(engine, "_network"):
         monkeypatch.setattr(engine._network, "kept", 200)
-    monkeypatch.setattr("scalecap.engines.pictures._KEPT", 1 << 16)
+    monkeypatch.setattr("scalecap.engines.encoded_images._KEPT", 1 << 16)
     request = Choose(Prompt("Is there a cake?", picture(2)))
     before = loop(ask(engine, request))
     others = [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scalecap.engines import drafts
 from scalecap.engines.base import Generate, Generated, Image, Prompt, Sampling
 from scalecap.engines.drafts import LONGEST, MOST, Lookup
-from scalecap.settings import EngineSettings, ModelSettings
+from scalecap.engines.settings import EngineSettings, ModelSettings
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scalecap.engines.identity import HARMLESS_ARGS, identity
-from scalecap.settings import EngineSettings, ModelSettings, PriceSettings
+from scalecap.engines.settings import EngineSettings, ModelSettings, PriceSettings
 
 ENGINES = ("transformers", "vllm", "openai")
 LOCAL = {"transformers", "vllm"}

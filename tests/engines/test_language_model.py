@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from scalecap.clauses import sentences
-from scalecap.run import process_engines, run
-from scalecap.settings import Settings
+from scalecap.config.settings import Settings
+from scalecap.runner import process_engines, run
+from scalecap.text.segmentation import sentences
 
 for module in ("torch", "transformers", "aiohttp", "gguf", "accelerate", "fastapi", "uvicorn"):
     if importlib.util.find_spec(module) is None:
@@ -31,7 +31,7 @@ if PACKAGE is None:
 
 pytestmark = pytest.mark.slow
 SERVE = """
-from scalecap.engines.children import mend
+from scalecap.engines.compat import mend
 mend()
 from transformers.cli.transformers import main
 main()

@@ -21,7 +21,7 @@ from scalecap.engines.base import (
     Sampling,
     Score,
 )
-from scalecap.settings import EngineSettings, ModelSettings
+from scalecap.engines.settings import EngineSettings, ModelSettings
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 

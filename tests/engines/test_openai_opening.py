@@ -6,8 +6,8 @@ import pytest
 from server import Answer, Server, completion, error, settings
 
 from scalecap.engines.base import Choose, EngineDead, Generate, Prompt
+from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError
-from scalecap.settings import EngineSettings, ModelSettings
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 

@@ -8,7 +8,7 @@ import pytest
 from server import Answer, Server, completion, error, settings
 
 from scalecap.engines.base import EngineDead, EngineError, Generate, Prompt
-from scalecap.settings import ModelSettings
+from scalecap.engines.settings import ModelSettings
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 

@@ -11,8 +11,8 @@ from PIL import Image as Pillow
 from server import Server, completion, error, settings
 
 from scalecap.engines.base import Choose, EngineDead, EngineError, Generate, Image, Prompt
+from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError
-from scalecap.settings import EngineSettings, ModelSettings
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 

@@ -25,7 +25,7 @@ from scalecap.engines.base import (
     Sampling,
     Score,
 )
-from scalecap.settings import EngineSettings, ModelSettings
+from scalecap.engines.settings import EngineSettings, ModelSettings
 
 torch = pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 transformers: Any = pytest.importorskip("transformers")

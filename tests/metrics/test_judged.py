@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from scalecap.choices import find
 from scalecap.engines.base import Choose, Chosen, Generate
 from scalecap.metrics import records
 from scalecap.metrics.capsbench import Capsbench
 from scalecap.metrics.captionqa import CANNOT, Captionqa, is_yes_no
 from scalecap.metrics.grounding import Grounding
 from scalecap.metrics.qa import Qa, extract, plain
-from scalecap.prompts import Template
+from scalecap.stages.choices import find
+from scalecap.text.templates import Template
 
 ABOUT = Template("{{ caption }} | {{ question }}")
 PICK = Template("{{ caption }} | {{ question }}\n{{ options }}")

@@ -5,7 +5,7 @@ import pytest
 
 from scalecap.engines.base import Chosen
 from scalecap.metrics.verifier import Verifier, quality
-from scalecap.prompts import Template
+from scalecap.text.templates import Template
 
 PROMPT = Template("{{ text }}")
 

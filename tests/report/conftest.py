@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hostile import says
 
+from scalecap.config.settings import Settings
 from scalecap.engines.scripted import Scripted
-from scalecap.run import run
-from scalecap.settings import Settings
+from scalecap.runner import run
 
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),

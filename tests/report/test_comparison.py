@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from scalecap.intervals import difference, mean
 from scalecap.report import comparison
 from scalecap.report.comparison import Comparison, compare
-from scalecap.report.folder import FolderError, Run, read_runs
+from scalecap.run.folder import FolderError, Run, read_runs
+from scalecap.stats import difference, mean
 
 Make = Callable[..., Run]
 

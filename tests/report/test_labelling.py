@@ -12,14 +12,14 @@ import pytest
 from hostile import HOSTILE, says
 from PIL import Image as Pillow
 
-from scalecap.calibrate import main as calibrate
+from scalecap.calibration.__main__ import main as calibrate
+from scalecap.config.settings import Settings
 from scalecap.engines.scripted import Scripted
 from scalecap.report import labelling, pictures
-from scalecap.report.build import write_report
-from scalecap.report.folder import Run
 from scalecap.report.labelling import draw
-from scalecap.run import run
-from scalecap.settings import Settings
+from scalecap.report.run_page import write_report
+from scalecap.run.folder import Run
+from scalecap.runner import run
 
 Browser = Callable[..., AbstractAsyncContextManager[Any]]
 

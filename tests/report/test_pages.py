@@ -11,10 +11,10 @@ from hostile import HOSTILE
 
 from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
-from scalecap.report.build import write_report
 from scalecap.report.comparison import Comparison
-from scalecap.report.folder import read_runs
-from scalecap.run import run
+from scalecap.report.run_page import write_report
+from scalecap.run.folder import read_runs
+from scalecap.runner import run
 
 Browser = Callable[..., AbstractAsyncContextManager[Any]]
 

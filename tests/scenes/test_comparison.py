@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 pytest.importorskip("matplotlib", reason='needs pip install "scalecap[dev]"')
 
+from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Prompt, Usage
 from scalecap.engines.scripted import Scripted
-from scalecap.run import check
-from scalecap.scenes.comparison import BUDGETS, Measured, Variant, ablations, main, methods, page
-from scalecap.scenes.kept import Kept
+from scalecap.runner import check
+from scalecap.scenes.experiments.comparison import BUDGETS, Measured, Variant, ablations, main, methods, page
+from scalecap.scenes.experiments.replies import Kept
 from scalecap.scenes.world import render, sample
-from scalecap.settings import Settings
 
 
 @pytest.mark.parametrize("variant", [*methods(), *ablations()], ids=lambda variant: variant.name)

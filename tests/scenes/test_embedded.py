@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
+from scalecap.config.settings import CONF, Settings, from_config
 from scalecap.engines import embedded_model
-from scalecap.run import process_engines, run
-from scalecap.settings import CONF, Settings, from_config
+from scalecap.runner import process_engines, run
 
 pytestmark = pytest.mark.slow
 SAID = Path(__file__).with_name("embedded.json")

@@ -16,7 +16,7 @@ from scalecap.scenes.statements import (
     claim_place,
     statements,
 )
-from scalecap.scenes.texts import atoms
+from scalecap.scenes.train.texts import atoms
 from scalecap.scenes.world import sample
 
 SCENES = range(200)

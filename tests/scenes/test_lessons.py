@@ -7,14 +7,14 @@ import pytest
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
 from scalecap.metrics.scenes import scenes
-from scalecap.scenes import lessons, texts
 from scalecap.scenes.careless import careless_caption
 from scalecap.scenes.claims import Claim, facts
-from scalecap.scenes.course import taught_prompts
 from scalecap.scenes.grammar import read, sentences
 from scalecap.scenes.kinds import KINDS, PLACES
 from scalecap.scenes.statements import LATE
 from scalecap.scenes.themes import THEMES
+from scalecap.scenes.train import lessons, texts
+from scalecap.scenes.train.course import taught_prompts
 from scalecap.scenes.views import drawn
 from scalecap.scenes.world import sample
 from scalecap.stages.choose import NONE

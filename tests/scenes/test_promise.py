@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib", reason='needs pip install "scalecap[dev]"')
 
 from scalecap.calibration.calibrate import PROMISES
 from scalecap.calibration.statistics import THRESHOLDS
-from scalecap.scenes.promise import CHECKS, LABELS, World, lines, main, rates, world, write
+from scalecap.scenes.experiments.promise import CHECKS, LABELS, World, lines, main, rates, world, write
 
 RESULTS = Path(main.__code__.co_filename).parent / "results" / "promise.md"
 DOG = {"kind": "dog", "count": 1, "size": "small", "colour": "brown", "facing": "left", "place": "at the top"}
@@ -60,7 +60,7 @@ def test_promises_are_counted_over_draws():
 def test_the_page_and_the_plot(tmp_path: Path):
     write(rows(40), tmp_path, count=40, seed=1, draws=5)
     text = (tmp_path / "promise.md").read_text()
-    assert "python -m scalecap.scenes.promise DIR --count 40 --seed 1 --draws 5" in text
+    assert "python -m scalecap.scenes.experiments.promise DIR --count 40 --seed 1 --draws 5" in text
     assert (
         sum(line.startswith("| details |") for line in text.splitlines()) == len(LABELS) * len(PROMISES) + 1
     )
@@ -69,7 +69,7 @@ def test_the_page_and_the_plot(tmp_path: Path):
 
 def test_the_promises_in_the_docs_were_kept():
     told = RESULTS.read_text(encoding="utf-8")
-    assert "python -m scalecap.scenes.promise DIR --count 1000" in told
+    assert "python -m scalecap.scenes.experiments.promise DIR --count 1000" in told
     table = [line.split("|") for line in told.splitlines() if line.startswith("| ") and line.count("|") == 10]
     rows = [[cell.strip() for cell in cells[1:-1]] for cells in table if cells[2].strip()[:1].isdigit()]
     assert {row[0] for row in rows} == set(CHECKS.values())

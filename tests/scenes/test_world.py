@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
-from scalecap.scenes.course import _APART, _PHASES, FIRST_SEED
 from scalecap.scenes.kinds import GROUNDS, KINDS, PLACES
 from scalecap.scenes.themes import THEMES, USUAL_COLOUR, USUAL_LEVEL, USUAL_SIZE, colours, usual_place
+from scalecap.scenes.train.course import _APART, _PHASES, FIRST_SEED
 from scalecap.scenes.world import render, sample, unseen
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalecap.engines.base import Score, Scored, Token
-from scalecap.prompts import Template
 from scalecap.stages.contrast import Contrast, find_gaps
+from scalecap.text.templates import Template
 
 PROMPT = Template("Describe the picture.")
 
@@ -146,7 +146,7 @@ def test_whatever_the_tokens_the_record_covers_the_text(text, seed):
     seen, unseen = (Scored(tuple(Token(a, b, dice.gauss(0, 1)) for a, b in spans)) for _ in range(2))
     gaps = find_gaps(seen, unseen, "auto")
     stage = Contrast(prompt=PROMPT)
-    from scalecap.clauses import sentences
+    from scalecap.text.segmentation import sentences
 
     whole = sentences(text)
     records = [stage._record(text, [span], gaps) for span in whole]

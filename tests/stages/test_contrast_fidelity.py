@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
-from scalecap.asking import Asked, Counts
 from scalecap.data.images import open_image
 from scalecap.engines import embedded_model, open_engine
 from scalecap.engines.base import Sampling
-from scalecap.engines.children import mend
-from scalecap.prompts import Template
+from scalecap.engines.compat import mend
+from scalecap.engines.settings import EngineSettings, ModelSettings
+from scalecap.interpreter.dispatch import Asked, Counts
 from scalecap.scenes.world import SAMPLE
-from scalecap.settings import EngineSettings, ModelSettings
 from scalecap.stages.contrast import Contrast
+from scalecap.text.templates import Template
 
 mend()  # before any test imports transformers, which remembers what it found
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalecap import clauses
 from scalecap.scenes.careless import careless_caption
 from scalecap.scenes.claims import Claim, facts
 from scalecap.scenes.grammar import describe
@@ -16,6 +15,7 @@ from scalecap.scenes.grammar import sentences as read
 from scalecap.scenes.statements import Curriculum, claim_all, claim_place, statements
 from scalecap.scenes.world import sample, unseen
 from scalecap.stages.deduplicate import Deduplicate, gist
+from scalecap.text import segmentation as clauses
 
 
 async def kept(asking, *texts):

@@ -1,8 +1,8 @@
 import pytest
 
 from scalecap.engines.base import Generated, PromptTooLong, Usage
-from scalecap.prompts import Template
 from scalecap.stages.fuse import Fuse
+from scalecap.text.templates import Template
 
 PROMPT = Template("{{ context }}|{{ object_info }}|{{ position_info }}")
 

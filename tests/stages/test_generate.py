@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from scalecap.engines.base import Generated, Image, PromptTooLong, Sampling
-from scalecap.pipeline import Pipeline, PipelineError
-from scalecap.prompts import Expression, PromptError, Template
+from scalecap.interpreter.pipeline import Pipeline, PipelineError
 from scalecap.stages.generate import Generate
+from scalecap.text.templates import Expression, PromptError, Template
 
 PROMPT = Template("{{ sentences }}|{{ details }}")
 

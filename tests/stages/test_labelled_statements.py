@@ -3,9 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from scalecap.pipeline import Pipeline, PipelineError
-from scalecap.prompts import Template
+from scalecap.interpreter.pipeline import Pipeline, PipelineError
 from scalecap.stages.labelled_statements import LabelledStatements
+from scalecap.text.templates import Template
 
 ANSWERS = {"right": ["yes", 1, "correct"], "wrong": ["no", 0, "incorrect"], "unsure": ["unknown"]}
 

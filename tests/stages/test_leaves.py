@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from scalecap.pipeline import Pipeline, PipelineError
+from scalecap.interpreter.pipeline import Pipeline, PipelineError
 from scalecap.stages.checked_structure import checked_structure
 from scalecap.stages.leaves import Leaves
 

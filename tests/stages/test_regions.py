@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from scalecap.engines.base import Image
-from scalecap.regions import records
 from scalecap.stages.crop import LEAST, Crop, widened
+from scalecap.stages.regions import records
 from scalecap.stages.tiles import Tiles, parts
 
 

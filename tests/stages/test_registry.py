@@ -3,14 +3,13 @@ from typing import Any
 
 import pytest
 
-from scalecap import stages
-from scalecap.stages import Ask, Columns, Image, find, names, stage
+from scalecap.stages import Ask, Columns, Image, find, names, registry, stage
 
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch):
     names()
-    monkeypatch.setattr(stages, "_stages", dict(stages._stages))
+    monkeypatch.setattr(registry, "_stages", dict(registry._stages))
 
 
 def test_every_stage_of_the_seed_is_there():
@@ -143,7 +142,7 @@ def test_entry_points_are_loaded_only_for_an_unknown_name_of_their_package(monke
                 return text
 
     entries = [Entry("x", "outer.stages", "scalecap.stages"), Entry("y", "another", "scalecap.stages")]
-    monkeypatch.setattr(stages, "entry_points", lambda group: entries)
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
     assert find("generate") is not None
     assert find("nothing") is None
     assert loaded == []

@@ -5,11 +5,11 @@ import math
 import pytest
 
 from scalecap.engines.base import Chosen, Scored, Token
-from scalecap.prompts import Template
 from scalecap.stages.best_of import BestOf
 from scalecap.stages.choose import Choose
 from scalecap.stages.likelihood import Likelihood
 from scalecap.stages.split_each import split_each
+from scalecap.text.templates import Template
 
 
 def test_sentences_tell_their_text():

@@ -13,8 +13,8 @@ from scalecap.engines.base import (
     PromptTooLong,
     Score,
 )
-from scalecap.prompts import Template
 from scalecap.stages.verify import Verify, says_yes
+from scalecap.text.templates import Template
 
 PROMPT = Template("Is '{{ text }}' true?")
 P_YES = {"a": 0.9, "b": 0.5, "c": 0.49, "d": 0.0}

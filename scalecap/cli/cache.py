@@ -1,0 +1,23 @@
+"""`scalecap cache [DIR] [--clear]`: the size of the reply cache, or its deletion."""
+
+import argparse
+import sqlite3
+from pathlib import Path
+
+from scalecap.config.settings import CacheSettings
+from scalecap.interpreter.cache import Cache, CacheError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scalecap cache", description="The cache of replies.")
+    parser.add_argument("dir", nargs="?", default=CacheSettings.dir, help="cache.dir (%(default)s)")
+    parser.add_argument("--clear", action="store_true", help="delete the replies of all hosts")
+    arguments = parser.parse_args()
+    try:
+        cache = Cache(Path(arguments.dir).expanduser())
+        if arguments.clear:
+            cache.clear()
+        print(cache.size())
+        cache.close()
+    except (CacheError, sqlite3.Error) as error:
+        parser.exit(1, f"error: {error}\n")

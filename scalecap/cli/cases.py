@@ -1,0 +1,275 @@
+"""Cases of a pipeline: "this row, these scripted replies → these columns", run without a model.
+
+A pipeline's YAML carries them beside its steps:
+
+    cases:
+      - case: an invented cat is dropped
+        row: {}                                # columns beside the picture; `image` may be a colour or a path
+        replies:                               # by step, in the order of its requests …
+          init_caption: There is a dog. There is a cat.
+          golden_sentences: {dog: 0.9, cat: 0.1}   # … or by a word of the prompt
+        expect:
+          golden_sentences: [There is a dog.]
+
+A text answers a request for text; a number is P(yes) for a yes/no check, and for a rated text what the
+picture adds to the log-probability of each of its tokens.
+
+    scalecap test seed my_pipeline.yaml
+
+runs them and shows what differs.
+"""
+
+import argparse
+import asyncio
+import difflib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image as Pillow
+from PIL import ImageColor
+
+from scalecap.config.compose import compose
+from scalecap.config.settings import CONF, Settings, SettingsError, from_config
+from scalecap.data.images import open_image
+from scalecap.data.sources import kinds, plain
+from scalecap.engines.base import Choose, EngineError, Request, Score
+from scalecap.engines.scripted import Line, Scripted
+from scalecap.interpreter.allowance import Allowance
+from scalecap.interpreter.dispatch import Asked, Count, Counts, StepAsk
+from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, picture_pool
+from scalecap.rows import Row
+from scalecap.text.suggestions import nearest
+
+
+class CaseError(Exception):
+    """A case can't be read; the message names it, the key and the fix."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row, what the model replies about it, and what the steps should write."""
+
+    case: str
+    """What it shows, in a few words."""
+    expect: Mapping[str, Any]
+    """Column to value; other columns may hold anything."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    replies: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_cases(listed: Any) -> list[Case]:
+    """The cases as YAML holds them. Raises CaseError."""
+    if not isinstance(listed, list):
+        raise CaseError(f"cases: expected a list, got {listed!r:.80}")
+    known = {"case", "row", "replies", "expect"}
+    found = []
+    for number, each in enumerate(listed):
+        where = f"cases[{number}]"
+        if not isinstance(each, Mapping) or not isinstance(each.get("case"), str):
+            raise CaseError(f"{where}: expected a mapping with a name under `case:`, got {each!r:.80}")
+        for key in each:
+            if key not in known:
+                raise CaseError(f"{where} ({each['case']}): no such key {key!r}; {nearest(str(key), known)}")
+        for key in known - {"case"}:
+            if not isinstance(each.get(key, {}), Mapping):
+                raise CaseError(f"{where} ({each['case']}): {key}: expected a mapping, got {each[key]!r:.80}")
+        if not each.get("expect"):
+            raise CaseError(f"{where} ({each['case']}): expects nothing: name columns under `expect:`")
+        found.append(Case(**{str(key): value for key, value in each.items()}))
+    return found
+
+
+def run_case(case: Case, settings: Settings) -> list[str]:
+    """Takes the case's row through the pipeline; what differs from its expectations, a text a column.
+
+    Raises:
+        CaseError: it names a step or column that is not there.
+        PipelineError: the pipeline can't run.
+    """
+    offered = {"image": "any", **kinds([{name: each for name, each in case.row.items() if name != "image"}])}
+    pipeline = Pipeline.build(
+        settings.pipeline.steps,
+        offered,
+        imports=settings.pipeline.imports,
+        sampling=settings.sampling,
+        budget=settings.pipeline.budget,
+    )
+    asking = [step.name for step in pipeline.steps if step.role]
+    for name in case.replies:
+        if name not in asking:
+            raise CaseError(f"{case.case}: replies: no step {name!r} asks a model; {nearest(name, asking)}")
+    columns = [*offered, *pipeline.writers, "error", "flags"]
+    for name in case.expect:
+        if name not in columns:
+            raise CaseError(f"{case.case}: expect: no column {name!r}; {nearest(name, columns)}")
+    script = Script(case.replies, settings)
+    finished = asyncio.run(_take(case, pipeline, script))
+    return list(_differences(case, finished, script))
+
+
+async def _take(case: Case, pipeline: Pipeline, script: "Script") -> Finished:
+    columns = {name: value for name, value in case.row.items() if name != "image"}
+    row = Row(0, columns, partial(_picture, case.row.get("image", "gray")))
+    with picture_pool() as pictures:
+        return await pipeline.take(row, script, pictures)  # type: ignore[arg-type]
+
+
+def _picture(cell: Any) -> Any:
+    """A colour is a small picture of it; else a path."""
+    with suppress(ValueError):
+        cell = Pillow.new("RGB", (28, 28), ImageColor.getrgb(str(cell)))
+    return open_image(cell, folders=[Path.cwd()])
+
+
+class Script:
+    """What the interpreter asks in place of a dispatcher: each step has replies of its own."""
+
+    def __init__(self, replies: Mapping[str, Any], settings: Settings) -> None:
+        self._settings = settings
+        self.unused: dict[str, list[Any]] = {}
+        """By step: replies in a list that no request took, words of a mapping that no prompt had."""
+        self._steps: dict[str, Asked] = {}
+        for step, given in replies.items():
+            if isinstance(given, Mapping):
+                answer = self._by_word(step, given)
+            else:
+                answer = self._in_order(step, given if isinstance(given, list) else [given])
+            self._steps[step] = self._asked(answer)
+
+    def ask(self, step: str, flag: Callable[[str], None], row: Count, allowance: Allowance) -> StepAsk:
+        """As `Asked.ask`."""
+        return StepAsk(self._steps.get(step) or self._asked(_no_reply), step, flag, row, allowance)
+
+    def showing_no_picture(self) -> AbstractContextManager[None]:
+        """As `Asked.showing_no_picture`; there is one row."""
+        return nullcontext()
+
+    def _asked(self, answer: Callable[[Request], Line]) -> Asked:
+        engine = Scripted(answer)
+        roles = {"vlm": engine, "llm": engine, "judge": engine}
+        settings = self._settings
+        return Asked(roles, None, settings.sampling, settings.seed, Counts(), settings.min_mass)
+
+    def _in_order(self, step: str, lines: Sequence[Any]) -> Callable[[Request], Line]:
+        left = self.unused[step] = list(lines)
+
+        def answer(request: Request) -> Line:
+            if not left:
+                count = f"more requests than the case has replies ({len(lines)})"
+                raise EngineError(f"{count}: {_shown(request)}")
+            return _line(left.pop(0), request)
+
+        return answer
+
+    def _by_word(self, step: str, replies: Mapping[str, Any]) -> Callable[[Request], Line]:
+        left = self.unused[step] = list(replies)
+
+        def answer(request: Request) -> Line:
+            text = f"{request.prompt.text} {request.text if isinstance(request, Score) else ''}"
+            for word, reply in replies.items():
+                if str(word) in text:
+                    if word in left:
+                        left.remove(word)
+                    return _line(reply, request)
+            raise EngineError(f"none of the words {', '.join(map(str, replies))} is in {_shown(request)}")
+
+        return answer
+
+
+def _no_reply(request: Request) -> Line:
+    raise EngineError(f"the case has no reply for this step: {_shown(request)}")
+
+
+def _shown(request: Request) -> str:
+    return repr(request.prompt.text if len(request.prompt.text) <= 200 else request.prompt.text[-200:])
+
+
+def _line(reply: Any, request: Request) -> Line:
+    """The reply as the scripted engine takes it."""
+    if isinstance(request, Score) and isinstance(reply, int | float):
+        return float(reply) if request.prompt.image else 0.0
+    if isinstance(request, Choose) and isinstance(reply, bool):  # YAML reads a bare yes as true
+        return request.options[0 if reply else 1]
+    return float(reply) if isinstance(reply, int | float) and not isinstance(reply, bool) else reply
+
+
+def _differences(case: Case, finished: Finished, script: Script) -> Iterator[str]:
+    got = finished.columns | {"error": finished.error, "flags": finished.flags}
+    if finished.error and "error" not in case.expect:
+        yield f"{finished.error['step']}: {finished.error['message']}"
+    for column, wanted in case.expect.items():
+        if column not in got:
+            yield f"{column}: was not written"
+        elif got[column] != wanted:
+            differing = difflib.ndiff(_lines(wanted), _lines(got[column]))
+            yield "\n  ".join([f"{column}: - expected, + got", *differing])
+    for step, left in script.unused.items():
+        if left and not finished.error:
+            yield f"{step}: replies that nothing asked for: {', '.join(map(repr, left))}"
+
+
+def _lines(value: Any) -> list[str]:
+    """The value as YAML, a line an item."""
+    text: str = yaml.safe_dump(plain(value), allow_unicode=True, width=10_000, sort_keys=False)
+    return [line for line in text.splitlines() if line != "..."]
+
+
+def settings_of(name: str, overrides: Sequence[str], config_dir: str | None) -> Settings:
+    """The settings of a pipeline: an option of the group, or a YAML file anywhere. SettingsError."""
+    file = Path(name)
+    if file.suffix not in (".yaml", ".yml"):
+        return from_config(compose([f"pipeline={name}", *overrides, "output=."], config_dir=config_dir)[0])
+    if not file.is_file():
+        raise SettingsError(f"no such file: {name}; give a YAML file, or the name of a pipeline")
+    with tempfile.TemporaryDirectory() as folder:
+        group = Path(folder) / "pipeline"
+        shutil.copytree(file.parent, group) if file.parent.name == "pipeline" else group.mkdir()
+        shutil.copy(file, group / "tested.yaml")
+        return from_config(compose(["pipeline=tested", *overrides, "output=."], config_dir=folder)[0])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """`scalecap test`: 0 when all cases pass, 1 when one differs or can't be read."""
+    parser = argparse.ArgumentParser(
+        prog="scalecap test", description="Runs the cases that pipelines carry, on scripted replies."
+    )
+    parser.add_argument(
+        "pipelines", nargs="*", help="options of pipeline=, or YAML files; none is all options"
+    )
+    parser.add_argument("--config-dir", help="folder of your own YAML files")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override")
+    arguments = parser.parse_args(words)
+    names = arguments.pipelines or sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml"))
+    passed = failed = 0
+    for name in names:
+        try:
+            settings = settings_of(name, arguments.set, arguments.config_dir)
+            cases = read_cases(settings.pipeline.cases)
+            if not cases and arguments.pipelines:
+                print(f"{name}: has no cases: give it some under `cases:`")
+            for case in cases:
+                if problems := run_case(case, settings):
+                    failed += 1
+                    print(f"FAILED {name}: {case.case}")
+                    for problem in problems:
+                        print("  " + problem.replace("\n", "\n  "))
+                else:
+                    passed += 1
+                    print(f"ok     {name}: {case.case}")
+        except (SettingsError, CaseError, PipelineError) as error:
+            failed += 1
+            print(f"FAILED {name}: {error}")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Composes a run's configuration from Python values, as the command line does it from words."""
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from scalecap.config.errors import explain
+from scalecap.config.settings import CONF, SettingsError
+
+_LOCK = threading.Lock()
+"""Hydra composes with state of the whole process."""
+
+
+def compose(
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    *,
+    config_dir: str | os.PathLike[str] | None = None,
+) -> tuple[DictConfig, list[str]]:
+    """The configuration of a run, and the overrides that the command line would take for it.
+
+    Args:
+        overrides: as on the command line: `"pipeline/check=both"`, `"sampling.temperature=0.2"`.
+        values: the same as Python values. A text or list chooses options where the key is a group; what
+            stands in a mapping are the keys below: `{"pipeline": "scalecap", "sampling": {"top_p": 1.0}}`.
+        config_dir: folder of the user's own YAML files, as `--config-dir`.
+
+    Raises:
+        SettingsError: a key or value does not fit; the message names it and its neighbours.
+    """
+    folders = [CONF, *([Path(config_dir).expanduser().resolve()] if config_dir is not None else [])]
+    if missing := next((folder for folder in folders if not folder.is_dir()), None):
+        raise SettingsError(f"config_dir={config_dir}: {missing} is not a folder")
+    groups: list[str] = []
+    leaves: list[tuple[str, Any]] = []
+    for key, value in (values or {}).items():
+        is_group = any((folder / key).is_dir() for folder in folders)
+        if is_group and not isinstance(value, Mapping):
+            groups.append(f"{key}={_option(value)}")
+        else:
+            leaves += _leaves(key, value)
+    words = [*overrides, *groups]
+    searched = [f"hydra.searchpath=[{_quoted(folder.as_uri())}]" for folder in folders[1:]]
+    try:
+        with _LOCK, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("config", [*searched, *words])
+        for key, value in leaves:
+            OmegaConf.update(config, key, value)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        raise SettingsError(explain(error)) from error
+    return config, [*words, *(f"{key}={_quoted(value)}" for key, value in leaves)]
+
+
+def _option(value: Any) -> str:
+    """A choice of a group: `cache=False` is its option `off`."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return _quoted(value)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values; a path becomes its text."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _quoted(value: Any) -> str:
+    """The value as Hydra's grammar of overrides reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_quoted, value))}]"
+    text = str(value)
+    if not isinstance(value, str) or re.fullmatch(r"[\w./@%+-]+", text):
+        return text
+    return '"' + re.sub(r'(\\*)(")', r"\1\1\\\2", text) + '"'

@@ -1,0 +1,43 @@
+"""What a setting affects, as it is marked at its definition in `settings.py`."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any
+
+from scalecap.config.settings import Settings
+
+
+def affects(key: str) -> str:
+    """What a key such as `engine.timeout` affects, as its definition says: rows, steps, cost or nothing."""
+    kind: Any = Settings
+    for name in key.split("."):
+        found = [each for each in fields(kind) if each.name == name] if is_dataclass(kind) else []
+        if not found:
+            break
+        if "affects" in found[0].metadata:
+            return str(found[0].metadata["affects"])
+        kind = found[0].metadata.get("keys_of", found[0].type)
+    return "rows"
+
+
+def determining(config: Mapping[str, Any], kind: Any = Settings, *, whole: bool = True) -> dict[str, Any]:
+    """What in a run's config, as its journal keeps it, determines rows.
+
+    A key that is not there, as in a journal from before an upgrade, has its default (if it is to be `whole`).
+    """
+    known = {each.name: each for each in fields(kind)}
+    found = {name: value for name, value in config.items() if name not in known}
+    for name, each in known.items():
+        if "affects" in each.metadata or not (whole or name in config):
+            continue
+        default: Any = each.default if each.default_factory is MISSING else each.default_factory()
+        value = config.get(name, asdict(default) if is_dataclass(each.type) else default)
+        if isinstance(value, Mapping):
+            if is_dataclass(each.type):
+                value = determining(value, each.type)
+            elif keys_of := each.metadata.get("keys_of"):
+                value = determining(value, keys_of, whole=False)
+            harmless = each.metadata.get("harmless", ())
+            value = {key: inner for key, inner in value.items() if key not in harmless}
+        found[name] = value
+    return found

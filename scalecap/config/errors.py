@@ -1,0 +1,99 @@
+"""Errors of a config in words: the key at fault and the nearest valid ones."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from scalecap.config.settings import CONF, schema
+from scalecap.text.suggestions import nearest
+
+HEADERS = {"also": "pipeline", "evaluate": "_global_", "prompts": "prompts"}
+"""Groups whose files say where their keys go."""
+
+
+def explain(error: BaseException) -> str:
+    """The error of a config in one line or a few: the key at fault and the nearest valid ones."""
+    if isinstance(error, MissingConfigException) and (file := error.missing_cfg_file):
+        group, _, option = file.rpartition("/")
+        # Of one in a list Hydra does not tell what there is.
+        options = error.options or [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+        return f"{group}={option}: no such option; {nearest(option, options)}"
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
+        return f"{where}: {error.problem}; a text with signs in it stands in quotes, or on lines after `|-`"
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return str(error)
+    text = "\n".join(str(each) for each in _causes(error))
+    if found := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"${{{found[1]}}}: no such key; {_nearest_key(found[1])}"
+    key = ""
+    for pattern in (r"Could not override '([^'@]+)", r"full_key: (\S+)"):
+        if not key and (found := re.search(pattern, text)):
+            key = found[1]
+    if found := re.search(r"[Mm]issing mandatory value: (\S+)", text):
+        return f"{key if key.endswith('.' + found[1]) else found[1]}=… must be given"
+    if isinstance(error, OverrideParseException):
+        if not re.search(r"[=~]", str(error.override)):
+            return f"{error.override}: no override; write key=value, without spaces around the ="
+        return f"{error.override}: {text.splitlines()[0]}; quote what holds signs: 'key=\"value\"'"
+    if key in set(_groups(CONF)) and "No match in the defaults list" in text:
+        return f"{key}: not a choice here; it goes with {_owners(key)}"
+    if key and re.search(r"not in|No match in the defaults list", text):
+        group, *below = key.split(".")
+        close = [] if key == group in HEADERS else [_nearest_key(key)]
+        if group in HEADERS and (not below or below[0] in ("pipeline", "steps") or "nearest" not in close[0]):
+            close.append(f"a file of {group}/ begins with `# @package {HEADERS[group]}`")
+        return "; ".join([f"{key}: no such {'group' if '/' in key else 'key'}", *close])
+    if key and (found := re.search(r"^Value '.*", text, re.MULTILINE)):
+        return f"{key}: {found[0]}"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "_type=" not in line]
+    return "\n  ".join(dict.fromkeys(lines))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    told = set[int]()
+    while error is not None and id(error) not in told:  # under a debugger OmegaConf's are their own cause
+        yield error
+        told.add(id(error))
+        error = error.__cause__
+
+
+def _nearest_key(key: str) -> str:
+    """The nearest valid keys, or groups when it has a slash; when none is near, those beside it."""
+    groups = list(_groups(CONF))
+    valid = groups if "/" in key else [*_keys(schema()), *(group.replace("/", ".") for group in groups)]
+    close = nearest(key, set(valid))
+    if close.startswith("nearest"):
+        return close
+    above = key.rpartition(".")[0]
+    beside = {name for name in valid if name.rpartition(".")[0] == above}
+    return nearest(key, beside or {name for name in valid if "." not in name})
+
+
+def _owners(group: str) -> str:
+    """The options that have a group of their own beneath them, as they are typed."""
+    above, _, name = group.rpartition("/")
+    files = [
+        file for file in sorted((CONF / above).glob("*.yaml")) if f"- {name}:" in file.read_text("utf-8")
+    ]
+    return " or ".join(f"{above}={file.stem}" for file in files)
+
+
+def _keys(node: DictConfig, above: str = "") -> Iterator[str]:
+    """Dotted names of all keys."""
+    for name in map(str, node):
+        yield above + name
+        if isinstance(node._get_node(name), DictConfig):
+            yield from _keys(node[name], f"{above}{name}.")
+
+
+def _groups(folder: Path) -> Iterator[str]:
+    """Names of all config groups."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and "hydra" not in path.relative_to(folder).parts:
+            yield path.relative_to(folder).as_posix()

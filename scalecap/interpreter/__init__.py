@@ -1,0 +1,1 @@
+"""Steps bound to stages, and the rows that run through them."""

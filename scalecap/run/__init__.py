@@ -1,0 +1,1 @@
+"""One run, start to end, and its folder."""

@@ -1,0 +1,336 @@
+"""A run as its folder tells it: `summary.json`, `captions.jsonl`, `.hydra`, heads of the journal's rows."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from scalecap.config.effects import affects
+from scalecap.config.labelled import LabelsSettings
+from scalecap.data.images import name_of
+from scalecap.stats import Pair, escaped, measures, parts
+
+MOST = 10_000
+"""Rows that a page shows; of a larger run the first so many."""
+JOURNAL = "journal.jsonl"
+ERROR = "error.txt"
+"""In `.hydra`: why the job failed, when its last try did."""
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
+"""A word; in Chinese and Japanese, where nothing stands between them, a character."""
+
+Status = Literal["finished", "interrupted", "stopped", "preview", "failed", "unfinished"]
+Row = Mapping[str, Any]
+
+
+class FolderError(Exception):
+    """The folder holds no run that can be read; the message names it and the mend."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    folder: Path
+    name: str
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json`; empty when there is none, or when the last try failed before it."""
+        return {} if self.reason_failed else _json(self.folder / "summary.json")
+
+    @cached_property
+    def reason_failed(self) -> str:
+        """Why the last try failed as a whole; empty when it did not."""
+        try:
+            return (self.folder / ".hydra" / ERROR).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    @property
+    def status(self) -> Status:
+        if self.reason_failed:
+            return "failed"
+        told = self.summary.get("status", "unfinished")
+        return told if told in ("finished", "interrupted", "stopped", "preview") else "unfinished"
+
+    @property
+    def reason(self) -> str:
+        """Why it is not finished."""
+        if self.status == "unfinished":
+            return "it has no summary: it still runs, or was killed"
+        return self.reason_failed or str(self.summary.get("reason", ""))
+
+    @property
+    def exit_code(self) -> int:
+        """As the run itself ended: 0, 1, 3 or 130."""
+        rows = self.summary.get("rows", {})
+        if self.status == "interrupted":
+            return 130
+        if self.status not in ("finished", "preview") or not rows.get("done"):
+            return 1
+        return 3 if rows.get("failed") else 0
+
+    @property
+    def begun(self) -> float:
+        """When the folder's last job began, in seconds since 1970."""
+        try:
+            return (self.folder / ".hydra" / "overrides.yaml").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    @cached_property
+    def overrides(self) -> dict[str, str]:
+        """What was asked for on the command line and matters, key to value."""
+        found: dict[str, str] = {}
+        words = _yaml(self.folder / ".hydra" / "overrides.yaml")
+        for word in words if isinstance(words, ListConfig) else ():
+            key, _, value = str(word).lstrip("+").partition("=")
+            if affects(key.lstrip("~")) != "nothing":
+                found[key.lstrip("~")] = "removed" if key.startswith("~") else value
+        return found
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`pipeline`, `data`, `evaluate`, `labels` and `objective`, resolved; empty when nothing tells."""
+        loaded = _yaml(self.folder / ".hydra" / "config.yaml")
+        try:
+            found: dict[str, Any] = {
+                name: OmegaConf.to_container(loaded[name], resolve=True)
+                for name in ("pipeline", "data", "evaluate", "labels")
+                if name in loaded
+            }
+            return found | {"objective": loaded.get("objective")}
+        except (OmegaConfBaseException, AttributeError, TypeError, ValueError):
+            config = self._begun_with.get("config")
+            return config if isinstance(config, dict) else {}
+
+    @cached_property
+    def _begun_with(self) -> dict[str, Any]:
+        """The journal's last line with a config: {config, cwd}."""
+        found: dict[str, Any] = {}
+        with suppress(OSError, ValueError), (self.folder / JOURNAL).open("rb") as file:
+            for line in file:
+                if line.startswith(b'{"config":'):
+                    found = json.loads(line)
+        return found
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What data it reads, however many of its rows: equal for two runs of the same data. Empty when not
+        known."""
+        data = dict(self.config.get("data") or {})
+        if data.get("source") in (None, "memory"):
+            return {}
+        path = data.get("path")
+        if isinstance(path, str) and "://" not in path:
+            place = self.cwd / Path(path).expanduser()
+            data["path"] = str(place) if data["source"] != "hub" or place.exists() else path
+        if data.get("relative_to") == "cwd":
+            data["relative_to"] = str(self.cwd)
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None and name != "shard" and affects(f"data.{name}") == "rows"
+        }
+
+    @property
+    def image(self) -> str:
+        """The column of the picture."""
+        return str((self.config.get("data") or {}).get("image", "image"))
+
+    def picture_name(self, row: Row) -> str:
+        """What the data calls the row's picture, or the row where its picture has no name."""
+        return name_of(row.get(self.image)) or str(row.get("row_id") or "")
+
+    @property
+    def typed(self) -> str:
+        """The folder as a command names it where the run's was typed; its name alone if it lies elsewhere."""
+        folder, cwd = self.folder.resolve(), self.cwd
+        return shlex.quote(str(folder.relative_to(cwd)) if folder.is_relative_to(cwd) else folder.name)
+
+    @property
+    def cwd(self) -> Path:
+        """The working folder that relative paths of the config start at."""
+        try:
+            return Path(str(_yaml(self.folder / ".hydra" / "hydra.yaml").hydra.runtime.cwd))
+        except (OmegaConfBaseException, AttributeError):
+            return Path(str(self._begun_with.get("cwd") or Path.cwd()))
+
+    @property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """Steps as the config has them, by the column that each writes."""
+        labels = LabelsSettings(**(self.config.get("labels") or {}))
+        steps = labels.only((self.config.get("pipeline") or {}).get("steps") or {})
+        # A promise sets a threshold in place of the config's.
+        promised = {name: each["threshold"] for name, each in self.promises.items()}
+        return {
+            name: step | ({"threshold": promised[name]} if name in promised else {})
+            for name, step in steps.items()
+            if isinstance(step, dict)
+        }
+
+    @property
+    def promises(self) -> dict[str, dict[str, Any]]:
+        """By check with a threshold: {threshold, wrong, sentence}; without a promise `wrong` is None."""
+        found = self.summary.get("promises")
+        return found if isinstance(found, dict) else {}
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of `captions.jsonl`; none when there is no such file, or when the last try failed."""
+        if self.reason_failed or not (self.folder / "captions.jsonl").is_file():
+            return
+        with (self.folder / "captions.jsonl").open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    where = self.folder / "captions.jsonl"
+                    raise FolderError(
+                        f"line {number} of {where} is not JSON ({error}); the same command with the same"
+                        " output= writes it anew"
+                    ) from error
+                if isinstance(row, dict):
+                    yield row
+
+    def drawable(self) -> Iterator[Row]:
+        """The rows that labels are drawn from: those of the report, less the failed ones.
+
+        Raises FolderError when they have no `row_id`.
+        """
+        for row in islice(self.rows(), MOST):
+            if row.get("row_id") is None:
+                raise FolderError(
+                    f"{self.folder / 'captions.jsonl'} has no row_id, by which labels name a row: an earlier"
+                    " version made it; the same command with another output= makes it again (equal requests"
+                    " come from the cache)"
+                )
+            if not row.get("error"):
+                yield row
+
+    def captioned(self) -> Iterator[tuple[str, str, str]]:
+        """Of each of the journal's records the row's id, and the hash and the stamp of its picture as it was
+        captioned, empty where not known. A later record of a row replaces an earlier one."""
+        with suppress(OSError), (self.folder / JOURNAL).open("rb") as file:
+            for line in file:
+                try:
+                    # What comes after it, all that was said about the picture, is not parsed.
+                    record = json.loads(line.partition(b', "input": {')[0] + b"}")
+                except ValueError:
+                    continue  # a damaged line, or one that is not a row's
+                if isinstance(record.get("id"), str):
+                    yield record["id"], str(record.get("image") or ""), str(record.get("stamp") or "")
+
+    def caption_column(self, row: Row) -> str | None:
+        """The column of the final caption: `final_caption`, or the last text that a step wrote."""
+        if "final_caption" in row:
+            return "final_caption"
+        written = [name for name in row if name in self.steps] or [name for name in row if name != "row_id"]
+        texts = [name for name in written if isinstance(row[name], str)]
+        return texts[-1] if texts else None
+
+    def metrics(self, row: Row) -> Iterator[tuple[str, Pair]]:
+        """What one row adds to each metric, by the names that the summary has."""
+        for column in row:
+            if column in self._measured:
+                yield from measures(column, row[column])
+
+    @cached_property
+    def _measured(self) -> set[str]:
+        """The columns that metrics come from."""
+        return {parts(name)[0] for name in self.summary.get("metrics", {})}
+
+    def numbers(self, row: Row) -> Iterator[tuple[str, Pair]]:
+        """What one row adds to each number: its metrics, the share that each check kept, words."""
+        yield from self.metrics(row)
+        for column, scores in checks(row):
+            if scores:
+                yield f"{escaped(column)} kept", (sum(bool(each["kept"]) for each in scores), len(scores))
+        caption = self.caption_column(row)
+        if caption is not None and isinstance(row[caption], str):
+            yield "words", (len(WORD.findall(row[caption])), 1)
+
+
+def checks(row: Row) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Each step with a side column of scores, and its records {text, kept, …}."""
+    for column, value in row.items():
+        if column.endswith("_scores") and isinstance(value, list):
+            yield column.removesuffix("_scores"), [each for each in value if _is_score(each)]
+
+
+def drawn_from(rows: Iterable[Row], step: str) -> str:
+    """A digest of all statements that labels of the step are drawn from: of rows, by row and text."""
+    digest = hashlib.sha256()
+    for row in rows:
+        texts = [score["text"] for name, scores in checks(row) if name == step for score in scores]
+        digest.update(json.dumps([row["row_id"], texts]).encode() + b"\n")
+    return digest.hexdigest()[:12]
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("text"), str) and "kept" in value
+
+
+def open_run(folder: str | os.PathLike[str]) -> Run:
+    """A run's folder, to read its `rows()`, `summary`, `config` and `overrides`.
+
+    Raises:
+        FolderError: the folder holds no run.
+    """
+    path = Path(folder)
+    if not (path / "journal.jsonl").is_file() and not (path / "summary.json").is_file():
+        raise FolderError(f"{path} holds no run: it has neither a journal.jsonl nor a summary.json")
+    return Run(path, path.resolve().name)
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """The runs in these folders, each a run itself or one with runs below it, in order of their names."""
+    found: list[tuple[Path, Path]] = []
+    for top in folders:
+        if not top.is_dir():
+            raise FolderError(f"{str(top)!r} is no folder; give folders of runs, or of sweeps")
+        marks = ["summary.json", "journal.jsonl", ".hydra"]
+        if any((top / mark).exists() for mark in marks):
+            below = {top}
+        else:
+            below = {path.parent for mark in marks for path in top.rglob(mark)}
+        found += [(path, top) for path in sorted(below, key=lambda path: _natural(str(path)))]
+    paths = list(dict.fromkeys(path for path, _ in found))
+    tops = dict(found)
+    names = {path: path.relative_to(tops[path]).as_posix() for path in paths}
+    short = {path: path.resolve().name if names[path] == "." else names[path] for path in paths}
+    unique = Counter(short.values())
+    return [Run(path, short[path] if unique[short[path]] == 1 else str(path)) for path in paths]
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts job 10 after job 9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _yaml(path: Path) -> Any:
+    """A config; None when there is none, or a part of one (the disk was full)."""
+    try:
+        return OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None

@@ -1,0 +1,228 @@
+"""Shards joined into one run.
+
+    scalecap merge runs/shards --to runs/whole
+
+reads the folders of runs over `data.shard=0/4` to `3/4` (or a folder with all of them below it) and writes
+one with their rows in the order of the data, as if it had been one run. Rows are copied one by one, so
+memory holds no more of them.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from scalecap.config.exports import WriteSettings
+from scalecap.config.settings import DataSettings
+from scalecap.data import DataError
+from scalecap.data.seen import Seen
+from scalecap.data.shard import Shard, parse_shard
+from scalecap.data.sources import open_source, readable
+from scalecap.interpreter.binding import PipelineError
+from scalecap.interpreter.dispatch import Count
+from scalecap.interpreter.pipeline import Pipeline
+from scalecap.run.journal import Journal, JournalError
+from scalecap.run.summary import Summary
+from scalecap.runner import write
+
+TOLD = 20
+"""Missing shards told by name; of more, the number."""
+
+
+class MergeError(Exception):
+    """The folders are not the shards of one run; the message names them and the mend."""
+
+
+class Part(NamedTuple):
+    """One shard's run."""
+
+    folder: Path
+    shard: Shard
+    journal: Journal
+
+
+def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
+    """Joins the shards' runs in a new run's folder.
+
+    Raises:
+        MergeError: a shard is missing, twice there or not finished, configs differ, or a row is not there.
+        DataError: pictures are wanted (as with `write.image=bytes`) and the data can't be opened.
+        JournalError: a folder holds no run, or one that is being written, or `to` can't be written.
+    """
+    with ExitStack() as stack:
+        parts = [_part(each, stack) for each in _runs(folders)]
+        config = _shared_config(parts)
+        _check_shards(parts)
+        summary = _summary(parts, to, command)
+        steps = config["pipeline"]["steps"]
+        pipeline = Pipeline.build(steps, None, imports=config["pipeline"]["imports"])
+        whole = stack.enter_context(Journal(to, config, cwd=parts[0].journal.cwd))
+        if len(whole.entries):
+            raise MergeError(f"{to} already holds a run; give another --to=DIR")
+        rows = sum(part.journal.complete or 0 for part in parts)
+        for record in _joined(parts, rows):
+            whole.append(record)
+        whole.finish(rows)
+        data, wanted = DataSettings(**config["data"]), _write_settings(parts[0])
+        write(
+            pipeline,
+            whole,
+            whole.entries,
+            summary,
+            wanted,
+            image=data.image,
+            data=readable(open_source(data)) if wanted.needs_pictures else None,
+        )
+        summary.write()
+    return summary
+
+
+def _joined(parts: Sequence[Part], rows: int) -> Iterator[dict[str, Any]]:
+    """The records of all shards in the order of the data, each journal read once."""
+    shards = [
+        (part, part.journal.records(range(part.shard.number, rows, part.shard.of)))
+        for part in sorted(parts, key=lambda part: part.shard)
+    ]
+    seen = Seen()
+    for index in range(rows):
+        part, records = shards[index % len(shards)]
+        record = next(records, None)
+        if record is None or record["index"] != index:
+            raise MergeError(
+                f"row {index} is not in {part.folder}, whose journal is damaged: its own command makes it"
+                " again"
+            )
+        if record.get("id") is not None and not seen.add(record["id"]):
+            raise MergeError(
+                f"row {index} of {part.folder} has the id {record['id']!r} of a row before it: the data"
+                " changed between the shards' runs, so go on with each of them first"
+            )
+        yield record
+
+
+def _runs(folders: Sequence[Path]) -> list[Path]:
+    """The folders that hold a run, or have some below them."""
+    found = []
+    for top in folders:
+        below = [top] if (top / "journal.jsonl").exists() else []
+        below = below or sorted(path.parent for path in top.rglob("journal.jsonl"))
+        if not below:
+            raise MergeError(f"{top} holds no run: there is no journal.jsonl in it, nor below it")
+        found += below
+    return list(dict.fromkeys(found))
+
+
+def _part(folder: Path, stack: ExitStack) -> Part:
+    journal = stack.enter_context(Journal(folder, None))
+    text = journal.config["data"].get("shard")
+    if text is None:
+        raise MergeError(f"{folder} is no shard: its run had no data.shard=NUMBER/COUNT")
+    return Part(folder, parse_shard(text), journal)
+
+
+def _shared_config(parts: Sequence[Part]) -> dict[str, Any]:
+    """That of all shards, as of the whole."""
+    first = parts[0]
+    for part in parts:
+        if part.journal.mixed:
+            raise MergeError(f"{part.folder} has rows of several configs (resume=force)")
+        if changes := Journal.differences(_whole(first.journal.config), _whole(part.journal.config)):
+            raise MergeError(f"{first.folder} and {part.folder} had different configs ({changes})")
+    return _whole(first.journal.config)
+
+
+def _write_settings(part: Part) -> WriteSettings:
+    """What `write` was; the defaults where its config can't be read."""
+    try:
+        given = OmegaConf.load(part.folder / ".hydra" / "config.yaml").write
+        wanted = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WriteSettings), given))
+    except (OSError, YAMLError, OmegaConfBaseException):
+        return WriteSettings()
+    assert isinstance(wanted, WriteSettings)
+    return wanted
+
+
+def _whole(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "data": {**config["data"], "shard": None}}
+
+
+def _check_shards(parts: Sequence[Part]) -> None:
+    """Every shard once, and finished."""
+    by_shard: dict[Shard, Path] = {}
+    of = parts[0].shard.of
+    for part in parts:
+        if part.shard.of != of:
+            raise MergeError(f"{parts[0].folder} is one of {of} shards, {part.folder} of {part.shard.of}")
+        if part.shard in by_shard:
+            raise MergeError(f"shard {part.shard} is there twice: {by_shard[part.shard]} and {part.folder}")
+        by_shard[part.shard] = part.folder
+    missing = [shard for number in range(of) if (shard := Shard(number, of)) not in by_shard]
+    if missing:
+        told = ", ".join(map(str, missing[:TOLD])) + (" …" if len(missing) > TOLD else "")
+        raise MergeError(f"{len(missing)} of {of} shards are missing: {told}")
+    unfinished = [f"{part.shard} in {part.folder}" for part in parts if not part.journal.ended]
+    if unfinished:
+        raise MergeError(f"not finished, so go on with it first: {', '.join(unfinished[:TOLD])}")
+    counts = [part.journal.complete or 0 for part in sorted(parts, key=lambda part: part.shard)]
+    if counts != sorted(counts, reverse=True) or counts[0] - counts[-1] > 1:
+        told = ", ".join(map(str, counts[:TOLD]))
+        raise MergeError(
+            f"shards of one data set differ by a row at most, these have {told}: was data.limit another?"
+        )
+
+
+def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
+    """Tokens, requests and seconds of all shards together, and what their readers must know."""
+    summary = Summary(to, command)
+    seconds: dict[str, float] = {}
+    notes: dict[str, None] = {}
+    for part in parts:
+        path = part.folder / "summary.json"
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            for step, count in told["steps"].items():
+                own = {each.name: count[each.name] for each in fields(Count) if each.name in count}
+                summary.counts.steps[step] += Count(**own | {"marks": Counter(count["marks"])})
+            for phase, value in told["seconds"].items():
+                seconds[phase] = seconds.get(phase, 0.0) + value
+            notes |= dict.fromkeys(told["notes"])
+            summary.models |= told["models"]
+            summary.promises = told.get("promises", {})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MergeError(
+                f"{path} can't be read ({error}); the shard's own command writes it anew"
+            ) from error
+    summary.seconds = seconds
+    joined = f"Joined of {len(parts)} shards; seconds are all of theirs together."
+    summary.notes = [*notes, f"{joined} The last was made by: {told['command']}"]
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="scalecap merge", description="Joins runs over data.shard=0/4 to 3/4 into one run."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of shards, or one of all")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the whole run")
+    words = parser.parse_args()
+    command = shlex.join(["python", "-m", "scalecap.run.merge", *sys.argv[1:]])
+    try:
+        summary = merge(words.runs, words.to, command=command)
+    except (MergeError, JournalError, PipelineError, DataError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(summary.screen())
+    sys.exit(summary.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""How far a run is: a live bar on a terminal, else a line in the log now and then."""
+
+import asyncio
+import logging
+import time
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from scalecap.interpreter.dispatch import Counts
+
+log = logging.getLogger(__name__)
+console = Console(stderr=True)
+"""The screen for messages; results go to stdout."""
+LINE_SECONDS = 15.0
+
+
+def screen_handler() -> logging.Handler:
+    """Messages on the same screen as the bar; progress lines only where there is no bar."""
+    if not console.is_terminal:
+        handler: logging.Handler = logging.StreamHandler()
+        if _shows_bars():
+            handler.addFilter(lambda record: record.name != __name__)
+        return handler
+    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    handler.addFilter(lambda record: record.name != __name__)
+    return handler
+
+
+def _shows_bars() -> bool:
+    """Whether a bar can move here: on a terminal, or in a notebook that has ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+class Progress:
+    """Counts rows while they finish; a context manager."""
+
+    def __init__(self, total: int | None, counts: Counts, *, live: bool) -> None:
+        self.total, self.counts = total, counts
+        self.done = self.failed = self.reused = 0
+        self._bar = Bar(
+            TextColumn("rows"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not (live and _shows_bars()),
+        )
+        self._task = self._bar.add_task("rows", total=total, note="")
+
+    def __enter__(self) -> Self:
+        """Begins; needs a running event loop, which it keeps the bar going by."""
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._said = time.monotonic()
+        self._bar.start()
+        self._tick()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._next.cancel()
+        self._show()
+        self._bar.stop()
+
+    def reuse(self, rows: int) -> None:
+        """Rows that an earlier run finished."""
+        self.reused += rows
+
+    def row(self, *, failed: bool) -> None:
+        """A row that ended now."""
+        self.failed += failed
+        self.done += not failed
+
+    def _tick(self) -> None:
+        self._show()
+        self._next = self._loop.call_later(0.5, self._tick)
+
+    def _show(self) -> None:
+        self._bar.update(self._task, completed=self.done + self.failed + self.reused, note=self._note())
+        now = time.monotonic()
+        if now - self._said >= LINE_SECONDS:
+            self._said = now
+            log.info("%s", self)
+
+    def _note(self) -> str:
+        seconds = max(time.monotonic() - self._begun, 1e-6)
+        tokens = sum(count.generated_tokens for count in self.counts.steps.values())
+        rate = (self.done + self.failed) / seconds
+        return f"{rate:.2f} rows/s, {tokens / seconds:.0f} tokens/s, {self.failed} failed"
+
+    def __str__(self) -> str:
+        of = left = ""
+        ended = self.done + self.failed + self.reused
+        if self.total is not None:
+            of = f" of {self.total}"
+            if fresh := ended - self.reused:
+                left = f", {(self.total - ended) * (time.monotonic() - self._begun) / fresh:.0f} s left"
+        return f"{ended}{of} rows, {self._note()}{left}"

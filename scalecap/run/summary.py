@@ -1,0 +1,416 @@
+"""What a run did, in numbers: `summary.json` and the last screen."""
+
+import json
+import math
+import os
+import platform
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from scalecap.config.exports import WriteSettings
+from scalecap.data.writer import Written
+from scalecap.interpreter.dispatch import Counts
+from scalecap.messages import Messages
+from scalecap.run.spending import Outlook
+from scalecap.stages import Overall
+from scalecap.stats import Interval, Mean, by_step, measures, named
+
+LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "aiohttp", "datasets", "hydra-core")
+
+TOLD = 3
+"""Kinds of error on the screen."""
+NOTED = 10
+"""Reasons told of each kind of file that lacks something."""
+CLEAR = 0.9
+"""Median mass of a step's choices from which on the screen leaves it out."""
+
+EXPORTS = {
+    "dataset": "the same for datasets.load_dataset",
+    "webdataset": "tars of pictures and JSON, for the webdataset library",
+    "sidecars": "a file for each picture",
+}
+"""What the folders of a run are."""
+
+Status = Literal["finished", "interrupted", "stopped", "preview"]
+"""`stopped`: every row failed from the start, or the engine or the data gave up."""
+
+
+@dataclass
+class Summary:
+    """A run in numbers. Rows, kept, dropped, flags and errors are of all rows in the folder; requests,
+    tokens and seconds are of this run alone."""
+
+    output: Path
+    command: str
+    status: Status = "finished"
+    reason: str = ""
+    """Why it stopped."""
+    next: Sequence[str] = ()
+    """Lines that tell what to do next, where it is not what all runs end with."""
+    notes: list[str] = field(default_factory=list)
+    """What the reader of the captions must know."""
+    done: int = 0
+    failed: int = 0
+    total: int | None = None
+    """Rows of the data, where that is known."""
+    reused: int = 0
+    """Of the rows done: finished by an earlier run in the same folder."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: check, load, rows, write."""
+    kept: Counter[str] = field(default_factory=Counter)
+    """By step: texts that a check kept."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    promises: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By check: its threshold, and what is promised of it (`scalecap.calibration.use.told`)."""
+    unanswered: Counter[str] = field(default_factory=Counter)
+    """By step: choices among options that were none of them."""
+    masses: dict[str, Counter[float]] = field(default_factory=dict)
+    """By step: how often the options of a choice had this probability together, in hundredths."""
+    measured: dict[str, Mean] = field(default_factory=dict)
+    """By metric (`column`, or `column.name`), over the rows that have it."""
+    overall: dict[str, Interval] = field(default_factory=dict)
+    """By metric: numbers that only all rows together have."""
+    flags: dict[str, Counter[str]] = field(default_factory=dict)
+    """By step and flag: rows that have it."""
+    unasked: Counter[str] = field(default_factory=Counter)
+    """By step: items (texts, questions, draws …) that its limit or the pipeline's budget left unasked."""
+    errors: Messages = field(default_factory=Messages)
+    """By step and kind; messages that differ in names, paths or numbers alone count together."""
+    counts: Counts = field(default_factory=Counts)
+    models: dict[str, str] = field(default_factory=dict)
+    """By role: the identity of what answered."""
+    outlook: Outlook | None = None
+    """What all rows take, estimated from those that were done."""
+    cost: float | None = None
+    """Of the tokens computed, in the currency of `engine.price`; None without prices."""
+    left_out: int | None = None
+    """Rows that `write.select` left out of all files but `captions.jsonl`; None without one."""
+    exports: Sequence[str] = ("dataset",)
+    """Files and folders of the rows besides `captions.jsonl`."""
+    report: Path | None = None
+    """The page that shows the rows."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the seconds of the block."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
+
+    def add_rows(
+        self,
+        records: Callable[[], Iterable[Mapping[str, Any]]],
+        checks: Mapping[str, str],
+        metrics: Sequence[str],
+        overall: Mapping[str, tuple[Overall, Sequence[str]]],
+        conditions: Mapping[str, str],
+        choices: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Sequence[bool]]]],
+    ) -> None:
+        """Counts finished rows. Memory does not grow with their number.
+
+        Args:
+            records: the rows as the journal holds them, anew on each call.
+            checks: by step, its column of records, of which each may tell `kept`, `mass` and a probability.
+            metrics: the columns of numbers.
+            overall: by step, what is counted over all rows, and the columns that it is counted from.
+            conditions: by step, the expression of its `when`.
+            choices: by step, the expression of its `where`, and of a row's columns for which items it held.
+        """
+        ran, skipped = Counter[str](), Counter[str]()
+        chosen, passed = Counter[str](), Counter[str]()
+        for record in records():
+            if record["error"] is None:
+                self.done += 1
+            else:
+                self.failed += 1
+                error = record["error"]
+                self.errors.add(f"{error['step'] or 'row'}: {error['kind']}: {error['message']}")
+            for step, flags in record["flags"].items():
+                self.flags.setdefault(step, Counter()).update(flags)
+            self.unasked.update(record.get("unasked") or {})
+            for step, column in checks.items():
+                for each in record["columns"].get(column) or []:
+                    if isinstance(each, Mapping):
+                        self._add_check(step, each)
+            for step in conditions.keys() & record["columns"].keys():
+                (skipped if "skipped" in record["flags"].get(step, ()) else ran)[step] += 1
+            for step, (_, held_of) in choices.items():
+                ambiguous = step in conditions and "skipped" in record["flags"].get(step, ())
+                if step in record["columns"] and not ambiguous:
+                    items = held_of({**record["input"], **record["columns"]})
+                    chosen[step] += sum(items)
+                    passed[step] += len(items) - sum(items)
+            for column in metrics:
+                for name, pair in measures(column, record["columns"].get(column)):
+                    self.measured.setdefault(name, Mean()).add(pair)
+        for step, condition in conditions.items():
+            self._note_constant(f"{step}: `when: {condition}`", "rows", ran[step], skipped[step])
+        for step, (condition, _) in choices.items():
+            self._note_constant(f"{step}: `where: {condition}`", "items", chosen[step], passed[step])
+        for name, (function, columns) in overall.items():
+            written = _Written(records, columns)
+            found = function(written) if any(True for _ in written) else {}
+            self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}
+
+    def _note_constant(self, condition: str, what: str, held: int, not_held: int) -> None:
+        """Notes a condition that made no difference, as one that was mistaken does."""
+        count = held + not_held
+        if count and not (held and not_held):
+            self.notes.append(
+                f"{condition} held for {f'all {count}' if held else f'none of {count}'} {what}."
+            )
+
+    def add_written(self, written: Written, settings: WriteSettings) -> None:
+        """Notes what the writer tells of the run's files."""
+        self.left_out = written.left_out
+        folders = (["dataset"] if "parquet" in settings.format else []) + settings.folders
+        self.exports = [name for name in folders if (self.output / name).exists()]
+        without = {"sidecars"} if settings.holds_pictures else {"sidecars", "dataset"}
+        with_files = " and ".join(f"{name}/" for name in folders if name not in without)
+        if written.mixed:
+            mixed = ", ".join(written.mixed)
+            self.notes.append(f"JSON text in dataset/, since their rows share no type: {mixed}.")
+        for what, messages in (
+            (f"Pictures left out of {with_files}", written.missing),
+            ("Rows without a sidecar", written.no_sidecar),
+            (f"Rows of which write.select={settings.select} can't tell", written.not_computed),
+        ):
+            for reason, count in messages.most_common(NOTED):
+                self.notes.append(f"{what}: {count:,}, since {reason}.")
+
+    def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
+        if check.get("asked") is False:
+            return
+        if "kept" in check:
+            (self.kept if check["kept"] else self.dropped)[step] += 1
+        if (mass := check.get("mass")) is not None:
+            self.masses.setdefault(step, Counter())[round(mass, 2)] += 1
+            self.unanswered[step] += check.get("p_yes", check.get("p")) is None
+
+    @cached_property
+    def metrics(self) -> dict[str, Interval]:
+        """By metric: its mean over the rows that have it, or what all rows together have."""
+        means = {name: each.interval() for name, each in self.measured.items()}
+        return {name: each for name, each in means.items() if each is not None} | self.overall
+
+    def value(self, objective: str | None) -> float | None:
+        """The mean of the metric that `objective` names, negated after a `-`; NaN when no row has it."""
+        if objective is None:
+            return None
+        name = named(objective.lstrip("-"), self.metrics)
+        return (-1 if objective.startswith("-") else 1) * self.metrics[name].mean if name else math.nan
+
+    @property
+    def exit_code(self) -> int:
+        """0 every row done, 3 some rows failed, 1 none could be done, 130 interrupted."""
+        if self.status == "interrupted":
+            return 130
+        if self.status == "stopped" or not self.done:
+            return 1
+        return 3 if self.failed else 0
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with this run, or with its sweep."""
+        if self.status == "preview":
+            again = [word for word in shlex.split(self.command) if not word.startswith("preview=")]
+            return replace(self, command=shlex.join(again), status="finished").resume
+        words = shlex.split(self.command)[3:]  # after python -m scalecap
+        sweep = "-m" in words or "--multirun" in words
+        key, folder = ("hydra.sweep.dir", self.output.parent) if sweep else ("output", self.output)
+        if any(word.startswith(f"{key}=") for word in words):
+            return self.command
+        return f"{self.command} {shlex.quote(f'{key}={folder}')}"
+
+    def write(self) -> None:
+        """Writes `summary.json` in the run's folder."""
+        total = self.counts.total
+        content = {
+            "status": self.status,
+            "reason": self.reason,
+            "notes": self.notes,
+            "rows": {
+                "done": self.done,
+                "failed": self.failed,
+                "reused": self.reused,
+                "left_out": self.left_out,
+            },
+            "requests": {"asked": total.requests, "reused": total.reused, "retried": total.retried},
+            "tokens": {
+                "prompt": total.prompt_tokens,
+                "prompt_cached": total.cached_tokens,
+                "generated": total.generated_tokens,
+                "reasoning": total.reasoning_tokens,
+                "prompt_reused": total.reused_prompt_tokens,
+                "generated_reused": total.reused_generated_tokens,
+            },
+            "cost": self.cost,
+            "estimate": self.outlook and asdict(self.outlook),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "checks": {
+                step: {"kept": self.kept[step], "dropped": self.dropped[step]}
+                for step in sorted(self.kept | self.dropped)
+            },
+            "promises": self.promises,
+            "choices": {
+                step: {
+                    "asked": masses.total(),
+                    "unanswered": self.unanswered[step],
+                    "median_mass": _median(masses),
+                }
+                for step, masses in sorted(self.masses.items())
+            },
+            "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
+            "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
+            "unasked": dict(sorted(self.unasked.items())),
+            "errors": dict(self.errors.most_common(100)),
+            "steps": {
+                name: vars(count) | {"cached_share": count.cached_share}
+                for name, count in self.counts.steps.items()
+            },
+            "models": self.models,
+            "versions": versions(),
+            "command": self.command,
+        }
+        part = self.output / "summary.json.part"
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, self.output / "summary.json")
+
+    def screen(self, *, alone: bool = True) -> str:
+        """The last screen: what was made, where, what was dropped; of a run by itself, what to do next."""
+        total = self.counts.total
+        heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped", "preview": "Preview"}
+        phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
+        reused = f" ({self.reused} from before)" if self.reused else ""
+        done = "1 row" if self.done == 1 else f"{self.done} rows"
+        if self.total and self.status != "finished":
+            done = f"{self.done} of {self.total} rows"
+        lines = [f"{heads[self.status]}: {done} captioned{reused}, {self.failed} failed; {phases}"]
+        lines += [f"  {self.reason}"] if self.reason else []
+        lines += [f"  {self.outlook}"] if self.outlook and self.status == "preview" else []
+        for step in sorted(self.kept | self.dropped):
+            line = f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped"
+            masses = self.masses.get(step)
+            if masses and (self.unanswered[step] or _median(masses) < CLEAR):
+                unanswered = f", {count} of them unanswered" if (count := self.unanswered[step]) else ""
+                line += f"{unanswered} (median mass {_median(masses):.2f})"
+            promise = f"; {self.promises[step]['sentence']}" if step in self.promises else ""
+            lines.append(line + promise)
+        lines += [f"  {line}" for line in self._table()]
+        for step, flags in sorted(self.flags.items()):
+            lines.append(
+                f"  {step}: " + ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
+            )
+        if self.unasked:
+            told = ", ".join(f"{count} of {step}" for step, count in sorted(self.unasked.items()))
+            lines.append(f"  left unasked by limits and budget: {told}")
+        cached = f" ({total.cached_tokens} cached)" if total.told_tokens else ""
+        lines.append(
+            f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"
+            f"{cached}, {total.generated_tokens} generated"
+        )
+        shares = {name: each.cached_share for name, each in self.counts.steps.items() if each.repeats}
+        if shares:
+            told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
+            lines.append(f"  prompt tokens from the prefix cache: {told}")
+        if self.left_out is not None:
+            rows = self.done + self.failed
+            lines.append(f"  select: {rows - self.left_out} of {rows} rows taken, {self.left_out} left out")
+        for message, count in self.errors.most_common(TOLD):
+            lines.append(f"  {count} x {message}")
+        if len(self.errors) > TOLD:
+            lines.append(f"  and {len(self.errors) - TOLD} more kinds of error, in summary.json")
+        lines += [
+            f"  {self.output / 'captions.jsonl'}  one row a line",
+            *(f"  {self.output / name}  {EXPORTS[name]}" for name in self.exports),
+            f"  {self.output / 'summary.json'}  these numbers and more",
+        ]
+        if self.report:
+            lines.append(f"  {self.report}  every picture with its captions, for a browser")
+        else:
+            lines.append(f"  scalecap report {shlex.quote(str(self.output))}  makes a page of it")
+        lines += self.notes
+        if not alone and self.exit_code == 0:
+            return "\n".join(lines)
+        if self.next:
+            return "\n".join([*lines, *self.next])
+        joined = "scalecap.run.merge" in self.command  # whose failed rows are tried again in their shards
+        if not joined and (self.status != "finished" or self.failed):
+            again = ", with the rows that failed tried again" if self.failed else ""
+            lines += [f"Next: go on{again}:", f"  {self.resume}"]
+        else:
+            lines += ["Next: read a row, with every step's column:", f"  {self._look()}"]
+            if "data=" not in self.command and not joined:
+                own = "python -m scalecap model=qwen3-vl-4b data=folder data.path=DIR"
+                lines += ["or your own pictures, with a real model:", f"  {own}"]
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        """The metrics with their intervals: what is measured of several captions, a column for each.
+
+        A metric's parts (a category, a sort of fact) are in summary.json alone.
+        """
+        lines = []
+        for step, measures_ in by_step(self.metrics).items():
+            captions = list(dict.fromkeys(caption for cells in measures_.values() for caption in cells))
+            table = {f"  {measure}" if measure else step: cells for measure, cells in measures_.items()}
+            rows = [[label, *(_cell(cells.get(each)) for each in captions)] for label, cells in table.items()]
+            if step not in table:
+                rows.insert(0, [step, *captions])
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            for label, *cells in rows:
+                told = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+                lines.append("  ".join([label.ljust(widths[0]), *told]).rstrip())
+        return lines
+
+    def _look(self) -> str:
+        path = shlex.quote(str(self.output / "captions.jsonl"))
+        return f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
+
+
+def _median(counts: Mapping[float, int]) -> float:
+    """The middle value, of two the lower."""
+    below, half = 0, sum(counts.values()) / 2
+    for value in sorted(counts):
+        below += counts[value]
+        if below >= half:
+            return value
+    return math.nan
+
+
+class _Written:
+    """What a step wrote in each row that has all of its columns; read anew whenever it is gone through."""
+
+    def __init__(self, records: Callable[[], Iterable[Mapping[str, Any]]], columns: Sequence[str]) -> None:
+        self._records, self._columns = records, columns
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for record in self._records():
+            values = [record["columns"].get(column) for column in self._columns]
+            if all(value is not None for value in values):
+                yield values
+
+
+def _cell(interval: Interval | None) -> str:
+    return "{:.3g} ({:.3g} to {:.3g})".format(*interval) if interval else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

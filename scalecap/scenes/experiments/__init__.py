@@ -1,0 +1,1 @@
+"""Pipelines measured on the embedded world."""

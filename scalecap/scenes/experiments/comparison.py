@@ -1,0 +1,293 @@
+"""Every pipeline on the embedded world, at equal cost: tables and a plot by one command.
+
+    python -m scalecap.scenes.experiments.comparison DIR
+
+captions 500 scenes that the embedded model never saw with each pipeline at several settings, and with
+`pipeline=dense` without one part at a time; writes DIR/comparison.md and DIR/comparison.svg. Replies are kept
+in DIR/replies, so a second run, or one that goes on, computes what is new.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from scalecap.metrics.scenes import scenes
+from scalecap.run.summary import Summary
+from scalecap.runner import process_engines
+from scalecap.scenes.experiments.harness import captioned, parsed, parser, svg_pyplot
+from scalecap.scenes.experiments.replies import Kept
+from scalecap.stats import Interval, Pair, difference, mean
+
+log = logging.getLogger(__name__)
+
+DEDUPLICATED = ("sentences", "known", "new_sentences", "facts", "details")
+"""Steps of `pipeline=dense` that leave out what is said twice."""
+LATER = {"assembled_caption": ("fused_caption", "checked_sentences"), "fused_caption": ("checked_sentences",)}
+"""Steps of `pipeline=dense` that an earlier caption does without."""
+CHECKS = tuple(f"pipeline.steps.{step}" for step in ("golden_sentences",))
+"""Those that check several statements of an image."""
+DRAWN = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
+"""The paper's pipeline is greedy; its first caption is drawn here, as those of the other pipelines are."""
+BUDGETS = (10, 20, 40, 80, 200)
+"""Of `pipeline=dense`, in requests an image at most."""
+OURS = "dense"
+
+
+class Variant(NamedTuple):
+    """A pipeline at one setting."""
+
+    method: str
+    setting: str
+    overrides: tuple[str, ...]
+    caption: str = "final_caption"
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, {self.setting}" if self.setting else self.method
+
+
+def methods() -> list[Variant]:
+    """Every pipeline at its settings, cheapest first."""
+    found = [Variant("direct", "", ("pipeline=direct",))]
+    for method in ("best_of_n", "self_consistency", "selfval"):
+        for samples in (2, 4, 8):
+            given = (f"pipeline={method}", f"pipeline.steps.drafts.samples={samples}")
+            found.append(Variant(method, f"{samples} drafts", given))
+    found += [Variant(method, "", (f"pipeline={method}",)) for method in ("capmas", "look_again")]
+    for objects in (1, 2, 4, 20):
+        given = ("pipeline=seed", f"pipeline.steps.q_list.max_questions={objects}")
+        found.append(Variant("seed", f"{objects} objects", given))
+    for check in ("contrast", "verify", "vote", "both"):
+        for most in (1, 2, 4, None) if check == "both" else (None,):
+            budget = f"pipeline.steps.q_list.budget={'null' if most is None else most}"
+            paper = ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", DRAWN, budget)
+            setting = f"{check}, {'all' if most is None else most} objects"
+            found.append(Variant("scalecap", setting, paper, "checked_caption"))
+    return found + [dense(str(budget), f"pipeline.budget={budget}") for budget in BUDGETS]
+
+
+def ablations() -> list[Variant]:
+    """`pipeline=dense` at its largest budget, and without one part at a time."""
+    full = f"pipeline.budget={BUDGETS[-1]}"
+    one_draft = ("pipeline.steps.drafts.samples=1", "pipeline.steps.draft_sentences.texts=drafts")
+    return [
+        dense("whole", full),
+        dense("one draft of the whole picture", full, *one_draft, "+pipeline.steps.part_drafts.when=false"),
+        dense("without drafts of parts", full, "+pipeline.steps.part_drafts.when=false"),
+        dense("without what else there is", full, "+pipeline.steps.missed.when=false"),
+        dense("without repair", full, "+pipeline.steps.alternatives.when=false"),
+        dense("repeats left in", full, *(f"+pipeline.steps.{step}.near=false" for step in DEDUPLICATED)),
+        dense("without the closing check", full, caption="fused_caption"),
+        dense("without a language model", full, caption="assembled_caption"),
+        *(
+            dense(f"{size} statements a check", full, *(f"{step}.batch={size}" for step in CHECKS))
+            for size in (4, 8)
+        ),
+    ]
+
+
+def dense(setting: str, *overrides: str, caption: str = "final_caption") -> Variant:
+    """`pipeline=dense` at a setting."""
+    return Variant(OURS, setting, ("pipeline=dense", *overrides), caption)
+
+
+class Measured(NamedTuple):
+    """What a variant told of each scene, and what it took."""
+
+    variant: Variant
+    told: list[dict[str, Any]]
+    """`scalecap.metrics.scenes.scenes` of each scene's caption; a missing caption tells nothing."""
+    requests: float
+    computed: float
+    """Prompt tokens; those of a picture once."""
+    generated: float
+
+    @property
+    def tokens(self) -> float:
+        """All that a model computed for an image."""
+        return self.computed + self.generated
+
+    def each(self, name: str) -> list[Pair]:
+        """A measure of each scene; "wrong share" is that of what is told."""
+        if name == "wrong share":
+            shares = [each["precision"] for each in self.told]
+            return [(share["of"] - share["count"], share["of"]) for share in shares]
+        values = [each[name] for each in self.told]
+        return [(value["count"], value["of"]) if isinstance(value, dict) else (value, 1) for value in values]
+
+
+def measure(engine: Kept, variant: Variant, count: int, seed: int) -> Measured:
+    """Run a variant on `count` scenes."""
+    engine.forget()
+    words = (f"data.count={count}", f"data.seed={seed}", "cache=off", "progress=false")
+    rows, summary = captioned([*variant.overrides, *words], engine)
+    told = [scenes({"it": row.get(variant.caption) or ""}, row["truth"])["it"] for row in rows]
+    total = _spent(summary, variant)
+    return Measured(variant, told, *(number / len(rows) for number in total))
+
+
+def _spent(summary: Summary, variant: Variant) -> tuple[int, int, int]:
+    """Requests, prompt tokens computed and tokens generated for the caption that is measured."""
+    later = LATER.get(variant.caption, ()) if variant.method == OURS else ()
+    counts = [count for step, count in summary.counts.steps.items() if step not in later]
+    return (
+        sum(count.requests - count.reused for count in counts),
+        sum(count.prompt_tokens - count.cached_tokens for count in counts),
+        sum(count.generated_tokens for count in counts),
+    )
+
+
+def page(compared: Sequence[Measured], parts: Sequence[Measured], count: int, seed: int) -> str:
+    """The tables, as Markdown."""
+    return PAGE.format(
+        count=count,
+        seed=seed,
+        lines="\n".join(_line(each) for each in compared),
+        equal="\n".join(
+            line for ours in compared if ours.variant.method == OURS for line in _equal(ours, compared)
+        ),
+        parts="\n".join(_part(each, parts[0]) for each in parts),
+    )
+
+
+def _line(each: Measured) -> str:
+    true, wrong, words = (fmean(count for count, _ in each.each(name)) for name in ("true", "wrong", "words"))
+    cells = [
+        f"{each.variant.method} | {each.variant.setting} | {true:.1f} | {wrong:.2f}",
+        f"{_share(mean(each.each('recall')))} | {_share(mean(each.each('wrong share')))} | {words:.0f}",
+        f"{each.requests:.1f} | {each.computed:,.0f} | {each.generated:,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _equal(ours: Measured, compared: Sequence[Measured]) -> list[str]:
+    """Each other method at that setting, among those that cost no more, that tells most."""
+    lines = []
+    for method in dict.fromkeys(each.variant.method for each in compared if each.variant.method != OURS):
+        within = [each for each in compared if each.variant.method == method and each.tokens <= ours.tokens]
+        if not within:
+            continue
+        best = max(within, key=lambda each: sum(count for count, _ in each.each("recall")))
+        told = [difference(ours.each(name), best.each(name)) for name in ("recall", "wrong share")]
+        lines.append(
+            f"| {ours.variant.setting}, {ours.tokens:,.0f} | {best.variant.name}, {best.tokens:,.0f} "
+            f"| {_points(told[0])} | {_points(told[1])} |"
+        )
+    return lines
+
+
+def _part(each: Measured, whole: Measured) -> str:
+    cells = [each.variant.setting]
+    for name in ("recall", "wrong share"):
+        cells.append(_share(mean(each.each(name))))
+        cells.append("" if each is whole else _points(difference(each.each(name), whole.each(name))))
+    cells += [f"{each.requests:.1f}", f"{each.computed:,.0f}", f"{each.generated:,.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(share: Interval | None) -> str:
+    return "" if share is None else f"{share.mean:.1%} ({share.low:.1%} to {share.high:.1%})"
+
+
+def _points(apart: Interval | None) -> str:
+    if apart is None:
+        return ""
+    return f"{100 * apart.mean:+.1f} ({100 * apart.low:+.1f} to {100 * apart.high:+.1f})"
+
+
+PAGE = """# Every pipeline on the embedded world
+
+Made by
+
+    python -m scalecap.scenes.experiments.comparison DIR --count {count} --seed {seed}
+
+on {count} scenes that the embedded model never saw, in float32, with the pipelines' own sampling. Facts are
+counted once a caption (`evaluate=scenes`); *recall* is true facts of all that there are, *wrong* wrong facts
+of those told. Requests and tokens are means per image. Of the prompt tokens those of a picture are counted
+once, as an engine with a prefix cache computes them. Intervals are of 95 %, over images, differences paired.
+
+| pipeline | setting | true | wrong | recall | wrong | words | requests | prompt tokens | generated |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{lines}
+
+![recall and wrong facts against the tokens of an image](comparison.svg)
+
+## At equal cost
+
+What `dense` tells more than each other pipeline at the setting that tells most among those that take no more
+tokens, and how much more of what it tells is wrong, in percentage points.
+
+| dense, tokens | pipeline, tokens | recall | wrong |
+| --- | --- | --- | --- |
+{equal}
+
+## Without one part
+
+`dense` at its largest budget, and the difference that each part makes, in percentage points.
+
+| | recall | difference | wrong | difference | requests | prompt tokens | generated |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{parts}
+"""
+
+
+def plot(compared: Sequence[Measured], file: Path) -> None:
+    """Recall, and the share of wrong facts, against the tokens of an image; a line for each pipeline."""
+    pyplot = svg_pyplot()
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(7.2, 7.2), sharex=True)
+    methods = dict.fromkeys(each.variant.method for each in compared)
+    for number, method in enumerate(methods):
+        chosen = sorted(
+            (each for each in compared if each.variant.method == method), key=lambda each: each.tokens
+        )
+        style: dict[str, Any] = {"marker": "osv^D<>pP"[number % 9], "label": method}
+        style |= {"color": "black", "linewidth": 2.2} if method == OURS else {"linewidth": 1}
+        for axes, name in ((above, "recall"), (below, "wrong share")):
+            shares = [mean(each.each(name)) for each in chosen]
+            axes.plot(
+                [each.tokens for each in chosen],
+                [100 * share.mean if share else float("nan") for share in shares],
+                **style,
+            )
+    for axes, title in ((above, "of all facts, % told"), (below, "of facts told, % wrong")):
+        axes.set_xscale("log")
+        axes.set_ylabel(title)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    below.set_xlabel("tokens computed for an image (log scale)")
+    above.legend(frameon=False, ncols=2)
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    arguments = parsed(
+        parser("python -m scalecap.scenes.experiments.comparison", __doc__, count=500, seed=11)
+    )
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    engine = process_engines.run(Kept.open(arguments.folder / "replies"))
+    try:
+        compared, parts = (
+            [_measured(engine, variant, arguments) for variant in variants]
+            for variants in (methods(), ablations())
+        )
+    finally:
+        process_engines.run(engine.close())
+    text = page(compared, parts, arguments.count, arguments.seed)
+    (arguments.folder / "comparison.md").write_text(text, encoding="utf-8")
+    plot(compared, arguments.folder / "comparison.svg")
+
+
+def _measured(engine: Kept, variant: Variant, arguments: argparse.Namespace) -> Measured:
+    found = measure(engine, variant, arguments.count, arguments.seed)
+    log.info("%s: %s", variant.name, _line(found))
+    return found
+
+
+if __name__ == "__main__":
+    main()

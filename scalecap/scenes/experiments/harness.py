@@ -1,0 +1,63 @@
+"""What the commands that measure pipelines on the embedded world share."""
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+from scalecap.config.settings import CONF, from_config
+from scalecap.engines.base import Engine
+from scalecap.run.summary import Summary
+from scalecap.runner import run
+
+
+def captioned(overrides: Sequence[str], engine: Engine | None = None) -> tuple[list[dict[str, Any]], Summary]:
+    """Rows of a run in float32, which leaves no folder, and its summary.
+
+    Args:
+        engine: of all roles, in place of that which the overrides name.
+    """
+    engines = {"vlm": engine, "llm": engine} if engine else None
+    with (
+        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
+        tempfile.TemporaryDirectory() as output,
+    ):
+        given = [*overrides, f"output={output}", "model.vlm.dtype=float32", "report=false"]
+        summary = run(from_config(hydra.compose("config", given)), engines=engines)
+        lines = (Path(output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines], summary
+
+
+def parser(prog: str, description: str | None, *, count: int, seed: int) -> argparse.ArgumentParser:
+    """Of a command that writes a page and a plot about unseen scenes."""
+    found = argparse.ArgumentParser(prog=prog, description=description)
+    found.add_argument("folder", type=Path, help="for the page, the plot and the replies")
+    found.add_argument("--count", type=int, default=count, help="scenes")
+    found.add_argument("--seed", type=int, default=seed, help="of the scenes")
+    return found
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; it ends with a message where no plot can be drawn. Progress goes to the log."""
+    arguments = parser.parse_args()
+    if find_spec("matplotlib") is None:
+        parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    return arguments
+
+
+def svg_pyplot() -> Any:
+    """`matplotlib.pyplot`, drawing the same SVG of the same numbers."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "scalecap"
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,245 @@
+"""The paper's method and its parts on the embedded world: one table, one plot, one command.
+
+    python -m scalecap.scenes.experiments.method DIR
+
+captions 500 scenes that the embedded model never saw with every pipeline below, and writes DIR/README.md and
+DIR/budget.svg. Replies are kept in DIR/replies, so a second run, or one that goes on, computes what is new.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scalecap.engines import open_engine
+from scalecap.engines.settings import EngineSettings, ModelSettings
+from scalecap.metrics.scenes import scenes
+from scalecap.run.summary import Summary
+from scalecap.runner import process_engines
+from scalecap.scenes.experiments.harness import captioned, parsed, parser, svg_pyplot
+from scalecap.scenes.kinds import KINDS
+
+log = logging.getLogger(__name__)
+
+DRAWN = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
+"""The first caption is as careless in all pipelines as in the seed's; all else is greedy, as in the paper."""
+BUDGETS = (0, 1, 2, 4, None)
+CLOSING = ("final_sentences", "checked_sentences", "checked_caption")
+FUSING = ("collected_objects", "collected_positions", "final_caption")
+SCALED = "contrast then verify, budget "
+COLOURS = {"assembled": "#1b7837", "fused": "#b35806", "fused, checked": "#2166ac"}
+CAPTIONS = {"assembled_caption": "assembled", "final_caption": "fused", "checked_caption": "fused, checked"}
+
+
+class Variant(NamedTuple):
+    """A pipeline that is compared."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+def variants() -> list[Variant]:
+    """All pipelines, in the order of the table."""
+
+    def paper(check: str, *more: str) -> tuple[str, ...]:
+        return ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", DRAWN, *more)
+
+    found = [
+        Variant("seed", ("pipeline=seed",)),
+        Variant(
+            "seed, greedy", ("pipeline=seed", "also=[closing_check,assembled]", "sampling=greedy", DRAWN)
+        ),
+        Variant("contrast", paper("contrast")),
+        Variant("contrast, log-probabilities", paper("contrast", *_values("logprobs"))),
+        Variant("verify", paper("verify")),
+        Variant("vote", paper("vote")),
+    ]
+    for budget in BUDGETS:
+        asked = "all" if budget is None else str(budget)
+        value = "null" if budget is None else asked
+        found.append(Variant(f"{SCALED}{asked}", paper("both", f"pipeline.steps.q_list.budget={value}")))
+    return found
+
+
+def _values(values: str) -> list[str]:
+    return [f"pipeline.steps.{step}.values={values}" for step in ("golden_sentences", "final_details")]
+
+
+class Line(NamedTuple):
+    """One caption column of one pipeline, means over scenes."""
+
+    pipeline: str
+    caption: str
+    wrong: float
+    true: float
+    words: float
+    requests: float
+    tokens: float
+    """Of prompts and replies, those that the engine did not compute again included."""
+
+
+def compare(folder: Path, count: int, seed: int) -> tuple[list[Line], dict[str, float]]:
+    """Run all pipelines: the table's lines, and how well each rating tells true sentences from others."""
+    model = ModelSettings(name="scenes", dtype="float32")
+    engine = process_engines.run(open_engine(model, EngineSettings(name="transformers")))
+    found: list[Line] = []
+    told: dict[str, float] = {}
+    try:
+        for name, overrides in variants():
+            words = [f"data.count={count}", f"data.seed={seed}", f"cache.dir={folder / 'replies'}"]
+            rows, summary = captioned([*overrides, *words, "progress=false"], engine)
+            found += _lines(name, rows, summary)
+            told |= _told_apart(name, rows)
+            log.info("%s: %s", name, ", ".join(f"{line.caption} {line.true:.2f}" for line in found[-3:]))
+    finally:
+        process_engines.run(engine.close())
+    return found, told
+
+
+def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> list[Line]:
+    """A line for each caption that the pipeline wrote; later steps are no cost of an earlier caption."""
+    spared = {"init_caption": [step for step in summary.counts.steps if step != "init_caption"]}
+    spared |= {"assembled_caption": [*FUSING, *CLOSING], "final_caption": [*CLOSING], "checked_caption": []}
+    lines = []
+    for column in spared if name == "seed" else CAPTIONS:
+        told = [
+            scenes({"it": row[column]}, row["truth"])["it"] for row in rows if row.get(column) is not None
+        ]
+        if not told:
+            continue
+        counts = [count for step, count in summary.counts.steps.items() if step not in spared[column]]
+        # Replies that an earlier pipeline computed are in the cache, and cost this one as much.
+        tokens = sum(count.prompt_tokens + count.generated_tokens for count in counts)
+        tokens += sum(count.reused_prompt_tokens + count.reused_generated_tokens for count in counts)
+        requests = sum(count.requests for count in counts)
+        first = column == "init_caption"
+        lines.append(
+            Line(
+                pipeline="none" if first else name,
+                caption="first" if first else CAPTIONS[column],
+                wrong=mean(each["wrong"] for each in told),
+                true=mean(each["true"] for each in told),
+                words=mean(each["words"] for each in told),
+                requests=requests / len(rows),
+                tokens=tokens / len(rows),
+            )
+        )
+    return lines
+
+
+def _told_apart(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Area under the ROC curve of the rating of first sentences in these rows, if it is one to compare."""
+    labels = {
+        "contrast": "contrast, raw logits",
+        "contrast, log-probabilities": "contrast, log-probabilities",
+        "verify": "P(yes)",
+    }
+    if name not in labels:
+        return {}
+    rated = [
+        (_value(score), scenes({"it": score["text"]}, row["truth"])["it"])
+        for row in rows
+        for score in row["golden_sentences_scores"]
+    ]
+    true = [value for value, said in rated if said["true"] and not said["wrong"]]
+    wrong = [value for value, said in rated if said["wrong"]]
+    return {labels[name]: area(true, wrong)}
+
+
+def _value(score: Mapping[str, Any]) -> float:
+    if "p_yes" in score:
+        return float(score["p_yes"])
+    return max((clause["gap"] for clause in score["clauses"] if clause["gap"] is not None), default=-np.inf)
+
+
+def area(high: Sequence[float], low: Sequence[float]) -> float:
+    """How often a value of `high` is above one of `low`, ties counted half."""
+    a, b = np.asarray(high)[:, None], np.asarray(low)[None]
+    return float(((a > b) + 0.5 * (a == b)).mean())
+
+
+def page(lines: Sequence[Line], areas: Mapping[str, float], count: int, seed: int) -> str:
+    """README of the results."""
+    rows = [
+        f"| {line.pipeline} | {line.caption} | {line.wrong:.2f} | {line.true:.2f} | {line.words:.1f} "
+        f"| {line.requests:.1f} | {line.tokens:,.0f} |"
+        for line in lines
+    ]
+    ratings = [f"| {name} | {value:.3f} |" for name, value in areas.items()]
+    told = {"rows": "\n".join(rows), "ratings": "\n".join(ratings)}
+    return PAGE.format(count=count, seed=seed, kinds=len(KINDS), **told)
+
+
+PAGE = """# The method on the embedded world
+
+Made by
+
+    python -m scalecap.scenes.experiments.method DIR --count {count} --seed {seed}
+
+on {count} scenes that the embedded model never saw, in float32. The first caption is drawn as in the seed
+(temperature 0.7, top-p 0.9) and is the same for all pipelines; all else is greedy but in the line `seed`.
+
+| pipeline | caption | wrong facts | true facts | words | requests | tokens |
+| --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+Means per image. Requests and tokens (of prompts and replies, cached ones included) are those without which
+the caption would not be there. *fused* is written by the embedded model in its role as language model,
+*fused, checked* is what `also=closing_check` leaves of it, *assembled* is `assembled_caption`, made without a
+language model.
+
+![true and wrong facts against the budget](budget.svg)
+
+Objects asked about (`pipeline.steps.q_list.budget`), `pipeline/check=both`.
+
+How well a rating tells true sentences of the first caption from those with a wrong fact (area under the ROC
+curve; 0.5 is chance):
+
+| rating | area |
+| --- | --- |
+{ratings}
+
+The embedded model was taught yes/no checks, questions, answers, collecting and fusing; nothing was taught for
+the contrastive rating, which needs nothing of the kind. Its questions were taught on whole captions and are
+asked here sentence by sentence. It is a model of six million parameters in a world of {kinds} things: what
+helps it need not help a large model, and the other way round.
+"""
+
+
+def plot(lines: Sequence[Line], file: Path) -> None:
+    """True and wrong facts against the budget, one line for each way to write the caption."""
+    pyplot = svg_pyplot()
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
+    names = ["all" if budget is None else str(budget) for budget in BUDGETS]
+    for (caption, colour), marker in zip(COLOURS.items(), "so^", strict=True):
+        chosen = {line.pipeline: line for line in lines if line.caption == caption}
+        points = [chosen[f"{SCALED}{name}"] for name in names]
+        above.plot(names, [point.true for point in points], marker=marker, color=colour, label=caption)
+        below.plot(names, [point.wrong for point in points], marker=marker, color=colour, label=caption)
+    (first,) = [line for line in lines if line.caption == "first"]
+    for axes, value, title in ((above, first.true, "true facts"), (below, first.wrong, "wrong facts")):
+        axes.axhline(value, color="grey", linestyle="--", linewidth=1, label="first caption")
+        axes.set_ylabel(f"{title} a caption")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    below.set_xlabel("budget: objects asked about")
+    above.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    arguments = parsed(parser("python -m scalecap.scenes.experiments.method", __doc__, count=500, seed=11))
+    lines, told = compare(arguments.folder, arguments.count, arguments.seed)
+    (arguments.folder / "README.md").write_text(
+        page(lines, told, arguments.count, arguments.seed), encoding="utf-8"
+    )
+    plot(lines, arguments.folder / "budget.svg")
+
+
+if __name__ == "__main__":
+    main()

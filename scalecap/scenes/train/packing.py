@@ -1,0 +1,267 @@
+"""Lessons as tensors, and the language part's forward over them.
+
+Lessons about one picture share it: it stands once, and after it many prompts with their replies, each of
+which sees the picture and itself only. Tokens lie end to end without padding; attention alone gathers
+lessons of about one length.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scalecap.scenes.architecture import GRID, IMAGE_TOKENS, MERGE
+from scalecap.scenes.train.lessons import Lesson
+
+LENGTHS = (24, 32, 48, 80, 160, 320)
+"""Lessons up to each length are one group; longer ones another."""
+
+_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+
+
+class Group(NamedTuple):
+    """Segments of about one length that attend in one go."""
+
+    tokens: Tensor
+    """(segments, length): places of their tokens, 0 where there is none; none stands before one."""
+    picture: Tensor | None
+    """(segments, prefix): places of the tokens of the picture that each sees, or None."""
+
+    def keys(self) -> Tensor:
+        """(segments, prefix + length): what a segment's tokens may see."""
+        return self.tokens if self.picture is None else torch.cat([self.picture, self.tokens], dim=1)
+
+
+class Packed(NamedTuple):
+    """Lessons end to end, of `tokens` tokens."""
+
+    ids: Tensor
+    """(tokens,)"""
+    positions: Tensor
+    """(3, 1, tokens): of time, row and column."""
+    groups: list[Group]
+    queries: Tensor
+    """Places of all groups' tokens, flattened."""
+    keys: Tensor
+    """The same with the picture's before each segment's own."""
+    where: Tensor
+    """(tokens,): the place of each token among `queries`."""
+    learnt: Tensor
+    """(replies,): places of the tokens before those to predict."""
+    targets: Tensor
+    """(replies,): ids to predict."""
+    weights: Tensor
+    """(replies,): of the loss."""
+    judged: Tensor
+    """(statements' tokens,): places of tokens of statements to judge."""
+    holds: Tensor
+    """(statements' tokens,): 1 where the statement is true, else 0."""
+    seen: Tensor
+    """(image tokens,): their places, picture by picture."""
+
+
+class Packer:
+    """Turns lessons into tensors."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._ids: dict[str, list[int]] = {}
+        self._tokenizer = tokenizer
+        self._prefix = self._encode(_SYSTEM)
+        start, pad, end = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+        self._picture = self._prefix + tokenizer.convert_tokens_to_ids([start, *[pad] * IMAGE_TOKENS, end])
+        first, cells = len(self._prefix) + 1, GRID // MERGE
+        self._grid = [(i, i, i) for i in range(first)]
+        self._grid += [(first, first + i // cells, first + i % cells) for i in range(IMAGE_TOKENS)]
+        self._grid.append((first + cells,) * 3)
+
+    def _encode(self, text: str) -> list[int]:
+        known = self._ids.get(text)
+        if known is None:
+            known = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            if len(text) < 120 and len(self._ids) < 200_000:
+                self._ids[text] = known
+        return known
+
+    def _prompt(self, lesson: Lesson) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of the prompt, and (place, 0 or 1) of the tokens of statements in it.
+
+        A statement's tokens run up to the next one's, the last one's to the prompt's end.
+        """
+        if not lesson.judged:
+            return self._encode(lesson.prompt), []
+        encoded = self._tokenizer(lesson.prompt, add_special_tokens=False, return_offsets_mapping=True)
+        marks, at, starts = [], 0, []
+        for text, _ in lesson.judged:
+            at = lesson.prompt.index(text, at)
+            starts.append(at)
+        for place, (_, end) in enumerate(encoded["offset_mapping"]):
+            number = sum(start < end for start in starts) - 1
+            if number >= 0:
+                marks.append((place, int(lesson.judged[number][1])))
+        return list(encoded["input_ids"]), marks
+
+    def length(self, lesson: Lesson) -> int:
+        """How many tokens of a lesson are predicted: its reply's and the end."""
+        return len(self._encode(lesson.reply)) + 1
+
+    def pack(self, rows: Sequence[Sequence[Lesson]], alone: Sequence[Lesson] = ()) -> Packed:
+        """Pack rows of lessons about one picture each, and lessons without a picture."""
+        ids: list[int] = []
+        positions: list[tuple[int, int, int]] = []
+        learnt: list[int] = []
+        weights: list[float] = []
+        judged: list[tuple[int, int]] = []
+        pictures: list[range] = []
+        segments: list[tuple[range, int | None]] = []
+
+        def add(lesson: Lesson, row: int | None) -> None:
+            start = self._grid[-1][0] + 1 if row is not None else 0
+            said, marks = self._prompt(lesson)
+            before = [] if row is not None else self._prefix
+            ask = before + said + self._encode("<|im_end|>\n<|im_start|>assistant\n")
+            reply = self._encode(lesson.reply) + self._encode("<|im_end|>")
+            first = len(ids)
+            judged.extend((first + len(before) + place, holds) for place, holds in marks)
+            learnt.extend(range(first + len(ask) - 1, first + len(ask) + len(reply) - 1))
+            weights.extend([lesson.weight] * (len(reply) - 1) + [min(1.0, lesson.weight)])
+            ids.extend(ask + reply)
+            positions.extend((start + i,) * 3 for i in range(len(ask) + len(reply)))
+            segments.append((range(first, len(ids)), row))
+
+        for row, lessons in enumerate(rows):
+            pictures.append(range(len(ids), len(ids) + len(self._picture)))
+            ids.extend(self._picture)
+            positions.extend(self._grid)
+            for lesson in lessons:
+                add(lesson, row)
+        for lesson in alone:
+            add(lesson, None)
+        groups = _grouped(pictures, segments)
+        flat = torch.tensor(ids)
+        queries = torch.cat([group.tokens.flatten() for group in groups])
+        where = torch.zeros(len(ids), dtype=torch.long)
+        real = torch.cat([_real(group.tokens) for group in groups])
+        where[queries[real]] = torch.arange(len(queries))[real]
+        learnt_ = torch.tensor(learnt)
+        first = len(self._prefix) + 1
+        seen = [place for picture in pictures for place in picture[first : first + IMAGE_TOKENS]]
+        return Packed(
+            ids=flat,
+            positions=torch.tensor(positions).T[:, None],
+            groups=groups,
+            queries=queries,
+            keys=torch.cat([group.keys().flatten() for group in groups]),
+            where=where,
+            learnt=learnt_,
+            targets=flat[learnt_ + 1],
+            weights=torch.tensor(weights),
+            judged=torch.tensor([place for place, _ in judged], dtype=torch.long),
+            holds=torch.tensor([holds for _, holds in judged], dtype=torch.long),
+            seen=torch.tensor(seen, dtype=torch.long),
+        )
+
+
+def _real(tokens: Tensor) -> Tensor:
+    """(segments · length,): which places of a group hold a token; place 0 only begins the first segment."""
+    real = tokens > 0
+    real[:, 0] = True
+    return real.flatten()
+
+
+def _grouped(pictures: Sequence[range], segments: Sequence[tuple[range, int | None]]) -> list[Group]:
+    groups = []
+    if pictures:
+        groups.append(Group(torch.tensor([list(picture) for picture in pictures]), None))
+    sorted_: dict[tuple[bool, int], list[tuple[range, int | None]]] = {}
+    for segment, row in segments:
+        length = next((length for length in LENGTHS if len(segment) <= length), LENGTHS[-1] + 1)
+        sorted_.setdefault((row is not None, length), []).append((segment, row))
+    for (sees, _), group in sorted(sorted_.items()):
+        longest = max(len(segment) for segment, _ in group)
+        tokens = torch.zeros(len(group), longest, dtype=torch.long)
+        for number, (segment, _) in enumerate(group):
+            tokens[number, : len(segment)] = torch.tensor(list(segment))
+        picture = torch.tensor([list(pictures[row]) for _, row in group if row is not None]) if sees else None
+        groups.append(Group(tokens, picture))
+    return groups
+
+
+class Prediction(NamedTuple):
+    """What the model says at the tokens to learn."""
+
+    logits: Tensor
+    """(replies, vocabulary)"""
+    middle: Tensor
+    """(statements' tokens, hidden): what the layer `judge_at` puts out at the tokens to judge."""
+
+
+def predict(model: Any, packed: Packed, merged: Tensor | None = None, judge_at: int = 0) -> Prediction:
+    """The language part's own forward, on lessons end to end.
+
+    Args:
+        merged: (pictures, 36, hidden) for the rows' pictures in order, or None without any.
+        judge_at: after so many layers statements are judged.
+    """
+    language = model.model.language_model
+    hidden = language.embed_tokens(packed.ids)
+    if merged is not None:
+        hidden = hidden.index_copy(0, packed.seen, merged.flatten(0, 1).to(hidden.dtype))
+    turn = _rotation(language, hidden, packed.positions)
+    middle = hidden
+    for number, layer in enumerate(language.layers, 1):
+        attention = layer.self_attn
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key, value = (
+            heads.view(len(heads), -1, attention.head_dim)
+            for heads in _together(projections, layer.input_layernorm(hidden))
+        )
+        hidden = hidden + attention.o_proj(_attend(turn(query), turn(key), value, packed))
+        mlp = layer.mlp
+        gate, up = _together((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm(hidden))
+        hidden = hidden + mlp.down_proj(mlp.act_fn(gate) * up)
+        if number == judge_at:
+            middle = hidden
+    hidden = language.norm(hidden[packed.learnt])
+    return Prediction(model.lm_head(hidden), middle[packed.judged])
+
+
+def _together(projections: Sequence[nn.Linear], x: Tensor) -> tuple[Tensor, ...]:
+    """What each of some projections makes of the same input, in one product."""
+    weights: list[Tensor] = [each.weight for each in projections]
+    biases: list[Tensor] = [each.bias for each in projections if each.bias is not None]
+    made = nn.functional.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
+    return torch.split(made, [each.out_features for each in projections], dim=-1)
+
+
+def _rotation(language: Any, hidden: Tensor, positions: Tensor) -> Any:
+    """What turns (tokens, heads, size) by the tokens' places, as Qwen2.5-VL's sections do."""
+    cos, sin = (angles[0][:, None] for angles in language.rotary_emb(hidden[None], positions))
+
+    def turn(x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        rotated = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+        turned: Tensor = x * cos.to(x.dtype) + rotated * sin.to(x.dtype)
+        return turned
+
+    return turn
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
+    """(tokens, heads · size): each token sees its segment up to itself, and its picture before it."""
+    kinds, shared, size = key.shape[1], query.shape[1] // key.shape[1], query.shape[2]
+    lengths = [group.tokens.shape for group in packed.groups]
+    spans = [group.keys().shape for group in packed.groups]
+    queries = torch.split(query[packed.queries], [a * b for a, b in lengths])
+    keys, values = (torch.split(each[packed.keys], [a * b for a, b in spans]) for each in (key, value))
+    out = []
+    for (segments, length), (_, span), q, k, v in zip(lengths, spans, queries, keys, values, strict=True):
+        # Heads that share a key stand end to end: (segments, key heads, shared · length, size).
+        q = q.view(segments, length, kinds, shared, size).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        k, v = (each.view(segments, span, kinds, size).transpose(1, 2) for each in (k, v))
+        mask = torch.ones(length, span, dtype=torch.bool, device=q.device).tril(span - length)
+        scores = (q @ k.transpose(-1, -2)).view(segments, kinds, shared, length, span) * size**-0.5
+        shares = nn.functional.softmax(scores.float().masked_fill(~mask, -torch.inf), dim=-1).to(v.dtype)
+        mixed = (shares.flatten(2, 3) @ v).view(segments, kinds, shared, length, size)
+        out.append(mixed.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1))
+    return torch.cat(out)[packed.where]

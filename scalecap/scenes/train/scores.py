@@ -1,0 +1,164 @@
+"""How good the model is while it learns, on scenes that it never saw: teacher-forced, so quick."""
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalecap.scenes.architecture import normalise, see
+from scalecap.scenes.careless import careless_caption
+from scalecap.scenes.claims import holds
+from scalecap.scenes.grammar import read
+from scalecap.scenes.statements import LATE, statements
+from scalecap.scenes.train import lessons, tower
+from scalecap.scenes.train.lessons import Lesson, Prompts
+from scalecap.scenes.train.packing import Packer, predict
+from scalecap.scenes.views import View, drawn
+from scalecap.scenes.world import unseen
+from scalecap.text.content_words import content
+from scalecap.text.segmentation import sentences
+
+if TYPE_CHECKING:
+    from scalecap.scenes.train.training import Pupil
+
+_SPANS = {
+    "position": re.compile(r"(?:at the|on the|in the) (?:top|bottom|left|right|center)(?: left| right)?"),
+    "facing": re.compile(r"facing (?:left|right)"),
+    "neighbours": re.compile(r"next to [^.]*"),
+    "size and colour": re.compile(r"(?<=is )(?:small|large) and \w+"),
+}
+_PAIRS = 8
+"""Of a true and a false statement a scene."""
+
+
+@torch.no_grad()
+def score(pupil: "Pupil", phase: str, prompts: Prompts, packer: Packer, count: int) -> dict[str, float]:
+    """Scores on `count` scenes.
+
+    `check …`: balanced accuracy of yes/no, by what a false statement has wrong; `auc`: of its P(yes).
+    `contrast auc`: how well a sentence's largest gap of a content word's logits with and without the
+    picture tells true sentences of careless captions from wrong ones. Other names: how often those words of
+    an answer are right, given those before. In the phase `language` pictures are told in words.
+    """
+    views = [drawn(unseen(77, index)) for index in range(count)]
+    labels = torch.stack([tower.label(view) for view in views]).to(pupil.device)
+    if phase == "language":
+        merged = pupil.described(labels)
+        found: dict[str, float] = {}
+    else:
+        images = normalise([view.picture(336) for view in views]).to(pupil.device)
+        merged = torch.cat([see(pupil.model.model.visual, part) for part in torch.split(images, 16)])
+        found = {f"tower {name}": share for name, share in pupil.heads.loss(merged, labels)[1].items()}
+    if phase != "tower":
+        found |= _checks(pupil, views, prompts, packer, merged)
+        found |= _contrast(pupil, views, prompts, packer, merged)
+        found |= _answers(pupil, views, prompts, packer, merged)
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def _said(
+    pupil: "Pupil", packer: Packer, rows: Sequence[Sequence[Lesson]], merged: Tensor | None
+) -> list[Tensor]:
+    """Logits at each lesson's reply, lesson by lesson of the rows; without `merged`, without pictures."""
+    out: list[Tensor] = []
+    for first in range(0, len(rows), 12):
+        part = rows[first : first + 12]
+        if merged is None:
+            packed = packer.pack([], [lesson for row in part for lesson in row])
+            logits = predict(pupil.model, packed).logits
+        else:
+            packed = packer.pack(part)
+            logits = predict(pupil.model, packed, merged[first : first + 12]).logits
+        out += torch.split(logits, [packer.length(lesson) for row in part for lesson in row])
+    return out
+
+
+def _checks(
+    pupil: "Pupil", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
+) -> dict[str, float]:
+    rng = random.Random(1)
+    pairs = [[statements(view.truth(), rng, LATE) for _ in range(_PAIRS)] for view in views]
+    rows = [
+        [
+            Lesson(prompts["verify"][0](text=text), reply)
+            for pair in group
+            for text, reply in ((pair.true, "yes"), (pair.false, "no"))
+        ]
+        for group in pairs
+    ]
+    yes, no = (pupil.tokenizer(word)["input_ids"][0] for word in ("yes", "no"))
+    odds = [float(logits[0, yes] - logits[0, no]) for logits in _said(pupil, packer, rows, merged)]
+    true, false = np.array(odds[::2]), np.array(odds[1::2])
+    by_sort: dict[str, list[int]] = defaultdict(list)
+    for number, pair in enumerate(pair for group in pairs for pair in group):
+        by_sort[pair.sort].append(number)
+    found = {"check": float((np.mean(true > 0) + np.mean(false <= 0)) / 2), "auc": area(true, false)}
+    for sort, numbers in sorted(by_sort.items()):
+        found[f"check {sort}"] = float((np.mean(true[numbers] > 0) + np.mean(false[numbers] <= 0)) / 2)
+    return found
+
+
+def _contrast(
+    pupil: "Pupil", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
+) -> dict[str, float]:
+    rng = random.Random(2)
+    rows = [[Lesson(prompts["caption"][0](), careless_caption(view.truth(), rng))] for view in views]
+    seen = _said(pupil, packer, rows, merged)
+    unseen_ = _said(pupil, packer, rows, None)
+    rated: dict[bool, list[float]] = {True: [], False: []}
+    for view, (lesson,), with_, without in zip(views, rows, seen, unseen_, strict=True):
+        encoded = pupil.tokenizer(lesson.reply, return_offsets_mapping=True)
+        ids = torch.tensor(encoded["input_ids"])
+        gaps = (with_[: len(ids)] - without[: len(ids)]).gather(1, ids[:, None].to(with_.device))[:, 0]
+        words = content(lesson.reply)
+        for start, end in sentences(lesson.reply):
+            counted = [word for word in words if start <= word.start < end]
+            told = [
+                float(gap)
+                for gap, (a, b) in zip(gaps, encoded["offset_mapping"], strict=True)
+                if any(a < word.end and b > word.start for word in counted)
+            ]
+            true = all(holds(claim, view.truth()) for claim in read(lesson.reply[start:end]))
+            rated[true].append(max(told, default=-np.inf))
+    return {"contrast auc": area(np.array(rated[True]), np.array(rated[False]))}
+
+
+def _answers(
+    pupil: "Pupil", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
+) -> dict[str, float]:
+    rng = random.Random(3)
+    draws = (lessons.looks, lessons.place, lessons.missed, lessons.verdicts, lessons.choice)
+    rows = []
+    for view in views:
+        truth = view.truth()
+        rows.append([draw(truth, prompts, rng) for draw in draws[:3]])
+        rows[-1] += [lessons.verdicts(truth, prompts, rng, LATE), lessons.choice(truth, prompts, rng)]
+    names = ("looks", "place", "else", "batch", "choose")
+    right: dict[str, list[bool]] = defaultdict(list)
+    for number, logits in enumerate(_said(pupil, packer, rows, merged)):
+        lesson = rows[number // len(names)][number % len(names)]
+        encoded = pupil.tokenizer(lesson.reply, return_offsets_mapping=True)
+        hit = logits[:-1].argmax(-1).cpu() == torch.tensor(encoded["input_ids"])
+        right[f"{names[number % len(names)]} exact"].append(bool(hit.all()))
+        for name, span in _SPANS.items() if lesson.weight != lessons.LISTED else ():
+            if number % len(names) > 1:
+                continue
+            for match in span.finditer(lesson.reply):
+                inside = [
+                    place
+                    for place, (a, b) in enumerate(encoded["offset_mapping"])
+                    if a < match.end() and b > match.start()
+                ]
+                right[name].append(bool(hit[inside].all()))
+    return {name: float(np.mean(hits)) for name, hits in sorted(right.items())}
+
+
+def area(high: np.ndarray, low: np.ndarray) -> float:
+    """How often a value of `high` is above one of `low`, ties counted half."""
+    a, b = np.asarray(high)[:, None], np.asarray(low)[None]
+    return float(((a > b) + 0.5 * (a == b)).mean())

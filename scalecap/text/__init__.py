@@ -1,0 +1,1 @@
+"""Text: segmentation, templates, parsing."""

@@ -1,0 +1,90 @@
+"""Prompts are Jinja templates, conditions Jinja expressions: sandboxed, strict, with known variables."""
+
+import math
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from scalecap.text.suggestions import nearest
+
+_environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+
+
+class PromptError(ValueError):
+    """The template can't be parsed or rendered; the message says where and why."""
+
+
+class Template:
+    """A prompt with places for values. A value is text only: it is never parsed as a template."""
+
+    def __init__(self, source: str) -> None:
+        """Raises PromptError when `source` is no valid Jinja."""
+        try:
+            self.variables = frozenset(meta.find_undeclared_variables(_environment.parse(source)))
+            self._template = _environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise PromptError(f"line {error.lineno}: {error.message}") from error
+        self.source = source
+
+    def render(self, /, **values: Any) -> str:
+        """The prompt with `values` in place; PromptError when one is missing or forbidden."""
+        try:
+            return self._template.render(values)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise PromptError(str(error)) from error
+
+    def problems(self, valid: Collection[str], offered: Collection[str] = ()) -> list[str]:
+        """What is wrong with this prompt where just the variables `valid` are filled, and those `offered`."""
+        unknown = sorted(self.variables.difference(valid, offered))
+        found = [f"unknown variable {{{{ {name} }}}}; {nearest(name, valid)}" for name in unknown]
+        if valid and not self.variables:
+            found.append("uses no variable: write " + " or ".join(f"{{{{ {name} }}}}" for name in valid))
+        if not found:
+            try:
+                self.render(**{name: f"<{name}>" for name in [*valid, *offered]})
+            except PromptError as error:
+                found.append(str(error))
+        return found
+
+
+class Expression:
+    """A condition over columns, such as `golden_sentences | length < 3`."""
+
+    def __init__(self, source: str) -> None:
+        """Raises PromptError when `source` is no valid Jinja expression."""
+        try:
+            self._evaluate = _environment.compile_expression(source, undefined_to_none=False)
+            self.variables = frozenset(
+                meta.find_undeclared_variables(_environment.parse("{{ " + source + " }}"))
+            )
+        except TemplateSyntaxError as error:
+            raise PromptError(f"{source!r} is not an expression: {error.message}") from error
+        self.source = source
+
+    def holds(self, /, **values: Any) -> bool:
+        """Whether it is true of `values`; PromptError when it can't be computed.
+
+        A filter's result (`scores | selectattr('kept')`) is true when it has an item.
+        """
+        try:
+            value = self._evaluate(values)
+            return any(True for _ in value) if isinstance(value, Iterator) else bool(value)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise PromptError(f"{self.source!r}: {error}") from error
+
+    def number(self, /, **values: Any) -> float:
+        """Its value as a number; PromptError when it can't be computed, or is none."""
+        try:
+            value = self._evaluate(values)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise PromptError(f"{self.source!r}: {error}") from error
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise PromptError(f"{self.source!r}: expected a number, got {value!r:.80}")
+        return value
+
+    def problems(self, valid: Collection[str]) -> list[str]:
+        """What is wrong with it where just the variables `valid` have values."""
+        unknown = sorted(self.variables.difference(valid))
+        return [f"unknown name {name!r}; {nearest(name, valid)}" for name in unknown]

@@ -1,0 +1,249 @@
+"""Sweeps: what they compute, which engines they load, what they end with, launchers and sweepers."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import scalecap.engines
+from scalecap.cli.sweep import arranged
+from scalecap.config.settings import CONF
+from scalecap.engines import Engines
+from scalecap.engines.base import Request
+from scalecap.engines.scripted import Scripted
+from scalecap.engines.settings import EngineSettings, ModelSettings, RoleSettings
+
+Typed = Callable[..., int]
+THRESHOLD = "pipeline.steps.golden_sentences.threshold"
+
+
+def summaries(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/summary.json"))]
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
+
+
+@pytest.mark.parametrize("sweep", ["0.3,0.5,0.7", "range(0.3,0.8,0.2)", "choice(0.3,0.5,0.7)"])
+def test_a_threshold_sweep_computes_nothing_new(typed: Typed, tmp_path: Path, sweep: str):
+    assert typed("-m", f"{THRESHOLD}={sweep}", "data.limit=3", "hydra.sweep.dir=sweep") == 0
+    first, *others = summaries(tmp_path / "sweep")
+    assert first["requests"]["asked"] > first["requests"]["reused"]
+    assert len(others) == 2
+    for each in others:
+        assert each["requests"]["asked"] == each["requests"]["reused"] == first["requests"]["asked"]
+        assert (each["tokens"]["prompt"], each["tokens"]["generated"]) == (0, 0)
+    costs = {(line["prompt tokens"], line["generated tokens"]) for line in table(tmp_path / "sweep")}
+    assert len(costs) == 1  # what each would have cost alone
+
+
+def test_a_prompt_sweep_computes_only_what_the_prompt_changes(typed: Typed, tmp_path: Path):
+    assert typed("-m", "prompts/verify=compact,strict", "data.limit=2", "hydra.sweep.dir=sweep") == 0
+    _, second = summaries(tmp_path / "sweep")
+    computed = {name: each["requests"] - each["reused"] for name, each in second["steps"].items()}
+    assert {name for name, count in computed.items() if count} == {"golden_sentences"}
+
+
+def test_it_ends_with_a_comparison(typed: Typed, tmp_path: Path, capsys: Any):
+    words = ("-m", f"{THRESHOLD}=0.05,2,0.5", "data.limit=2", "hydra.sweep.dir=sweep")
+    assert typed(*words) == 1
+    first, failed, last = table(tmp_path / "sweep")
+    assert [line["status"] for line in (first, failed, last)] == ["finished", "failed", "finished"]
+    assert "2.0 is no probability" in failed["reason"]
+    assert (first["golden_sentences kept"], last["golden_sentences kept"]) == ("1.0", "0.5")
+    assert last["golden_sentences kept difference"] == "-0.5"
+    assert (failed["golden_sentences kept"], failed["seconds"]) == ("", "")
+    out = capsys.readouterr().out
+    assert "Comparison" in out
+    for suffix in ("md", "csv", "html"):
+        path = Path("sweep") / f"comparison.{suffix}"
+        assert str(path) in out
+        assert path.stat().st_size > 100
+
+    # The mended job takes the failed one's place.
+    assert typed("-m", f"{THRESHOLD}=0.05,0.6,0.5", "data.limit=2", "hydra.sweep.dir=sweep") == 0
+    assert [line["status"] for line in table(tmp_path / "sweep")] == ["finished"] * 3
+
+
+def test_a_job_refused_its_folder_does_not_show_what_was_there(typed: Typed, tmp_path: Path):
+    assert typed("-m", f"{THRESHOLD}=0.3,0.5", "data.limit=1", "hydra.sweep.dir=sweep") == 0
+    assert typed("-m", f"{THRESHOLD}=0.4,0.5", "data.limit=1", "hydra.sweep.dir=sweep") == 1
+    first, second = table(tmp_path / "sweep")
+    assert (first["status"], first[THRESHOLD], first["words"]) == ("failed", "0.4", "")
+    assert "another config" in first["reason"]
+    assert second["status"] == "finished"
+
+
+def test_whatever_a_job_raises_the_sweep_goes_on(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engines: dict[str, Scripted]
+):
+    async def open_engine(model: Any, engine: Any, beside: Any) -> Scripted:
+        if model.name != "scenes":
+            raise MemoryError("no room for it")
+        return engines["vlm"]
+
+    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    assert typed("-m", "model=qwen2.5-vl-3b,scenes", "data.limit=1", "hydra.sweep.dir=sweep") == 1
+    first, second = table(tmp_path / "sweep")
+    assert (first["reason"], second["status"]) == ("MemoryError: no room for it", "finished")
+
+
+def test_failed_rows_of_any_job_give_3(typed: Typed, rows: Callable[..., str]):
+    assert typed("-m", f"{THRESHOLD}=0.3,0.5", "data=jsonl", rows(3, broken=(1,)), "hydra.sweep.dir=s") == 3
+
+
+@pytest.fixture
+def doors(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> list[str]:
+    """What was opened and closed, in order."""
+    seen: list[str] = []
+
+    class Engine(Scripted):
+        async def close(self) -> None:
+            seen.append(f"close {self.identity}")
+
+    async def open_engine(model: Any, engine: Any, beside: Any) -> Scripted:
+        seen.append(" beside ".join([f"open {model.name}", *(other.name for other in beside)]))
+        return Engine(answer, identity=model.name)
+
+    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    return seen
+
+
+@pytest.mark.parametrize("threshold_first", [True, False])
+def test_each_model_is_opened_once_and_the_one_before_is_closed(
+    command: Typed, doors: list[str], threshold_first: bool
+):
+    words = [f"{THRESHOLD}=0.3,0.5", "model.vlm.name=a,b", "model=own"]
+    assert command("-m", *(words if threshold_first else reversed(words)), "data.limit=1") == 0
+    assert doors == ["open a", "close a", "open b", "close b"]
+
+
+def test_models_of_one_run_know_of_each_other(command: Typed, doors: list[str]):
+    assert command("model=own", "model.vlm.name=a", "model.llm.name=b", "data.limit=1") == 0
+    assert doors[:2] == ["open a beside b", "open b beside a"]
+
+
+def test_both_models_are_kept_when_told(command: Typed, doors: list[str]):
+    assert command("-m", "model=own", "model.vlm.name=a,b", "engine.keep=true", "data.limit=1") == 0
+    assert doors == ["open a", "open b", "close a", "close b"]
+
+
+def test_words_about_models_come_first_in_a_sweep_alone():
+    words = ["a=1,2", "engine.args.x=1", "-m", "model=x,y", "b=3"]
+    assert arranged(words) == ["-m", "engine.args.x=1", "model=x,y", "a=1,2", "b=3"]
+    assert arranged(["b=3", "model=x"]) == ["b=3", "model=x"]
+
+
+def test_a_closed_engine_leaves_no_model_in_memory():
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    engines = Engines()
+
+    async def open_(dtype: str) -> Any:
+        role = RoleSettings(ModelSettings("scenes", dtype=dtype), EngineSettings())
+        opened = await engines.by_role({"vlm": role})
+        return weakref.ref(opened["vlm"]._network)  # type: ignore[attr-defined]
+
+    first = engines.run(open_("float32"))
+    assert first() is not None
+    second = engines.run(open_("float64"))
+    assert first() is None
+    engines.close()
+    assert second() is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("objective=final_caption", "objective=final_caption: no step final_caption writes numbers"),
+        ("evaluate=scenes|objective=scene.f1", "nearest: scenes"),
+        ("-m|hydra/sweeper=optuna|seed=1,2", "this sweeper needs objective="),
+    ],
+)
+def test_an_objective_that_no_step_writes_is_one_message(
+    typed: Typed, opened: list[Any], capsys: Any, words: str, message: str
+):
+    if "optuna" in words:
+        pytest.importorskip("optuna", reason='needs pip install "scalecap[sweeps]"')
+    assert typed(*words.split("|")) == 1
+    assert message in capsys.readouterr().err
+    assert not opened
+
+
+def test_an_objective_that_no_row_has_ends_a_search(typed: Typed, tmp_path: Path, capsys: Any):
+    if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        pytest.skip('needs pip install "scalecap[sweeps]"')
+    words = ["evaluate=scenes", "objective=scenes.nothing", "data.limit=1", "seed=choice(1,2)"]
+    words += ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=sweep"]
+    assert typed("-m", *words) == 1
+    assert "no row has objective=scenes.nothing; metrics that rows have: scenes." in capsys.readouterr().err
+    assert "scenes.nothing" in (tmp_path / "sweep" / "0" / ".hydra" / "error.txt").read_text()
+
+
+def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        pytest.skip('needs pip install "scalecap[sweeps]"')
+    best, threshold = "verifier.balanced_accuracy", "pipeline.steps.verifier.threshold"
+    base = ["pipeline=none", "evaluate=scenes_verifier", "pipeline.steps.statements.pairs=2", "data.limit=12"]
+    words = [*base, f"objective={best}", f"{threshold}=interval(0,1)", "hydra.sweep.dir=sweep"]
+    optuna = ["direction=maximize", "n_trials=20", "sampler.seed=1"]
+    assert command("-m", *words, "hydra/sweeper=optuna", *(f"hydra.sweeper.{word}" for word in optuna)) == 0
+    found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+
+    # Every threshold there is lies between two of the probabilities: the best of them all is known.
+    lines = (tmp_path / "sweep" / "0" / "captions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    answers = [each for line in lines for each in json.loads(line)["verifier_answers"]]
+
+    def worth(at: float) -> float:
+        right = {True: [], False: []}
+        for each in answers:
+            right[each["label"]].append((each["p_yes"] >= at) == each["label"])
+        return sum(sum(each) / len(each) for each in right.values()) / 2
+
+    values = [worth(at) for at in {0.0, 1.0, *(each["p_yes"] for each in answers)}]
+    assert max(values) > min(values) + 0.2
+    assert found["best_value"] == pytest.approx(max(values))
+    assert worth(found["best_params"][threshold]) == pytest.approx(max(values))
+    asked = [each["requests"] for each in summaries(tmp_path / "sweep")]
+    assert sum(each["asked"] > each["reused"] for each in asked) == 1  # all trials but the first were free
+    marked = [line for line in table(tmp_path / "sweep") if line[f"{best} best"] == "True"]
+    assert str(found["best_params"][threshold]) in {line[threshold] for line in marked}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "package"),
+    [("joblib", "joblib"), ("submitit_local", "submitit")],
+    ids=["joblib", "submitit"],
+)
+def test_jobs_may_run_in_other_processes(tmp_path: Path, launcher: str, package: str):
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+    if find_spec(f"hydra_plugins.hydra_{package}_launcher") is None:
+        pytest.skip('needs pip install "scalecap[sweeps]"')
+    words = [f"hydra/launcher={launcher}", f"{THRESHOLD}=0.3,2", "data.limit=1", "hydra.sweep.dir=sweep"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scalecap", "-m", *words, "progress=false", "cache.dir=cache"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(CONF.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    first, second = table(tmp_path / "sweep")
+    assert (first["status"], first["rows done"], second["status"]) == ("finished", "1", "failed")
+    assert "2.0 is no probability" in second["reason"]
+    command = summaries(tmp_path / "sweep")[0]["command"]
+    assert command.startswith("python -m scalecap ")
+    assert f"{THRESHOLD}=0.3" in command

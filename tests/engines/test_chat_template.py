@@ -1,0 +1,141 @@
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scalecap.engines.base import Prompt
+from scalecap.engines.chat_template import Chat, tile
+
+transformers: Any = pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
+
+
+@pytest.fixture(scope="session")
+def chat(tiny_model: Path) -> Chat:
+    return Chat(transformers.AutoTokenizer.from_pretrained(tiny_model))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "length", "spans"),
+    [
+        ([(0, 3), (3, 7)], 7, [(0, 3, 1), (3, 7, 1)]),
+        ([(0, 1), (1, 2), (1, 2), (2, 3)], 3, [(0, 1, 1), (1, 2, 2), (2, 3, 1)]),
+        ([(0, 1), (0, 2), (2, 3)], 3, [(0, 2, 2), (2, 3, 1)]),
+        ([(1, 3), (4, 6)], 7, [(0, 3, 1), (3, 7, 1)]),
+        ([], 0, []),
+    ],
+    ids=["plain", "bytes of a character", "byte and more", "spaces left out", "nothing"],
+)
+def test_tile(offsets: list[tuple[int, int]], length: int, spans: list[tuple[int, int, int]]) -> None:
+    assert tile(offsets, length) == spans
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=st.text(max_size=60) | st.sampled_from(["<|im_end|>", "🦁<|image_pad|>é", "\ue000\ue001"]))
+def test_spans_cover_any_text_once(chat: Chat, text: str) -> None:
+    ids, spans = chat.spans(text)
+    assert "".join(text[start:end] for start, end, _ in spans) == text
+    assert sum(count for *_, count in spans) == len(ids)
+    assert not set(ids) & set(chat.tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize("system", ["You are a helpful assistant.", ""])
+@pytest.mark.parametrize("parts", [True, False])
+def test_ids_are_the_templates(chat: Chat, system: str, parts: bool) -> None:
+    prompt = Prompt("\n Is it true?\n", system=system)
+    messages = [{"role": "system", "content": system}] * bool(system) + [
+        {"role": "user", "content": prompt.text}
+    ]
+    text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    turn = Chat(chat.tokenizer, parts=parts).turn(prompt)
+    assert turn.prefix + turn.rest == chat.tokenizer(text)["input_ids"]
+    assert turn.prefix
+
+
+def test_the_picture_is_in_the_prefix(chat: Chat) -> None:
+    picture: Any = object()
+    one, other = chat.turn(Prompt("Is it true?", picture)), chat.turn(Prompt("Is it a cat?", picture))
+    assert one.prefix == other.prefix
+    assert chat.tokenizer.convert_tokens_to_ids("<|image_pad|>") in one.prefix
+
+
+def test_a_template_beside_the_tokenizer_holds(chat: Chat) -> None:
+    short = Chat(chat.tokenizer, "{{ messages[-1].content[-1].text }}<|im_end|>")
+    turn = short.turn(Prompt("yes"))
+    assert turn.prefix + turn.rest == [*chat.encode("yes"), 299]
+
+
+TURN = r"{{ messages[-1].content[-1].text + '<|im_end|>assistant\n' }}"
+CLOSED, OPENED = r"{{ '<think>\n\n</think>\n\n' }}", r"{{ '<think>\n' }}"
+SWITCH = TURN + "{% if enable_thinking is defined and enable_thinking is false %}" + CLOSED
+HYBRID = SWITCH + "{% else %}" + OPENED + "{% endif %}"
+"""The template opens the thought, as Qwen3.5 and newer do."""
+LENIENT = SWITCH + "{% endif %}"
+"""The model opens it, as Qwen3 does."""
+OFF = TURN + "{% if enable_thinking is true %}" + OPENED + "{% else %}" + CLOSED + "{% endif %}"
+"""Reasoning is off by default, as in the smallest Qwen3.5."""
+ALWAYS = TURN + OPENED
+
+
+@pytest.mark.parametrize(
+    ("template", "variables", "opened", "warned"),
+    [
+        (TURN, {}, False, []),
+        (OFF, {}, False, []),
+        (HYBRID, {"enable_thinking": False}, False, []),
+        (LENIENT, {"enable_thinking": False}, False, []),
+        (LENIENT, {"enable_thinking": True}, False, []),
+        (HYBRID, {}, True, ["begins every reply inside <think>.*kwargs.enable_thinking=false"]),
+        (HYBRID, {"enable_thinking": True}, True, ["begins every reply inside <think>"]),
+        (LENIENT, {}, False, ["lets it reason.*kwargs.enable_thinking=false"]),
+        (ALWAYS, {}, True, ["begins every reply inside <think>.*Instruct"]),
+        (OFF, {"enable_thinkin": False}, False, ["no variable 'enable_thinkin'.*nearest: enable_thinking"]),
+    ],
+)
+def test_a_template_that_reasons_is_noticed(
+    chat: Chat, template: str, variables: dict[str, Any], opened: bool, warned: list[str]
+) -> None:
+    told = Chat(chat.tokenizer, template, variables=variables)
+    assert told.opens_thought is opened
+    lines = told.warnings("m")
+    assert len(lines) == len(warned)
+    for line, words in zip(lines, warned, strict=True):
+        assert re.search(words, line), line
+
+
+def test_variables_reach_the_template(chat: Chat) -> None:
+    def rendered(variables: dict[str, Any]) -> str:
+        turn = Chat(chat.tokenizer, HYBRID, variables=variables).turn(Prompt("yes?"))
+        text: str = chat.tokenizer.decode([*turn.prefix, *turn.rest])
+        return text
+
+    assert rendered({}).endswith("yes?<|im_end|>assistant\n<think>\n")
+    assert rendered({"enable_thinking": False}).endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_reply_without_its_reasoning(chat: Chat) -> None:
+    ids = chat.encode("Or a dog?\n</think>\n\nA cat.")
+    said = Chat(chat.tokenizer, HYBRID).reply(ids)
+    assert (said.text, said.reasoning) == ("A cat.", "Or a dog?")
+    assert said.reasoning_tokens == len(chat.encode("Or a dog?"))
+    assert Chat(chat.tokenizer, HYBRID).reply(chat.encode("Or a")) == ("", "Or a", len(chat.encode("Or a")))
+    assert Chat(chat.tokenizer, TURN).reply(chat.encode("A cat.")) == ("A cat.", "", 0)
+
+
+def test_marks_that_are_control_tokens_are_seen(chat: Chat) -> None:
+    """skip_special_tokens alone would join the thought and the answer."""
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    open_, close = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    ids = [open_, *chat.encode("Or a dog?"), close, *chat.encode("A cat."), tokenizer.eos_token_id]
+    assert Chat(tokenizer).reply(ids)[:2] == ("A cat.", "Or a dog?")
+
+
+def test_a_tokenizer_without_a_template_is_refused_when_the_engine_opens(chat: Chat) -> None:
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="chat_template"):
+        Chat(tokenizer).warnings("m")

@@ -1,0 +1,61 @@
+"""Pictures on their way to a server."""
+
+import base64
+import io
+
+import pytest
+from PIL import Image as Pillow
+from PIL.ImageFilter import GaussianBlur
+from server import Server, settings
+
+from scalecap.engines.base import Generate, Image, Prompt
+from scalecap.engines.settings import ModelSettings
+
+pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
+
+from scalecap.engines.encoded_images import Pictures
+from scalecap.engines.openai import open_openai
+
+
+async def test_encoded_pictures_are_kept_by_their_bytes(
+    fake: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+
+    def encode(image: Image, *_: int | None) -> bytes:
+        encoded.append(image.hash)
+        return b"x" * (1000 if image.hash == "large" else 100)
+
+    monkeypatch.setattr("scalecap.engines.encoded_images.data_url", encode)
+    monkeypatch.setattr("scalecap.engines.encoded_images._KEPT", 300)
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+
+    async def show(*names: str) -> list[str]:
+        encoded.clear()
+        for name in names:
+            picture = Image(name, Pillow.new("RGB", (1, 1)))
+            await engine.generate(Generate(Prompt("?", picture)))
+        return encoded
+
+    assert await show("a", "b", "c", "a", "b", "c") == ["a", "b", "c"]
+    assert await show("d", "a") == ["d", "a"]  # "a" was the oldest
+    assert await show("large", "large", "a") == ["large", "a"]  # what is in use is kept, however large
+    await engine.close()
+
+
+async def test_a_picture_is_sent_without_loss_and_small() -> None:
+    channels = [Pillow.effect_noise((200, 150), 90).filter(GaussianBlur(2)) for _ in range(3)]
+    pixels = Pillow.merge("RGB", channels)
+    sent = await Pictures(None, None).encoded(Image("h", pixels))
+    kind, _, encoded = sent.partition(b",")
+    assert kind == b"data:image/png;base64"
+    file = base64.b64decode(encoded)
+    assert Pillow.open(io.BytesIO(file)).tobytes() == pixels.tobytes()
+    slow = io.BytesIO()
+    pixels.save(slow, "PNG", compress_level=6)
+    assert len(file) < len(slow.getvalue())
+    lossy = await Pictures(None, 95).encoded(Image("h", pixels))
+    kind, _, encoded = lossy.partition(b",")
+    assert kind == b"data:image/jpeg;base64"
+    assert Pillow.open(io.BytesIO(base64.b64decode(encoded))).size == pixels.size
+    assert len(lossy) < len(sent) / 2

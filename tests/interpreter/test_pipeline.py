@@ -1,0 +1,506 @@
+import asyncio
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from steps import STEPS, one
+
+from scalecap.engines.base import Choose, EngineDead, EngineError, Generated, Image, PromptTooLong, Sampling
+from scalecap.engines.scripted import Scripted
+from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.pipeline import Pipeline
+from scalecap.rows import Row, RowError
+from scalecap.stages import Ask, registry, stage
+
+DOG, DOG_AT = "Describe more details about the dog.", "Describe more details about the position of the dog."
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch):
+    registry.names()
+    monkeypatch.setattr(registry, "_stages", dict(registry._stages))
+
+
+def picture(index: int = 0) -> Image:
+    return Image(f"{index:x}", Pillow.new("RGB", (1, 1)))
+
+
+def row(index: int = 0, **columns: Any) -> Row:
+    return Row(index, {"id": str(index), **columns}, lambda: picture(index))
+
+
+def answer(request: Any) -> Any:
+    """A model that sees a dog; the second sentence and the answer about positions are wrong."""
+    text = request.prompt.text
+    if isinstance(request, Choose):
+        return {"True: A cat.": 0.2, "Grounded: It is left.": 0.8}.get(text, 0.95)
+    replies = {"Caption.": "A dog. A cat.", "Ask: A dog.": DOG, DOG: "It is brown.", DOG_AT: "It is left."}
+    return replies.get(text, f"fused {text}")
+
+
+async def go(steps, rows, script=answer, *, in_flight=4, stop=None, on_row=None):
+    """Finished rows by index, and the counts."""
+    finished, counts = [], Counts()
+    engine = Scripted(script)
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
+    pipeline = Pipeline.build(steps, None)
+    await pipeline.run(rows, asked, in_flight=lambda: in_flight, on_row=on_row or finished.append, stop=stop)
+    return sorted(finished, key=lambda each: each.row.index), counts
+
+
+async def test_a_row_goes_through_all_steps_of_the_seed():
+    (done,), counts = await go(STEPS, [row()])
+    assert done.columns == {
+        "id": "0",
+        "init_caption": "A dog. A cat.",
+        "sentences": ["A dog.", "A cat."],
+        "golden": ["A dog."],
+        "golden_scores": [
+            {"text": "A dog.", "p_yes": 0.95, "kept": True, "mass": 1.0},
+            {"text": "A cat.", "p_yes": 0.2, "kept": False, "mass": 1.0},
+        ],
+        "golden_refuted": ["A cat."],
+        "raw_questions": DOG,
+        "q_list": [DOG, DOG_AT],
+        "raw_answers": ["It is brown.", "It is left."],
+        "details": ["It is brown."],
+        "details_scores": [
+            {"text": "It is brown.", "p_yes": 0.95, "kept": True, "mass": 1.0},
+            {"text": "It is left.", "p_yes": 0.8, "kept": False, "mass": 1.0},
+        ],
+        "details_refuted": ["It is left."],
+        "final": "fused A dog.+It is brown.",
+    }
+    assert (done.error, done.flags) == (None, {})
+    assert list(done.columns)[:3] == ["id", "init_caption", "sentences"]
+    assert {name: count.requests for name, count in counts.steps.items()} == {
+        "init_caption": 1,
+        "golden": 2,
+        "raw_questions": 1,
+        "raw_answers": 2,
+        "details": 2,
+        "final": 1,
+    }
+
+
+async def test_a_row_with_no_golden_sentence_asks_nothing_more():
+    (done,), counts = await go(STEPS, [row()], lambda r: 0.1 if isinstance(r, Choose) else "A cat.")
+    assert done.columns["golden"] == done.columns["q_list"] == done.columns["raw_answers"] == []
+    assert done.columns["raw_questions"] == ""
+    assert done.columns["final"] == "A cat."
+    assert done.flags == {"final": ["fallback"]}
+    assert counts.total.requests == 2
+    assert counts.total.marks == {"fallback": 1}
+
+
+async def test_flags_are_sorted_and_stand_once():
+    def script(request):
+        if isinstance(request, Choose):
+            return answer(request)
+        if request.prompt.text == DOG:
+            return Generated("and so on " * 40, "stop")
+        if request.prompt.text == DOG_AT:
+            return Generated("cut", "length")
+        return Generated(answer(request), "length" if request.prompt.text == "Caption." else "stop")
+
+    (done,), counts = await go(STEPS, [row()], script)
+    assert done.flags == {"init_caption": ["truncated"], "raw_answers": ["looping", "truncated"]}
+    assert counts.total.retried == 3
+
+
+def fail_at(text: str, error: Exception) -> Any:
+    def script(request):
+        if request.prompt.text == text:
+            raise error
+        return answer(request)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "record", "done_until"),
+    [
+        ("Caption.", EngineError("no"), ("init_caption", "engine", "no"), None),
+        (
+            "True: A cat.",
+            PromptTooLong(9, 8),
+            ("golden", "prompt_too_long", "the prompt has 9 tokens and the model's context is 8"),
+            "sentences",
+        ),
+        (DOG, ValueError("odd"), ("raw_answers", "ValueError", "odd"), "q_list"),
+    ],
+)
+async def test_a_failure_stays_in_its_row_with_the_columns_done(text, error, record, done_until):
+    def script(request):
+        return fail_at(text, error)(request) if not spared(request) else answer(request)
+
+    def spared(request):
+        return request.prompt.image is not None and request.prompt.image.hash == "1"
+
+    (failed, fine), _ = await go(STEPS, [row(0), row(1)], script)
+    assert failed.error == dict(zip(("step", "kind", "message"), record, strict=True))
+    assert list(failed.columns)[-1] == (done_until or "id")
+    assert fine.error is None
+    assert fine.columns["final"] == "fused A dog.+It is brown."
+
+
+async def test_steps_that_do_not_need_the_failed_one_go_on_and_the_first_in_order_is_told():
+    steps = {
+        "a": {"stage": "generate", "prompt": "slow", "image": "image"},
+        "b": {"stage": "generate", "prompt": "fast", "image": "image"},
+        "c": {"stage": "generate", "prompt": "Caption.", "image": "image"},
+        "d": {"stage": "split_sentences", "text": "c"},
+        "e": {"stage": "split_sentences", "text": "b"},
+    }
+
+    async def script(request):
+        if request.prompt.text == "slow":
+            await asyncio.sleep(0.02)
+            raise EngineError("slow")
+        if request.prompt.text == "fast":
+            raise EngineError("fast")
+        return "A dog."
+
+    (done,), _ = await go(steps, [row()], script)
+    assert done.columns == {"id": "0", "c": "A dog.", "d": ["A dog."]}
+    assert done.error == {"step": "a", "kind": "engine", "message": "slow"}
+
+
+def bad_picture(error: Exception) -> Any:
+    def fail():
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("bad", "record"),
+    [
+        (
+            Row(0, {"id": "0"}, picture, RowError("json", "line 3 is no JSON")),
+            {"step": None, "kind": "json", "message": "line 3 is no JSON"},
+        ),
+        (
+            Row(0, {"id": "0"}, bad_picture(RowError("missing_file", "a.png is not there"))),
+            {"step": "image", "kind": "missing_file", "message": "a.png is not there"},
+        ),
+        (
+            Row(0, {"id": "0"}, bad_picture(OSError("odd"))),
+            {"step": "image", "kind": "OSError", "message": "odd"},
+        ),
+    ],
+)
+async def test_a_row_that_cannot_be_read_asks_nothing(bad, record):
+    (done, fine), counts = await go(STEPS, [bad, row(1)])
+    assert (done.columns, done.error, done.flags) == ({"id": "0"}, record, {})
+    assert fine.error is None
+    assert counts.steps["init_caption"].requests == 1
+
+
+async def test_a_column_that_only_some_rows_have():
+    steps = one({"stage": "split_sentences", "text": "note"})
+    (without, with_it), _ = await go(steps, [row(0), row(1, note="A dog. A cat.")])
+    assert without.error == {"step": "x", "kind": "missing_column", "message": "the row has no column 'note'"}
+    assert with_it.columns["x"] == ["A dog.", "A cat."]
+
+
+async def test_the_picture_is_opened_once_a_row_off_the_loop_and_only_if_read():
+    threads = []
+
+    def opening():
+        threads.append(threading.current_thread())
+        return picture()
+
+    await go(STEPS, [Row(0, {}, opening)])
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+    await go(one({"stage": "split_sentences", "text": "id"}), [Row(0, {"id": ""}, opening)])
+    assert len(threads) == 1
+
+
+async def test_no_more_rows_than_in_flight_are_read_or_open():
+    begun, ended = [], []
+
+    def rows():
+        for index in range(50):
+            begun.append(index)
+            assert len(begun) - len(ended) <= 4  # three in flight and the next one read
+            yield row(index)
+
+    async def script(request):
+        await asyncio.sleep(0)
+        return answer(request)
+
+    await go(STEPS, rows(), script, in_flight=3, on_row=lambda done: ended.append(done.row.index))
+    assert sorted(ended) == list(range(50))
+
+
+async def test_rows_do_not_wait_for_each_other_between_steps():
+    """The first row's caption takes until the second row is all done: no barrier between steps."""
+    second_done = asyncio.Event()
+    order = []
+
+    async def script(request):
+        if request.prompt.text == "Caption." and request.prompt.image.hash == "0":
+            await asyncio.wait_for(second_done.wait(), 5)
+        return answer(request)
+
+    def on_row(done):
+        order.append((done.row.index, done.error))
+        second_done.set()
+
+    await go(STEPS, [row(0), row(1)], script, on_row=on_row)
+    assert order == [(1, None), (0, None)]
+
+
+async def test_steps_of_a_row_that_need_not_wait_run_at_once():
+    steps = {name: {"stage": "generate", "prompt": name, "image": "image"} for name in ("a", "b")}
+    both = asyncio.Barrier(2)
+
+    async def script(request):
+        await asyncio.wait_for(both.wait(), 5)
+        return "x"
+
+    (done,), _ = await go(steps, [row()], script)
+    assert done.error is None
+
+
+async def test_a_slow_reader_does_not_hold_up_the_loop():
+    first_done = threading.Event()
+
+    def rows():
+        yield row(0)
+        assert first_done.wait(5), "the loop stood still while the next row was read"
+        yield row(1)
+
+    await go(STEPS, rows(), on_row=lambda done: first_done.set())
+
+
+async def test_stop_finishes_rows_in_flight_and_starts_no_more():
+    stop = asyncio.Event()
+
+    async def script(request):
+        stop.set()
+        await asyncio.sleep(0.01)
+        return answer(request)
+
+    done, _ = await go(STEPS, (row(index) for index in range(100)), script, in_flight=2, stop=stop)
+    assert 1 <= len(done) <= 2
+    assert all(each.columns["final"] for each in done)
+
+
+@pytest.mark.parametrize("end", ["stop", "engine", "cancel"])
+async def test_a_row_that_is_still_being_read_holds_up_no_end(end: str):
+    stop, waits, released = asyncio.Event(), threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def rows():
+        yield row()
+        waits.set()
+        if end == "stop":
+            loop.call_soon_threadsafe(stop.set)
+        released.wait(5)
+        yield row(1)
+
+    def script(request):
+        waits.wait(5)
+        if end == "engine":
+            raise EngineDead("gone")
+        return answer(request)
+
+    running = asyncio.create_task(
+        go(one({"stage": "generate", "prompt": "Caption.", "image": "image"}), rows(), script, stop=stop)
+    )
+    await asyncio.to_thread(waits.wait, 5)
+    if end == "cancel":
+        running.cancel()
+    (result,) = await asyncio.gather(running, return_exceptions=True)
+    assert not released.is_set()
+    assert [each.name for each in threading.enumerate() if each.name == "rows"] == ["rows"]  # it still waits
+    released.set()
+    if end == "stop":
+        assert [each.row.index for each in result[0]] == [0]
+    else:
+        assert isinstance(result, EngineDead if end == "engine" else asyncio.CancelledError)
+
+
+async def test_a_dead_engine_is_raised_as_it_is():
+    """An actor on a cluster raises it to another process, which knows it by its class."""
+
+    def script(request):
+        raise EngineDead("gone")
+
+    engine = Scripted(script)
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts(), 0.0)
+    with ThreadPoolExecutor(1) as pictures, pytest.raises(EngineDead, match=r"^gone$"):
+        await Pipeline.build(STEPS, None).take(row(), asked, pictures)
+
+
+async def test_a_dead_engine_ends_the_run():
+    cancelled, begun = [], asyncio.Event()
+
+    async def script(request):
+        if request.prompt.image.hash == "1":
+            await begun.wait()
+            raise EngineDead("gone")
+        try:
+            if request.prompt.image.hash == "0":
+                begun.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(request.prompt.image.hash)
+            raise
+
+    with pytest.raises(EngineDead, match="gone"):
+        await go(STEPS, [row(0), row(1), row(2)], script)
+    assert "0" in cancelled
+
+
+async def test_what_rows_or_on_row_raise_ends_the_run():
+    def rows():
+        yield row(0)
+        raise OSError("disk")
+
+    def full(done):
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="disk"):
+        await go(STEPS, rows())
+    with pytest.raises(OSError, match="full"):
+        await go(STEPS, [row(0)], on_row=full)
+
+
+async def test_the_same_rows_give_the_same_requests_whatever_the_order():
+    def script_into(seen):
+        async def script(request):
+            await asyncio.sleep(0.001 * (len(seen) % 3))
+            seen.add((request.prompt.text, getattr(request, "seed", None)))
+            return answer(request)
+
+        return script
+
+    one_way, other_way = set(), set()
+    first, _ = await go(STEPS, [row(0), row(1), row(2)], script_into(one_way), in_flight=1)
+    second, _ = await go(STEPS, [row(2), row(1), row(0)], script_into(other_way), in_flight=3)
+    assert one_way == other_way
+    assert [(each.columns, each.error, each.flags) for each in first] == [
+        (each.columns, each.error, each.flags) for each in second
+    ]
+
+
+async def test_a_stage_of_the_wrong_shape_fails_its_row():
+    @stage(name="t/short", side=["more"])
+    class Short:
+        async def __call__(self, ask: Ask, *, text: str) -> tuple[str, str]:
+            return ("only one",)  # type: ignore[return-value]
+
+    (done,), _ = await go(one({"stage": "t/short", "text": "id"}), [row()])
+    assert done.error is not None
+    assert (done.error["step"], done.error["kind"]) == ("x", "TypeError")
+    assert "t/short returned ('only one',), not a tuple of 2" in done.error["message"]
+
+
+@pytest.mark.parametrize("given", [3, ["a"], {"a": 1}])
+async def test_a_stage_that_returns_another_kind_is_blamed_and_not_the_next(given: Any):
+    @stage(name=f"t/{type(given).__name__}")
+    def odd(text: str) -> str:
+        return given  # type: ignore[no-any-return]
+
+    (done,), _ = await go(one({"stage": f"t/{type(given).__name__}", "text": "id"}), [row()])
+    assert done.error is not None
+    assert done.error["message"].startswith(f"t/{type(given).__name__} returned {given!r}, not a text")
+
+
+async def test_numbers_of_numpy_are_numbers():
+    @stage(name="t/count")
+    def count(text: str) -> int:
+        return np.int64(len(text))  # type: ignore[return-value]
+
+    (done,), _ = await go(one({"stage": "t/count", "text": "id"}), [row()])
+    assert (done.error, done.columns["x"]) == (None, 1)
+
+
+async def test_a_step_runs_for_the_rows_for_which_its_condition_holds():
+    steps = {
+        "draft": {"stage": "generate", "prompt": "Caption.", "image": "image", "when": "n > 1"},
+        "sentences": {"stage": "split_sentences", "text": "draft"},
+        "golden": {
+            "stage": "verify",
+            "texts": "sentences",
+            "prompt": "True: {{ text }}",
+            "when": "sentences | length > 1",
+        },
+        "told": {"stage": "split_sentences", "text": "note", "when": "golden", "otherwise": "tags"},
+        "kept": {"stage": "split_sentences", "text": "note", "when": "golden_scores | selectattr('kept')"},
+    }
+    rows = [row(n, n=n, note="A.", tags=["x"]) for n in (2, 1)] + [row(3, n="many", note="A.", tags=["x"])]
+    (skipped, ran, failed), counts = await go(steps, rows)
+    assert ran.columns["golden"] == ["A dog."]
+    assert ran.columns["told"] == ran.columns["kept"] == ["A."]
+    assert ran.flags == {}
+    assert {
+        name: value for name, value in skipped.columns.items() if name not in ("id", "n", "note", "tags")
+    } == {
+        "draft": "",
+        "sentences": [],
+        "golden": [],
+        "golden_scores": [],
+        "golden_refuted": [],
+        "told": ["x"],
+        "kept": [],
+    }
+    assert skipped.flags == {name: ["skipped"] for name in ("draft", "golden", "told", "kept")}
+    assert (failed.error["step"], failed.error["kind"]) == ("draft", "PromptError")
+    assert "'n > 1': '>' not supported" in failed.error["message"]
+    assert counts.total.marks == {"skipped": 4}
+    assert counts.total.requests == 3
+
+
+async def test_a_list_that_was_skipped_is_empty_for_what_reads_it():
+    step = {"stage": "generate", "prompt": "Ask: {{ s }}", "each": {"s": "tags"}, "parse": "json"}
+    steps = {
+        "boxes": step | {"when": "false"},
+        "views": {"stage": "crop", "boxes": "boxes"},
+        "told": {"stage": "generate", "prompt": "Caption.", "views": "views", "parse": "lines"},
+    }
+    (done,), counts = await go(steps, [row(tags=["a"])])
+    assert done.error is None
+    assert [done.columns[name] for name in ("boxes", "views", "told", "told_about")] == [[], [], [], []]
+    assert counts.total.requests == 0
+
+
+async def test_parts_of_the_picture_are_shown_and_written_as_their_boxes():
+    steps = {
+        "parts": {"stage": "tiles", "rows": 1, "columns": 2, "overlap": 0.0},
+        "told": {"stage": "generate", "prompt": "Caption.", "views": "parts"},
+        "none": {"stage": "crop", "boxes": "given"},
+        "kept": {"stage": "verify", "texts": "told", "views": "none", "prompt": "{{ text }}"},
+    }
+    pixels = Pillow.new("RGB", (4, 2))
+    pixels.paste("red", (2, 0, 4, 2))
+    seen = []
+
+    def script(request):
+        seen.append(request.prompt.image)
+        return 0.9 if isinstance(request, Choose) else f"seen {request.prompt.image.hash[:4]}"
+
+    given = [None, [900, 900, 1100, 1100]]
+    one = Row(0, {"given": given}, lambda: Image.of(pixels))
+    (done,), _ = await go(steps, [one], script)
+    assert done.error is None
+    assert done.columns["parts"] == [{"box": [x, 0, x + 2, 2], "of": [4, 2]} for x in (0, 2)]
+    assert done.columns["none"] == [None, None]
+    assert len(set(done.columns["told"])) == 2
+    assert [image.pixels.size for image in seen] == [(2, 2), (2, 2), (4, 2), (4, 2)]
+    assert done.flags == {"none": ["outside"]}
+    json.dumps(done.columns)
+
+
+async def test_no_rows_and_no_steps():
+    assert (await go(STEPS, []))[0] == []
+    (done,), _ = await go({}, [row()])
+    assert (done.columns, done.error) == ({"id": "0"}, None)

@@ -1,0 +1,166 @@
+"""Steps that are taken again with what they found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+
+from scalecap.engines.base import Choose, EngineError, Image, Sampling
+from scalecap.engines.scripted import Scripted
+from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError
+from scalecap.rows import Row
+
+STEPS: dict[str, dict[str, Any]] = {
+    "known": {"stage": "split_sentences", "text": "note"},
+    "missed": {
+        "stage": "generate",
+        "prompt": "Not: {{ known }}",
+        "image": "image",
+        "variables": {"known": "known"},
+        "parse": "sentences",
+    },
+    "new": {"stage": "deduplicate", "texts": "missed", "known": "known"},
+    "golden": {
+        "stage": "verify",
+        "texts": "new",
+        "prompt": "True: {{ text }}",
+        "adds_to": "known",
+    },
+    "facts": {"stage": "deduplicate", "texts": ["known", "golden"]},
+}
+THINGS = ["A dog.", "A cat. A cow.", "A hen.", "A kite."]
+"""What the model tells, one reply after the other; it invents the cow."""
+
+
+def tells(request: Any) -> Any:
+    text = request.prompt.text
+    if isinstance(request, Choose):
+        return 0.1 if "cow" in text else 0.9
+    return next((each for each in THINGS if each.partition(".")[0] not in text), "None.")
+
+
+async def take(
+    steps: Mapping[str, Any], *, budget: int | None = None, script: Any = tells, **row: Any
+) -> tuple[Finished, Counts]:
+    counts, finished = Counts(), []
+    engine = Scripted(script)
+    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
+    given = Row(0, {"note": "A dog."}, lambda: Image("a", Pillow.new("RGB", (1, 1))), **row)
+    pipeline = Pipeline.build(steps, None, budget=budget)
+    await pipeline.run([given], asked, in_flight=lambda: 1, on_row=finished.append)
+    return finished[0], counts
+
+
+async def test_it_goes_on_until_nothing_is_found_and_tells_all_rounds():
+    done, counts = await take(STEPS)
+    assert done.error is None
+    assert done.columns["known"] == ["A dog."]
+    assert done.columns["missed"] == ["A cat.", "A cow.", "A hen.", "A kite."]
+    assert done.columns["golden"] == ["A cat.", "A hen.", "A kite."]
+    assert [each["text"] for each in done.columns["golden_scores"]] == done.columns["new"]
+    assert done.columns["golden_refuted"] == ["A cow."]
+    assert done.columns["facts"] == ["A dog.", "A cat.", "A hen.", "A kite."]
+    assert {name: each.requests for name, each in counts.steps.items()} == {"missed": 4, "golden": 4}
+    assert done.flags == {}
+    assert list(done.columns)[1:5] == ["known", "missed", "new", "new_repeats"]
+
+
+async def test_at_most_so_many_rounds_which_is_marked():
+    done, counts = await take(STEPS | {"golden": STEPS["golden"] | {"rounds": 2}})
+    assert done.columns["golden"] == ["A cat.", "A hen."]
+    assert counts.steps["missed"].requests == 2
+    assert done.flags == {"golden": ["unfinished"]}
+
+
+@pytest.mark.parametrize(
+    ("budget", "golden", "unasked"),
+    [
+        (8, ["A cat.", "A hen.", "A kite."], {}),
+        (7, ["A cat.", "A hen.", "A kite."], {"missed": 1}),
+        (6, ["A cat.", "A hen."], {"golden": 1}),
+        (4, ["A cat."], {"golden": 1}),
+        (2, ["A cat."], {"golden": 1, "missed": 1}),
+    ],
+)
+async def test_rounds_end_with_the_budget(budget: int, golden: list[str], unasked: dict[str, int]):
+    done, counts = await take(STEPS, budget=budget)
+    assert done.columns["golden"] == golden
+    assert done.unasked == unasked
+    assert counts.total.requests == budget
+
+
+async def test_a_failure_in_a_later_round_fails_the_row_at_its_step():
+    def script(request: Any) -> Any:
+        if "hen" in request.prompt.text:
+            raise EngineError("no hens")
+        return tells(request)
+
+    done, _ = await take(STEPS, script=script)
+    assert done.error == {"step": "golden", "kind": "engine", "message": "no hens"}
+    assert list(done.columns) == ["note", "known"]
+
+
+async def test_what_was_edited_by_hand_is_found_once():
+    done, counts = await take(STEPS, edits={"golden": ["A fox."]})
+    assert done.columns["golden"] == ["A fox."]
+    assert done.columns["facts"] == ["A dog.", "A fox."]
+    assert counts.steps["missed"].requests == 1
+    assert done.flags == {"golden": ["edited"]}
+
+
+async def test_steps_that_need_not_wait_for_the_rounds_do_not_and_the_others_come_after():
+    steps = STEPS | {
+        "aside": {"stage": "generate", "prompt": "{{ k }}", "image": "image", "variables": {"k": "known"}},
+        "after": {"stage": "generate", "prompt": "{{ k }}", "image": "image", "variables": {"k": "missed"}},
+    }
+    done, _ = await take(steps, budget=50)
+    assert done.error is None
+    order = [step.name for step in Pipeline.build(steps, None).steps]
+    assert order.index("golden") - order.index("missed") == 2  # nothing comes between the steps of a loop
+    assert order.index("after") > order.index("golden")
+    assert order.index("aside") > order.index("known")
+
+
+@pytest.mark.parametrize(
+    ("golden", "problem"),
+    [
+        ({"adds_to": "sentences"}, "golden: adds_to: neither a step nor the data has 'sentences'"),
+        ({"adds_to": "tags"}, "golden: adds_to: neither it nor a step that it reads from reads 'tags'"),
+        ({"adds_to": "note"}, "golden: adds_to: 'note' holds a text, not a list of texts"),
+        ({"rounds": 0}, "golden: rounds: expected a whole number from 1 on, got 0"),
+        ({"adds_to": None, "rounds": 3}, "golden: rounds: needs `adds_to: <column>`"),
+    ],
+)
+def test_a_loop_that_can_not_be_is_refused(golden: dict[str, Any], problem: str):
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.build(STEPS | {"golden": STEPS["golden"] | golden}, {"note": "text", "tags": "texts"})
+    assert any(each.startswith(problem) for each in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"new": {"stage": "split_each", "texts": "missed"}}, "'new' would be taken again"),
+        ({"missed": STEPS["missed"] | {"parse": "text"}, "new": None}, "'missed' would be taken again"),
+        (
+            {"again": STEPS["golden"] | {"texts": "missed"}},
+            "the step 'missed' is taken again by",
+        ),
+    ],
+)
+def test_columns_that_can_not_be_joined_are_refused(changed: dict[str, Any], problem: str):
+    steps = {name: step for name, step in (STEPS | changed).items() if step is not None}
+    if "new" not in steps:
+        steps["new"] = {"stage": "split_sentences", "text": "missed"}
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.build(steps, {"note": "text"})
+    assert any(problem in each for each in caught.value.problems)
+
+
+def test_the_plan_tells_it():
+    line = (
+        "    adds what it finds to known; taken again from there, until nothing is found, 8 rounds at most\n"
+    )
+    assert line in Pipeline.build(STEPS, None).plan()

@@ -1,0 +1,224 @@
+"""What would go to the hub: the data set with its card."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from huggingface_hub import DatasetCard
+from huggingface_hub.errors import LocalTokenNotFoundError
+
+from scalecap.report import push
+from scalecap.report.card import code, fenced
+
+
+@pytest.fixture
+def ran(typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path) -> Callable[..., Path]:
+    """Runs the pipeline on two good pictures and a broken one; its folder."""
+
+    def run(*words: str) -> Path:
+        folder = tmp_path / "runs" / "dogs"
+        given = ["data=jsonl", rows(3, broken=(1,)), "evaluate=density", f"output={folder}"]
+        assert typed(*given, "progress=false", *words) == 3
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`scalecap push <words>`; its exit code."""
+
+    def run(*words: Any) -> int:
+        monkeypatch.setattr(sys, "argv", ["push", *map(str, words)])
+        try:
+            push.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run
+
+
+def test_a_folder_loads_as_the_hub_would(
+    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path
+):
+    to = tmp_path / "to"
+    assert pushed(ran("write.image=bytes"), "me/dogs", "--to", to, "--license", "cc-by-4.0") == 0
+    names = sorted(path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file())
+    assert names == ["README.md", "data/train-00000-of-00001.parquet"]
+    loaded = datasets.load_dataset(str(to), split="train", cache_dir=str(tmp_path / "hf"))
+    assert loaded.features["image"] == datasets.Image()
+    assert loaded["final_caption"] == ["A dog, brown.", None, "A dog, brown."]
+    assert [each and each.size for each in loaded["image"]] == [(30, 30), None, (30, 30)]
+    card = DatasetCard.load(to / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert card.data.size_categories == ["n<1K"]
+    assert "2 rows are done; 1 failed" in card.text
+    assert "The pictures are in the column `image`." in card.text
+    assert "Licence" not in card.text
+
+
+def test_the_card_tells_how_it_was_made(ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path):
+    folder = ran()
+    assert pushed(folder, "me/dogs", "--to", tmp_path / "to") == 0
+    card = DatasetCard.load(tmp_path / "to" / "README.md")
+    assert card.data.license == "unknown"
+    summary = json.loads((folder / "summary.json").read_text())
+    for words in (
+        "**Licence:** not stated",
+        "The pictures are not in it; the column `image` names them.",
+        'load_dataset("me/dogs"',
+        "| `golden_sentences` | 2 | 2 |",
+        "| `density.final_caption.words` | 3 | 3 to 3 | 2 |",
+        "Is it true? {{ text }} Answer yes or no.",
+        "threshold: 0.5",
+        summary["command"],
+        f"| vlm | `{summary['models']['vlm']}` |",
+        f"| datasets | {summary['versions']['datasets']} |",
+        "A dog, brown.",
+    ):
+        assert words in card.text
+
+
+def test_the_card_tells_no_secret_and_shows_a_row_that_has_a_caption(
+    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path
+):
+    folder = ran()
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    rows[0]["final_caption"] = None
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["command"] = "python -m scalecap 'data.path=https://me:secret@host/a.parquet?X-Sig=S' seed=1"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert pushed(folder, "me/dogs", "--to", tmp_path / "to") == 0
+    text = DatasetCard.load(tmp_path / "to" / "README.md").text
+    assert "python -m scalecap 'data.path=https://host/a.parquet' seed=1" in text
+    assert "A dog, brown." in text
+    assert "```\nNone\n```" not in text
+
+
+def test_a_caption_stays_text(ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path):
+    folder = ran()
+    hostile = "```\n---\nlicense: mit\n---\n# A heading\n<script>alert(1)</script>\n````\n![x](https://x/y)\n"
+    lines = (folder / "captions.jsonl").read_text().splitlines()
+    first = json.loads(lines[0]) | {"final_caption": hostile}
+    (folder / "captions.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]))
+    assert pushed(folder, "me/dogs", "--to", tmp_path / "to") == 0
+    text = (tmp_path / "to" / "README.md").read_text()
+    assert DatasetCard(text).data.license == "unknown"
+    inside = re.search(r"^(`{5,})\n(.*?)\n\1$", text, re.DOTALL | re.MULTILINE)
+    assert inside is not None
+    assert inside[2] == hostile
+
+
+@pytest.mark.parametrize("text", ["", "a", "`", "```", "a\n````\nb", "~~~", "`" * 40])
+def test_nothing_in_a_block_ends_it(text: str):
+    head, *body, foot = fenced(text, "yaml").split("\n")
+    assert head == foot + "yaml"
+    assert "\n".join(body) == text
+    assert not any(re.match(rf" {{0,3}}`{{{len(foot)},}}\s*$", line) for line in body)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("a", "`a`"), ("a`b", "`` a`b ``"), ("a\n\nb", "`a b`"), ("a|b", r"`a\|b`")]
+)
+def test_code_in_a_line(text: str, told: str):
+    assert code(text) == told
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "dataset"), "has no data set"),
+        (lambda folder: (folder / "summary.json").unlink(), "is no finished run"),
+        (
+            lambda folder: (folder / "summary.json").write_text('{"status": "interrupted", "reason": ""}'),
+            "is no finished run (interrupted)",
+        ),
+        (lambda folder: shutil.rmtree(folder), "holds no run: give the folder of one"),
+        (lambda folder: (folder.parent.parent / "to" / "mine").mkdir(parents=True), "is not empty"),
+    ],
+)
+def test_what_can_not_be_pushed(
+    ran: Callable[..., Path],
+    pushed: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], Any],
+    message: str,
+):
+    folder = ran()
+    spoil(folder)
+    assert pushed(folder, "me/dogs", "--to", tmp_path / "to") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_name_that_is_none_is_refused(pushed: Callable[..., int], tmp_path: Path):
+    assert pushed(tmp_path, "me/dogs/more", "--to", tmp_path / "to") == 1
+
+
+class Hub:
+    """An HfApi that keeps what it is given in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: dict[str, Any] = {}
+
+    def create_repo(self, repo_id: str, **more: Any) -> str:
+        self.made = {"repo_id": repo_id, **more}
+        return f"https://hub/datasets/{repo_id}"
+
+    def upload_folder(self, *, folder_path: Path, delete_patterns: str, **_: Any) -> None:
+        for path in self.folder.glob(delete_patterns):
+            path.unlink()
+        shutil.copytree(folder_path, self.folder, dirs_exist_ok=True)
+
+
+def test_pushing_again_replaces_the_shards(
+    ran: Callable[..., Path],
+    pushed: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(push, "HfApi", lambda: hub)
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for name in ("data/train-00000-of-00002.parquet", "notes.md"):
+        (tmp_path / "hub" / name).write_text("of before")
+    folder = ran()
+    capsys.readouterr()
+    assert pushed(folder, "me/dogs", "--private") == 0
+    assert capsys.readouterr().out == "https://hub/datasets/me/dogs\n"
+    assert hub.made == {"repo_id": "me/dogs", "private": True, "repo_type": "dataset", "exist_ok": True}
+    names = sorted(path.relative_to(hub.folder).as_posix() for path in hub.folder.rglob("*.*"))
+    assert names == ["README.md", "data/train-00000-of-00001.parquet", "notes.md"]
+    loaded = datasets.load_dataset(str(hub.folder), split="train", cache_dir=str(tmp_path / "hf"))
+    assert len(loaded) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(LocalTokenNotFoundError("none"), "hf auth login"), (RuntimeError("no route"), "no route")],
+)
+def test_a_hub_that_takes_nothing_is_told(
+    ran: Callable[..., Path],
+    pushed: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    message: str,
+):
+    class Closed:
+        def create_repo(self, *_: Any, **__: Any) -> str:
+            raise error
+
+    monkeypatch.setattr(push, "HfApi", Closed)
+    assert pushed(ran(), "me/dogs") == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,280 @@
+"""What goes into the pages: parts of a row, origins, differences, pictures, sizes."""
+
+import base64
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from scalecap.config.settings import Settings
+from scalecap.data.images import open_image
+from scalecap.engines.base import Choose, Chosen, Request
+from scalecap.engines.scripted import Scripted
+from scalecap.report import __main__ as command
+from scalecap.report import pictures
+from scalecap.report.comparison_page import difference
+from scalecap.report.pictures import thumbnails
+from scalecap.report.row import origins
+from scalecap.report.run_page import calibration, write_report
+from scalecap.rows import Row
+from scalecap.run.folder import FolderError, Run
+from scalecap.runner import run
+
+Compose = Callable[..., Settings]
+
+
+def packed(path: Path, name: str) -> Any:
+    """The value in one of the page's blocks."""
+    found = re.search(rf'id="data-{name}">([^<]*)<', path.read_text(encoding="utf-8"))
+    assert found, name
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+
+
+def test_a_run_writes_its_report_when_small_or_told(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    report = tmp_path / "run" / "report.html"
+    summary = run(compose("data.limit=2"), engines=engines)
+    assert summary.report == report
+    assert str(report) in summary.screen()
+    report.unlink()
+    assert run(compose("data.limit=2", "report=false"), engines=engines).report is None
+    assert not report.exists()
+    monkeypatch.setattr("scalecap.runner.REPORTED", 1)
+    summary = run(compose("data.limit=2"), engines=engines)
+    assert summary.report is None
+    assert "scalecap report" in summary.screen()
+    assert run(compose("data.limit=2", "report=true"), engines=engines).report == report
+
+
+def test_a_report_that_cannot_be_made_costs_the_run_nothing(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path, caplog: Any
+):
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    summary = run(compose("data.limit=2"), engines=engines)
+    assert (summary.exit_code, summary.report) == (0, None)
+    assert "no report.html" in caplog.text
+
+
+def test_the_index_tells_what_rows_are_filtered_and_sorted_by(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
+):
+    run(compose("data=jsonl", rows(3, broken=(1,))), engines=engines)
+    index = packed(tmp_path / "run" / "report.html", "index")
+    tags = [[index["tags"][tag] for tag in own] for own, _ in index["rows"]]
+    assert tags[0] == ["golden_sentences: dropped some", "final_details: kept all"]
+    assert tags[1] == ["failed", "failed at image: unreadable_image"]
+    assert index["numbers"] == ["dropped share", "caption length"]
+    assert [values for _, values in index["rows"]] == [[0.25, 3], [None, None], [0.25, 3]]
+
+
+def test_pictures_are_found_again_whatever_rows_are_left(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
+):
+    run(compose("data=jsonl", rows(5, broken=(1,))), engines=engines)
+    made = Run(tmp_path / "run", "run")
+    kept = [row for number, row in enumerate(made.rows()) if number != 2]
+    (tmp_path / "4.png").unlink()
+    found = thumbnails(made, kept)
+    assert [isinstance(each, bytes) for each in found] == [True, False, True, False]
+    assert "is not a picture" in str(found[1])
+    assert "no such file" in str(found[3])
+    (tmp_path / "rows.jsonl").unlink()
+    assert "rows.jsonl" in str(thumbnails(made, kept)[0])
+
+
+def test_equal_rows_and_embedded_scenes_have_their_pictures(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    run(compose("data.count=3", "data.seed=5"), engines=engines)
+    made = Run(tmp_path / "run", "run")
+    assert all(isinstance(each, bytes) for each in thumbnails(made, [*made.rows()]))
+
+
+def test_the_working_folder_of_the_run_is_remembered(
+    typed: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    (tmp_path / "photos").mkdir()
+    Pillow.new("RGB", (2000, 1000), "red").save(tmp_path / "photos" / "a.png")
+    assert typed("data=folder", "data.path=photos", "output=out", "report=false") == 0
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "photos").mkdir(parents=True)  # with a picture of the same name, which is not the run's
+    Pillow.new("RGB", (20, 20), "blue").save(elsewhere / "photos" / "a.png")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "out")])
+    command.main()
+    assert "report.html" in capsys.readouterr().out
+    (cell,) = packed(tmp_path / "out" / "report.html", "pictures-0")
+    with Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))) as picture:
+        assert picture.size == (448, 224)
+
+
+def test_a_folder_without_captions_is_one_message(tmp_path: Path, monkeypatch: Any, capsys: Any):
+    with pytest.raises(FolderError, match=r"captions\.jsonl"):
+        write_report(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        command.main()
+    assert "give the folder of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", [side for _, side in pictures.SIDES])
+def test_a_thumbnail_is_bounded_in_pixels_and_bytes(tmp_path: Path, side: int):
+    noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
+    Pillow.fromarray(noise).save(tmp_path / "noise.png")
+    row = Row(0, {}, lambda: open_image(str(tmp_path / "noise.png")))
+    found = pictures._thumbnail(row, "", None, side)
+    assert isinstance(found, bytes)
+    assert len(found) <= side * side / 6
+    with Pillow.open(io.BytesIO(found)) as picture:
+        assert side / 4 < picture.width <= side
+
+
+def test_thumbnails_shrink_as_rows_grow():
+    assert [pictures.side_of(rows) for rows in (1, 200, 201, 1_000_000)] == [448, 448, 320, 192]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        ("A dog.", "A dog.", [(0, "A dog.")]),
+        ("A dog.", "A big dog.", [(0, "A "), (1, "big "), (0, "dog.")]),
+        (
+            "A red dog runs.",
+            "A dog ran.",
+            [(0, "A "), (-1, "red "), (0, "dog "), (-1, "runs"), (1, "ran"), (0, ".")],
+        ),
+        ("一只狗。", "一只猫。", [(0, "一只"), (-1, "狗"), (1, "猫"), (0, "。")]),
+        ("", "New.", [(1, "New.")]),
+        ("Old.", "", [(-1, "Old.")]),
+    ],
+)
+def test_captions_differ_by_words(first: str, second: str, found: list[tuple[int, str]]):
+    assert difference(first, second) == found
+
+
+def test_a_difference_holds_the_whole_second_text():
+    first, second = "One, two — three\nfour.", "Zero, two –  three\n\nfive! 4.5 <b>"
+    assert "".join(text for sign, text in difference(first, second) if sign >= 0) == second
+
+
+def test_sentences_of_the_final_caption_name_their_source():
+    scored = {
+        "golden": [{"text": "A dog runs.", "kept": True}, {"text": "A cat sleeps.", "kept": False}],
+        "details": [{"text": "The dog is brown and small.", "kept": True}],
+    }
+    caption = "A dog runs.  The dog is small and brown! A cat sleeps. It is a masterpiece of art. 没有。"
+    found = origins(caption, scored)
+    assert "".join(part["text"] for part in found) == caption
+    assert [part.get("from") for part in found] == ["golden", "details", "golden", None, None]
+    assert [part.get("kept") for part in found] == [True, True, False, None, None]
+    assert origins("", scored) == []
+
+
+def test_odd_columns_are_shown_as_they_are(compose: Compose, engines: dict[str, Scripted], tmp_path: Path):
+    run(compose("data.limit=1", "report=false"), engines=engines)
+    path = tmp_path / "run" / "captions.jsonl"
+    row = json.loads(path.read_text())
+    row |= {"golden_sentences_scores": [{"text": 3}, None, "x"], "raw_answers": {"a": [1]}, "flags": None}
+    path.write_text(json.dumps(row | {"more": [[1], {"b": "</script>"}]}) + "\n")
+    (told,) = packed(write_report(tmp_path / "run"), "rows-0")
+    rest = dict(told["rest"])
+    assert json.loads(rest["raw_answers"]) == {"a": [1]}
+    assert "</script>" in rest["more"]
+
+
+def test_calibration_counts_statements_by_tenths():
+    answers = [(0.05, 0), (0.01, 0), (0.04, 1), (1.0, 1), (0.95, 1), (0.5, 0)]
+    said = [*({"p_yes": p, "label": bool(label)} for p, label in answers), {"p_yes": None, "label": True}]
+    rows = [{"check_answers": said}] * 2
+    low, middle, high = calibration([*rows, {"check_answers": None}, {"qa_answers": [{"right": True}]}])[
+        "check"
+    ]
+    assert (low["x"], low["y"][0], low["label"]) == (pytest.approx(0.1 / 3), pytest.approx(1 / 3), "6")
+    assert (middle["x"], middle["y"], middle["label"]) == (0.5, [0, 0, 0], "2")
+    assert (high["x"], high["y"], high["label"]) == (pytest.approx(0.975), [1, 1, 1], "4")
+    assert calibration([{"image": "a"}]) == {}
+
+
+def test_a_text_without_an_answer_tells_why_it_was_dropped(
+    compose: Compose, answer: Callable[[Request], Any], tmp_path: Path
+):
+    def says(request: Request) -> Any:
+        cat = isinstance(request, Choose) and "cat" in request.prompt.text
+        return Chosen((0.9, 0.1), mass=0.02) if cat else answer(request)
+
+    engine = Scripted(says)
+    run(compose("data.limit=1"), engines={"vlm": engine, "llm": engine})
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    blocks = re.findall(r'id="data-[^"]*">([^<]*)<', page)
+    told = " ".join(gzip.decompress(base64.b64decode(each)).decode() for each in blocks)
+    assert "unanswered: the options together have a probability of 0.020" in told
+
+
+def dense(request: Request) -> Any:
+    """A model whose second draft is the better one, and which takes a ball's colour for another."""
+    text = request.prompt.text
+    if isinstance(request, Choose):
+        return 0.1 if "red" in text or "cat" in text else 0.9
+    if text == "Describe the picture.":
+        return "A dog. The ball is red."
+    replies = {"Say it otherwise:": "The ball is blue.", "What else is there?": "None", "List the things": ""}
+    return next((reply for start, reply in replies.items() if text.startswith(start)), "A dog.")
+
+
+def test_drafts_parts_and_repaired_claims_are_shown(compose: Compose, tmp_path: Path):
+    engine = Scripted(dense)
+    run(compose("data.limit=1", "pipeline=dense"), engines={"vlm": engine, "llm": engine})
+    (row,) = packed(tmp_path / "run" / "report.html", "rows-0")
+    parts = {part["column"]: part for part in row["parts"]}
+    assert parts["drafts"] == {
+        "is": "drafts",
+        "column": "drafts",
+        "texts": [{"text": "A dog. The ball is red."}] * 4,
+    }
+    assert [each["of"] for each in parts["parts"]["regions"]] == [[336, 336]] * 4
+    (repaired,) = parts["repaired"]["texts"]
+    assert (repaired["instead"], repaired["text"], repaired["kept"]) == (
+        "The ball is red.",
+        "The ball is blue.",
+        True,
+    )
+    dropped = [each for each in parts["golden_sentences"]["texts"] if not each["kept"]]
+    assert [each["text"] for each in dropped] == ["The ball is red."]
+
+
+def test_the_draft_that_was_taken_is_told(compose: Compose, tmp_path: Path):
+    drafts = iter(["A cat.", "A dog.", "A cat."])
+
+    def says(request: Request) -> Any:
+        return next(drafts) if request.prompt.text == "Describe the picture." else dense(request)
+
+    engine = Scripted(says)
+    settings = compose("data.limit=1", "pipeline=best_of_n", "pipeline.steps.drafts.samples=3")
+    run(settings, engines={"vlm": engine, "llm": engine})
+    (row,) = packed(tmp_path / "run" / "report.html", "rows-0")
+    shown = next(part for part in row["parts"] if part["is"] == "drafts")
+    assert shown["texts"] == [
+        {"text": text, "score": score, "taken": text == "A dog."}
+        for text, score in (("A cat.", 0.1), ("A dog.", 0.9), ("A cat.", 0.1))
+    ]
+
+
+def test_a_run_is_named_as_a_command_would_where_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "my runs" / "photos"
+    folder.mkdir(parents=True)
+    assert Run(folder, "photos").typed == "'my runs/photos'"
+    monkeypatch.chdir(folder)
+    assert Run(tmp_path / "my runs" / "photos" / ".." / "photos", "photos").typed == "."
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert Run(folder, "photos").typed == "photos"

@@ -1,0 +1,111 @@
+"""A column that somebody edited takes the place of what its step wrote, and the run goes on from there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalecap.config.settings import Settings
+from scalecap.engines.base import Request
+from scalecap.engines.scripted import Scripted
+from scalecap.runner import RunError, plan, run
+
+Compose = Callable[..., Settings]
+
+
+@pytest.fixture
+def words(rows: Callable[..., str], tmp_path: Path) -> list[str]:
+    own = ["model=own", "model.vlm.name=m", "pipeline=seed", "progress=false", f"cache.dir={tmp_path}/cache"]
+    return ["data=jsonl", rows(3), *own]
+
+
+@pytest.fixture
+def requests(answer: Callable[[Request], Any]) -> tuple[list[str], dict[str, Scripted]]:
+    """Prompts that reach the model, and the model."""
+    texts: list[str] = []
+
+    def script(request: Request) -> Any:
+        texts.append(request.prompt.text)
+        return answer(request)
+
+    engine = Scripted(script)
+    return texts, {"vlm": engine, "llm": engine}
+
+
+def captions(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+
+
+def test_only_what_depends_on_an_edit_is_computed_again(
+    compose: Compose, words: list[str], requests: tuple[list[str], dict[str, Scripted]], tmp_path: Path
+):
+    texts, engines = requests
+    first = run(compose(*words), engines=engines)
+    before = captions(first.output)
+    texts.clear()
+    (tmp_path / "edits.jsonl").write_text(
+        json.dumps({"row_id": "1", "golden_sentences": ["A dog sleeps."]}) + "\n"
+    )
+    again = run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
+    after = captions(again.output)
+    assert (again.done, again.reused) == (3, 2)
+    assert after[0] == before[0]
+    assert after[2] == before[2]
+    assert after[1]["golden_sentences"] == ["A dog sleeps."]
+    assert after[1]["golden_sentences_scores"] == before[1]["golden_sentences_scores"]
+    assert after[1]["flags"]["golden_sentences"] == ["edited"]
+    assert texts  # the questions and the caption read the edited column
+    assert all("A dog sleeps." in text for text in texts)
+    texts.clear()
+    once_more = run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
+    assert (once_more.reused, texts) == (3, [])
+
+
+def test_an_edit_is_kept_by_the_file_and_leaves_with_it(
+    compose: Compose, words: list[str], requests: tuple[list[str], dict[str, Scripted]], tmp_path: Path
+):
+    texts, engines = requests
+    (tmp_path / "edits.jsonl").write_text('{"row_id": "0", "final_caption": "By hand."}\n')
+    run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
+    texts.clear()
+    plain = run(compose(*words), engines=engines)
+    assert (plain.done, plain.reused) == (3, 2)
+    assert captions(plain.output)[0]["final_caption"] != "By hand."
+    assert len(texts) <= 1  # the step whose whole output was edited had not been asked
+
+
+def test_an_edit_of_a_row_that_is_not_there_is_told(
+    compose: Compose, words: list[str], engines: dict[str, Scripted], tmp_path: Path
+):
+    (tmp_path / "edits.jsonl").write_text('{"row_id": "7", "final_caption": "x"}\n')
+    done = run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
+    assert "1 edits are of rows that are not in the data: '7'." in done.notes
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1: not JSON"),
+        ('{"final_caption": "x"}', "line 1: expected an object with row_id"),
+        ('{"row_id": "0"}', "line 1: expected an object with row_id"),
+        ('{"row_id": "0", "final_captoin": "x"}', "no step writes a column 'final_captoin'.*final_caption"),
+        ('{"row_id": "0", "golden_sentences": "x"}', "golden_sentences: expected a list of texts, got 'x'"),
+        ('{"row_id": "0", "golden_sentences": [1]}', "golden_sentences: expected a list of texts"),
+        ('{"row_id": "0", "final_caption": "x"}\n{"row_id": "0", "final_caption": "y"}', "line 2: .*twice"),
+    ],
+)
+def test_a_bad_file_is_refused_before_a_model_loads(
+    line: str, message: str, compose: Compose, words: list[str], tmp_path: Path
+):
+    (tmp_path / "edits.jsonl").write_text(line)
+    settings = compose(*words, f"edits={tmp_path}/edits.jsonl")
+    for check in (plan, run):
+        with pytest.raises(RunError, match=message):
+            check(settings)
+
+
+def test_a_missing_file_is_named(compose: Compose, words: list[str], tmp_path: Path):
+    with pytest.raises(RunError, match=r"absent\.jsonl can.t be read"):
+        run(compose(*words, f"edits={tmp_path}/absent.jsonl"))

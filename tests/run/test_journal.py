@@ -1,0 +1,330 @@
+import errno
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scalecap.run.journal as journal_module
+from scalecap.data.shard import Shard
+from scalecap.rows import Row
+from scalecap.run.journal import Entries, Entry, Journal, JournalError
+
+CONFIG = {"seed": 0, "model": {"name": "a"}}
+
+
+def record(index: int, *, failed: bool = False, **columns: Any) -> dict[str, Any]:
+    error = {"step": "x", "kind": "k", "message": "m"} if failed else None
+    return {
+        "index": index,
+        "input": {"image": f"{index}.png"},
+        "columns": columns,
+        "flags": {},
+        "error": error,
+    }
+
+
+def test_rows_come_back_by_index_and_the_last_record_counts(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        for each in (record(2, c="two"), record(0, failed=True), record(1), record(0, c="now")):
+            journal.append(each)
+    with Journal(tmp_path, CONFIG) as journal:
+        assert [each["columns"] for each in journal.records([0, 1, 2, 7])] == [{"c": "now"}, {}, {"c": "two"}]
+        assert list(journal.entries) == [0, 1, 2]
+
+
+def row(index: int, image: str | None = None, stamp: str = "") -> Row:
+    return Row(index, {"image": image or f"{index}.png"}, lambda: pytest.fail("opened"), stamp=stamp)
+
+
+def test_a_row_is_done_as_long_as_its_input_and_picture_are_the_same(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0) | {"stamp": "then"})
+        journal.append(record(1, failed=True) | {"stamp": "then"})
+        journal.append(record(2) | {"stamp": ""})
+    with Journal(tmp_path, CONFIG) as journal:
+        assert (len(journal.entries), journal.entries.done) == (3, 2)
+        assert journal.state(row(0, stamp="then")) == "done"
+        assert journal.state(row(0, stamp="now")) == "changed"
+        assert journal.state(row(0, "other.png", "then")) == "changed"
+        assert journal.state(row(0)) == "done"  # a picture that is gone costs no finished row
+        assert journal.state(row(1, stamp="then")) == "failed"
+        assert journal.state(row(2, stamp="now")) == "done"
+        assert journal.state(row(3, stamp="then")) == "new"
+
+
+def test_what_failed_and_then_succeeded_counts_as_done(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        for each in (record(5000, failed=True), record(5000), record(2), record(2, failed=True)):
+            journal.append(each)
+        assert (list(journal.entries), journal.entries.done) == ([2, 5000], 1)
+
+
+def test_it_is_known_how_many_rows_there_were(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+        assert journal.complete is None
+        journal.finish(1)
+        journal.finish(1)
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 3
+    with Journal(tmp_path, CONFIG) as journal:
+        assert journal.complete == 1
+
+
+def test_a_row_that_cannot_be_written_leaves_what_was_there_whole(tmp_path: Path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+        room = journal.path.stat().st_size + 100
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(
+                JournalError, match=r"can't write to .*journal\.jsonl: .* 1 rows in it are kept"
+            ):
+                journal.append(record(1, c="x" * 1000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        journal.append(record(2))
+        assert [each["index"] for each in journal.records([0, 1, 2])] == [0, 2]
+    with Journal(tmp_path, CONFIG) as journal:
+        assert list(journal.entries) == [0, 2]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+        journal.append(record(1, c="é"))
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    with Journal(tmp_path, CONFIG) as journal:
+        assert list(journal.entries) == [0]
+        journal.append(record(1, c="again"))
+    with Journal(tmp_path, CONFIG) as journal:
+        assert [each["columns"] for each in journal.records([0, 1])] == [{}, {"c": "again"}]
+
+
+def test_a_damaged_line_costs_its_row_only(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        for index in range(3):
+            journal.append(record(index))
+    path = tmp_path / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"\0\0\0\n", lines[3]]))
+    with Journal(tmp_path, CONFIG) as journal:
+        assert list(journal.entries) == [0, 2]
+
+
+OTHER = {"seed": 0, "model": {"name": "b"}}
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+    with pytest.raises(JournalError, match=r"model\.name: was a, is b.*output=DIR.*resume=force"):
+        Journal(tmp_path, OTHER)
+
+
+def test_another_config_goes_on_by_force_and_it_stays_told(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+    with Journal(tmp_path, OTHER, force=True) as journal:
+        assert (journal.changes, list(journal.entries)) == ("model.name: was a, is b", [0])
+        journal.append(record(1))
+    with Journal(tmp_path, OTHER) as journal:
+        assert (journal.changes, list(journal.entries)) == ("model.name: was a, is b", [0, 1])
+    with pytest.raises(JournalError, match=r"was b, is a"):
+        Journal(tmp_path, CONFIG)
+
+
+def test_a_journal_without_rows_takes_any_config(tmp_path: Path):
+    for config in (CONFIG, OTHER):
+        with Journal(tmp_path, config) as journal:
+            assert journal.changes == ""
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path):
+    with Journal(tmp_path, CONFIG), pytest.raises(JournalError, match="another run"):
+        Journal(tmp_path, CONFIG)
+
+
+def test_what_json_lacks_is_written_anyway(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0, nan=float("nan"), half="\ud800", keys={1: (1, 2)}))
+    line = (tmp_path / "journal.jsonl").read_text().splitlines()[1]
+    assert json.loads(line)["columns"] == {"nan": None, "half": "?", "keys": {"1": [1, 2]}}
+
+
+def done(journal: Journal, index: int, stamp: str = "a", part: Any = None, error: Any = None) -> None:
+    record = {"index": index, "stamp": stamp, "input": {}, "columns": {}, "flags": {}, "error": error}
+    journal.append({**record, **({"part": part} if part else {})})
+
+
+def test_the_end_is_noted_when_the_data_or_a_row_changed(tmp_path: Path):
+    with Journal(tmp_path, CONFIG) as journal:
+        done(journal, 0)
+        journal.finish(1)
+        done(journal, 0)
+        assert not journal.ended, "a row was done since"
+        journal.finish(1)
+        journal.finish(2)
+        journal.finish(2)
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["complete"] for line in lines if '"complete"' in line] == [1, 1, 2]
+
+
+def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
+    with Journal(tmp_path, {}) as journal:
+        done(journal, 2, part=(1, 2))
+        assert journal.finished("a", 1) == 0, "a row is not done"
+        done(journal, 1, error={"step": "x", "kind": "y", "message": "z"})
+        assert journal.finished("a", 1) == 0, "it failed"
+        done(journal, 1)
+        assert journal.finished("a", 1) == 2
+        assert journal.finished("b", 1) == 0, "the part is another now"
+        assert journal.finished("a", 1, 3) == 0, "the data knows of one more"
+        assert journal.finished("a", 2, 1) == 1
+        assert journal.finished("a", 0) == 0, "no part begins there"
+    with Journal(tmp_path, {}) as journal:
+        assert journal.finished("a", 1) == 2, "as the file tells"
+        done(journal, 1, stamp="b")
+        assert journal.finished("a", 1) == journal.finished("b", 1) == 0, "half of it is of another time"
+
+
+def test_a_part_is_finished_for_a_shard_that_has_its_rows(tmp_path: Path):
+    shard = Shard(1, 3)
+    with Journal(tmp_path, {"data": {"shard": "1/3"}}) as journal:
+        for index in (1, 4):
+            done(journal, index, part=(0, 6) if index == 4 else None)
+        assert journal.finished("a", 0, shard=shard) == 6
+        assert journal.finished("a", 0, 8, shard=shard) == 0, "the data has one more of its rows"
+        assert journal.finished("a", 0) == 0, "of the whole, rows are missing"
+
+
+@pytest.mark.parametrize("of", [1, 2, 7])
+def test_a_shard_of_many_rows_takes_the_memory_of_its_own(of: int):
+    entries = Entries(of)
+    indices = range(of - 1, 30_000 * of, of)
+    for number, index in enumerate(indices):
+        entries.put(index, Entry(number + 1, number % 2 == 0, b"digest..", b"stamp..."))
+    assert (len(entries), entries.done) == (30_000, 15_000)
+    assert list(entries) == list(indices)
+    assert entries.get(indices[7]) == Entry(8, False, b"digest..", b"stamp...")
+    assert entries.get(indices[7] + of * 30_000) is None
+    assert sum(map(len, entries._pages.values())) < 30_000 * 25 + 4096 * 25
+    entries.put(0, Entry(1, True, bytes(8), bytes(8)))
+    assert next(iter(entries)) == 0, "a row of another shard, in its place"
+
+
+def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path: Path, monkeypatch: Any, caplog: Any):
+    def flock(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    for code in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        caplog.clear()
+        with Journal(tmp_path / str(code), CONFIG) as journal:
+            journal.append(record(0))
+        with Journal(tmp_path / str(code), CONFIG) as journal:
+            assert journal.state(row(0)) == "done"
+        assert f"its file system has no locks ({os.strerror(code)}): take care" in caplog.text
+        assert len(caplog.records) == 2
+
+
+def test_a_system_without_locks_is_told_of_wsl(tmp_path: Path, monkeypatch: Any, caplog: Any):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+    assert "on Windows, run it in WSL" in caplog.text
+    assert (tmp_path / "journal.jsonl").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("call", ["flock", "read"])
+def test_a_journal_that_cannot_be_read_is_closed_and_told(tmp_path: Path, monkeypatch: Any, call: str):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        if call == "flock":
+            patch.setattr(fcntl, "flock", stale)
+        else:
+            patch.setattr(Journal, "_take", stale)
+        with pytest.raises(JournalError, match=r"can't read .*journal\.jsonl: Stale file handle"):
+            Journal(tmp_path, CONFIG)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with Journal(tmp_path, CONFIG) as journal:
+        assert journal.state(row(0)) == "done"
+
+
+class Gone:
+    """A journal's file on a disk that went away."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, _: bytes) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    truncate = write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def test_a_disk_that_goes_away_is_one_message(tmp_path: Path):
+    journal = Journal(tmp_path, CONFIG)
+    journal.append(record(0))
+    journal._file = Gone(journal._file)  # type: ignore[assignment]
+    with pytest.raises(
+        JournalError, match=r"can't write to .*: Stale file handle\. The 1 rows in it are kept"
+    ):
+        journal.append(record(1))
+    journal._file.close()
+
+
+def test_the_disk_is_waited_for_apart_and_its_failure_is_told_with_the_next_row(
+    tmp_path: Path, monkeypatch: Any
+):
+    begun, released, broken = threading.Event(), threading.Event(), False
+
+    def slow(file: int) -> None:
+        begun.set()
+        released.wait(5)
+        if broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(journal_module, "SYNC_SECONDS", -1.0)
+    monkeypatch.setattr(os, "fsync", slow)
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(0))
+        assert begun.wait(5)
+        journal.append(record(1))  # while the disk is still busy
+        assert not released.is_set()
+        released.set()
+    assert journal.state(row(1)) == "done"
+    broken = True
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append(record(2))
+        assert journal._syncing
+        wait([journal._syncing])
+        with pytest.raises(
+            JournalError, match=r"can't write to .*: Input/output error\. The 4 rows in it are"
+        ):
+            journal.append(record(3))
+        monkeypatch.undo()
+    with Journal(tmp_path, CONFIG) as journal:
+        assert [journal.state(row(index)) for index in range(4)] == ["done"] * 4

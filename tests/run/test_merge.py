@@ -1,0 +1,245 @@
+"""Shards: each row in one of them, and joined again as if they had been one run."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image as Pillow
+
+from scalecap.config.settings import DataSettings, Settings
+from scalecap.data import DataError
+from scalecap.data.shard import Shard, parse_shard
+from scalecap.data.sources import open_source
+from scalecap.engines.scripted import Scripted
+from scalecap.report.run_page import write_report
+from scalecap.rows import Row
+from scalecap.run import merge as command
+from scalecap.run.merge import MergeError, merge
+from scalecap.runner import run
+
+Compose = Callable[..., Settings]
+Rows = Callable[..., str]
+
+
+@pytest.mark.parametrize("text", ["3/3", "0/0", "1", "a/b", "-1/2", "1/2/3", "٣/٤"])
+def test_a_shard_that_makes_no_sense_is_one_message(text: str):
+    with pytest.raises(DataError, match="counted from 0"):
+        parse_shard(text)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 10, 17])
+@pytest.mark.parametrize("of", [1, 3, 20])
+def test_shards_hold_each_row_once_and_are_of_one_size(limit: int | None, of: int):
+    whole = open_source(DataSettings(source="scenes", limit=limit))
+    shards = [
+        open_source(DataSettings(source="scenes", limit=limit, shard=str(Shard(number, of))))
+        for number in range(of)
+    ]
+    indices = [[row.index for row in each] for each in shards]
+    assert [each.total for each in shards] == list(map(len, indices))
+    assert max(map(len, indices)) - min(map(len, indices)) <= 1
+    assert sorted(index for each in indices for index in each) == [row.index for row in whole]
+
+
+def test_a_shard_passes_over_parts_and_its_last_row_of_one_tells_of_it():
+    def parts(finished: Any) -> Any:
+        for first in (0, 4, 8):
+            if finished("stamp", first, 4):
+                yield range(first, first + 4)
+                continue
+            for index in range(first, first + 4):
+                part = (first, 4) if index == first + 3 else None
+                yield Row(index, {}, lambda: None, part=part)
+        raise DataError("it breaks")
+
+    def done(stamp: str, first: int, rows: int | None = None, *, shard: Shard) -> int:
+        assert shard == Shard(1, 3)
+        return 4 if first == 4 else 0
+
+    rows = Shard(1, 3).pass_over(parts, done)
+    told = [each if isinstance(each, range) else (each.index, each.part) for each in islice(rows, 3)]
+    assert told == [(1, (0, 4)), range(4, 8, 3), (10, (8, 4))]
+    with pytest.raises(DataError, match="it breaks"):
+        next(rows)
+
+
+@pytest.fixture
+def shards(compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path) -> Callable[..., Path]:
+    """Runs these shards of 7 rows, of which the fifth fails; the folder that holds them."""
+
+    def made(*names: str, more: tuple[str, ...] = ()) -> Path:
+        data = rows(7, broken=(4,))
+        for name in names:
+            words = ("data=jsonl", data, f"data.shard={name}", "report=false", *more)
+            folder = tmp_path / "shards" / name.replace("/", "-of-")
+            run(compose(*words, f"output={folder}"), engines=engines)
+        return tmp_path / "shards"
+
+    return made
+
+
+def test_joined_shards_are_the_run_that_one_process_makes(
+    shards: Callable[..., Path], compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    summary = merge([shards("0/3", "1/3", "2/3")], tmp_path / "whole", command="scalecap merge x")
+    path = f"data.path={tmp_path / 'rows.jsonl'}"
+    words = ("data=jsonl", path, "report=false", f"output={tmp_path / 'one'}")
+    one = run(compose(*words), engines=engines)
+    assert (summary.done, summary.failed, summary.exit_code) == (one.done, one.failed, 3) == (6, 1, 3)
+    assert (summary.kept, summary.dropped, summary.flags) == (one.kept, one.dropped, one.flags)
+    assert summary.promises == one.promises != {}
+    assert summary.counts.total.requests == one.counts.total.requests
+    told, joined = (tmp_path / name / "captions.jsonl" for name in ("one", "whole"))
+    assert joined.read_bytes() == told.read_bytes()
+    assert "Joined of 3 shards" in summary.screen()
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["rows"]["done"] == 6
+    assert write_report(tmp_path / "whole").stat().st_size > 1000
+
+    # It is a run like any other: the command without a shard goes on with it.
+    words = (*words[:-1], f"output={tmp_path / 'whole'}")
+    assert run(compose(*words), engines=engines).reused == 6
+
+
+def test_what_is_missing_twice_or_of_another_config_is_refused(shards: Callable[..., Path], tmp_path: Path):
+    folder = shards("0/3", "2/3")
+    to = tmp_path / "whole"
+    with pytest.raises(MergeError, match=r"1 of 3 shards are missing: 1/3$"):
+        merge([folder], to)
+    assert not to.exists()
+    with pytest.raises(MergeError, match="no-run holds no run"):
+        merge([tmp_path / "no-run"], to)
+    shards("1/3", more=("pipeline.steps.golden_sentences.threshold=0.7",))
+    with pytest.raises(MergeError, match=r"different configs \(pipeline\.steps\.golden_sentences\.threshold"):
+        merge([folder], to)
+    for path in (folder / "1-of-3").iterdir():
+        if path.is_file():
+            path.unlink()
+    shards("1/3")
+    again = tmp_path / "again"
+    again.mkdir()
+    (folder / "1-of-3" / "journal.jsonl").rename(again / "journal.jsonl")
+    (again / "journal.jsonl").write_text((folder / "2-of-3" / "journal.jsonl").read_text())
+    with pytest.raises(MergeError, match="shard 2/3 is there twice"):
+        merge([folder, again], to)
+
+
+def test_what_is_no_shard_or_was_gone_on_with_by_force_is_refused(
+    shards: Callable[..., Path], compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    folder = shards("0/2", "1/2")
+    shards("1/2", more=("seed=5", "resume=force"))
+    with pytest.raises(MergeError, match=r"1-of-2 has rows of several configs"):
+        merge([folder], tmp_path / "whole")
+    run(compose("data.limit=1", f"output={tmp_path / 'alone'}"), engines=engines)
+    with pytest.raises(MergeError, match="alone is no shard"):
+        merge([tmp_path / "alone"], tmp_path / "whole")
+    with pytest.raises(MergeError, match=r"holds no run: there is no journal\.jsonl in it, nor below it"):
+        merge([tmp_path / "nowhere"], tmp_path / "whole")
+
+
+def test_a_shard_that_did_not_end_is_named(shards: Callable[..., Path], tmp_path: Path):
+    folder = shards("0/2", "1/2")
+    journal = folder / "1-of-2" / "journal.jsonl"
+    journal.write_text("".join(line for line in journal.open() if not line.startswith('{"complete"')))
+    with pytest.raises(MergeError, match="not finished, so go on with it first: 1/2"):
+        merge([folder], tmp_path / "whole")
+
+
+def test_each_journal_is_read_once(
+    shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, opened, real = shards("0/2", "1/2"), Counter[str](), Path.open
+
+    def counted(path: Path, *args: Any, **more: Any) -> Any:
+        opened[str(path)] += 1
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", counted)
+    merge([folder], tmp_path / "whole")
+    for name in ("shards/0-of-2", "shards/1-of-2"):
+        assert opened[f"{tmp_path}/{name}/journal.jsonl"] == 3, (
+            "to lock it, for its index, and for its 3 or 4 rows"
+        )
+
+
+def test_shards_of_data_that_changed_in_between_are_refused(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    (tmp_path / "photos").mkdir()
+    for name in "bcde":
+        Pillow.new("RGB", (30, 30), (ord(name), 0, 0)).save(tmp_path / "photos" / f"{name}.png")
+    words = ("data=folder", f"data.path={tmp_path}/photos", "report=false")
+    run(compose(*words, "data.shard=0/2", f"output={tmp_path}/shards/0"), engines=engines)
+    Pillow.new("RGB", (30, 30)).save(tmp_path / "photos" / "a.png")
+    run(compose(*words, "data.shard=1/2", f"output={tmp_path}/shards/1"), engines=engines)
+    with pytest.raises(MergeError, match=r"row 1 of .*shards/1 has the id 'b\.png' of a row before it"):
+        merge([tmp_path / "shards"], tmp_path / "whole")
+
+
+def test_a_damaged_journal_is_named(shards: Callable[..., Path], tmp_path: Path):
+    folder = shards("0/2", "1/2")
+    journal = folder / "1-of-2" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if line.startswith(b'{"index": 3,'))
+    lines[at] = b"\xff" * 40 + b"\n"
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(MergeError, match=r"row 3 is not in .*1-of-2, whose journal is damaged"):
+        merge([folder], tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", ["none", "bytes"])
+def test_pictures_are_written_as_the_shards_were_told(
+    rows: Rows, typed: Callable[..., int], tmp_path: Path, form: str
+):
+    data = rows(3)
+    for number in (0, 1):
+        words = ("data=jsonl", data, f"data.shard={number}/2", f"write.image={form}")
+        assert typed(*words, f"output=shards/{number}") == 0
+    merge([tmp_path / "shards"], tmp_path / "whole")
+    loaded = datasets.load_dataset(
+        str(tmp_path / "whole" / "dataset"), split="train", cache_dir=str(tmp_path)
+    )
+    if form == "none":
+        assert "image" not in loaded.column_names
+    else:
+        assert [each["image"].size for each in loaded] == [(30, 30)] * 3
+
+
+def test_shards_of_other_limits_or_of_grown_data_are_refused(shards: Callable[..., Path], tmp_path: Path):
+    folder = shards("0/2")
+    shards("1/2", more=("data.limit=2",))
+    with pytest.raises(MergeError, match=r"these have 4, 1: was data\.limit another"):
+        merge([folder], tmp_path / "whole")
+    shards("1/2", more=("data.limit=4",))
+    journal = folder / "1-of-2" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    # Killed while it went on with more rows.
+    journal.write_text("".join(lines[:-1]) if lines[-1].startswith('{"complete"') else "")
+    with pytest.raises(MergeError, match="not finished, so go on with it first: 1/2"):
+        merge([folder], tmp_path / "whole")
+
+
+def test_rows_that_are_gone_from_the_data_do_not_come_back(shards: Callable[..., Path], tmp_path: Path):
+    shards("0/2", "1/2")
+    folder = shards("0/2", "1/2", more=("data.limit=3",))
+    summary = merge([folder], tmp_path / "whole")
+    assert (summary.done, summary.failed) == (3, 0)
+
+
+def test_the_command_says_what_is_wrong_in_a_line(
+    shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    folder = shards("0/2", "1/2")
+    for code in (3, 1):  # a row failed; there is a run
+        monkeypatch.setattr("sys.argv", ["merge", str(folder), "--to", str(tmp_path / "whole")])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        assert ended.value.code == code
+    told = capsys.readouterr()
+    assert "6 rows captioned, 1 failed" in told.out
+    assert "already holds a run; give another --to=DIR" in told.err

@@ -1,0 +1,153 @@
+"""What a run costs: limits that stop it, and estimates held against what a run really took."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalecap.config.settings import Settings, SettingsError
+from scalecap.engines.scripted import Scripted
+from scalecap.interpreter.dispatch import RowUsage
+from scalecap.run.spending import estimate, outlook
+from scalecap.runner import plan, run
+
+Compose = Callable[..., Settings]
+
+
+def test_rows_that_are_equal_leave_no_doubt_and_one_row_leaves_all():
+    assert estimate([3.0] * 5, 100) == (300, 300, 300)
+    assert estimate([3.0], 100) == (300, 0.0, math.inf)
+
+
+def test_the_interval_holds_for_nineteen_draws_of_twenty():
+    import numpy as np
+
+    dice = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        rows = dice.gamma(4.0, 3.0, size=60)
+        low, high = estimate(rows[:10], 60)[1:]
+        held += low <= rows.sum() <= high
+    assert held / 400 >= 0.92
+
+
+def test_an_outlook_is_told_with_time_and_cost():
+    usages = [RowUsage(10, 1000, 100), RowUsage(12, 1200, 140)]
+    found = outlook(usages, 100, seconds=3.0, price=0.01)
+    assert found is not None
+    assert found.requests.mean == 1100
+    assert found.seconds == 300
+    assert found.cost is not None
+    assert found.cost.mean == pytest.approx(1.0)
+    assert "all 100 rows, by 2 of them: about 1,100 (" in str(found)
+    assert "5 min at this pace, a cost of 1 (" in str(found)
+    assert outlook([], 100) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("max_requests=20", "max_requests=20 is reached: 2"),
+        ("max_tokens=200", "max_tokens=200 is reached"),
+        ("max_cost=0.0001", "max_cost=0.0001 is reached"),
+    ],
+)
+def test_a_limit_stops_the_run_and_the_same_command_goes_on(
+    limit: str, reason: str, compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+):
+    words = ["data=jsonl", rows(12), "progress=false", "cache=off", "rows_in_flight=1", "pipeline=seed"]
+    words += ["model=own", "model.vlm.name=m", "engine.price={prompt: 1, generated: 2}"]
+    first = run(compose(*words, limit), engines=engines)
+    assert (first.status, first.exit_code) == ("stopped", 1)
+    assert first.reason.startswith(reason)
+    assert 0 < first.done < 12
+    second = run(compose(*words), engines=engines)
+    assert (second.status, second.done, second.reused) == ("finished", 12, first.done)
+
+
+def test_cost_is_counted_by_role_and_nothing_is_paid_for_the_cache(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
+):
+    words = ["data=jsonl", rows(2), "progress=false", "pipeline=seed", f"cache.dir={tmp_path}/cache"]
+    words += ["model=own", "model.vlm.name=m", "model.llm.name=n", "engine.price={prompt: 1, generated: 2}"]
+    words += ["+model.llm.engine.price={prompt: 100, generated: 100}"]
+    first = run(compose(*words), engines=engines)
+    llm = ("raw_questions", "final_caption")
+    expected = sum(
+        100 * (count.prompt_tokens + count.generated_tokens)
+        if name in llm
+        else count.prompt_tokens + 2 * count.generated_tokens
+        for name, count in first.counts.steps.items()
+    )
+    assert first.cost == pytest.approx(expected / 1e6)
+    assert json.loads((first.output / "summary.json").read_text())["cost"] == first.cost
+    again = run(compose(*words, f"output={tmp_path}/again"), engines=engines)
+    assert again.cost == 0
+
+
+def test_a_preview_does_its_rows_estimates_all_and_the_command_without_it_goes_on(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+):
+    words = ["data=jsonl", rows(9), "progress=false", "model=own", "model.vlm.name=m", "pipeline=seed"]
+    first = run(compose(*words, "preview=3"), engines=engines, command="python -m scalecap preview=3 a=b")
+    assert (first.status, first.done, first.exit_code) == ("preview", 3, 0)
+    assert first.outlook is not None
+    screen = first.screen()
+    assert screen.startswith("Preview: 3 of 9 rows captioned")
+    assert "all 9 rows, by 3 of them: about " in screen
+    assert "preview=3" not in first.resume
+    planned = plan(compose(*words))
+    assert planned.splitlines()[-2].startswith("Estimate: all 9 rows, by 3 of them: about ")
+    second = run(compose(*words), engines=engines)
+    assert (second.status, second.done, second.reused) == ("finished", 9, 3)
+    took = sum(json.loads(line)["usage"][0] for line in journal(second.output) if '"usage"' in line)
+    assert first.outlook.requests.mean == took  # rows that the scripted model answers alike
+
+
+def journal(folder: Path) -> list[str]:
+    return (folder / "journal.jsonl").read_text().splitlines()
+
+
+def test_a_preview_of_all_rows_is_a_finished_run(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+):
+    done = run(
+        compose("data=jsonl", rows(2), "progress=false", "model=own", "model.vlm.name=m", "preview=5"),
+        engines=engines,
+    )
+    assert done.status == "finished"
+
+
+@pytest.mark.slow
+def test_what_a_preview_estimates_is_what_a_run_of_the_embedded_model_takes(compose: Compose, tmp_path: Path):
+    pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
+    words = ["data.count=40", "data.seed=5", "progress=false", "report=false", "cache=off"]
+    found = run(compose(*words, "preview=10")).outlook
+    assert found is not None
+    whole = run(compose(*words))
+    assert whole.status == "finished"
+    usages = [json.loads(line)["usage"] for line in journal(whole.output) if '"usage"' in line]
+    for place, estimated in enumerate([found.requests, found.prompt_tokens, found.generated_tokens]):
+        took = sum(usage[place] for usage in usages)
+        assert estimated.mean == pytest.approx(took, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["max_requests=0"], ["max_cost=-1"], ["preview=0"], ["engine.price.prompt=-1"], ["max_cost=1"]],
+)
+def test_limits_that_make_no_sense_are_refused(words: list[str], compose: Compose):
+    key = words[0].partition("=")[0]
+    with pytest.raises(SettingsError, match=key):
+        compose(*words)
+
+
+def test_the_first_twenty_rows_tell_what_all_will_take(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], caplog: Any
+):
+    caplog.set_level("INFO", "scalecap")
+    run(compose("data=jsonl", rows(25), "progress=false", "model=own", "model.vlm.name=m"), engines=engines)
+    assert "all 25 rows, by 20 of them: about " in caplog.text

@@ -1,0 +1,72 @@
+"""What a summary holds does not grow with the rows that it counts."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalecap.config.settings import Settings
+from scalecap.metrics import verifier
+from scalecap.run.summary import Summary
+from scalecap.runner import run
+
+
+def records(rows: int) -> Iterator[dict[str, Any]]:
+    """Rows with a metric of two captions and a labelled statement; every other failed at its own path."""
+    for index in range(rows):
+        measured = {name: {"count": index % 7, "of": 9} for name in ("true", "wrong")} | {"words": index % 50}
+        p_yes = index % 97 / 97
+        answers = [{"p_yes": p_yes, "label": index % 3 == 0, "right": (p_yes > 0.5) == (index % 3 == 0)}]
+        columns = {"m": {"first": measured, "final": measured}, "check": {}, "check_answers": answers}
+        error = {"step": "image", "kind": "missing_file", "message": f"no such file: '/data/{index}.png'"}
+        yield {"columns": columns, "flags": {}, "error": error if index % 2 else None}
+
+
+def summed(rows: int) -> tuple[Summary, int]:
+    """The summary of so many rows, and the most bytes that it took to make it."""
+    summary = Summary(Path(), "")
+    tracemalloc.start()
+    try:
+        overall = {"check": (verifier.quality, ("check", "check_answers"))}
+        summary.add_rows(partial(records, rows), {}, ["m"], overall, {}, {})
+        assert summary.metrics
+        return summary, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rows", [12_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_memory_is_flat(rows: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verifier, "DRAWS", 8)  # each sorts all answers, which takes time and no more memory
+    _, few = summed(4_000)
+    summary, many = summed(rows)
+    # All that grows (124 bytes) is what the threshold is read from: P(yes), label and verdict, sorted, drawn.
+    assert (many - few) / (rows - 4_000) < 200
+    assert summary.done == summary.failed == rows // 2
+    assert summary.errors.most_common() == [
+        ("image: missing_file: no such file: '/data/1.png' (and others like it)", rows // 2)
+    ]
+    assert summary.metrics["m.final.words"].rows == rows
+    assert summary.metrics["m.final.words"].mean == 24.5
+
+
+@pytest.mark.parametrize(
+    ("where", "note"),
+    [
+        ("question", "raw_answers: `where: question` held for all 4 items."),
+        ("question == 'x'", "raw_answers: `where: question == 'x'` held for none of 4 items."),
+        ("'position' in question", None),
+    ],
+)
+def test_a_choice_of_items_that_made_no_difference_is_told(
+    compose: Callable[..., Settings], engines: Any, where: str, note: str | None
+):
+    """Two questions about each of two pictures."""
+    words = ["data.limit=2", f'+pipeline.steps.raw_answers.where="{where}"']
+    first = run(compose(*words), engines=engines)
+    assert [each for each in first.notes if "where" in each] == ([note] if note else [])
+    again = run(compose(*words), engines=engines)  # of the rows in the journal
+    assert [each for each in again.notes if "where" in each] == ([note] if note else [])

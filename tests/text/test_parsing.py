@@ -1,0 +1,71 @@
+"""Replies as language models write them; those marked SmolLM2 are SmolLM2-135M-Instruct's own."""
+
+import pytest
+
+from scalecap.text.parsing import body, complete_sentences, lines
+
+MAN = "The man wears a blue rain jacket and a grey helmet."
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("", []),
+        ("- a dog\n\n* a cat\n2) an owl\n• 3 mice", ["a dog", "a cat", "an owl", "3 mice"]),
+        ("1. **Dog**: brown\n2. __Cat__\n3. a *small* owl", ["Dog: brown", "Cat", "a *small* owl"]),
+        ("**The dog** is brown.\n## Objects\ncat", ["The dog is brown.", "Objects", "cat"]),
+        ("Sure! Here are the objects:\n\n- dog\n- cat", ["dog", "cat"]),
+        ("Sure, here you go:\n```\ndog\ncat\n```", ["dog", "cat"]),
+        ("Objects:\n---\ndog\n***\ncat", ["dog", "cat"]),
+        ("1. Dog:\nIt is brown.", ["Dog:", "It is brown."]),  # a heading of the list is no preamble
+        ("The dog:", ["The dog:"]),
+        ("2 * 3 ** 4", ["2 * 3 ** 4"]),
+        # SmolLM2
+        (
+            "The man is wearing a blue jacket.\nThe man is riding a bike.\nThe bike is wet.\n"
+            "The man is wearing a blue jacket.\nThe man is riding a bike.",
+            ["The man is wearing a blue jacket.", "The man is riding a bike.", "The bike is wet."],
+        ),
+    ],
+)
+def test_lines(reply: str, expected: list[str]) -> None:
+    assert lines(reply) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("", ""),
+        ("A dog runs", "A dog runs"),
+        ("A dog runs. It is br", "A dog runs."),
+        ("A dog runs. It is brown.", "A dog runs. It is brown."),
+        ("A dog. \n\nA cat.\nA", "A dog. \n\nA cat."),
+        ("一只狗。它是", "一只狗。"),
+        ("red hat, blue coat, gre", "red hat, blue coat, gre"),
+        # SmolLM2
+        (
+            "The cake is at the top right. The two crabs are at the top. The cake is at the top left. "
+            "The two crabs are at the top. The two crabs are at the top. The two crabs are at the",
+            "The cake is at the top right. The two crabs are at the top. The cake is at the top left.",
+        ),
+        (f"{MAN}\n{MAN}\n{MAN}\nThe man wears a blue rain", MAN),
+    ],
+)
+def test_a_cut_reply_ends_with_its_last_new_sentence(reply: str, expected: str) -> None:
+    assert complete_sentences(reply) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (" A dog.\nA cat. ", " A dog.\nA cat. "),
+        ("Sure! Here is the description:\n\nA dog.\nA cat.", "A dog.\nA cat."),
+        ("Here is one:", "Here is one:"),
+        ("Here is one:\n\n", "Here is one:\n\n"),
+        ("- Dog:\n  brown", "- Dog:\n  brown"),
+        ("A sign reads:\nStop here:\nnow", "Stop here:\nnow"),
+        ("There is a tractor.\n\nYou may want to add:", "There is a tractor."),  # SmolLM2
+    ],
+)
+def test_a_line_that_announces_a_text_is_no_part_of_it(reply: str, expected: str) -> None:
+    assert body(reply) == expected
