@@ -5,18 +5,16 @@ import atexit
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import Applied, apply, check_models, check_scope, fallbacks, notes, told
-from scalecap.config.exports import WriteSettings
 from scalecap.config.settings import Settings
-from scalecap.data import DataError, Source, writer
+from scalecap.data import DataError, Source
 from scalecap.data.files import public
 from scalecap.data.replacing import is_foreign
 from scalecap.data.sources import open_source, readable
@@ -27,11 +25,12 @@ from scalecap.interpreter.cache import Cache, CacheError
 from scalecap.interpreter.dispatch import Asked, RowUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.report.run_page import write_report
-from scalecap.rows import OUTPUT, Row
+from scalecap.rows import OUTPUT
 from scalecap.run import advice
 from scalecap.run.cluster import opened as cluster_of
 from scalecap.run.edits import Edited, read_edits
 from scalecap.run.journal import Journal, JournalError
+from scalecap.run.outputs import metric_steps, record, write
 from scalecap.run.pending import PendingRows
 from scalecap.run.progress import Progress
 from scalecap.run.spending import outlook, past
@@ -222,17 +221,12 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
                 f"{Path(settings.output) / folder} is there and was not written by scalecap: give another"
                 " output=DIR"
             )
-    wanted, metrics = label((settings.objective or "").lstrip("-")), _metrics(pipeline)
+    wanted, metrics = label((settings.objective or "").lstrip("-")), metric_steps(pipeline)
     if wanted and not any(f"{wanted}.".startswith(f"{step}.") for step in metrics):
         wanted = wanted.partition(".")[0]
         close = nearest(wanted, metrics) if metrics else "none does: add one with evaluate=…"
         raise PipelineError([f"objective={settings.objective}: no step {wanted} writes numbers; {close}"])
     return source, pipeline
-
-
-def _metrics(pipeline: Pipeline) -> list[str]:
-    """The steps whose column is a number, or a record of numbers."""
-    return [step.name for step in pipeline.steps if step.stage.kinds[0] in ("number", "measures")]
 
 
 def plan(settings: Settings) -> str:
@@ -305,7 +299,7 @@ async def _caption(
     stop = asyncio.Event()
 
     def on_row(finished: Finished) -> None:
-        rows.journal.append(_record(finished, pipeline))
+        rows.journal.append(record(finished, pipeline))
         progress.row(failed=finished.error is not None)
         if len(usages) < ESTIMATED:
             usages.append(finished.usage)
@@ -397,53 +391,3 @@ def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:
         "The embedded model knows its own world (data=scenes) and nothing else: what it says about other"
         " pictures means nothing. Take a real one for them, e.g. model=qwen3-vl-4b."
     )
-
-
-def write(
-    pipeline: Pipeline,
-    journal: Journal,
-    indices: Iterable[int],
-    summary: Summary,
-    settings: WriteSettings,
-    *,
-    image: str,
-    data: Iterable[Row] | None,
-) -> None:
-    """The journal's rows with these indices as the run's files, counted in the summary.
-
-    `settings`, `image` and `data` are those of `scalecap.data.writer.write`.
-    """
-    rows = partial(journal.records, indices)
-    columns = list(pipeline.writers)
-    written = writer.write(summary.output, rows, columns, settings, image=image, data=data)
-    summary.add_written(written, settings)
-    checks = {
-        step.name: column
-        for step in pipeline.steps
-        for side, column in zip(step.stage.side, step.writes[1:], strict=True)
-        if side in ("scores", "answers")
-    }
-    overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
-    conditions = {step.name: step.when.source for step in pipeline.steps if step.when}
-    choices = {
-        s.name: (s.settings["where"].source, s.chosen) for s in pipeline.steps if s.settings.get("where")
-    }
-    summary.add_rows(rows, checks, _metrics(pipeline), overall, conditions, choices)
-
-
-def _record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
-    """The row as the journal keeps it, the input's columns apart from the steps'."""
-    return {
-        "index": finished.row.index,
-        "id": finished.row.id,
-        "stamp": finished.row.stamp,
-        "image": finished.image_hash,
-        "input": {name: value for name, value in finished.columns.items() if name not in pipeline.writers},
-        "columns": {name: value for name, value in finished.columns.items() if name in pipeline.writers},
-        "flags": finished.flags,
-        "error": finished.error,
-        "usage": list(finished.usage),
-        **({"unasked": dict(finished.unasked)} if finished.unasked else {}),
-        **({"edits": dict(finished.row.edits)} if finished.row.edits else {}),
-        **({"part": list(finished.row.part)} if finished.row.part else {}),
-    }

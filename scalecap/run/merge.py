@@ -32,8 +32,8 @@ from scalecap.interpreter.binding import PipelineError
 from scalecap.interpreter.dispatch import Count
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.run.journal import Journal, JournalError
+from scalecap.run.outputs import write
 from scalecap.run.summary import Summary
-from scalecap.runner import write
 
 TOLD = 20
 """Missing shards told by name; of more, the number."""

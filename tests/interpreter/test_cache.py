@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pillow
 
+from scalecap.cli.cache import main
 from scalecap.engines.base import (
     Choose,
     Chosen,
@@ -26,7 +27,7 @@ from scalecap.engines.base import (
     Token,
     Usage,
 )
-from scalecap.interpreter.cache import Cache, CacheError, key, main
+from scalecap.interpreter.cache import Cache, CacheError, key
 
 
 def get(cache: Cache, key: str) -> Reply | None:
