@@ -36,7 +36,7 @@ from scalecap.data.sources import Rows, kinds, plain
 from scalecap.engines import Engines
 from scalecap.engines.base import EngineError
 from scalecap.interpreter.cache import Cache, CacheError
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Pipeline, PipelineError, picture_pool
 from scalecap.report.run_page import write_report
 from scalecap.rows import Row
@@ -98,7 +98,7 @@ class Captioner:
         self._engines = Engines()
         self._pictures = picture_pool()
         self._cache: Cache | None = None
-        self._asked: asyncio.Task[Asked] | None = None
+        self._dispatcher: asyncio.Task[Dispatcher] | None = None
         self._closed = False
         self._promises: Mapping[str, Applied] = {}
         self._pipelines: dict[tuple[tuple[str, str], ...] | None, Pipeline] = {}
@@ -230,8 +230,8 @@ class Captioner:
             columns = {"image": os.fspath(cells["image"]), **columns}
         pipeline = self._build({"image": "any", **kinds([columns])})
         try:
-            asked = await self._dispatcher(pipeline)
-            finished = await pipeline.take(Row(0, columns, opened), asked, self._pictures)
+            dispatcher = await self._opened(pipeline)
+            finished = await pipeline.take(Row(0, columns, opened), dispatcher, self._pictures)
         except (EngineError, CacheError, CalibrationError) as error:
             raise RunError(str(error)) from error
         if failure := finished.error:
@@ -239,16 +239,16 @@ class Captioner:
             raise CaptionError(f"{where}{failure['message']}", finished.columns)
         return {**finished.columns, "flags": finished.flags}
 
-    async def _dispatcher(self, pipeline: Pipeline) -> Asked:
+    async def _opened(self, pipeline: Pipeline) -> Dispatcher:
         """What asks the models; they are loaded once, however many wait for them."""
         if self._closed:
             raise RunError("the captioner is closed: call it inside of its with block")
-        failed = self._asked is not None and self._asked.done() and self._asked.exception() is not None
-        if self._asked is None or failed:
-            self._asked = asyncio.create_task(self._load(pipeline))
-        return await asyncio.shield(self._asked)
+        task = self._dispatcher
+        if task is None or (task.done() and task.exception() is not None):
+            task = self._dispatcher = asyncio.create_task(self._load(pipeline))
+        return await asyncio.shield(task)
 
-    async def _load(self, pipeline: Pipeline) -> Asked:
+    async def _load(self, pipeline: Pipeline) -> Dispatcher:
         settings = self.settings
         roles = settings.by_role(pipeline.roles)
         if note := foreign(roles, "memory"):
@@ -258,7 +258,9 @@ class Captioner:
         engines = await self._engines.by_role(roles)
         identities = {role: engine.identity for role, engine in engines.items()}
         check_models(self._promises, pipeline, settings, identities)
-        return Asked(engines, self._cache, settings.sampling, settings.seed, Counts(), settings.min_mass)
+        return Dispatcher(
+            engines, self._cache, settings.sampling, settings.seed, RunUsage(), settings.min_mass
+        )
 
     def _record(self, folder: Path, settings: Settings) -> None:
         """`.hydra` in the run's folder, as the command line writes it: reports and comparisons read it."""

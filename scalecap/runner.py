@@ -22,7 +22,7 @@ from scalecap.engines import EMBEDDED, Engines, look
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.engines.settings import EngineSettings, RoleSettings
 from scalecap.interpreter.cache import Cache, CacheError
-from scalecap.interpreter.dispatch import Asked, RowUsage
+from scalecap.interpreter.dispatch import Dispatcher, RowUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.report.run_page import write_report
 from scalecap.rows import OUTPUT
@@ -347,14 +347,14 @@ async def _caption(
                 engines = engines or await pool.by_role(roles)
                 stack.callback(note_servers, engines, summary)
                 summary.models = {role: engines[role].identity for role in roles}
-                asked = Asked(
+                dispatcher = Dispatcher(
                     engines, cache, settings.sampling, settings.seed, summary.counts, settings.min_mass
                 )
                 take = partial(
                     pipeline.run,
                     wanted,
-                    asked,
-                    in_flight=lambda: settings.rows_in_flight or asked.rows(),
+                    dispatcher,
+                    in_flight=lambda: settings.rows_in_flight or dispatcher.rows(),
                 )
             check_models(promises, pipeline, settings, summary.models)
             await found

@@ -19,7 +19,7 @@ from scalecap.__main__ import main
 from scalecap.config.settings import CONF, Settings, from_config
 from scalecap.engines.base import Choose, Image, Request, Sampling, Score, Scored, Token
 from scalecap.engines.scripted import Scripted
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -140,7 +140,7 @@ def rows(tmp_path: Path) -> Callable[..., str]:
 
 
 class Asking:
-    """An `Ask` that answers from a script and keeps what was asked and marked."""
+    """An `ModelClient` that answers from a script and keeps what was asked and marked."""
 
     def __init__(self, script: Callable[[Request], Any], min_mass: float = 0.0) -> None:
         self.requests: list[Request] = []
@@ -151,10 +151,10 @@ class Asking:
             return script(request)
 
         engine = Scripted(answer)
-        asked = Asked(
-            {"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, Counts(), min_mass
+        dispatcher = Dispatcher(
+            {"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, RunUsage(), min_mass
         )
-        self.ask = asked.ask("step", self.flags.append)
+        self.client = dispatcher.client("step", self.flags.append)
 
     @property
     def texts(self) -> list[str]:

@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 
 from scalecap.engines.base import Choose, EngineError, Generated, Image, Request, Sampling, Usage
 from scalecap.engines.scripted import Scripted
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline
 from scalecap.rows import Row
 
@@ -60,7 +60,7 @@ class World:
     ) -> None:
         self.script = script
         engine = Scripted(self._answer, concurrency=200, kv_tokens=2 * TOKENS * pictures)
-        self.asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts(), 0.0)
+        self.dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
         self.pipeline = Pipeline.build(steps, None, budget=budget)
         self.done: list[Finished] = []
         self.stop = asyncio.Event()
@@ -95,12 +95,12 @@ class World:
 
         async with asyncio.timeout(10):
             if known:
-                await self.asked.ask("first", lambda flag: None).generate("First.", image=picture(-1))
+                await self.dispatcher.client("first", lambda flag: None).generate("First.", image=picture(-1))
                 self.held, self.most = set(), 0
             await self.pipeline.run(
-                rows, self.asked, in_flight=self.asked.rows, on_row=on_row, stop=self.stop
+                rows, self.dispatcher, in_flight=self.dispatcher.rows, on_row=on_row, stop=self.stop
             )
-        assert self.asked.without_picture == 0
+        assert self.dispatcher.without_picture == 0
         return sorted(self.done, key=lambda each: each.row.index)
 
 
@@ -150,17 +150,17 @@ async def test_rows_without_a_picture_are_as_many_as_keep_the_engine_busy():
 
 async def test_text_steps_between_two_with_the_picture_hold_the_place():
     """The picture is shown again, so its tokens are to stay."""
-    asked = asyncio.Event()
+    dispatcher = asyncio.Event()
 
     async def script(request: Request) -> Any:
         if request.prompt.text.startswith("Ask: 0"):
-            assert world.asked.rows() == 1
-            asked.set()
+            assert world.dispatcher.rows() == 1
+            dispatcher.set()
         return say(request)
 
     world = World(1, script=script)
     await world.run(row(index) for index in range(2))
-    assert asked.is_set()
+    assert dispatcher.is_set()
     assert world.most == 1
 
 

@@ -14,11 +14,11 @@ from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.base import Choose, Generated, Image, Sampling
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.allowance import Allowance, NothingLeft
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError
 from scalecap.rows import Row
 from scalecap.runner import run
-from scalecap.stages import Ask, Measures, registry, stage
+from scalecap.stages import Measures, ModelClient, registry, stage
 from scalecap.stages.fuse import Fuse
 from scalecap.text.templates import Template
 
@@ -43,14 +43,16 @@ def answer(request: Any) -> Any:
     return 0.9 if isinstance(request, Choose) else "One. Two. Three."
 
 
-async def take(steps: Mapping[str, Any], budget: int | None, script: Any = answer) -> tuple[Finished, Counts]:
+async def take(
+    steps: Mapping[str, Any], budget: int | None, script: Any = answer
+) -> tuple[Finished, RunUsage]:
     """A row through the steps, and what was counted."""
-    counts, finished = Counts(), []
+    counts, finished = RunUsage(), []
     engine = Scripted(script)
-    asked = Asked({"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, counts, 0.0)
+    dispatcher = Dispatcher({"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, counts, 0.0)
     row = Row(0, {"id": "0"}, lambda: Image("a", Pillow.new("RGB", (1, 1))))
     pipeline = Pipeline.build(steps, None, budget=budget)
-    await pipeline.run([row], asked, in_flight=lambda: 1, on_row=finished.append)
+    await pipeline.run([row], dispatcher, in_flight=lambda: 1, on_row=finished.append)
     return finished[0], counts
 
 
@@ -87,19 +89,19 @@ def test_who_never_consults_it_may_ask_while_something_is_left():
     ],
 )
 async def test_a_budget_is_spent_to_the_last_request_and_never_over(
-    budget: int | None, asked: list[int], unasked: dict[str, int]
+    budget: int | None, dispatcher: list[int], unasked: dict[str, int]
 ):
     done, counts = await take(STEPS, budget)
     assert done.error is None
     names = ("drafts", "more", "golden", "answers", "final")
-    assert [counts.steps[name].requests for name in names] == asked
-    assert done.usage.requests == sum(asked)
+    assert [counts.steps[name].requests for name in names] == dispatcher
+    assert done.usage.requests == sum(dispatcher)
     assert done.unasked == unasked
     assert done.flags == {name: ["unasked"] for name in done.unasked}
     # What is in step with another column stays so.
     assert len(done.columns["answers"]) == len(done.columns["golden"])
     assert [each["text"] for each in done.columns["golden_scores"]] == done.columns["sentences"]
-    assert sum(each.get("asked", True) for each in done.columns["golden_scores"]) == asked[2]
+    assert sum(each.get("asked", True) for each in done.columns["golden_scores"]) == dispatcher[2]
     assert done.columns["golden_refuted"] == []
 
 
@@ -211,7 +213,7 @@ async def test_a_limit_that_is_no_number_fails_the_row():
     ],
 )
 async def test_every_stage_keeps_to_what_is_left(
-    step: dict[str, Any], left: int, asked: int, unasked: int, image: Image
+    step: dict[str, Any], left: int, dispatcher: int, unasked: int, image: Image
 ):
     """Five texts in three groups."""
 
@@ -220,18 +222,18 @@ async def test_every_stage_keeps_to_what_is_left(
             return 0.9
         return "1. yes\n2. yes" if request.prompt.text.startswith("Which?") else -1.0
 
-    counts = Counts()
+    counts = RunUsage()
     engine = Scripted(script)
     roles = {"vlm": engine, "llm": engine}
-    asker = Asked(roles, None, Sampling(), 0, counts, 0.0)
+    asker = Dispatcher(roles, None, Sampling(), 0, counts, 0.0)
     allowance = Allowance(left)
     given = step | ({"fallback": "empty"} if step["stage"] == "fuse" else {})
     pipeline = Pipeline.build({"x": given}, {"t": "texts", "a": "list"})
     texts = ["A one.", "A two.", "A three.", "A four.", "A five."]
     flags: list[str] = []
-    ask = asker.ask("x", flags.append, None, allowance)
-    values = await pipeline.steps[0].take(ask, {"t": texts, "a": [0, 0, 1, 1, 2]}, image, allowance)
-    assert counts.total.requests == asked
+    client = asker.client("x", flags.append, None, allowance)
+    values = await pipeline.steps[0].take(client, {"t": texts, "a": [0, 0, 1, 1, 2]}, image, allowance)
+    assert counts.total.requests == dispatcher
     assert allowance.unasked == unasked
     assert "unasked" in flags
     if "x_scores" in values and step["stage"] != "choose":
@@ -242,13 +244,13 @@ async def test_every_stage_keeps_to_what_is_left(
 async def test_a_stage_of_ones_own_runs_while_something_is_left_and_metrics_are_not_part_of_it():
     @stage(name="t/own")
     class Own:
-        async def __call__(self, ask: Ask, *, image: Image) -> list[str]:
-            return [(await ask.generate(f"own {number}", image=image)).text for number in range(3)]
+        async def __call__(self, client: ModelClient, *, image: Image) -> list[str]:
+            return [(await client.generate(f"own {number}", image=image)).text for number in range(3)]
 
     @stage(name="t/judged")
     class Judged:
-        async def __call__(self, ask: Ask, *, text: str, image: Image) -> Measures:
-            return {"true": (await ask.choose(f"True? {text}", image=image)).probabilities[0]}
+        async def __call__(self, client: ModelClient, *, text: str, image: Image) -> Measures:
+            return {"true": (await client.choose(f"True? {text}", image=image)).probabilities[0]}
 
     steps = {
         "first": {"stage": "generate", "prompt": "Caption.", "image": "image"},
@@ -297,11 +299,11 @@ def test_what_is_left_unasked_is_counted_in_the_summary_also_of_rows_done_before
     ],
 )
 def test_dense_keeps_to_its_budget(
-    compose: Compose, engines: dict[str, Scripted], budget: int, final: str, asked: dict[str, int]
+    compose: Compose, engines: dict[str, Scripted], budget: int, final: str, dispatcher: dict[str, int]
 ):
     summary = run(compose("data.limit=1", "pipeline=dense", f"pipeline.budget={budget}"), engines=engines)
     steps = {name: count.requests for name, count in summary.counts.steps.items() if count.requests}
-    assert steps == asked
+    assert steps == dispatcher
     (row,) = map(json.loads, (summary.output / "captions.jsonl").read_text().splitlines())
     assert (row["error"], row["final_caption"]) == (None, final)
 
@@ -327,13 +329,13 @@ def test_the_plan_tells_budget_limits_and_rounds():
 
 
 async def test_a_fusion_that_is_not_asked_loses_no_detail(asking: Any):
-    asked = asking(lambda request: 1 / 0)
-    asked.ask._allowance.left = 0
+    dispatcher = asking(lambda request: 1 / 0)
+    dispatcher.client._allowance.left = 0
     fuse = Fuse(prompt=Template("{{ context }}{{ object_info }}{{ position_info }}"), fallback="empty")
     details = ["The dog is brown.", "A dog is there."]
-    told = await fuse(asked.ask, context=["A dog."], object_info=details, position_info=details)
+    told = await fuse(dispatcher.client, context=["A dog."], object_info=details, position_info=details)
     assert told == "A dog. The dog is brown."
-    assert asked.flags == ["unasked", "fallback"]
+    assert dispatcher.flags == ["unasked", "fallback"]
 
 
 def test_the_main_caption_comes_before_what_is_written_from_its_facts(compose: Compose):

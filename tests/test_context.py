@@ -34,7 +34,7 @@ NAMED = "Rex is a dog. There is a dog. Rex holds a cat."
 async def test_texts_and_tags_are_listed_and_empty_values_give_nothing(
     asking: Any, columns: dict[str, Any], texts: list[str], about: list[str]
 ):
-    assert await Context()(asking(lambda request: 1 / 0).ask, columns=columns) == (texts, about)
+    assert await Context()(asking(lambda request: 1 / 0).client, columns=columns) == (texts, about)
 
 
 def test_each_sentence_tells_the_words_that_it_shares():

@@ -19,7 +19,7 @@ from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose, Chosen, EngineDead, EngineError, Generate, Generated, Request, Usage
 from scalecap.engines.scripted import Scripted
 from scalecap.engines.settings import EngineSettings, ModelSettings
-from scalecap.interpreter.dispatch import Counts
+from scalecap.interpreter.dispatch import RunUsage
 from scalecap.run import progress
 from scalecap.run.summary import Summary
 from scalecap.runner import RunError, plan, run
@@ -453,7 +453,7 @@ def test_lines_tell_how_far_it_is(compose: Compose, answer: Answer, monkeypatch,
 async def test_nothing_is_told_after_the_end(monkeypatch, caplog):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     caplog.set_level("INFO", "scalecap")
-    with progress.Progress(1, Counts(), live=False) as shown:
+    with progress.Progress(1, RunUsage(), live=False) as shown:
         await asyncio.sleep(0.6)
         shown.row(failed=False)
     told = len(caplog.records)
@@ -474,7 +474,7 @@ def test_columns_of_the_data_that_the_output_has_too_are_told(compose, engines, 
 async def test_speed_is_counted_from_the_first_row_and_not_while_a_model_loads(monkeypatch):
     now = 1000.0
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
-    shown = progress.Progress(100, Counts(), live=False)
+    shown = progress.Progress(100, RunUsage(), live=False)
     now += 60  # the model loads
     with shown:
         for _ in range(50):

@@ -43,7 +43,7 @@ from scalecap.data.sources import kinds, plain
 from scalecap.engines.base import Choose, EngineError, Request, Score
 from scalecap.engines.scripted import Line, Scripted
 from scalecap.interpreter.allowance import Allowance
-from scalecap.interpreter.dispatch import Asked, Count, Counts, StepAsk
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepClient, StepUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, picture_pool
 from scalecap.rows import Row
 from scalecap.text.suggestions import nearest
@@ -136,27 +136,29 @@ class Script:
         self._settings = settings
         self.unused: dict[str, list[Any]] = {}
         """By step: replies in a list that no request took, words of a mapping that no prompt had."""
-        self._steps: dict[str, Asked] = {}
+        self._steps: dict[str, Dispatcher] = {}
         for step, given in replies.items():
             if isinstance(given, Mapping):
                 answer = self._by_word(step, given)
             else:
                 answer = self._in_order(step, given if isinstance(given, list) else [given])
-            self._steps[step] = self._asked(answer)
+            self._steps[step] = self._dispatcher(answer)
 
-    def ask(self, step: str, flag: Callable[[str], None], row: Count, allowance: Allowance) -> StepAsk:
-        """As `Asked.ask`."""
-        return StepAsk(self._steps.get(step) or self._asked(_no_reply), step, flag, row, allowance)
+    def client(
+        self, step: str, flag: Callable[[str], None], row: StepUsage, allowance: Allowance
+    ) -> StepClient:
+        """As `Dispatcher.client`."""
+        return StepClient(self._steps.get(step) or self._dispatcher(_no_reply), step, flag, row, allowance)
 
     def showing_no_picture(self) -> AbstractContextManager[None]:
-        """As `Asked.showing_no_picture`; there is one row."""
+        """As `Dispatcher.showing_no_picture`; there is one row."""
         return nullcontext()
 
-    def _asked(self, answer: Callable[[Request], Line]) -> Asked:
+    def _dispatcher(self, answer: Callable[[Request], Line]) -> Dispatcher:
         engine = Scripted(answer)
         roles = {"vlm": engine, "llm": engine, "judge": engine}
         settings = self._settings
-        return Asked(roles, None, settings.sampling, settings.seed, Counts(), settings.min_mass)
+        return Dispatcher(roles, None, settings.sampling, settings.seed, RunUsage(), settings.min_mass)
 
     def _in_order(self, step: str, lines: Sequence[Any]) -> Callable[[Request], Line]:
         left = self.unused[step] = list(lines)

@@ -1,4 +1,4 @@
-"""What stands between stages and engines: seeds, the cache, equal requests in flight, retries, counts."""
+"""Request dispatcher: seeds, caching, de-duplication of requests in flight, retries and token counts."""
 
 import asyncio
 import hashlib
@@ -54,8 +54,8 @@ NOTHING_USED = RowUsage()
 
 
 @dataclass
-class Count:
-    """What one step, or all of them, asked and got."""
+class StepUsage:
+    """Requests, cache hits and tokens of one step, or of all."""
 
     requests: int = 0
     reused: int = 0
@@ -64,7 +64,7 @@ class Count:
     """Of the requests that an engine answered, as are all tokens."""
     cached_tokens: int = 0
     """Of the prompt tokens: not computed again, since the engine's prefix cache had them."""
-    told_tokens: int = 0
+    reported_tokens: int = 0
     """Of the prompt tokens: those of replies that tell how many were cached."""
     repeats: int = 0
     """Of the requests that an engine answered, and told that of: about a picture that it was shown before."""
@@ -93,21 +93,21 @@ class Count:
     @property
     def cached_share(self) -> float | None:
         """Share of the prompt tokens that the prefix cache had; None where no engine told."""
-        return self.cached_tokens / self.told_tokens if self.told_tokens else None
+        return self.cached_tokens / self.reported_tokens if self.reported_tokens else None
 
-    def __add__(self, other: "Count") -> "Count":
-        return Count(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+    def __add__(self, other: "StepUsage") -> "StepUsage":
+        return StepUsage(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 @dataclass
-class Counts:
-    """Counts per step; they grow while the run goes on."""
+class RunUsage:
+    """Usage of each step so far."""
 
-    steps: defaultdict[str, Count] = field(default_factory=lambda: defaultdict(Count))
+    steps: defaultdict[str, StepUsage] = field(default_factory=lambda: defaultdict(StepUsage))
 
     @property
-    def total(self) -> Count:
-        return sum(self.steps.values(), Count())
+    def total(self) -> StepUsage:
+        return sum(self.steps.values(), StepUsage())
 
     @property
     def reuses_nothing(self) -> bool:
@@ -121,8 +121,8 @@ class Counts:
         return next((name for name, count in self.steps.items() if count.unreadable), None)
 
 
-class Asked:
-    """The engines by role (one engine may have several), with everything that replies share.
+class Dispatcher:
+    """Sends requests to the engine of a role (one engine may have several), through the reply cache.
 
     Args:
         min_mass: a choice whose options have less probability together is unanswered.
@@ -134,7 +134,7 @@ class Asked:
         cache: Cache | None,
         sampling: Sampling,
         seed: int,
-        counts: Counts,
+        counts: RunUsage,
         min_mass: float,
     ) -> None:
         self.engines = engines
@@ -143,7 +143,7 @@ class Asked:
         self.seed = seed
         self.counts = counts
         self.min_mass = min_mass
-        self._flying: dict[str, asyncio.Task[Reply]] = {}
+        self._in_flight: dict[str, asyncio.Task[Reply]] = {}
         self._shown: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Engine and picture of requests that were answered, the latest last."""
         self._longest: dict[str, int] = {}
@@ -180,13 +180,13 @@ class Asked:
         finally:
             self.without_picture -= 1
 
-    def ask(
-        self, step: str, flag: Flag, row: Count | None = None, allowance: Allowance | None = None
-    ) -> "StepAsk":
-        """What one step of one row asks through; `flag` takes the row's marks, `row` counts its tokens."""
-        return StepAsk(self, step, flag, row or Count(), allowance or Allowance())
+    def client(
+        self, step: str, flag: Flag, row: StepUsage | None = None, allowance: Allowance | None = None
+    ) -> "StepClient":
+        """A client for one step of one row; `flag` receives its flags, `row` its usage."""
+        return StepClient(self, step, flag, row or StepUsage(), allowance or Allowance())
 
-    async def send(self, role: str, request: Request, step: str, row: Count) -> Reply:
+    async def send(self, role: str, request: Request, step: str, row: StepUsage) -> Reply:
         """The reply, from the cache, an equal request in flight or the engine; raises EngineError."""
         reply = await self._send(self.engines[role], request, step)
         row.requests += 1
@@ -197,13 +197,13 @@ class Asked:
     async def _send(self, engine: Engine, request: Request, step: str) -> Reply:
         self.counts.steps[step].requests += 1
         name = key(engine.identity, request)
-        task = self._flying.get(name)
+        task = self._in_flight.get(name)
         if task is not None:
             # One that gives up must not take the reply from the others who wait for it.
             return self._reuse(step, await asyncio.shield(task))
         task = asyncio.create_task(self._answer(engine, name, request, step))
-        self._flying[name] = task
-        task.add_done_callback(lambda _: self._flying.pop(name))
+        self._in_flight[name] = task
+        task.add_done_callback(lambda _: self._in_flight.pop(name))
         return await asyncio.shield(task)
 
     def _reuse(self, step: str, reply: Reply) -> Reply:
@@ -239,7 +239,7 @@ class Asked:
         count.prompt_tokens += reply.usage.prompt_tokens
         if (cached := reply.usage.cached_tokens) is not None:
             count.cached_tokens += cached
-            count.told_tokens += reply.usage.prompt_tokens
+            count.reported_tokens += reply.usage.prompt_tokens
             if shown:
                 count.repeats += 1
                 count.repeat_tokens += tokens
@@ -255,23 +255,25 @@ class Asked:
             await self.cache.put(name, reply)
         return reply
 
-    async def abandon(self) -> None:
+    async def cancel_pending(self) -> None:
         """Cancel what is still in flight, at the end of a run that stops early."""
-        tasks = list(self._flying.values())
+        tasks = list(self._in_flight.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class StepAsk:
-    """`scalecap.stages.Ask` for one step of one row."""
+class StepClient:
+    """`scalecap.stages.ModelClient` for one step of one row."""
 
-    def __init__(self, asked: Asked, step: str, flag: Flag, row: Count, allowance: Allowance) -> None:
-        self._asked, self._step, self._flag, self._row = asked, step, flag, row
+    def __init__(
+        self, dispatcher: Dispatcher, step: str, flag: Flag, row: StepUsage, allowance: Allowance
+    ) -> None:
+        self._dispatcher, self._step, self._flag, self._row = dispatcher, step, flag, row
         self._allowance = allowance
 
     def allowed(self, costs: Sequence[int]) -> int:
-        """How many of these items the step may ask about; see `scalecap.stages.Ask`."""
+        """How many of these items the step may ask about; see `scalecap.stages.ModelClient`."""
         granted = self._allowance.grant(costs)
         if granted < len(costs):
             self.mark("unasked")
@@ -279,7 +281,7 @@ class StepAsk:
 
     async def _send(self, role: str, request: Request) -> Reply:
         self._allowance.check()
-        return await self._asked.send(role, request, self._step, self._row)
+        return await self._dispatcher.send(role, request, self._step, self._row)
 
     async def generate(
         self,
@@ -296,12 +298,14 @@ class StepAsk:
     ) -> Generated:
         """Free text. A faulty reply to a random draw is drawn once more; `retry` is asked for one that is a
         refusal or empty; the better stays."""
-        drawn = sampling or self._asked.sampling
+        drawn = sampling or self._dispatcher.sampling
 
         async def draw(prompt: Prompt, attempt: int) -> Generated:
             # A greedy reply has no seed, so that another run's seed, or another step, finds it in the cache.
             own = drawn.temperature > 0
-            chance = seed(self._asked.seed, self._step, prompt, sample=sample, attempt=attempt) if own else 0
+            chance = (
+                seed(self._dispatcher.seed, self._step, prompt, sample=sample, attempt=attempt) if own else 0
+            )
             request = Generate(prompt, drawn, chance, schema)
             return cast(Generated, await self._send(model, request))
 
@@ -319,7 +323,7 @@ class StepAsk:
                 usage = reply.usage
                 raise PromptTooLong(usage.prompt_tokens, usage.prompt_tokens + usage.generated_tokens)
             if faults(reply) and drawn.temperature > 0:
-                self._asked.counts.steps[self._step].retried += 1
+                self._dispatcher.counts.steps[self._step].retried += 1
                 reply = min(reply, await draw(prompt, 1), key=rank)
             return reply
 
@@ -345,8 +349,8 @@ class StepAsk:
         """Probabilities of the options, all 0 when the reply is none of them, which is marked."""
         request = Choose(Prompt(text, image), tuple(options))
         chosen = cast(Chosen, await self._send(model, request))
-        self._asked.counts.steps[self._step].choices += 1
-        if chosen.mass < self._asked.min_mass:  # never where it is not known (nan)
+        self._dispatcher.counts.steps[self._step].choices += 1
+        if chosen.mass < self._dispatcher.min_mass:  # never where it is not known (nan)
             chosen = replace(chosen, probabilities=(0.0,) * len(options))
         if not chosen.answered:
             self.mark("unanswered")
@@ -359,7 +363,7 @@ class StepAsk:
         return cast(Scored, await self._send(model, request))
 
     def mark(self, flag: str) -> None:
-        self._asked.counts.steps[self._step].marks[flag] += 1
+        self._dispatcher.counts.steps[self._step].marks[flag] += 1
         self._flag(flag)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from scalecap.engines.base import EngineDead, Sampling
 from scalecap.interpreter.allowance import Allowance
 from scalecap.interpreter.binding import PipelineError, bind
-from scalecap.interpreter.dispatch import NOTHING_USED, Asked, Count, RowUsage
+from scalecap.interpreter.dispatch import NOTHING_USED, Dispatcher, RowUsage, StepUsage
 from scalecap.interpreter.rounds import Unit, units
 from scalecap.interpreter.step import Step
 from scalecap.rows import Row
@@ -109,7 +109,7 @@ class Pipeline:
     async def run(
         self,
         rows: Iterable[Row],
-        asked: Asked,
+        dispatcher: Dispatcher,
         *,
         in_flight: Callable[[], int],
         on_row: Callable[[Finished], None],
@@ -120,18 +120,18 @@ class Pipeline:
             try:
                 await stream(
                     rows,
-                    lambda row: self.take(row, asked, pictures),
+                    lambda row: self.take(row, dispatcher, pictures),
                     in_flight=in_flight,
                     on_row=on_row,
                     stop=stop,
-                    changed=asked.capacity_changed,
+                    changed=dispatcher.capacity_changed,
                 )
             finally:
-                await asked.abandon()
+                await dispatcher.cancel_pending()
                 for step in self.steps:
                     step.close()
 
-    async def take(self, row: Row, asked: Asked, pictures: Executor) -> Finished:
+    async def take(self, row: Row, dispatcher: Dispatcher, pictures: Executor) -> Finished:
         """Take one row through all steps that it can go through.
 
         Raises:
@@ -149,7 +149,7 @@ class Pipeline:
         errors: dict[str, Exception] = {}
         flags: dict[str, set[str]] = {step.name: set() for step in self.steps}
         tasks: dict[str, asyncio.Task[bool]] = {}
-        spent, judged = Count(), Count()
+        spent, judged = StepUsage(), StepUsage()
         unasked: dict[str, int] = {}
 
         async def write(step: Step, seen: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +161,11 @@ class Pipeline:
                 return edits
             budget = math.inf if self.budget is None or step.measures else self.budget
             allowance = Allowance(budget - spent.requests)
-            ask = asked.ask(step.name, flags[step.name].add, judged if step.measures else spent, allowance)
+            client = dispatcher.client(
+                step.name, flags[step.name].add, judged if step.measures else spent, allowance
+            )
             try:
-                written = await step.take(ask, seen, image, allowance)
+                written = await step.take(client, seen, image, allowance)
             except EngineDead:
                 raise
             except Exception as error:
@@ -202,7 +204,7 @@ class Pipeline:
                 # What they raise is the group's to tell.
                 showing = (tasks[step.name] for step in self.steps if step.shows_picture)
                 await asyncio.gather(*showing, return_exceptions=True)
-                with asked.showing_no_picture():
+                with dispatcher.showing_no_picture():
                     await asyncio.gather(*tasks.values(), return_exceptions=True)
         except BaseExceptionGroup as errors_of_steps:
             raise _cause(errors_of_steps) from None

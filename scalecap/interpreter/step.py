@@ -13,7 +13,7 @@ from typing import Any
 from scalecap.engines.base import Image
 from scalecap.interpreter.allowance import Allowance, NothingLeft
 from scalecap.rows import RowError
-from scalecap.stages import Ask, Kind, Role, Stage
+from scalecap.stages import Kind, ModelClient, Role, Stage
 from scalecap.stages.regions import records
 from scalecap.text.templates import Expression, Template
 
@@ -168,18 +168,22 @@ class Step:
         return [str(bound) for name, bound in self.columns.items() if parameters[name].kind == "regions"]
 
     async def take(
-        self, ask: Ask, values: Mapping[str, Any], image: Image | None, allowance: Allowance | None = None
+        self,
+        client: ModelClient,
+        values: Mapping[str, Any],
+        image: Image | None,
+        allowance: Allowance | None = None,
     ) -> dict[str, Any]:
         """The columns written, from the columns so far; raises what the stage raises.
 
-        `allowance` is what `ask` consults.
+        `allowance` is what `client` consults.
         """
         if getattr(self.stage.unit, "sparse", False):
             values = {**dict.fromkeys(self.reads), **values}
         if missing := [column for column in self.reads if column not in values]:
             raise RowError("missing_column", f"the row has no column {missing[0]!r}")
         if self.when and not self.when.holds(**{name: values[name] for name in self.when.variables}):
-            ask.mark("skipped")
+            client.mark("skipped")
             return self._nothing(values)
         if self.limit and allowance:
             names = {name: values[name] for name in self.limit.variables - {BUDGET_LEFT}}
@@ -192,11 +196,11 @@ class Step:
             if self.stage.columns[parameter].kind == "regions":
                 arguments[parameter] = [region and region.image for region in arguments[parameter]]
         try:
-            result = self.unit(ask, **arguments) if self.stage.asks else self.unit(**arguments)
+            result = self.unit(client, **arguments) if self.stage.asks else self.unit(**arguments)
             if inspect.isawaitable(result):
                 result = await result
         except NothingLeft:
-            ask.allowed([1])
+            client.allowed([1])
             return self._nothing(values)
         parts = result if self.stage.side else (result,)
         if not isinstance(parts, tuple) or len(parts) != len(self.writes):

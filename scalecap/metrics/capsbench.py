@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from scalecap.metrics import by_category, records, share, texts
-from scalecap.stages import Ask, Columns, Measures, Role, choices, stage, together
+from scalecap.stages import Columns, Measures, ModelClient, Role, choices, stage, together
 from scalecap.text.templates import Template
 
 ANSWERS = ("yes", "no", "n/a")
@@ -24,13 +24,13 @@ class Capsbench:
         self.prompt, self.words, self.model = prompt, words, model
 
     async def __call__(
-        self, ask: Ask, *, captions: Columns, questions: Any
+        self, client: ModelClient, *, captions: Columns, questions: Any
     ) -> tuple[Measures, list[dict[str, Any]]]:
         asked = records(questions, "question", "answer", "category")
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
         for name, caption in texts(captions, self.words):
-            told = await together(self._answer(ask, caption, each["question"]) for each in asked)
+            told = await together(self._answer(client, caption, each["question"]) for each in asked)
             hits = [
                 taken.option == str(each["answer"]).strip().lower()
                 for each, taken in zip(asked, told, strict=True)
@@ -56,6 +56,6 @@ class Capsbench:
             ]
         return measured, answers
 
-    async def _answer(self, ask: Ask, caption: str, question: str) -> choices.Taken:
+    async def _answer(self, client: ModelClient, caption: str, question: str) -> choices.Taken:
         prompt = self.prompt.render(caption=caption, question=str(question))
-        return choices.likeliest(await ask.choose(prompt, ANSWERS, model=self.model), ANSWERS)
+        return choices.likeliest(await client.choose(prompt, ANSWERS, model=self.model), ANSWERS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from scalecap.metrics import by_category, records, share, texts
-from scalecap.stages import Ask, Columns, Measures, Role, choices, stage, together
+from scalecap.stages import Columns, Measures, ModelClient, Role, choices, stage, together
 from scalecap.text.templates import Template
 
 CANNOT = "Cannot answer from the caption"
@@ -32,13 +32,13 @@ class Captionqa:
         self.prompt, self.words, self.model = prompt, words, model
 
     async def __call__(
-        self, ask: Ask, *, captions: Columns, questions: Any
+        self, client: ModelClient, *, captions: Columns, questions: Any
     ) -> tuple[Measures, list[dict[str, Any]]]:
         asked = records(questions, "question", "choices", "answer")
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
         for name, caption in texts(captions, self.words):
-            told = await together(self._answer(ask, caption, each) for each in asked)
+            told = await together(self._answer(client, caption, each) for each in asked)
             measured[name] = {
                 "score": {"count": sum(each["score"] for each in told), "of": len(told)},
                 "accuracy": share(each["right"] for each in told),
@@ -53,7 +53,7 @@ class Captionqa:
             answers += [{"caption": name, **each} for each in told]
         return measured, answers
 
-    async def _answer(self, ask: Ask, caption: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    async def _answer(self, client: ModelClient, caption: str, question: Mapping[str, Any]) -> dict[str, Any]:
         offered = list(map(str, question["choices"]))
         right = offered[choices.find(question["answer"], offered)]
         text = str(question["question"])
@@ -61,7 +61,7 @@ class Captionqa:
         # Seeded by the question, so that every caption meets it in the same order.
         random.Random(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()).shuffle(options)
         prompt = self.prompt.render(caption=caption, question=text, options=choices.listed(options))
-        told, p, mass = await choices.take(ask, prompt, options, self.model)
+        told, p, mass = await choices.take(client, prompt, options, self.model)
         score = 1.0 if told == right else 1 / len(offered) + 0.05 if told == CANNOT else 0.0
         return {"question": text, "told": told, "p": p, "right": told == right, "score": score, "mass": mass}
 

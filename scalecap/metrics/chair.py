@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from scalecap.metrics import texts
-from scalecap.stages import Ask, Columns, Measures, stage
+from scalecap.stages import Columns, Measures, ModelClient, stage
 
 COCO = Path(__file__).with_name("coco.txt")
 
@@ -29,7 +29,7 @@ class Chair:
     def __init__(self, *, vocabulary: str = "coco", words: int | None = None) -> None:
         self.known, self.words = Vocabulary.load(vocabulary), words
 
-    async def __call__(self, ask: Ask, *, captions: Columns, objects: list[str]) -> Measures:
+    async def __call__(self, client: ModelClient, *, captions: Columns, objects: list[str]) -> Measures:
         there = {self.known.name(each) for each in objects}
         measured: dict[str, Any] = {}
         for name, caption in texts(captions, self.words):

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from scalecap.metrics import texts
-from scalecap.stages import Ask, Columns, Image, Measures, stage
+from scalecap.stages import Columns, Image, Measures, ModelClient, stage
 from scalecap.threads import DaemonPool
 
 
@@ -34,7 +34,7 @@ class Clipscore:
         """Why the weights can't be had."""
         return self._clip.missing()
 
-    async def __call__(self, ask: Ask, *, captions: Columns, image: Image) -> Measures:
+    async def __call__(self, client: ModelClient, *, captions: Columns, image: Image) -> Measures:
         told = dict(texts(captions, self.words))
         read = [f"A photo depicts {caption}" for caption in told.values()]
         scores = await self._clip.score(image, read) if read else []

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from scalecap.metrics import texts
-from scalecap.stages import Ask, Columns, Image, Measures, Role, Sampling, stage, together
+from scalecap.stages import Columns, Image, Measures, ModelClient, Role, Sampling, stage, together
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.stages.verify import probability
 from scalecap.text.parsing import lines
@@ -37,16 +37,16 @@ class Grounding:
         self.words, self.model = words, model
 
     async def __call__(
-        self, ask: Ask, *, captions: Columns, image: Image
+        self, client: ModelClient, *, captions: Columns, image: Image
     ) -> tuple[Measures, list[dict[str, Any]]]:
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
         for name, caption in texts(captions, self.words):
             told = split_sentences(caption)
             if self.claims is not None:
-                taken = await together(self._take_apart(ask, sentence, self.claims) for sentence in told)
+                taken = await together(self._take_apart(client, sentence, self.claims) for sentence in told)
                 told = list(dict.fromkeys(claim for claims in taken for claim in claims))
-            checked = await together(self._check(ask, text, image) for text in told)
+            checked = await together(self._check(client, text, image) for text in told)
             yes = [each["p_yes"] for each in checked if each["p_yes"] is not None]
             measured[name] = {
                 "supported": {"count": sum(p >= self.threshold for p in yes), "of": len(told)},
@@ -58,12 +58,14 @@ class Grounding:
             answers += [{"caption": name, **each} for each in checked]
         return measured, answers
 
-    async def _check(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:
-        chosen = await ask.choose(self.prompt.render(text=text), ("yes", "no"), image=image, model=self.model)
+    async def _check(self, client: ModelClient, text: str, image: Image) -> dict[str, Any]:
+        chosen = await client.choose(
+            self.prompt.render(text=text), ("yes", "no"), image=image, model=self.model
+        )
         p_yes = chosen.probabilities[0] if chosen.answered else None
         return {"text": text, "p_yes": p_yes, "mass": chosen.known_mass}
 
-    async def _take_apart(self, ask: Ask, sentence: str, prompt: Template) -> list[str]:
+    async def _take_apart(self, client: ModelClient, sentence: str, prompt: Template) -> list[str]:
         """The claims of a sentence; itself when the judge names none."""
-        reply = await ask.generate(prompt.render(text=sentence), model=self.model, sampling=GREEDY)
+        reply = await client.generate(prompt.render(text=sentence), model=self.model, sampling=GREEDY)
         return lines(reply.text) or [sentence]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from scalecap.metrics import texts
-from scalecap.stages import Ask, Columns, Measures, Role, Sampling, choices, stage
+from scalecap.stages import Columns, Measures, ModelClient, Role, Sampling, choices, stage
 from scalecap.text.templates import Template
 
 SHORT = Sampling(temperature=0, max_tokens=64)
@@ -28,7 +28,7 @@ class Qa:
         self.prompt, self.words, self.model = prompt, words, model
 
     async def __call__(
-        self, ask: Ask, *, captions: Columns, question: str, answer: Any, options: Any = None
+        self, client: ModelClient, *, captions: Columns, question: str, answer: Any, options: Any = None
     ) -> tuple[Measures, list[dict[str, Any]]]:
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
@@ -41,10 +41,10 @@ class Qa:
                 caption=caption, question=question, options=choices.listed(offered) if offered else ""
             )
             if offered:
-                told, p, mass = await choices.take(ask, prompt, offered, self.model)
+                told, p, mass = await choices.take(client, prompt, offered, self.model)
                 right = told == offered[choices.find(answer, offered)]
             else:
-                reply = await ask.generate(prompt, model=self.model, sampling=SHORT)
+                reply = await client.generate(prompt, model=self.model, sampling=SHORT)
                 told, p, mass = extract(reply.text), None, None
                 accepted = answer if isinstance(answer, list) else [answer]
                 right = plain(told) in {plain(str(each)) for each in accepted}

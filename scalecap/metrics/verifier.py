@@ -10,7 +10,7 @@ import numpy as np
 
 from scalecap.metrics import records, share
 from scalecap.metrics.labels import LabelError, distinct, read_labels
-from scalecap.stages import Ask, Image, Measures, Role, stage, together
+from scalecap.stages import Image, Measures, ModelClient, Role, stage, together
 from scalecap.stages.verify import probability
 from scalecap.stats import DRAWS, Interval
 from scalecap.text.templates import Template
@@ -119,7 +119,7 @@ class Verifier:
 
     async def __call__(
         self,
-        ask: Ask,
+        client: ModelClient,
         *,
         image: Image,
         statements: Any = None,
@@ -132,7 +132,7 @@ class Verifier:
         else:
             one = [{"text": text, "label": label}]
             given = one if statements is None else records(statements, "text", "label")
-        answers = await together(self._answer(ask, each["text"], each["label"], image) for each in given)
+        answers = await together(self._answer(client, each["text"], each["label"], image) for each in given)
         measured = {
             "accuracy": share(each["right"] for each in answers),
             "true_accepted": share(each["right"] for each in answers if each["label"]),
@@ -141,12 +141,12 @@ class Verifier:
         }
         return measured, answers
 
-    async def _answer(self, ask: Ask, text: str, label: Any, image: Image) -> dict[str, Any]:
+    async def _answer(self, client: ModelClient, text: str, label: Any, image: Image) -> dict[str, Any]:
         true = TRUE.get(str(label).strip().casefold())
         if true is None:
             raise ValueError(f"the label {label!r:.80} is neither true nor false, yes nor no, 1 nor 0")
         prompt = self.prompt.render(text=str(text))
-        chosen = await ask.choose(prompt, ("yes", "no"), image=image, model=self.model)
+        chosen = await client.choose(prompt, ("yes", "no"), image=image, model=self.model)
         p_yes = chosen.probabilities[0] if chosen.answered else None
         right = p_yes is not None and (p_yes >= self.threshold) == true
         return {"text": text, "label": true, "p_yes": p_yes, "right": right, "mass": chosen.known_mass}

@@ -1,6 +1,6 @@
 """What a run says when its model can't be read as it should, or costs more than it should."""
 
-from scalecap.interpreter.dispatch import Count
+from scalecap.interpreter.dispatch import StepUsage
 
 NO_REUSE = (
     "A picture's tokens were hardly ever reused: of requests about a picture shown before, less than 5 % of"
@@ -13,7 +13,7 @@ NO_REUSE = (
 )
 
 
-def unreadable(step: str, role: str | None, count: Count, least: float) -> str:
+def unreadable(step: str, role: str | None, count: StepUsage, least: float) -> str:
     """Why a run stops whose checks are mostly unanswered, and what to change.
 
     Args:

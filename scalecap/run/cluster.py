@@ -22,7 +22,7 @@ from scalecap.config.settings import Settings
 from scalecap.engines import Engines
 from scalecap.engines.base import EngineDead, EngineError
 from scalecap.interpreter.cache import Cache
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, picture_pool
 from scalecap.rows import Row
 
@@ -59,7 +59,9 @@ class Actor:
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
         await self._opening
-        return {role: engine.identity for role, engine in self._asked.engines.items()}, self._asked.rows()
+        return {
+            role: engine.identity for role, engine in self._dispatcher.engines.items()
+        }, self._dispatcher.rows()
 
     async def _open(self) -> None:
         settings = self._settings
@@ -67,19 +69,19 @@ class Actor:
             raise EngineError(f"on {socket.gethostname()}: {'; '.join(missing)}")
         roles = settings.by_role(self._pipeline.roles)
         engines = await Engines().by_role(roles)
-        self._asked = Asked(
-            engines, self._cache, settings.sampling, settings.seed, Counts(), settings.min_mass
+        self._dispatcher = Dispatcher(
+            engines, self._cache, settings.sampling, settings.seed, RunUsage(), settings.min_mass
         )
 
-    async def take(self, row: Row) -> tuple[Finished, Counts, int]:
+    async def take(self, row: Row) -> tuple[Finished, RunUsage, int]:
         """One row; with it what was counted since the row before, and how many rows to have here by now."""
         await self.open()
-        finished = await self._pipeline.take(row, self._asked, self._pictures)
-        counts, self._asked.counts = self._asked.counts, Counts()
+        finished = await self._pipeline.take(row, self._dispatcher, self._pictures)
+        counts, self._dispatcher.counts = self._dispatcher.counts, RunUsage()
         # The row is known where it comes from.
         left = Row(row.index, {}, _gone)
         written = {name: value for name, value in finished.columns.items() if name in self._pipeline.writers}
-        return replace(finished, row=left, columns=written), counts, self._asked.rows()
+        return replace(finished, row=left, columns=written), counts, self._dispatcher.rows()
 
 
 def _gone() -> Any:
@@ -90,7 +92,7 @@ class Cluster:
     """The actors, as the run sees them."""
 
     def __init__(
-        self, actors: Sequence[Any], rows: Sequence[int], settings: Settings, counts: Counts
+        self, actors: Sequence[Any], rows: Sequence[int], settings: Settings, counts: RunUsage
     ) -> None:
         self._actors = actors
         self._rows = list(rows)
@@ -174,7 +176,7 @@ class Cluster:
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, columns: Mapping[str, str] | None, counts: Counts
+    settings: Settings, columns: Mapping[str, str] | None, counts: RunUsage
 ) -> AsyncIterator[tuple[Cluster, dict[str, str]]]:
     """The cluster with its actors ready, and by role what answers.
 

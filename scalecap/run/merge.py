@@ -29,7 +29,7 @@ from scalecap.data.seen import Seen
 from scalecap.data.shard import Shard, parse_shard
 from scalecap.data.sources import open_source, readable
 from scalecap.interpreter.binding import PipelineError
-from scalecap.interpreter.dispatch import Count
+from scalecap.interpreter.dispatch import StepUsage
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.run.journal import Journal, JournalError
 from scalecap.run.outputs import write
@@ -191,8 +191,8 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             for step, count in told["steps"].items():
-                own = {each.name: count[each.name] for each in fields(Count) if each.name in count}
-                summary.counts.steps[step] += Count(**own | {"marks": Counter(count["marks"])})
+                own = {each.name: count[each.name] for each in fields(StepUsage) if each.name in count}
+                summary.counts.steps[step] += StepUsage(**own | {"marks": Counter(count["marks"])})
             for phase, value in told["seconds"].items():
                 seconds[phase] = seconds.get(phase, 0.0) + value
             notes |= dict.fromkeys(told["notes"])

@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from scalecap.interpreter.dispatch import Counts
+from scalecap.interpreter.dispatch import RunUsage
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True)
@@ -40,7 +40,7 @@ def _shows_bars() -> bool:
 class Progress:
     """Counts rows while they finish; a context manager."""
 
-    def __init__(self, total: int | None, counts: Counts, *, live: bool) -> None:
+    def __init__(self, total: int | None, counts: RunUsage, *, live: bool) -> None:
         self.total, self.counts = total, counts
         self.done = self.failed = self.reused = 0
         self._bar = Bar(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from scalecap.config.settings import Settings
 from scalecap.engines.settings import RoleSettings
-from scalecap.interpreter.dispatch import Counts, RowUsage
+from scalecap.interpreter.dispatch import RowUsage, RunUsage
 from scalecap.run.journal import JOURNAL
 
 PER = 1_000_000
@@ -102,7 +102,7 @@ def past(folder: Path) -> Iterator[RowUsage]:
 
 
 def spent(
-    counts: Counts, asking: Mapping[str, str], roles: Mapping[str, RoleSettings], *, reused: bool = False
+    counts: RunUsage, asking: Mapping[str, str], roles: Mapping[str, RoleSettings], *, reused: bool = False
 ) -> float | None:
     """What the tokens of each step cost; None when a step's engine has no price.
 
@@ -122,7 +122,7 @@ def spent(
     return total / PER
 
 
-def limit_reached(settings: Settings, counts: Counts, cost: float | None) -> str:
+def limit_reached(settings: Settings, counts: RunUsage, cost: float | None) -> str:
     """Which of `max_requests`, `max_tokens` and `max_cost` the run has reached; empty when none."""
     limits = {name: getattr(settings, name) for name in ("max_requests", "max_tokens", "max_cost")}
     if all(most is None for most in limits.values()):  # every row asks this

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from scalecap.config.settings import Settings
 from scalecap.engines.loop import LoopThread
 from scalecap.engines.settings import RoleSettings
-from scalecap.interpreter.dispatch import CHOICES, Counts
+from scalecap.interpreter.dispatch import CHOICES, RunUsage
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.run import advice
 from scalecap.run.spending import limit_reached, spent
@@ -44,7 +44,7 @@ class StopRules:
     """`max_failures`, `max_requests`, `max_tokens`, `max_cost`, and checks that are mostly unanswered."""
 
     def __init__(
-        self, settings: Settings, pipeline: Pipeline, roles: Mapping[str, RoleSettings], counts: Counts
+        self, settings: Settings, pipeline: Pipeline, roles: Mapping[str, RoleSettings], counts: RunUsage
     ) -> None:
         self._settings, self._roles, self._counts = settings, roles, counts
         self._asking = {step.name: step.role for step in pipeline.steps if step.role}

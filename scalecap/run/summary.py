@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from scalecap.config.exports import WriteSettings
 from scalecap.data.writer import Written
-from scalecap.interpreter.dispatch import Counts
+from scalecap.interpreter.dispatch import RunUsage
 from scalecap.messages import Messages
 from scalecap.run.spending import Outlook
 from scalecap.stages import Overall
@@ -84,7 +84,7 @@ class Summary:
     """By step: items (texts, questions, draws …) that its limit or the pipeline's budget left unasked."""
     errors: Messages = field(default_factory=Messages)
     """By step and kind; messages that differ in names, paths or numbers alone count together."""
-    counts: Counts = field(default_factory=Counts)
+    counts: RunUsage = field(default_factory=RunUsage)
     models: dict[str, str] = field(default_factory=dict)
     """By role: the identity of what answered."""
     outlook: Outlook | None = None
@@ -314,7 +314,7 @@ class Summary:
         if self.unasked:
             told = ", ".join(f"{count} of {step}" for step, count in sorted(self.unasked.items()))
             lines.append(f"  left unasked by limits and budget: {told}")
-        cached = f" ({total.cached_tokens} cached)" if total.told_tokens else ""
+        cached = f" ({total.cached_tokens} cached)" if total.reported_tokens else ""
         lines.append(
             f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"
             f"{cached}, {total.generated_tokens} generated"

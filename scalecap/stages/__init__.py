@@ -13,7 +13,7 @@ so a call never writes to `self`. With side columns it returns a tuple:
     class Verify:
         variables = {"prompt": ("text",)}
         def __init__(self, *, prompt: Template, threshold: float = 0.5, model: Role = "vlm"): ...
-        async def __call__(self, ask: Ask, *, texts: list[str], image: Image) -> tuple[...]: ...
+        async def __call__(self, client: ModelClient, *, texts: list[str], image: Image) -> tuple[...]: ...
 
 The name is the function's, or the class's in snake_case; outside this package it begins with the
 outer package's name (`package/name`). `variables` names what fills each prompt. A class may define
@@ -31,11 +31,11 @@ parts takes `Views`.
 from scalecap.engines.base import Chosen, Generated, Image, PromptTooLong, Sampling, Scored
 from scalecap.stages.registry import (
     ROLES,
-    Ask,
     Columns,
     Items,
     Kind,
     Measures,
+    ModelClient,
     Overall,
     Parameter,
     Regions,
@@ -50,7 +50,6 @@ from scalecap.stages.registry import (
 
 __all__ = [
     "ROLES",
-    "Ask",
     "Chosen",
     "Columns",
     "Generated",
@@ -58,6 +57,7 @@ __all__ = [
     "Items",
     "Kind",
     "Measures",
+    "ModelClient",
     "Overall",
     "Parameter",
     "PromptTooLong",

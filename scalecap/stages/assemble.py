@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from scalecap.stages import Ask, stage
+from scalecap.stages import ModelClient, stage
 from scalecap.stages.group_details import details as details_of
 from scalecap.stages.shortening import hold
 from scalecap.text.segmentation import sentences as cut
@@ -36,7 +36,7 @@ class Assemble:
 
     async def __call__(
         self,
-        ask: Ask,
+        client: ModelClient,
         *,
         sentences: list[str],
         blocks: list[dict[str, Any]] | None = None,
@@ -50,11 +50,11 @@ class Assemble:
                 parts += [detail["text"] for detail in details_of([blocks[place]])]
         told = list(distinct([*parts, *(details or [])]))
         if not told:
-            ask.mark("fallback")
+            client.mark("fallback")
             if initial is None or isinstance(initial, str):
                 return initial or ""
             told = list(distinct(initial))
-        return " ".join(hold(told, self.max_sentences, self.max_words, ask.mark))
+        return " ".join(hold(told, self.max_sentences, self.max_words, client.mark))
 
 
 def distinct(texts: list[str]) -> Iterator[str]:

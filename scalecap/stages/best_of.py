@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap.stages import Ask, stage
+from scalecap.stages import ModelClient, stage
 
 
 @stage(side=["ranks"])
@@ -21,7 +21,12 @@ class BestOf:
     role: ClassVar[None] = None
 
     async def __call__(
-        self, ask: Ask, *, texts: list[str], scores: list[dict[str, Any]], about: list[int] | None = None
+        self,
+        client: ModelClient,
+        *,
+        texts: list[str],
+        scores: list[dict[str, Any]],
+        about: list[int] | None = None,
     ) -> tuple[str, list[dict[str, Any]]]:
         places = list(range(len(texts))) if about is None else about
         if len(places) != len(scores):
@@ -31,7 +36,7 @@ class BestOf:
             parts[place].append(value(score))
         means = [math.fsum(each) / len(each) if each else None for each in parts]
         if texts and not scores:
-            ask.mark("unscored")
+            client.mark("unscored")
         ranks = [-1.0 if mean is None else mean for mean in means]
         best = ranks.index(max(ranks)) if texts else None
         return "" if best is None else texts[best], [

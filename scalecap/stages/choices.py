@@ -4,7 +4,7 @@ import string
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scalecap.stages import Ask, Chosen
+from scalecap.stages import Chosen, ModelClient
 
 LETTERS = string.ascii_uppercase
 
@@ -35,9 +35,9 @@ def likeliest(chosen: Chosen, options: Sequence[str]) -> Taken:
     return Taken(options[chosen.probabilities.index(p)], p, chosen.known_mass)
 
 
-async def take(ask: Ask, prompt: str, options: Sequence[str], model: str) -> Taken:
+async def take(client: ModelClient, prompt: str, options: Sequence[str], model: str) -> Taken:
     """The option whose letter is likeliest."""
-    return likeliest(await ask.choose(prompt, LETTERS[: len(options)], model=model), options)
+    return likeliest(await client.choose(prompt, LETTERS[: len(options)], model=model), options)
 
 
 def find(answer: Any, options: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from scalecap.stages import Ask, Image, Role, stage, together
+from scalecap.stages import Image, ModelClient, Role, stage, together
 from scalecap.stages.choices import LETTERS, listed
 from scalecap.stages.verify import probability, unasked
 from scalecap.text.templates import Template
@@ -51,24 +51,26 @@ class Choose:
         self.threshold, self.model = probability(threshold), model
 
     async def __call__(
-        self, ask: Ask, *, texts: list[str], about: list[int], image: Image
+        self, client: ModelClient, *, texts: list[str], about: list[int], image: Image
     ) -> tuple[list[str], list[dict[str, Any]]]:
         groups: dict[int, list[str]] = {}
         for text, group in zip(texts, about, strict=True):
             groups.setdefault(group, []).append(text)
         order = [(group, list(dict.fromkeys(groups[group]))) for group in sorted(groups)]
-        allowed = ask.allowed([1 if self.prompt else len(statements) for _, statements in order])
-        scores = await together(self._choose(ask, *each, image) for each in order[:allowed])
+        allowed = client.allowed([1 if self.prompt else len(statements) for _, statements in order])
+        scores = await together(self._choose(client, *each, image) for each in order[:allowed])
         scores += [
             unasked(statements[0]) | {"options": [], "about": group} for group, statements in order[allowed:]
         ]
         return [score["text"] for score in scores if score["kept"]], scores
 
-    async def _choose(self, ask: Ask, group: int, statements: list[str], image: Image) -> dict[str, Any]:
+    async def _choose(
+        self, client: ModelClient, group: int, statements: list[str], image: Image
+    ) -> dict[str, Any]:
         if self.prompt is not None and len(statements) >= len(LETTERS):
-            ask.mark("shortened")
+            client.mark("shortened")
             statements = statements[: len(LETTERS) - 1]
-        ps, masses = await (self._by_letter if self.prompt else self._by_statement)(ask, statements, image)
+        ps, masses = await (self._by_letter if self.prompt else self._by_statement)(client, statements, image)
         p = max(ps[: len(statements)])
         return {
             "text": statements[ps.index(p)],
@@ -81,18 +83,18 @@ class Choose:
             "about": group,
         }
 
-    async def _by_letter(self, ask: Ask, statements: list[str], image: Image) -> _Answered:
+    async def _by_letter(self, client: ModelClient, statements: list[str], image: Image) -> _Answered:
         """The probability of each statement's letter, and of that of none of them."""
         assert self.prompt is not None
         offered = [*statements, NONE]
         letters = LETTERS[: len(offered)]
         prompt = self.prompt.render(options=listed(offered))
-        chosen = await ask.choose(prompt, letters, image=image, model=self.model)
+        chosen = await client.choose(prompt, letters, image=image, model=self.model)
         return list(chosen.probabilities), [chosen.known_mass]
 
-    async def _by_statement(self, ask: Ask, statements: list[str], image: Image) -> _Answered:
+    async def _by_statement(self, client: ModelClient, statements: list[str], image: Image) -> _Answered:
         """P(yes) of each statement by itself; 0 of one that was not answered."""
         assert self.statement_prompt is not None
         prompts = [self.statement_prompt.render(text=text) for text in statements]
-        answers = await together(ask.choose(prompt, image=image, model=self.model) for prompt in prompts)
+        answers = await together(client.choose(prompt, image=image, model=self.model) for prompt in prompts)
         return [chosen.probabilities[0] for chosen in answers], [chosen.known_mass for chosen in answers]

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from scalecap.stages import Ask, Columns, stage
+from scalecap.stages import Columns, ModelClient, stage
 from scalecap.stages.generate import as_text
 from scalecap.stages.split_sentences import split_sentences
 
@@ -19,7 +19,7 @@ class Context:
     sparse: ClassVar[bool] = True
     """Columns that a row lacks are null."""
 
-    async def __call__(self, ask: Ask, *, columns: Columns) -> tuple[list[str], list[str]]:
+    async def __call__(self, client: ModelClient, *, columns: Columns) -> tuple[list[str], list[str]]:
         found = [
             (text, name)
             for name, value in columns.items()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from scalecap.stages import Ask, Image, Role, Scored, stage, together
+from scalecap.stages import Image, ModelClient, Role, Scored, stage, together
 from scalecap.text.content_words import content
 from scalecap.text.segmentation import Span, clauses, left, overlap, sentences
 from scalecap.text.templates import Template
@@ -69,15 +69,15 @@ class Contrast:
         return None
 
     async def __call__(
-        self, ask: Ask, *, texts: str | list[str], image: Image, questions: list[str] | None = None
+        self, client: ModelClient, *, texts: str | list[str], image: Image, questions: list[str] | None = None
     ) -> tuple[list[str], list[dict[str, Any]]]:
         given = [texts] if isinstance(texts, str) else texts
         asked = [self.prompt.render()] * len(given) if self.prompt else questions or []
         if len(asked) != len(given):
             raise ValueError(f"there are {len(given)} texts to rate and {len(asked)} questions")
         places = [place for place, text in enumerate(given) if text.strip() and self.threshold is not None]
-        places = places[: ask.allowed([2] * len(places))]
-        found = await together(self._gaps(ask, asked[place], given[place], image) for place in places)
+        places = places[: client.allowed([2] * len(places))]
+        found = await together(self._gaps(client, asked[place], given[place], image) for place in places)
         gaps_of = dict(zip(places, found, strict=True))
         scores = []
         for place, text in enumerate(given):
@@ -88,10 +88,10 @@ class Contrast:
             scores = [score for score in scores if score["text"]]
         return [score["remains"] for score in scores if score["kept"]], scores
 
-    async def _gaps(self, ask: Ask, prompt: str, text: str, image: Image) -> list[Gap]:
+    async def _gaps(self, client: ModelClient, prompt: str, text: str, image: Image) -> list[Gap]:
         """The gap of each token."""
         seen, unseen = await together(
-            ask.score(prompt, text, image=picture, model=self.model) for picture in (image, None)
+            client.score(prompt, text, image=picture, model=self.model) for picture in (image, None)
         )
         return find_gaps(seen, unseen, self.values)
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from scalecap.stages import Ask, Image, Regions, stage
+from scalecap.stages import Image, ModelClient, Regions, stage
 from scalecap.stages.regions import Box, cut
 
 LEAST = 32
@@ -32,23 +32,23 @@ class Crop:
             raise ValueError(f"margin: {margin} must be 0 or more")
         self.scale, self.margin = scale, margin
 
-    async def __call__(self, ask: Ask, *, boxes: list[Any], image: Image) -> Regions:
-        found = [self._box(ask, box, image.pixels.size) for box in boxes]
+    async def __call__(self, client: ModelClient, *, boxes: list[Any], image: Image) -> Regions:
+        found = [self._box(client, box, image.pixels.size) for box in boxes]
         return await asyncio.to_thread(lambda: [cut(image, box) if box else None for box in found])
 
-    def _box(self, ask: Ask, given: Any, size: tuple[int, int]) -> Box | None:
+    def _box(self, client: ModelClient, given: Any, size: tuple[int, int]) -> Box | None:
         """The box to cut out, in pixels."""
         if isinstance(given, Mapping):
             given = given.get("box")
         if given is None:
             return None
         if not is_box(given):
-            ask.mark("unreadable_box")
+            client.mark("unreadable_box")
             return None
         scales = [1.0 if self.scale is None else side / self.scale for side in size]
         left, top, right, bottom = (edge * scales[place % 2] for place, edge in enumerate(given))
         if left < 0 or top < 0 or right > size[0] or bottom > size[1]:
-            ask.mark("outside")
+            client.mark("outside")
             return None
         across, down = (
             widened(low, high, self.margin, most)

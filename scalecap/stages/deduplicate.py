@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from scalecap.stages import Ask, Columns, stage
+from scalecap.stages import Columns, ModelClient, stage
 from scalecap.text.content_words import AUXILIARIES, tagged
 
 FRAME = frozenset([
@@ -49,7 +49,7 @@ class Deduplicate:
         self._gist("loads the lexicon now, while no row waits")
 
     async def __call__(
-        self, ask: Ask, *, texts: Columns, known: list[str] | None = None
+        self, client: ModelClient, *, texts: Columns, known: list[str] | None = None
     ) -> tuple[list[str], list[dict[str, Any]]]:
         before = known or []
         every = [*before, *(text for column in texts.values() for text in column)]

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
-from scalecap.stages import Ask, PromptTooLong, Role, Sampling, stage
+from scalecap.stages import ModelClient, PromptTooLong, Role, Sampling, stage
 from scalecap.stages.assemble import distinct
 from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, probabilities
 from scalecap.text.parsing import body
@@ -46,7 +46,7 @@ class Fuse:
 
     async def __call__(
         self,
-        ask: Ask,
+        client: ModelClient,
         *,
         context: list[str],
         object_info: list[str],
@@ -55,12 +55,12 @@ class Fuse:
         scores: list[dict[str, Any]] | None = None,
     ) -> str:
         if not context:
-            ask.mark("fallback")
+            client.mark("fallback")
             return (initial or "") if self.fallback == "initial" else ""
         if not object_info and not position_info:
             return " ".join(context)
-        if not ask.allowed([1]):
-            ask.mark("fallback")
+        if not client.allowed([1]):
+            client.mark("fallback")
             return " ".join(distinct([*context, *object_info, *position_info]))
         # The same details twice are dropped from both at once.
         lists = [object_info] if object_info == position_info else [object_info, position_info]
@@ -77,7 +77,7 @@ class Fuse:
 
         try:
             reply = await generate_fitting(
-                ask,
+                client,
                 render,
                 [len(detail) * (2 // len(lists)) for detail in details],
                 from_the_end(lists) if order is None else order,
@@ -85,7 +85,7 @@ class Fuse:
                 sampling=self.sampling,
             )
         except PromptTooLong:
-            ask.mark("shortened")
-            ask.mark("fallback")
+            client.mark("shortened")
+            client.mark("fallback")
             return " ".join(context)
         return body(reply.text)

@@ -5,7 +5,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from scalecap.stages import Ask, Columns, Image, Items, Kind, Role, Sampling, Stage, Views, stage, together
+from scalecap.stages import (
+    Columns,
+    Image,
+    Items,
+    Kind,
+    ModelClient,
+    Role,
+    Sampling,
+    Stage,
+    Views,
+    stage,
+    together,
+)
 from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, hold, limit
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.text.parsing import Unparsed, body, json_value, lines
@@ -124,7 +136,7 @@ class Generate:
 
     async def __call__(
         self,
-        ask: Ask,
+        client: ModelClient,
         *,
         image: Image | None = None,
         variables: Columns | None = None,
@@ -142,25 +154,27 @@ class Generate:
                 and (self.where is None or self.where.holds(**shared, **item))
             ]
             if every and not chosen:
-                ask.mark("skipped")
+                client.mark("skipped")
             chosen = [place for place in chosen if told(every[place][0], {**shared, **every[place][1]})]
-            asked = set(chosen[: ask.allowed([1] * len(chosen))])
+            asked = set(chosen[: client.allowed([1] * len(chosen))])
             replies = await together(
-                self._reply(ask, view, {**shared, **item}) if place in asked else self._nothing()
+                self._reply(client, view, {**shared, **item}) if place in asked else self._nothing()
                 for place, (view, item) in enumerate(every)
             )
         elif self.samples is not None:
-            draws = ask.allowed([1] * self.samples) if told(image, shared) else 0
-            replies = await together(self._reply(ask, image, shared, draw) for draw in range(draws))
+            draws = client.allowed([1] * self.samples) if told(image, shared) else 0
+            replies = await together(self._reply(client, image, shared, draw) for draw in range(draws))
         else:
-            asks = told(image, shared) and ask.allowed([1])
-            return await (self._reply(ask, image, shared) if asks else self._nothing())
+            asks = told(image, shared) and client.allowed([1])
+            return await (self._reply(client, image, shared) if asks else self._nothing())
         if self.parse not in ("lines", "sentences"):
             return replies
         about = [place for place, found in enumerate(replies) for _ in found]
         return [line for found in replies for line in found], about
 
-    async def _reply(self, ask: Ask, image: Image | None, values: Mapping[str, Any], sample: int = 0) -> Any:
+    async def _reply(
+        self, client: ModelClient, image: Image | None, values: Mapping[str, Any], sample: int = 0
+    ) -> Any:
         """One reply, parsed."""
         lists = [value for value in values.values() if isinstance(value, list)]
 
@@ -169,7 +183,7 @@ class Generate:
             return lambda dropped: prompt.render(**{**bounds, **without(values, dropped)})
 
         reply = await generate_fitting(
-            ask,
+            client,
             filled(self.prompt),
             [len(as_text(item)) for value in lists for item in value],
             drops(lists),
@@ -187,18 +201,20 @@ class Generate:
             found = lines(reply.text)
             if self.parse == "sentences":
                 found = [sentence for line in found for sentence in split_sentences(line)]
-                found = hold(found, self.max_sentences, self.max_words, ask.mark)
+                found = hold(found, self.max_sentences, self.max_words, client.mark)
             return found
         text = body(reply.text)
         if self.max_words is not None:
             spans = sentences(text)
-            kept = hold([text[slice(*span)] for span in spans], self.max_sentences, self.max_words, ask.mark)
+            kept = hold(
+                [text[slice(*span)] for span in spans], self.max_sentences, self.max_words, client.mark
+            )
             text = "".join(kept).strip()
         if self.max_sentences is None and self.max_characters is None:
             return text
         limited = limit(text, self.max_sentences, self.max_characters)
         if limited != text.strip():
-            ask.mark("shortened")
+            client.mark("shortened")
         return limited
 
     async def _nothing(self) -> Any:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from scalecap.stages import Ask, Columns, stage
+from scalecap.stages import Columns, ModelClient, stage
 from scalecap.text.segmentation import sentences
 from scalecap.text.templates import Template
 
@@ -60,7 +60,7 @@ class LabelledStatements:
                         " labels.right=[0] labels.wrong=[1]"
                     )
 
-    async def __call__(self, ask: Ask, *, columns: Columns) -> tuple[list[str], list[str]]:
+    async def __call__(self, client: ModelClient, *, columns: Columns) -> tuple[list[str], list[str]]:
         found = self._spans(columns) if self.tag or self.tokens else self._statements(columns)
         texts: dict[str, str] = {}
         for text, verdict in found:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from scalecap.stages import Ask, stage
+from scalecap.stages import ModelClient, stage
 from scalecap.text.templates import PromptError, Template
 
 
@@ -44,7 +44,7 @@ class Leaves:
             except PromptError as error:
                 raise ValueError(f"statements.{path}: {error}") from error
 
-    async def __call__(self, ask: Ask, *, value: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    async def __call__(self, client: ModelClient, *, value: Any) -> tuple[list[str], list[dict[str, Any]]]:
         texts, about = [], []
         for leaf in leaves(value):
             template = self.statements.get(leaf.pattern)
@@ -53,7 +53,7 @@ class Leaves:
                     raise PromptError("there is none")
                 texts.append(template.render(**{**leaf.beside, "value": leaf.value}))
             except PromptError:
-                ask.mark("unchecked")
+                client.mark("unchecked")
             else:
                 about.append({"path": list(leaf.path), "value": leaf.value})
         return texts, about

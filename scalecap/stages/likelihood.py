@@ -3,7 +3,7 @@
 import math
 from typing import Any, ClassVar
 
-from scalecap.stages import Ask, Image, Role, stage, together
+from scalecap.stages import Image, ModelClient, Role, stage, together
 from scalecap.stages.verify import probability
 from scalecap.text.templates import Template
 
@@ -25,17 +25,17 @@ class Likelihood:
         self.prompt, self.threshold, self.model = prompt, probability(threshold), model
 
     async def __call__(
-        self, ask: Ask, *, texts: list[str], image: Image
+        self, client: ModelClient, *, texts: list[str], image: Image
     ) -> tuple[list[str], list[dict[str, Any]]]:
-        allowed = ask.allowed([1] * len(texts))
-        scores = await together(self._score(ask, text, image) for text in texts[:allowed])
+        allowed = client.allowed([1] * len(texts))
+        scores = await together(self._score(client, text, image) for text in texts[:allowed])
         scores += [
             {"text": text, "likelihood": None, "kept": False, "asked": False} for text in texts[allowed:]
         ]
         return [score["text"] for score in scores if score["kept"]], scores
 
-    async def _score(self, ask: Ask, text: str, image: Image) -> dict[str, Any]:
-        scored = await ask.score(self.prompt.render(), text, image=image, model=self.model)
+    async def _score(self, client: ModelClient, text: str, image: Image) -> dict[str, Any]:
+        scored = await client.score(self.prompt.render(), text, image=image, model=self.model)
         likelihood = math.exp(math.fsum(token.logprob for token in scored.tokens))
         if math.isnan(likelihood):
             raise ValueError(

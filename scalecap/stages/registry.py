@@ -45,7 +45,7 @@ millions, so a function holds of them only what it needs.
 """
 
 
-class Ask(Protocol):
+class ModelClient(Protocol):
     """What a stage asks models through; bound to one row and one step."""
 
     async def generate(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from scalecap.stages import Ask, Generated, Image, PromptTooLong, Sampling
+from scalecap.stages import Generated, Image, ModelClient, PromptTooLong, Sampling
 from scalecap.text.parsing import complete_sentences
 from scalecap.text.segmentation import clauses, left, sentences, words
 
@@ -14,7 +14,7 @@ SHARE = 0.75
 
 
 async def generate_fitting(
-    ask: Ask,
+    client: ModelClient,
     render: Callable[[Collection[int]], str],
     sizes: Sequence[int],
     drops: Sequence[int],
@@ -35,7 +35,7 @@ async def generate_fitting(
         drops: places of pieces in the order in which they are given up, until the prompt takes about
             three quarters of the context.
         retry: likewise the prompt for a refused or empty reply.
-        settings: what else `Ask.generate` takes.
+        settings: what else `ModelClient.generate` takes.
 
     Raises:
         PromptTooLong: it does not fit with all of them dropped.
@@ -45,7 +45,7 @@ async def generate_fitting(
         left_out = set(drops[:dropped])
         prompt = render(left_out)
         try:
-            reply = await ask.generate(
+            reply = await client.generate(
                 prompt,
                 image=image,
                 model=model,
@@ -65,7 +65,7 @@ async def generate_fitting(
                     break
         else:
             if dropped:
-                ask.mark("shortened")
+                client.mark("shortened")
             cut = reply.finish != "stop"
             return replace(reply, text=complete_sentences(reply.text)) if cut else reply
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import ClassVar
 
-from scalecap.stages import Ask, Image, Regions, stage
+from scalecap.stages import Image, ModelClient, Regions, stage
 from scalecap.stages.regions import cut
 
 
@@ -25,7 +25,7 @@ class Tiles:
             raise ValueError(f"overlap: {overlap} must be a share of a part, 0 to below 1")
         self.rows, self.columns, self.overlap = rows, columns, overlap
 
-    async def __call__(self, ask: Ask, *, image: Image) -> Regions:
+    async def __call__(self, client: ModelClient, *, image: Image) -> Regions:
         width, height = image.pixels.size
         across = parts(width, self.columns, self.overlap)
         boxes = [

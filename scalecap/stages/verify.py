@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from scalecap.engines.base import EngineDead, EngineError
-from scalecap.stages import Ask, Image, PromptTooLong, Role, Sampling, Views, stage, together, verdicts
+from scalecap.stages import (
+    Image,
+    ModelClient,
+    PromptTooLong,
+    Role,
+    Sampling,
+    Views,
+    stage,
+    together,
+    verdicts,
+)
 from scalecap.text.templates import Template
 
 
@@ -76,7 +86,7 @@ class Verify:
 
     async def __call__(
         self,
-        ask: Ask,
+        client: ModelClient,
         *,
         texts: list[str],
         image: Image,
@@ -93,12 +103,12 @@ class Verify:
             for place, text in enumerate(texts)
             if text.strip() and (before is None or own[place] is not None)
         ]
-        asked = asked[: ask.allowed(self._costs([own[place] is None for place in asked]))]
+        asked = asked[: client.allowed(self._costs([own[place] is None for place in asked]))]
         joined = [place for place in asked if own[place] is None] if self.batch > 1 else []
         groups = [joined[at : at + self.batch] for at in range(0, len(joined), self.batch)]
         groups += [[place] for place in asked if place not in set(joined)]
         found = await together(
-            self._group(ask, [texts[place] for place in group], own[group[0]] or image) for group in groups
+            self._group(client, [texts[place] for place in group], own[group[0]] or image) for group in groups
         )
         answers = {place: _Answer(unasked(text), False) for place, text in enumerate(texts)}
         answers |= {place: _Answer(score, _said_no(score)) for place, score in enumerate(before or [])}
@@ -122,50 +132,50 @@ class Verify:
             costs.append(2 if heads and joined < sum(whole) else int(heads or not joins))
         return costs
 
-    async def _group(self, ask: Ask, texts: list[str], image: Image) -> "list[_Answer]":
+    async def _group(self, client: ModelClient, texts: list[str], image: Image) -> "list[_Answer]":
         """The answers about texts that are asked about in one request, if there are several."""
         if len(texts) == 1:
-            return [await self._score(ask, texts[0], image)]
+            return [await self._score(client, texts[0], image)]
         assert self.batch_prompt is not None
         prompt = self.batch_prompt.render(texts=verdicts.numbered(texts))
         sampling = Sampling(temperature=0, max_tokens=8 * len(texts) + 16)
         try:
-            reply = await ask.generate(prompt, image=image, model=self.model, sampling=sampling)
+            reply = await client.generate(prompt, image=image, model=self.model, sampling=sampling)
         except PromptTooLong:
             said = None
         else:
             said = verdicts.read(reply.text, len(texts))
         if said is None:
-            ask.mark("asked_alone")
-            return await together(self._score(ask, text, image) for text in texts)
+            client.mark("asked_alone")
+            return await together(self._score(client, text, image) for text in texts)
         forced, words = verdicts.written(said)
         try:
-            scored = await ask.score(prompt, forced, image=image, model=self.model)
+            scored = await client.score(prompt, forced, image=image, model=self.model)
             ps = verdicts.p_yes(scored, said, words)
         except EngineDead:
             raise
         except EngineError:
             ps = None
         if ps is None:
-            ask.mark("unscored")
+            client.mark("unscored")
         answers = []
         for text, yes, p in zip(texts, said, ps or itertools.repeat(None, len(texts)), strict=True):
             kept = yes if p is None else p >= self.threshold
             answers.append(_Answer({"text": text, "p_yes": p, "kept": kept, "mass": None}, not kept))
         return answers
 
-    async def _score(self, ask: Ask, text: str, image: Image) -> "_Answer":
+    async def _score(self, client: ModelClient, text: str, image: Image) -> "_Answer":
         prompts = [prompt.render(text=text) for prompt in self.prompts]
         if self.mode == "sampled":
             replies = await together(
-                ask.generate(prompt, image=image, model=self.model, sampling=self.sampling)
+                client.generate(prompt, image=image, model=self.model, sampling=self.sampling)
                 for prompt in prompts
             )
             yes = sum(says_yes(reply.text) for reply in replies)
             kept = 2 * yes > len(replies)
             return _Answer({"text": text, "p_yes": None, "kept": kept, "mass": None}, not kept)
         answers = await together(
-            ask.choose(prompt, ("yes", "no"), image=image, model=self.model) for prompt in prompts
+            client.choose(prompt, ("yes", "no"), image=image, model=self.model) for prompt in prompts
         )
         mass = min((each for chosen in answers if (each := chosen.known_mass) is not None), default=None)
         if not all(chosen.answered for chosen in answers):

@@ -28,7 +28,7 @@ from throughput import Work
 
 from scalecap.config.settings import CONF, Settings, from_config
 from scalecap.engines.base import Choose, Generate, Image, Request
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline
 from scalecap.rows import Row
 
@@ -70,15 +70,15 @@ def age(request: Request) -> int:
 
 async def ours(engine: Simulated, settings: Settings, images: int) -> list[Request]:
     """Takes the images through the pipeline; the requests in the order in which they were made."""
-    asked = Asked({"vlm": engine, "llm": engine}, None, settings.sampling, 0, Counts(), 0.0)
+    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, settings.sampling, 0, RunUsage(), 0.0)
     pipeline = Pipeline.build(settings.pipeline.steps, {"image": "text"}, sampling=settings.sampling)
     requests: list[Request] = []
     done: list[Finished] = []
 
-    def recording(ask: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    def recording(client: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
         async def record(request: Any) -> Any:
             requests.append(request)
-            return await ask(request)
+            return await client(request)
 
         return record
 
@@ -87,7 +87,7 @@ async def ours(engine: Simulated, settings: Settings, images: int) -> list[Reque
         patch.object(engine, "choose", recording(engine.choose)),
         patch("scalecap.interpreter.pipeline.DaemonPool", Inline),
     ):
-        await pipeline.run(rows(images), asked, in_flight=asked.rows, on_row=done.append)
+        await pipeline.run(rows(images), dispatcher, in_flight=dispatcher.rows, on_row=done.append)
     assert len(done) == images
     assert not any(each.error for each in done), done[0].error
     return requests

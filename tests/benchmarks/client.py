@@ -89,13 +89,13 @@ def pictures(side: int, count: int) -> list[Image]:
     return [Image.of(whole.crop((at, 0, at + side, side))) for at in range(count)]
 
 
-async def cost(ask: Callable[[int], Awaitable[Any]], requests: int) -> tuple[float, float]:
+async def cost(client: Callable[[int], Awaitable[Any]], requests: int) -> tuple[float, float]:
     """CPU milliseconds of this process, and real ones, a request."""
     free = asyncio.Semaphore(32)
 
     async def one(number: int) -> None:
         async with free:
-            await ask(number)
+            await client(number)
 
     cpu, begun = time.process_time(), time.monotonic()
     await asyncio.gather(*(one(number) for number in range(requests)))
@@ -126,8 +126,8 @@ async def measure(url: str, requests: int) -> None:
 
     await cost(generate, 100)  # connections, imports
     print(f"{'':>42} {'CPU ms/request':>14} {'ms/request':>10}")
-    for name, ask in (("text", generate), ("a choice, of twenty log-probabilities", choose)):
-        cpu, real = await cost(ask, requests)
+    for name, client in (("text", generate), ("a choice, of twenty log-probabilities", choose)):
+        cpu, real = await cost(client, requests)
         print(f"{name:>42} {cpu:14.2f} {real:10.2f}", flush=True)
     for side, some in ((336, requests), (1024, requests // 4)):
         shown = pictures(side, -(-some // ABOUT))

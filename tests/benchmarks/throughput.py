@@ -46,7 +46,7 @@ from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Request, Score, Scored, Usage
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.vllm import VllmEngine, open_vllm
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline
 from scalecap.rows import Row
 
@@ -85,8 +85,8 @@ class Work:
             return "yes", 2
         if image is None and "Instructions:" in text:
             own = text.rpartition("Sentence:")[2].split()[1]
-            asked = [f"Describe more details about the {own}{number}." for number in range(self.objects)]
-            return "\n".join(asked), self.tokens // 2 * self.objects
+            dispatcher = [f"Describe more details about the {own}{number}." for number in range(self.objects)]
+            return "\n".join(dispatcher), self.tokens // 2 * self.objects
         if image is None:
             return "All of it in one.", 2 * self.tokens * self.objects
         if "more details" in text:
@@ -138,9 +138,9 @@ class Acting:
 
     async def generate(self, request: Generate) -> Generated:
         text, tokens = self.work.say(request)
-        asked = replace(request, sampling=replace(request.sampling, max_tokens=tokens))
-        reply = await self.inner.generate(asked)
-        self._count(asked, reply.usage)
+        dispatcher = replace(request, sampling=replace(request.sampling, max_tokens=tokens))
+        reply = await self.inner.generate(dispatcher)
+        self._count(dispatcher, reply.usage)
         return Generated(text, "stop", reply.usage)
 
     async def choose(self, request: Choose) -> Chosen:
@@ -211,16 +211,16 @@ class Bench:
                 step["mode"] = mode
         return Pipeline.build(steps, {"image": "text"}, sampling=self.settings.sampling)
 
-    def _asked(self, acting: Acting) -> Asked:
-        return Asked({"vlm": acting, "llm": acting}, None, self.settings.sampling, 0, Counts(), 0.0)
+    def _dispatcher(self, acting: Acting) -> Dispatcher:
+        return Dispatcher({"vlm": acting, "llm": acting}, None, self.settings.sampling, 0, RunUsage(), 0.0)
 
     async def ours(self, acting: Acting) -> None:
         done: list[Finished] = []
-        asked = self._asked(acting)
+        dispatcher = self._dispatcher(acting)
         await self._pipeline("choose").run(
             self.photographs.rows(acting.result),
-            asked,
-            in_flight=lambda: self.in_flight or asked.rows(),
+            dispatcher,
+            in_flight=lambda: self.in_flight or dispatcher.rows(),
             on_row=done.append,
         )
         assert len(done) == len(self.photographs.paths)
@@ -239,14 +239,14 @@ class Bench:
         self, acting: Acting, mode: str, images: list[Image], engine: "Afresh | None" = None
     ) -> None:
         pipeline = self._pipeline(mode)
-        asked = Asked(
-            dict.fromkeys(("vlm", "llm"), engine or acting), None, self.settings.sampling, 0, Counts(), 0.0
+        dispatcher = Dispatcher(
+            dict.fromkeys(("vlm", "llm"), engine or acting), None, self.settings.sampling, 0, RunUsage(), 0.0
         )
         values: list[dict[str, Any]] = [{} for _ in images]
         for step in pipeline.steps:
             written = await asyncio.gather(
                 *(
-                    step.take(asked.ask(step.name, lambda flag: None), row, image)
+                    step.take(dispatcher.client(step.name, lambda flag: None), row, image)
                     for row, image in zip(values, images, strict=True)
                 )
             )

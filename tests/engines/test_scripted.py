@@ -57,6 +57,6 @@ async def test_scored_tokens_cover_every_character_once():
         ("score", RATE, float("nan")),
     ],
 )
-async def test_a_line_of_the_wrong_kind_is_an_engine_error(ask, request_, line):
+async def test_a_line_of_the_wrong_kind_is_an_engine_error(client, request_, line):
     with pytest.raises(EngineError, match="the script answers"):
-        await getattr(Scripted([line]), ask)(request_)
+        await getattr(Scripted([line]), client)(request_)

@@ -44,11 +44,11 @@ async def answerers(engine: OpenAIEngine, times: int = 1) -> dict[str, set[int]]
     """By picture, the numbers of the servers that answered."""
     told: dict[str, set[int]] = {picture.hash: set() for picture in PICTURES}
 
-    async def ask(picture: Image, time: int) -> None:
+    async def client(picture: Image, time: int) -> None:
         reply = await engine.generate(Generate(Prompt(f"What is it, {time}?", picture)))
         told[picture.hash].add(int(reply.text))
 
-    await asyncio.gather(*(ask(picture, time) for picture in PICTURES for time in range(times)))
+    await asyncio.gather(*(client(picture, time) for picture in PICTURES for time in range(times)))
     return told
 
 

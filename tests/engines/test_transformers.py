@@ -82,7 +82,7 @@ def mixed(picture: Picture) -> list[Request]:
     return requests
 
 
-async def ask(engine: TransformersEngine, request: Request) -> Reply:
+async def client(engine: TransformersEngine, request: Request) -> Reply:
     if isinstance(request, Generate):
         return await engine.generate(request)
     if isinstance(request, Choose):
@@ -105,8 +105,8 @@ async def test_neighbours_change_nothing(tiny_model: Path, picture: Picture, bat
     engine = await open_transformers(ModelSettings(name=str(tiny_model)), settings)
     assert engine.concurrency == 2 * batch_size
     requests = mixed(picture)
-    together = await asyncio.gather(*[ask(engine, request) for request in requests])
-    alone = [await ask(engine, request) for request in requests]
+    together = await asyncio.gather(*[client(engine, request) for request in requests])
+    alone = [await client(engine, request) for request in requests]
     await engine.close()
     for one, other in zip(together, alone, strict=True):
         assert flat(one)[0] == flat(other)[0]
@@ -311,7 +311,7 @@ async def test_out_of_memory_means_smaller_batches(
 ) -> None:
     monkeypatch.setattr(engine, "_batch", engine._batch)
     requests = mixed(picture)
-    expected = [flat(await ask(engine, request))[0] for request in requests]
+    expected = [flat(await client(engine, request))[0] for request in requests]
     prefill, step = engine._network.prefill, engine._network.step
 
     def limited(rows: Any, keep: int = 1) -> Any:
@@ -326,7 +326,7 @@ async def test_out_of_memory_means_smaller_batches(
 
     monkeypatch.setattr(engine._network, "prefill", limited)
     monkeypatch.setattr(engine._network, "step", limited_step)
-    replies = await asyncio.gather(*[ask(engine, request) for request in requests])
+    replies = await asyncio.gather(*[client(engine, request) for request in requests])
     assert [flat(reply)[0] for reply in replies] == expected
 
 
@@ -386,8 +386,8 @@ async def test_padding_takes_no_place_in_a_sliding_window(tiny_model: Path, tmp_
         shutil.copy(tiny_model / file, tmp_path)
     engine = await open_transformers(ModelSettings(name=str(tmp_path)), EngineSettings())
     requests: list[Request] = [Choose(Prompt(text)) for text in TEXTS] + [Generate(Prompt("yes"), GREEDY)]
-    together = await asyncio.gather(*[ask(engine, request) for request in requests])
-    alone = [await ask(engine, request) for request in requests]
+    together = await asyncio.gather(*[client(engine, request) for request in requests])
+    alone = [await client(engine, request) for request in requests]
     await engine.close()
     for one, other in zip(together, alone, strict=True):
         assert flat(one)[0] == flat(other)[0]

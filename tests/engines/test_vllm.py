@@ -172,8 +172,8 @@ async def test_seeds_hold_where_prompts_are_read_in_parts(engine: VllmEngine, pi
         Generate(Prompt(f"{number} {LONG}", picture(number % 5)), sampling, seed=number)
         for number in range(24)
     ]
-    together = await asyncio.gather(*(engine.generate(ask) for ask in asks))
-    alone = [await engine.generate(ask) for ask in asks[:6]]
+    together = await asyncio.gather(*(engine.generate(client) for client in asks))
+    alone = [await engine.generate(client) for client in asks[:6]]
     assert [reply.text for reply in together[:6]] == [reply.text for reply in alone]
     assert len({reply.text for reply in together}) > 12
 
@@ -240,8 +240,8 @@ async def test_raw_logits_and_old_rope_settings(
     odd: VllmEngine, reference: TransformersEngine, picture: Picture
 ) -> None:
     assert odd.identity.endswith(' args.enable_mm_processor_stats=true args.logprobs_mode="raw_logits"')
-    ask = Generate(Prompt(LONG), GREEDY)
-    assert (await odd.generate(ask)).text == (await reference.generate(ask)).text
+    client = Generate(Prompt(LONG), GREEDY)
+    assert (await odd.generate(client)).text == (await reference.generate(client)).text
     for image in (None, picture(1)):
         score = Score(Prompt(LONG, image), "A cat, 一只狗.")
         found, wanted = (await odd.score(score)).tokens, (await reference.score(score)).tokens
@@ -258,20 +258,20 @@ async def test_replicas_keep_a_pictures_requests_together(odd: VllmEngine, pictu
     assert odd.concurrency == 64
     pictures = [picture(number) for number in range(10, 16)]
 
-    async def ask(question: str) -> list[int]:
+    async def client(question: str) -> list[int]:
         asked = [odd.choose(Choose(Prompt(LONG + question, each))) for each in pictures]
         return [reply.usage.cached_tokens for reply in await asyncio.gather(*asked)]
 
-    first = await ask("One?")
+    first = await client("One?")
     assert max(first) < 128
     assert sorted(odd._places[each.hash] for each in pictures) == [0, 0, 0, 1, 1, 1]
     for question in ("Two?", "Three?"):
-        assert min(await ask(question)) >= 128
+        assert min(await client(question)) >= 128
 
 
 async def test_a_dead_replica_is_a_dead_engine_and_leaves_no_process(odd: VllmEngine) -> None:
-    ask = Generate(Prompt(LONG), Sampling(max_tokens=1500))
-    endless = asyncio.create_task(odd.generate(ask))
+    client = Generate(Prompt(LONG), Sampling(max_tokens=1500))
+    endless = asyncio.create_task(odd.generate(client))
     await asyncio.sleep(0.2)
     replicas = [process.pid for process in odd._llm.engine_core.resources.engine_manager.processes]
     theirs = [pid for replica in replicas for pid in (replica, *below(replica))]
@@ -280,7 +280,7 @@ async def test_a_dead_replica_is_a_dead_engine_and_leaves_no_process(odd: VllmEn
     with pytest.raises(EngineDead):
         await endless
     with pytest.raises(EngineDead):
-        await odd.generate(ask)
+        await odd.generate(client)
     await odd.close()
     for _ in range(60):
         if not any(map(alive, theirs)):

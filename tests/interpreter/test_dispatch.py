@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 from scalecap.engines.base import Chosen, EngineError, Generate, Generated, Image, Prompt, Sampling, Usage
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.cache import Cache
-from scalecap.interpreter.dispatch import Asked, Count, Counts, loops, seed
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepUsage, loops, seed
 
 RANDOM, GREEDY = Sampling(temperature=0.7), Sampling(temperature=0)
 GOOD = Generated("fine", "stop")
@@ -18,18 +18,20 @@ LOOP = Generated("again and " * 20, "stop")
 
 
 class World:
-    """An engine by script, what it was asked, and an `ask` for the step "s"."""
+    """An engine by script, what it was asked, and an `client` for the step "s"."""
 
     def __init__(self, script, sampling=RANDOM, cache=None, run_seed=0):
-        self.requests, self.flags, self.counts = [], [], Counts()
+        self.requests, self.flags, self.counts = [], [], RunUsage()
 
         def answer(request):
             self.requests.append(request)
             return script(request) if callable(script) else script[len(self.requests) - 1]
 
         engine = Scripted(answer)
-        self.asked = Asked({"vlm": engine, "llm": engine}, cache, sampling, run_seed, self.counts, 0.0)
-        self.ask = self.asked.ask("s", self.flags.append)
+        self.dispatcher = Dispatcher(
+            {"vlm": engine, "llm": engine}, cache, sampling, run_seed, self.counts, 0.0
+        )
+        self.client = self.dispatcher.client("s", self.flags.append)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ class World:
 )
 async def test_a_faulty_random_reply_is_drawn_once_more_and_the_better_kept(replies, kept, flags):
     world = World(replies)
-    assert await world.ask.generate("text") == kept
+    assert await world.client.generate("text") == kept
     assert world.flags == flags
     assert len(world.requests) == len(replies)
     assert len({request.seed for request in world.requests}) == len(replies)
@@ -59,7 +61,7 @@ async def test_truncated_draws_come_from_the_cache_in_a_later_run(tmp_path):
     cache = Cache(tmp_path)
     for script in ([CUT, LOOP], []):
         world = World(script, cache=cache)
-        assert await world.ask.generate("text") == CUT
+        assert await world.client.generate("text") == CUT
         assert world.flags == ["truncated"]
         assert len(world.requests) == len(script)
     cache.close()
@@ -69,7 +71,7 @@ async def test_reasoning_is_kept_apart_marked_counted_and_cached(tmp_path):
     cache = Cache(tmp_path)
     for script in (lambda _: "<think>or a red dog</think>\n\nA cat.", []):
         world = World(script, cache=cache)
-        reply = await world.ask.generate("text")
+        reply = await world.client.generate("text")
         assert (reply.text, reply.reasoning) == ("A cat.", "or a red dog")
         assert world.flags == ["reasoned"]
         assert world.counts.steps["s"].marks == {"reasoned": 1}
@@ -79,7 +81,7 @@ async def test_reasoning_is_kept_apart_marked_counted_and_cached(tmp_path):
 
 async def test_a_greedy_reply_is_never_drawn_again():
     world = World([CUT], GREEDY)
-    assert await world.ask.generate("text") == CUT
+    assert await world.client.generate("text") == CUT
     assert world.flags == ["truncated"]
     assert world.counts.total.retried == 0
 
@@ -104,7 +106,7 @@ NO, SILENT = Generated("I'm sorry, but I can't assist.", "stop"), Generated(" ",
 )
 async def test_a_refusal_or_an_empty_reply_is_marked_and_asked_otherwise_once(replies, retry, kept, flags):
     world = World(replies)
-    assert await world.ask.generate("text", retry=retry) == kept
+    assert await world.client.generate("text", retry=retry) == kept
     assert world.flags == flags
     assert len(world.requests) == len(replies)
     assert [request.prompt.text for request in world.requests][1:] == [retry or "text"] * (len(replies) - 1)
@@ -113,7 +115,7 @@ async def test_a_refusal_or_an_empty_reply_is_marked_and_asked_otherwise_once(re
 
 async def test_a_step_may_have_its_own_sampling():
     world = World([CUT], RANDOM)
-    await world.ask.generate("text", sampling=GREEDY)
+    await world.client.generate("text", sampling=GREEDY)
     assert world.requests[0].sampling == GREEDY
     assert world.requests[0].seed == 0
 
@@ -123,8 +125,8 @@ async def test_choices_are_counted_with_those_that_are_none_of_the_options(tmp_p
     cache, reply = Cache(tmp_path), Chosen((0.7, 0.3), mass=0.05)
     for least, answered in ((0.0, True), (0.05, True), (0.06, False)):
         world = World(lambda _: reply, cache=cache)
-        world.asked.min_mass = least
-        chosen = await world.ask.choose("a")
+        world.dispatcher.min_mass = least
+        chosen = await world.client.choose("a")
         assert (chosen.answered, chosen.mass) == (answered, 0.05)
         assert chosen.probabilities == ((0.7, 0.3) if answered else (0.0, 0.0))
         assert world.flags == ([] if answered else ["unanswered"])
@@ -139,16 +141,16 @@ async def test_choices_are_counted_with_those_that_are_none_of_the_options(tmp_p
     [(49, 49, False), (50, 25, False), (50, 26, True), (90, 40, False)],
 )
 def test_most_choices_of_a_step_unanswered(choices, unanswered, unreadable):
-    counts = Counts()
-    counts.steps["other"] += Count(choices=1000)
-    counts.steps["s"] += Count(choices=choices, marks=Counter(unanswered=unanswered))
+    counts = RunUsage()
+    counts.steps["other"] += StepUsage(choices=1000)
+    counts.steps["s"] += StepUsage(choices=choices, marks=Counter(unanswered=unanswered))
     assert counts.unreadable == ("s" if unreadable else None)
 
 
 async def test_equal_requests_in_flight_are_computed_once():
     world = World(lambda _: 0.5)
     first, _, twin = await asyncio.gather(
-        world.ask.choose("a"), world.ask.choose("b"), world.asked.ask("t", print).choose("a")
+        world.client.choose("a"), world.client.choose("b"), world.dispatcher.client("t", print).choose("a")
     )
     assert first == twin == Chosen((0.5, 0.5), usage=Usage(1, None, 1))
     assert len(world.requests) == 2
@@ -158,9 +160,9 @@ async def test_equal_requests_in_flight_are_computed_once():
         (step.reused_prompt_tokens, step.reused_generated_tokens) for step in world.counts.steps.values()
     ]
     assert sorted(saved) == [(0, 0), (1, 1)]
-    assert not any(vars(Counts().total).values())
+    assert not any(vars(RunUsage().total).values())
     assert world.counts.total.prompt_tokens == 2
-    await world.ask.choose("a")
+    await world.client.choose("a")
     assert len(world.requests) == 3  # no cache: what is not in flight is computed
 
 
@@ -173,12 +175,12 @@ async def test_counts_handed_over_while_a_request_is_in_flight_lose_nothing():
         return 0.5
 
     world = World(slow)
-    waiting = [asyncio.create_task(world.ask.choose("a")) for _ in range(2)]
+    waiting = [asyncio.create_task(world.client.choose("a")) for _ in range(2)]
     await begun.wait()
-    before, world.asked.counts = world.asked.counts, Counts()
+    before, world.dispatcher.counts = world.dispatcher.counts, RunUsage()
     release.set()
     await asyncio.gather(*waiting)
-    whole = before.total + world.asked.counts.total
+    whole = before.total + world.dispatcher.counts.total
     assert (whole.requests, whole.reused, whole.prompt_tokens, whole.reused_prompt_tokens) == (2, 1, 1, 1)
 
 
@@ -190,7 +192,7 @@ async def test_who_gives_up_leaves_the_reply_to_the_others():
         return 1.0
 
     world = World(slow)
-    quitter, waiter = (asyncio.create_task(world.ask.choose("a")) for _ in range(2))
+    quitter, waiter = (asyncio.create_task(world.client.choose("a")) for _ in range(2))
     await asyncio.sleep(0)
     quitter.cancel()
     await asyncio.sleep(0)
@@ -203,10 +205,10 @@ async def test_an_error_reaches_all_who_wait_and_is_not_kept():
         raise EngineError("no")
 
     world = World(fail)
-    results = await asyncio.gather(*(world.ask.choose("a") for _ in range(2)), return_exceptions=True)
+    results = await asyncio.gather(*(world.client.choose("a") for _ in range(2)), return_exceptions=True)
     assert [str(result) for result in results] == ["no", "no"]
     with pytest.raises(EngineError):
-        await world.ask.choose("a")
+        await world.client.choose("a")
     assert len(world.requests) == 2
 
 
@@ -221,9 +223,9 @@ async def test_abandon_cancels_what_is_in_flight():
             raise
 
     world = World(forever)
-    waiting = asyncio.create_task(world.ask.choose("a"))
+    waiting = asyncio.create_task(world.client.choose("a"))
     await asyncio.sleep(0.01)
-    await world.asked.abandon()
+    await world.dispatcher.cancel_pending()
     assert cancelled == [True]
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -232,8 +234,8 @@ async def test_abandon_cancels_what_is_in_flight():
 async def test_a_second_run_reads_the_cache(tmp_path):
     cache = Cache(tmp_path)
     first, second = World(lambda _: "fine", cache=cache), World([], cache=cache)
-    reply = await first.ask.generate("a")
-    assert await second.ask.generate("a") == reply
+    reply = await first.client.generate("a")
+    assert await second.client.generate("a") == reply
     assert second.counts.total.reused == 1
     assert second.counts.total.generated_tokens == 0
     cache.close()
@@ -243,7 +245,7 @@ async def test_equal_requests_that_are_looked_up_at_once_are_computed_once(tmp_p
     cache = Cache(tmp_path)
     for computed in (1, 0):
         world = World(lambda _: 0.5, cache=cache)
-        await asyncio.gather(*(world.ask.choose("a") for _ in range(3)))
+        await asyncio.gather(*(world.client.choose("a") for _ in range(3)))
         assert len(world.requests) == computed
         assert (world.counts.total.requests, world.counts.total.reused) == (3, 3 - computed)
     cache.close()
@@ -252,17 +254,19 @@ async def test_equal_requests_that_are_looked_up_at_once_are_computed_once(tmp_p
 async def test_only_a_random_reply_depends_on_the_run_seed(tmp_path):
     cache = Cache(tmp_path)
     for run_seed in (1, 2):
-        for sampling, asked in ((RANDOM, 1), (GREEDY, int(run_seed == 1))):
+        for sampling, dispatcher in ((RANDOM, 1), (GREEDY, int(run_seed == 1))):
             world = World(lambda _: "fine", sampling, cache, run_seed)
-            await world.ask.generate("a")
-            assert len(world.requests) == asked
+            await world.client.generate("a")
+            assert len(world.requests) == dispatcher
     cache.close()
 
 
 async def test_tokens_are_counted_per_step():
     world = World(lambda r: Generated("x", "stop", Usage(10, 4, 3)) if isinstance(r, Generate) else -1.0)
-    await asyncio.gather(world.ask.generate("a"), world.asked.ask("t", print).generate("b", model="llm"))
-    await world.ask.score("a b", "c d")
+    await asyncio.gather(
+        world.client.generate("a"), world.dispatcher.client("t", print).generate("b", model="llm")
+    )
+    await world.client.score("a b", "c d")
     step, total = world.counts.steps["s"], world.counts.total
     assert (step.requests, step.prompt_tokens, step.cached_tokens, step.generated_tokens) == (2, 14, 4, 3)
     assert (total.requests, total.prompt_tokens, total.cached_tokens, total.generated_tokens) == (3, 24, 8, 6)
@@ -285,7 +289,7 @@ async def test_pictures_whose_tokens_are_not_reused(cached, pictures, share, ala
     world = World(lambda _: Chosen((1.0, 0.0), usage=Usage(100, next(replies), 1)))
     for number in range(len(cached)):
         picture = Image(f"{number % pictures}", Pillow.new("RGB", (1, 1)))
-        await world.ask.choose(f"{number}", image=picture)
+        await world.client.choose(f"{number}", image=picture)
     assert world.counts.steps["s"].cached_share == (None if share is None else pytest.approx(share))
     assert world.counts.reuses_nothing is alarm
 
@@ -293,7 +297,7 @@ async def test_pictures_whose_tokens_are_not_reused(cached, pictures, share, ala
 async def test_texts_alone_do_not_count_as_pictures_that_are_not_reused():
     world = World(lambda _: Chosen((1.0, 0.0), usage=Usage(100, 0, 1)))
     for number in range(60):
-        await world.ask.choose(f"{number}")
+        await world.client.choose(f"{number}")
     assert not world.counts.reuses_nothing
 
 
@@ -319,7 +323,7 @@ def test_a_seed_comes_from_the_run_the_step_and_content_alone():
 async def test_two_steps_with_one_prompt_draw_two_texts_and_share_a_greedy_one():
     for sampling, requests in ((RANDOM, 2), (GREEDY, 1)):
         world = World(lambda _: "fine", sampling)
-        await asyncio.gather(world.ask.generate("a"), world.asked.ask("t", print).generate("a"))
+        await asyncio.gather(world.client.generate("a"), world.dispatcher.client("t", print).generate("a"))
         assert len(world.requests) == len({request.seed for request in world.requests}) == requests
 
 
@@ -327,7 +331,7 @@ async def test_draws_of_one_prompt_differ_and_each_is_kept(tmp_path):
     cache = Cache(tmp_path)
     for computed in (3, 0):
         world = World(lambda _: "fine", RANDOM, cache)
-        await asyncio.gather(*(world.ask.generate("a", sample=number) for number in range(3)))
+        await asyncio.gather(*(world.client.generate("a", sample=number) for number in range(3)))
         assert len({request.seed for request in world.requests}) == computed
     cache.close()
 
@@ -374,12 +378,12 @@ async def test_rows_in_flight_keep_the_engine_busy_and_their_pictures_in_its_cac
         return Generated("text", "stop", Usage(int(request.prompt.text), 0, 1))
 
     engine = Scripted(script, concurrency=concurrency, kv_tokens=kv_tokens)
-    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts(), 0.0)
+    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
     picture = Image("a", Pillow.new("RGB", (2, 2)))
     for tokens in prompts:
-        await asked.ask("step", lambda flag: None).generate(str(tokens), image=picture)
-    assert asked.rows() == rows
-    await asked.ask("step", lambda flag: None).generate("4000")
-    assert asked.rows() == (rows if prompts else concurrency // 2)
-    with asked.showing_no_picture(), asked.showing_no_picture():
-        assert asked.rows() == min(rows + 2 if prompts else concurrency, concurrency // 2)
+        await dispatcher.client("step", lambda flag: None).generate(str(tokens), image=picture)
+    assert dispatcher.rows() == rows
+    await dispatcher.client("step", lambda flag: None).generate("4000")
+    assert dispatcher.rows() == (rows if prompts else concurrency // 2)
+    with dispatcher.showing_no_picture(), dispatcher.showing_no_picture():
+        assert dispatcher.rows() == min(rows + 2 if prompts else concurrency, concurrency // 2)

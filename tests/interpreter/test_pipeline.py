@@ -11,10 +11,10 @@ from steps import STEPS, one
 
 from scalecap.engines.base import Choose, EngineDead, EngineError, Generated, Image, PromptTooLong, Sampling
 from scalecap.engines.scripted import Scripted
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.rows import Row, RowError
-from scalecap.stages import Ask, registry, stage
+from scalecap.stages import ModelClient, registry, stage
 
 DOG, DOG_AT = "Describe more details about the dog.", "Describe more details about the position of the dog."
 
@@ -44,11 +44,13 @@ def answer(request: Any) -> Any:
 
 async def go(steps, rows, script=answer, *, in_flight=4, stop=None, on_row=None):
     """Finished rows by index, and the counts."""
-    finished, counts = [], Counts()
+    finished, counts = [], RunUsage()
     engine = Scripted(script)
-    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
+    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
     pipeline = Pipeline.build(steps, None)
-    await pipeline.run(rows, asked, in_flight=lambda: in_flight, on_row=on_row or finished.append, stop=stop)
+    await pipeline.run(
+        rows, dispatcher, in_flight=lambda: in_flight, on_row=on_row or finished.append, stop=stop
+    )
     return sorted(finished, key=lambda each: each.row.index), counts
 
 
@@ -335,9 +337,9 @@ async def test_a_dead_engine_is_raised_as_it_is():
         raise EngineDead("gone")
 
     engine = Scripted(script)
-    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, Counts(), 0.0)
+    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
     with ThreadPoolExecutor(1) as pictures, pytest.raises(EngineDead, match=r"^gone$"):
-        await Pipeline.build(STEPS, None).take(row(), asked, pictures)
+        await Pipeline.build(STEPS, None).take(row(), dispatcher, pictures)
 
 
 async def test_a_dead_engine_ends_the_run():
@@ -395,7 +397,7 @@ async def test_the_same_rows_give_the_same_requests_whatever_the_order():
 async def test_a_stage_of_the_wrong_shape_fails_its_row():
     @stage(name="t/short", side=["more"])
     class Short:
-        async def __call__(self, ask: Ask, *, text: str) -> tuple[str, str]:
+        async def __call__(self, client: ModelClient, *, text: str) -> tuple[str, str]:
             return ("only one",)  # type: ignore[return-value]
 
     (done,), _ = await go(one({"stage": "t/short", "text": "id"}), [row()])

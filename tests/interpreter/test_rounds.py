@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 
 from scalecap.engines.base import Choose, EngineError, Image, Sampling
 from scalecap.engines.scripted import Scripted
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError
 from scalecap.rows import Row
 
@@ -43,13 +43,13 @@ def tells(request: Any) -> Any:
 
 async def take(
     steps: Mapping[str, Any], *, budget: int | None = None, script: Any = tells, **row: Any
-) -> tuple[Finished, Counts]:
-    counts, finished = Counts(), []
+) -> tuple[Finished, RunUsage]:
+    counts, finished = RunUsage(), []
     engine = Scripted(script)
-    asked = Asked({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
+    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
     given = Row(0, {"note": "A dog."}, lambda: Image("a", Pillow.new("RGB", (1, 1))), **row)
     pipeline = Pipeline.build(steps, None, budget=budget)
-    await pipeline.run([given], asked, in_flight=lambda: 1, on_row=finished.append)
+    await pipeline.run([given], dispatcher, in_flight=lambda: 1, on_row=finished.append)
     return finished[0], counts
 
 

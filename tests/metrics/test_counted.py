@@ -72,8 +72,8 @@ def test_density_by_hand():
     ],
 )
 async def test_chair_by_hand(asking, caption, mentions, invented, found):
-    stage, ask = Chair(), asking(lambda _: "x").ask
-    measured = (await stage(ask, captions={"a": caption}, objects=["Dog", "bus", "lamp"]))["a"]
+    stage, client = Chair(), asking(lambda _: "x").client
+    measured = (await stage(client, captions={"a": caption}, objects=["Dog", "bus", "lamp"]))["a"]
     assert measured["chair_i"] == {"count": invented, "of": mentions}
     assert measured["chair_s"] == int(invented > 0)
     assert measured["recall"] == {"count": found, "of": 2}  # a lamp can't be found
@@ -90,8 +90,8 @@ async def test_chair_knows_cocos_objects_and_ones_own(asking, tmp_path):
     own = tmp_path / "own.txt"
     own.write_text("gadget, doohickey\n")
     assert known.find("Two mice") == ["mouse"]
-    stage, ask = Chair(vocabulary=str(own)), asking(lambda _: "x").ask
-    measured = await stage(ask, captions={"a": "Doohickeys galore"}, objects=["gadget"])
+    stage, client = Chair(vocabulary=str(own)), asking(lambda _: "x").client
+    measured = await stage(client, captions={"a": "Doohickeys galore"}, objects=["gadget"])
     assert measured["a"]["recall"] == {"count": 1, "of": 1}
     with pytest.raises(ValueError, match=r"can't read .*absent.txt"):
         Chair(vocabulary=str(tmp_path / "absent.txt"))

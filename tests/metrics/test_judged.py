@@ -34,7 +34,7 @@ def reader(request):
 async def test_capsbench_counts_answers_by_category_for_each_caption(asking):
     asked = asking(reader)
     captions = {"long": "a brown dog", "short": ["a", "dog"], "none": None}
-    measured, answers = await Capsbench(prompt=ABOUT)(asked.ask, captions=captions, questions=QUESTIONS)
+    measured, answers = await Capsbench(prompt=ABOUT)(asked.client, captions=captions, questions=QUESTIONS)
     assert measured == {
         "long": {
             "accuracy": {"count": 2, "of": 3},
@@ -61,17 +61,17 @@ async def test_a_judge_that_names_no_option_has_answered_nothing(asking):
         return Chosen(tuple(0.0 for _ in request.options), mass=0.0)
 
     measured, answers = await Capsbench(prompt=ABOUT)(
-        asking(silent).ask, captions={"a": "b"}, questions=QUESTIONS
+        asking(silent).client, captions={"a": "b"}, questions=QUESTIONS
     )
     assert measured["a"]["unanswered"] == {"count": 3, "of": 3}
     assert {(each["told"], each["p"], each["mass"]) for each in answers} == {("", None, 0.0)}
     measured, answers = await Captionqa(prompt=PICK)(
-        asking(silent).ask, captions={"a": "b"}, questions=CHOICES
+        asking(silent).client, captions={"a": "b"}, questions=CHOICES
     )
     assert measured["a"]["score"] == {"count": 0, "of": 1}
     assert answers[0]["told"] == ""
     measured, _ = await Qa(prompt=PICK)(
-        asking(silent).ask, captions={"a": "b"}, question="How many?", options=["one", "two"], answer="A"
+        asking(silent).client, captions={"a": "b"}, question="How many?", options=["one", "two"], answer="A"
     )
     assert measured["a"]["accuracy"] == 0
 
@@ -79,7 +79,7 @@ async def test_a_judge_that_names_no_option_has_answered_nothing(asking):
 async def test_captions_are_cut_to_equal_length(asking):
     asked = asking(lambda request: "n/a")
     captions = {"a": "one two three four"}
-    measured, _ = await Capsbench(prompt=ABOUT, words=2)(asked.ask, captions=captions, questions=QUESTIONS)
+    measured, _ = await Capsbench(prompt=ABOUT, words=2)(asked.client, captions=captions, questions=QUESTIONS)
     assert asked.texts[0] == "one two | Is there a dog?"
     assert measured["a"]["words"] == 2
 
@@ -96,7 +96,7 @@ async def test_captions_are_cut_to_equal_length(asking):
 )
 async def test_questions_of_another_shape_are_told(asking, value, message):
     with pytest.raises(ValueError, match=message):
-        await Capsbench(prompt=ABOUT)(asking(reader).ask, captions={"a": "b"}, questions=value)
+        await Capsbench(prompt=ABOUT)(asking(reader).client, captions={"a": "b"}, questions=value)
 
 
 def test_records_as_a_mapping_of_lists():
@@ -132,7 +132,7 @@ CHOICES = [
 async def test_captionqa_scores_as_its_authors_do(asking, option, score, right):
     asked = asking(taking(option))
     measured, answers = await Captionqa(prompt=PICK)(
-        asked.ask, captions={"a": "a white cat"}, questions=CHOICES
+        asked.client, captions={"a": "a white cat"}, questions=CHOICES
     )
     assert measured["a"]["score"] == {"count": pytest.approx(score), "of": 1}
     assert measured["a"]["accuracy"] == {"count": right, "of": 1}
@@ -144,7 +144,7 @@ async def test_captionqa_scores_as_its_authors_do(asking, option, score, right):
 
 async def test_captionqa_asks_every_caption_in_the_same_order(asking):
     asked = asking(taking("tan"))
-    await Captionqa(prompt=PICK)(asked.ask, captions={"a": "x", "b": "y"}, questions=CHOICES)
+    await Captionqa(prompt=PICK)(asked.client, captions={"a": "x", "b": "y"}, questions=CHOICES)
     lists = [text.split("\n", 1)[1] for text in asked.texts]
     assert lists[0] == lists[1]
 
@@ -163,21 +163,21 @@ def test_yes_no_questions_get_no_way_out(question, options, yes_no):
 
 
 async def test_qa_among_options(asking):
-    ask = asking(taking("two")).ask
+    client = asking(taking("two")).client
     measured, answers = await Qa(prompt=PICK)(
-        ask, captions={"a": "b c"}, question="How many?", options=["one", "two"], answer="B"
+        client, captions={"a": "b c"}, question="How many?", options=["one", "two"], answer="B"
     )
     assert measured == {"a": {"accuracy": 1, "words": 2}}
     assert answers == [
         {"caption": "a", "question": "How many?", "told": "two", "p": 1.0, "right": True, "mass": 1.0}
     ]
     measured, _ = await Qa(prompt=PICK)(
-        ask, captions={"a": "b"}, question="How many?", options={"A": "one", "B": "two"}, answer="one"
+        client, captions={"a": "b"}, question="How many?", options={"A": "one", "B": "two"}, answer="one"
     )
     assert measured["a"]["accuracy"] == 0
     lettered = {"C": None, "B": "two", "A": "one"}
     measured, _ = await Qa(prompt=PICK)(
-        ask, captions={"a": "b"}, question="How many?", options=lettered, answer="B"
+        client, captions={"a": "b"}, question="How many?", options=lettered, answer="B"
     )
     assert measured["a"]["accuracy"] == 1
 
@@ -185,14 +185,18 @@ async def test_qa_among_options(asking):
 async def test_more_options_than_letters_are_refused(asking):
     with pytest.raises(ValueError, match="27 options: there are letters for 26"):
         await Qa(prompt=PICK)(
-            asking(reader).ask, captions={"a": "b"}, question="?", options=list(map(str, range(27))), answer=0
+            asking(reader).client,
+            captions={"a": "b"},
+            question="?",
+            options=list(map(str, range(27))),
+            answer=0,
         )
 
 
 async def test_qa_in_words(asking):
     asked = asking(lambda request: "I think so.\nThe answer is: the Red Car.")
     measured, answers = await Qa(prompt=PICK)(
-        asked.ask, captions={"a": "b"}, question="Which?", answer=["a red car", "car"]
+        asked.client, captions={"a": "b"}, question="Which?", answer=["a red car", "car"]
     )
     assert measured["a"]["accuracy"] == 1
     assert answers[0]["told"] == "the Red Car"
@@ -250,7 +254,7 @@ async def test_claims_keep_their_numbers_and_lists_of_texts_their_items(asking, 
     claims = "1. A dog runs.\n- 3 cats sleep.\n3.5 m tall"
     asked = asking(lambda request: 0.9 if "True?" in request.prompt.text else claims)
     stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"), words=99)
-    _, answers = await stage(asked.ask, captions={"a": ["A sign", "A cat"]}, image=image)
+    _, answers = await stage(asked.client, captions={"a": ["A sign", "A cat"]}, image=image)
     assert asked.texts[:2] == ["Split: A sign", "Split: A cat"]
     assert [each["text"] for each in answers] == ["A dog runs.", "3 cats sleep.", "3.5 m tall"]
 
@@ -259,7 +263,7 @@ async def test_grounding_counts_sentences(asking, image):
     asked = asking(lambda request: 0.2 if "cat" in request.prompt.text else 0.8)
     stage = Grounding(prompt=Template("True? {{ text }}"))
     measured, answers = await stage(
-        asked.ask, captions={"a": "A dog. A cat.", "b": ["A dog."], "c": ""}, image=image
+        asked.client, captions={"a": "A dog. A cat.", "b": ["A dog."], "c": ""}, image=image
     )
     assert measured["a"] == {
         "supported": {"count": 1, "of": 2},
@@ -277,7 +281,7 @@ async def test_grounding_counts_sentences(asking, image):
 async def test_a_sentence_without_an_answer_is_not_supported(asking, image):
     asked = asking(lambda request: Chosen((0.9, 0.1), 0.01 if "cat" in request.prompt.text else 0.9), 0.1)
     measured, answers = await Grounding(prompt=Template("True? {{ text }}"))(
-        asked.ask, captions={"a": "A dog. A cat."}, image=image
+        asked.client, captions={"a": "A dog. A cat."}, image=image
     )
     assert measured["a"]["supported"] == {"count": 1, "of": 2}
     assert measured["a"]["p_yes"] == {"count": 0.9, "of": 1}
@@ -294,7 +298,7 @@ async def test_claims_are_asked_in_place_of_sentences(asking, image):
 
     asked = asking(script)
     stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"))
-    measured, answers = await stage(asked.ask, captions={"a": "A red dog. Snow."}, image=image)
+    measured, answers = await stage(asked.client, captions={"a": "A red dog. Snow."}, image=image)
     assert [each["text"] for each in answers] == ["There is a dog.", "The dog is red.", "Snow."]
     assert measured["a"]["supported"] == {"count": 2, "of": 3}
     assert [r.prompt.image for r in asked.requests if isinstance(r, Generate)] == [None, None]

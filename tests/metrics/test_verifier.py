@@ -16,7 +16,7 @@ async def test_statements_are_judged_by_their_labels(asking, image):
     statements = [
         {"text": t, "label": label} for t, label in zip("abcd", ["yes", 1, False, "No"], strict=True)
     ]
-    measured, answers = await Verifier(prompt=PROMPT)(asked.ask, image=image, statements=statements)
+    measured, answers = await Verifier(prompt=PROMPT)(asked.client, image=image, statements=statements)
     assert measured == {
         "accuracy": {"count": 2, "of": 4},
         "true_accepted": {"count": 1, "of": 2},
@@ -33,7 +33,7 @@ async def test_a_statement_without_an_answer_is_wrong_and_has_no_probability(ask
         lambda r: Chosen((0.8, 0.2) if r.prompt.text < "c" else (0.2, 0.8), masses[r.prompt.text]), 0.1
     )
     statements = [{"text": t, "label": label} for t, label in zip("abcd", [1, 1, 0, 0], strict=True)]
-    measured, answers = await Verifier(prompt=PROMPT)(asked.ask, image=image, statements=statements)
+    measured, answers = await Verifier(prompt=PROMPT)(asked.client, image=image, statements=statements)
     assert measured["accuracy"] == {"count": 2, "of": 4}
     assert measured["unanswered"] == {"count": 2, "of": 4}
     assert [each["p_yes"] for each in answers] == [0.8, None, 0.2, None]
@@ -45,11 +45,13 @@ async def test_a_statement_without_an_answer_is_wrong_and_has_no_probability(ask
 
 async def test_one_question_a_row(asking, image):
     asked = asking(lambda request: 0.7)
-    measured, _ = await Verifier(prompt=PROMPT, threshold=0.8)(asked.ask, image=image, text="?", label="no")
+    measured, _ = await Verifier(prompt=PROMPT, threshold=0.8)(
+        asked.client, image=image, text="?", label="no"
+    )
     assert measured["false_refused"] == {"count": 1, "of": 1}
     assert measured["true_accepted"] == {"count": 0, "of": 0}
     with pytest.raises(ValueError, match="'maybe' is neither true nor false"):
-        await Verifier(prompt=PROMPT)(asked.ask, image=image, text="?", label="maybe")
+        await Verifier(prompt=PROMPT)(asked.client, image=image, text="?", label="maybe")
 
 
 def test_columns_are_checked_before_any_model():
@@ -70,13 +72,13 @@ async def test_statements_of_label_files(asking, image, tmp_path):
     asked = asking(lambda request: 0.9)
     verifier = Verifier(prompt=PROMPT, labels=[str(file)])
     assert verifier.check(["image", "row_id"]) is None
-    _, answers = await verifier(asked.ask, image=image, row_id="0")
+    _, answers = await verifier(asked.client, image=image, row_id="0")
     assert [(each["text"], each["label"]) for each in answers] == [("a", True), ("b", False)]
-    measured, answers = await verifier(asked.ask, image=image, row_id="a row that nobody labelled")
+    measured, answers = await verifier(asked.client, image=image, row_id="a row that nobody labelled")
     assert answers == []
     assert measured["accuracy"] == {"count": 0, "of": 0}
     _, answers = await Verifier(prompt=PROMPT, labels=[str(file)], step="golden")(
-        asked.ask, image=image, row_id="0"
+        asked.client, image=image, row_id="0"
     )
     assert [each["text"] for each in answers] == ["a"]
 

@@ -26,7 +26,7 @@ from scalecap.data.images import open_image, read_image
 from scalecap.engines.base import EngineDead, EngineError
 from scalecap.engines.scripted import Scripted
 from scalecap.engines.settings import EngineSettings
-from scalecap.interpreter.dispatch import Count, Counts
+from scalecap.interpreter.dispatch import RunUsage, StepUsage
 from scalecap.interpreter.pipeline import Finished
 from scalecap.rows import Row
 from scalecap.run import cluster
@@ -49,12 +49,12 @@ class Handle:
         if self.error and not self.back:
             raise self.error
 
-    async def _take(self, row: Row) -> tuple[Finished, Counts, int]:
+    async def _take(self, row: Row) -> tuple[Finished, RunUsage, int]:
         self.had.append(row.index)
         if self.error:
             raise self.error
-        counts = Counts()
-        counts.steps["first"] = Count(requests=2)
+        counts = RunUsage()
+        counts.steps["first"] = StepUsage(requests=2)
         away = Row(row.index, row.columns, lambda: None)
         return Finished(away, {"a": row.index}, None, {}), counts, 4
 
@@ -71,7 +71,7 @@ def row(index: int) -> Row:
 
 
 async def test_rows_go_to_the_freest_actor_and_their_counts_are_added(compose: Compose):
-    actors, counts = [Handle(), Handle()], Counts()
+    actors, counts = [Handle(), Handle()], RunUsage()
     made = Cluster(actors, [4, 2], compose(), counts)
     assert made.rows() == 6
     given = row(0)
@@ -120,9 +120,9 @@ async def test_a_dead_engine_ends_the_run_and_a_row_that_kills_its_actors_fails(
 ):
     errors = pytest.importorskip("ray.exceptions", reason='needs pip install "scalecap[ray]"')
     with pytest.raises(EngineDead, match="no memory"):
-        await Cluster([Handle(raised(EngineError("no memory")))], [1], compose(), Counts()).take(row(0))
+        await Cluster([Handle(raised(EngineError("no memory")))], [1], compose(), RunUsage()).take(row(0))
     monkeypatch.setattr(cluster, "PAUSE", 0.0)
-    dying = Cluster([Handle(errors.RayActorError())], [1], compose(), Counts())
+    dying = Cluster([Handle(errors.RayActorError())], [1], compose(), RunUsage())
     finished = await dying.take(row(0))
     assert finished.error
     assert finished.error["kind"] == "actor_died"
@@ -144,7 +144,7 @@ async def test_the_engine_of_an_actor_dies(compose: Compose, tmp_path: Path, mon
     with pytest.raises(EngineDead, match=r"^gone$") as dead:
         await actor.take(given)
     with pytest.raises(EngineDead, match=r"^gone$"):
-        await Cluster([Handle(raised(dead.value))], [1], compose(), Counts()).take(given)
+        await Cluster([Handle(raised(dead.value))], [1], compose(), RunUsage()).take(given)
 
 
 async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
@@ -154,7 +154,7 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
     monkeypatch.setattr(cluster, "PAUSE", 0.0)
     dead, alive = Handle(errors.RayActorError()), Handle()
     dead.back = False
-    made = Cluster([dead, alive], [4, 4], compose(), Counts())
+    made = Cluster([dead, alive], [4, 4], compose(), RunUsage())
     for index in range(3):
         assert (await made.take(row(index))).error is None
     assert (dead.had, alive.had, made.rows()) == ([0], [0, 1, 2], 4)
@@ -168,7 +168,7 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
         raise raised(EngineError("no memory"))
 
     lame.open = SimpleNamespace(remote=no_memory)
-    made = Cluster([lame, well], [4, 4], compose(), Counts())
+    made = Cluster([lame, well], [4, 4], compose(), RunUsage())
     for index in range(2):
         assert (await made.take(row(index))).error is None
     await asyncio.sleep(0.01)
@@ -178,7 +178,7 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
     with pytest.raises(EngineDead, match=r"^no memory$"):
         await made.take(row(3))
 
-    alone = Cluster([dead], [4], replace(compose(), engine=EngineSettings(timeout=0.05)), Counts())
+    alone = Cluster([dead], [4], replace(compose(), engine=EngineSettings(timeout=0.05)), RunUsage())
     dead.back, dead.error = False, errors.RayActorError()
     with pytest.raises(EngineDead, match="all actors have been away"):
         await alone.take(row(0))

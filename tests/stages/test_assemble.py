@@ -14,7 +14,7 @@ def block(*texts):
 async def test_details_follow_their_sentence_and_repeats_are_left_out(asking):
     asked = asking(lambda _: "x")
     caption = await Assemble()(
-        asked.ask,
+        asked.client,
         sentences=["The picture shows two crabs at the top.", "There is a cake."],
         blocks=[block("The crabs are orange. The two crabs are at the top."), block("A cake is there.")],
         details=["The sky is dark.", "There is a cake."],
@@ -27,8 +27,8 @@ async def test_details_follow_their_sentence_and_repeats_are_left_out(asking):
 
 async def test_nothing_falls_back(asking):
     asked = asking(lambda _: "x")
-    assert await Assemble()(asked.ask, sentences=[], initial="First.") == "First."
-    assert await Assemble()(asked.ask, sentences=[" "]) == ""
+    assert await Assemble()(asked.client, sentences=[], initial="First.") == "First."
+    assert await Assemble()(asked.client, sentences=[" "]) == ""
     assert asked.flags == ["fallback", "fallback"]
 
 
@@ -72,10 +72,10 @@ def test_the_first_of_each_stays_and_nothing_is_made_up(texts):
 async def test_whole_sentences_are_left_out(
     asking: Any, settings: dict[str, int], told: str, flags: list[str], fallback: bool
 ):
-    ask, texts = asking(lambda request: 1 / 0), ["A dog.", "A cat sits.", "A cow."]
-    found = await Assemble(**settings)(ask.ask, sentences=[] if fallback else texts, initial=texts)
+    client, texts = asking(lambda request: 1 / 0), ["A dog.", "A cat sits.", "A cow."]
+    found = await Assemble(**settings)(client.client, sentences=[] if fallback else texts, initial=texts)
     assert found == told
-    assert ask.flags == ["fallback"] * fallback + flags
+    assert client.flags == ["fallback"] * fallback + flags
 
 
 def test_bounds_below_one_are_refused():

@@ -32,7 +32,7 @@ async def rate(asking, image, script, texts, **settings):
     questions = settings.pop("questions", None)
     prompt = None if questions else PROMPT
     kept, scores = await Contrast(prompt=prompt, **settings)(
-        asked.ask, texts=texts, image=image, questions=questions
+        asked.client, texts=texts, image=image, questions=questions
     )
     return asked, kept, scores
 

@@ -13,7 +13,7 @@ from scalecap.engines import embedded_model, open_engine
 from scalecap.engines.base import Sampling
 from scalecap.engines.compat import mend
 from scalecap.engines.settings import EngineSettings, ModelSettings
-from scalecap.interpreter.dispatch import Asked, Counts
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.scenes.world import SAMPLE
 from scalecap.stages.contrast import Contrast
 from scalecap.text.templates import Template
@@ -48,14 +48,14 @@ def reference(model: Any, tokenizer: Any, eyes: Any, image: Any, caption: str) -
         pads = int(looked["image_grid_thw"].prod()) // eyes.merge_size**2
         seen = "<|vision_start|>" + "<|image_pad|>" * pads + "<|vision_end|>"
     prompt = f"{system}{begin}user\n{seen}{PROMPT}{end}\n{begin}assistant\n"
-    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    dispatcher = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     reply = tokenizer(caption, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([asked + reply])
+    ids = torch.tensor([dispatcher + reply])
     if image is not None:
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
     with torch.no_grad():
         logits = model(input_ids=ids, **inputs).logits[0]
-    return [float(logits[len(asked) - 1 + place, token]) for place, token in enumerate(reply)]
+    return [float(logits[len(dispatcher) - 1 + place, token]) for place, token in enumerate(reply)]
 
 
 def clauses(caption: str) -> list[tuple[int, int]]:
@@ -74,11 +74,13 @@ async def test_gaps_and_clauses_are_those_of_two_plain_forward_passes() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     eyes = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     engine = await open_engine(ModelSettings(name="scenes"), EngineSettings(name="transformers"))
-    ask = Asked({"vlm": engine}, None, Sampling(), 0, Counts(), 0.0).ask("step", lambda mark: None)
+    client = Dispatcher({"vlm": engine}, None, Sampling(), 0, RunUsage(), 0.0).client(
+        "step", lambda mark: None
+    )
     try:
         for name, caption in CAPTIONS.items():
             image = open_image(Path(SAMPLE / name))
-            kept, scores = await Contrast(prompt=Template(PROMPT))(ask, texts=caption, image=image)
+            kept, scores = await Contrast(prompt=Template(PROMPT))(client, texts=caption, image=image)
             with_it, without = (
                 reference(model, tokenizer, eyes, pixels, caption) for pixels in (image.pixels, None)
             )

@@ -20,7 +20,7 @@ from scalecap.text import segmentation as clauses
 
 async def kept(asking, *texts):
     left, repeats = await Deduplicate()(
-        asking(lambda _: "").ask, texts={"a": list(texts[:1]), "b": list(texts[1:])}
+        asking(lambda _: "").client, texts={"a": list(texts[:1]), "b": list(texts[1:])}
     )
     assert sorted([*left, *(each["text"] for each in repeats)]) == sorted(texts)
     assert all(each["by"] in left for each in repeats)
@@ -53,9 +53,9 @@ async def test_by_hand(asking, texts, left):
 
 
 async def test_what_is_known_is_left_out(asking):
-    stage, ask = Deduplicate(), asking(lambda _: "").ask
+    stage, client = Deduplicate(), asking(lambda _: "").client
     texts = {"new": ["The dog is brown.", "A cat.", "A large dog."]}
-    kept, repeats = await stage(ask, texts=texts, known=["I can see a brown dog.", "A dog."])
+    kept, repeats = await stage(client, texts=texts, known=["I can see a brown dog.", "A dog."])
     assert kept == ["A cat.", "A large dog."]
     assert repeats == [{"text": "The dog is brown.", "by": "I can see a brown dog."}]
 
@@ -63,7 +63,7 @@ async def test_what_is_known_is_left_out(asking):
 async def test_only_the_very_same_words_where_near_is_off(asking):
     texts = {"a": ["A dog.", "There is a dog.", "A dog.", "A brown dog."]}
     kept, repeats = await Deduplicate(near=False)(
-        asking(lambda _: "").ask, texts=texts, known=["A brown dog."]
+        asking(lambda _: "").client, texts=texts, known=["A brown dog."]
     )
     assert kept == ["A dog.", "There is a dog."]
     assert [each["text"] for each in repeats] == ["A dog.", "A brown dog."]

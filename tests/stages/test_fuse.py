@@ -9,7 +9,7 @@ PROMPT = Template("{{ context }}|{{ object_info }}|{{ position_info }}")
 
 async def fuse(asked, context=(), objects=(), positions=(), *, initial="first", scores=None, **settings):
     return await Fuse(prompt=PROMPT, **settings)(
-        asked.ask,
+        asked.client,
         context=list(context),
         object_info=list(objects),
         position_info=list(positions),

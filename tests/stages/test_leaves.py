@@ -24,9 +24,9 @@ SCENE = {
 
 
 async def taken_apart(asking: Any, value: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]:
-    ask = asking(lambda request: 1 / 0)
-    texts, about = await Leaves(statements=STATEMENTS)(ask.ask, value=value)
-    return texts, about, ask.flags
+    client = asking(lambda request: 1 / 0)
+    texts, about = await Leaves(statements=STATEMENTS)(client.client, value=value)
+    return texts, about, client.flags
 
 
 async def test_each_value_has_a_statement_where_one_can_be_made(asking: Any):

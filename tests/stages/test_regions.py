@@ -21,15 +21,15 @@ def picture(width=400, height=200):
 
 async def test_a_box_is_cut_out_of_the_picture(asking):
     asked = asking(lambda _: "")
-    (region,) = await Crop(margin=0)(asked.ask, boxes=[{"box": [250, 500, 500, 750]}], image=picture())
+    (region,) = await Crop(margin=0)(asked.client, boxes=[{"box": [250, 500, 500, 750]}], image=picture())
     assert region.box == (100, 100, 200, 150)
     assert region.image.pixels.size == (100, 50)
     assert region.image.pixels.getpixel((0, 0)) == (100, 100, 0)
     assert region.record() == {"box": [100, 100, 200, 150], "of": [400, 200]}
     # Equal pixels are one picture, whatever they were cut from.
-    (twin,) = await Crop(margin=0, scale=None)(asked.ask, boxes=[[100, 100, 200, 150]], image=picture())
+    (twin,) = await Crop(margin=0, scale=None)(asked.client, boxes=[[100, 100, 200, 150]], image=picture())
     assert twin.image.hash == region.image.hash
-    (wider,) = await Crop(margin=0.5)(asked.ask, boxes=[[250, 500, 500, 750]], image=picture())
+    (wider,) = await Crop(margin=0.5)(asked.client, boxes=[[250, 500, 500, 750]], image=picture())
     assert wider.box == (50, 75, 250, 175)
     assert (asked.flags, asked.requests) == ([], [])
 
@@ -57,7 +57,7 @@ async def test_a_box_is_cut_out_of_the_picture(asking):
 async def test_a_box_that_is_none_is_marked_and_not_guessed(asking, box, flag):
     asked = asking(lambda _: "")
     boxes = [box, [0, 0, 500, 500]]
-    found = await Crop()(asked.ask, boxes=boxes, image=picture())
+    found = await Crop()(asked.client, boxes=boxes, image=picture())
     assert [region is None for region in found] == [box != [0, 0, 1000, 1000], False]
     assert asked.flags == ([flag] if flag else [])
     assert records(found)[1] == {"box": [0, 0, 250, 125], "of": [400, 200]}
@@ -74,7 +74,7 @@ def test_a_crop_is_inside_and_large_enough(most, first, second, margin):
 
 
 async def test_tiles_cover_the_picture(asking):
-    found = await Tiles(rows=2, columns=3, overlap=0.5)(asking(lambda _: "").ask, image=picture())
+    found = await Tiles(rows=2, columns=3, overlap=0.5)(asking(lambda _: "").client, image=picture())
     assert [region.box for region in found] == [
         (left, top, left + 200, bottom) for top, bottom in ((0, 133), (67, 200)) for left in (0, 100, 200)
     ]

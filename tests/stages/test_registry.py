@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from scalecap.stages import Ask, Columns, Image, find, names, registry, stage
+from scalecap.stages import Columns, Image, ModelClient, find, names, registry, stage
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_class_is_read_from_its_signatures():
         def __init__(self, *, loud: bool) -> None: ...
 
         async def __call__(
-            self, ask: Ask, *, image: Image, given: Columns, rest: Any
+            self, client: ModelClient, *, image: Image, given: Columns, rest: Any
         ) -> tuple[str, list[str], dict[str, int]]:
             return "", [], {}
 
@@ -79,7 +79,7 @@ def test_a_class_is_read_from_its_signatures():
 def test_a_class_without_settings():
     @stage(name="t/bare")
     class Bare:
-        async def __call__(self, ask: Ask, *, text: str) -> str:
+        async def __call__(self, client: ModelClient, *, text: str) -> str:
             return text
 
     found = find("t/bare")
@@ -111,7 +111,7 @@ def _one_value(text: str) -> str:
 class _Positional:
     def __init__(self, prompt: str) -> None: ...
 
-    async def __call__(self, ask: Ask, *, text: str) -> str:
+    async def __call__(self, client: ModelClient, *, text: str) -> str:
         return ""
 
 

@@ -21,7 +21,7 @@ def test_sentences_tell_their_text():
 async def test_a_likelihood_is_the_product_over_tokens(asking, image):
     asked = asking(lambda request: -0.5)
     texts, scores = await Likelihood(prompt=Template("Name one."), threshold=0.5)(
-        asked.ask, texts=["Dog", "Red dog", ""], image=image
+        asked.client, texts=["Dog", "Red dog", ""], image=image
     )
     assert texts == ["Dog", ""]
     assert [score["likelihood"] for score in scores] == pytest.approx([math.exp(-0.5), math.exp(-1), 1])
@@ -33,7 +33,7 @@ async def test_a_likelihood_is_the_product_over_tokens(asking, image):
 async def test_a_likelihood_needs_log_probabilities(asking, image):
     asked = asking(lambda _: Scored((Token(0, 3, math.nan, 4.0),)))
     with pytest.raises(ValueError, match="raw logits alone"):
-        await Likelihood(prompt=Template("Name one."))(asked.ask, texts=["Dog"], image=image)
+        await Likelihood(prompt=Template("Name one."))(asked.client, texts=["Dog"], image=image)
 
 
 def p(*values):
@@ -57,7 +57,7 @@ def p(*values):
 )
 async def test_the_best_has_the_highest_mean(asking, scores, about, best, means):
     asked = asking(lambda _: "")
-    chosen, told = await BestOf()(asked.ask, texts=["a", "b", "c"], scores=scores, about=about)
+    chosen, told = await BestOf()(asked.client, texts=["a", "b", "c"], scores=scores, about=about)
     assert chosen == best
     assert [each["score"] for each in told] == pytest.approx(means)
     assert [each["text"] for each in told if each["taken"]] == [best]
@@ -66,11 +66,11 @@ async def test_the_best_has_the_highest_mean(asking, scores, about, best, means)
 
 async def test_texts_that_nothing_rates(asking):
     asked = asking(lambda _: "")
-    assert (await BestOf()(asked.ask, texts=["a", "b"], scores=[], about=[]))[0] == "a"
+    assert (await BestOf()(asked.client, texts=["a", "b"], scores=[], about=[]))[0] == "a"
     assert asked.flags == ["unscored"]
-    assert await BestOf()(asked.ask, texts=[], scores=[], about=[]) == ("", [])
+    assert await BestOf()(asked.client, texts=[], scores=[], about=[]) == ("", [])
     with pytest.raises(ValueError, match="1 scores and 2 places"):
-        await BestOf()(asked.ask, texts=["a", "b"], scores=p(0.5))
+        await BestOf()(asked.client, texts=["a", "b"], scores=p(0.5))
 
 
 async def test_one_of_several_statements_is_taken(asking, image):
@@ -78,7 +78,7 @@ async def test_one_of_several_statements_is_taken(asking, image):
     asked = asking(lambda r: Chosen(next(v for k, v in replies.items() if k in r.prompt.text)))
     texts = ["It is red.", "It is big.", "It is blue.", "It is small.", "It is none.", "It is red."]
     kept, scores = await Choose(prompt=Template("Which?\n{{ options }}"), threshold=0.3)(
-        asked.ask, texts=texts, about=[0, 2, 0, 2, 5, 0], image=image
+        asked.client, texts=texts, about=[0, 2, 0, 2, 5, 0], image=image
     )
     assert asked.texts[0] == "Which?\nA. It is red.\nB. It is blue.\nC. None of these."
     assert asked.requests[0].options == ("A", "B", "C")
@@ -97,7 +97,7 @@ async def test_statements_are_compared_by_their_own_checks(asking, image):
     asked = asking(lambda r: p[r.prompt.text.split()[1]])
     stage = Choose(statement_prompt=Template("Sure? {{ text }}"))
     texts = ["red", "blue", "big", "small", "red"]
-    kept, scores = await stage(asked.ask, texts=texts, about=[0, 0, 1, 1, 0], image=image)
+    kept, scores = await stage(asked.client, texts=texts, about=[0, 0, 1, 1, 0], image=image)
     assert kept == ["blue"]
     assert [(each["text"], each["p_yes"], each["kept"]) for each in scores] == [
         ("blue", 0.9, True),
@@ -112,7 +112,7 @@ async def test_statements_are_compared_by_their_own_checks(asking, image):
 async def test_a_choice_that_was_not_answered(asking, image):
     asked = asking(lambda _: Chosen((0.0, 0.0), 0.0))
     kept, (score,) = await Choose(prompt=Template("{{ options }}"), threshold=0)(
-        asked.ask, texts=["It is red."], about=[0], image=image
+        asked.client, texts=["It is red."], about=[0], image=image
     )
     assert (kept, score["p_yes"], score["kept"], asked.flags) == ([], None, False, ["unanswered"])
 
@@ -120,6 +120,6 @@ async def test_a_choice_that_was_not_answered(asking, image):
 async def test_more_statements_than_letters_are_cut(asking, image):
     asked = asking(lambda _: "A")
     stage = Choose(prompt=Template("{{ options }}"))
-    kept, _ = await stage(asked.ask, texts=[f"It is {n}." for n in range(40)], about=[0] * 40, image=image)
+    kept, _ = await stage(asked.client, texts=[f"It is {n}." for n in range(40)], about=[0] * 40, image=image)
     assert (kept, asked.flags, len(asked.requests[0].options)) == (["It is 0."], ["shortened"], 26)
-    assert await stage(asked.ask, texts=[], about=[], image=image) == ([], [])
+    assert await stage(asked.client, texts=[], about=[], image=image) == ([], [])

@@ -31,7 +31,7 @@ def p_yes(request):
 async def test_choose_keeps_from_the_threshold_up(asking, image, threshold, kept):
     asked = asking(p_yes)
     texts, scores, refuted = await Verify(prompt=PROMPT, threshold=threshold)(
-        asked.ask, texts=["a", "b", "c", "d"], image=image
+        asked.client, texts=["a", "b", "c", "d"], image=image
     )
     assert (texts, refuted) == (kept, [text for text in P_YES if text not in kept])
     assert scores == [{"text": t, "p_yes": p, "kept": t in kept, "mass": 1.0} for t, p in P_YES.items()]
@@ -42,7 +42,9 @@ async def test_choose_keeps_from_the_threshold_up(asking, image, threshold, kept
 async def test_sampled_reads_the_first_word(asking, image):
     replies = {"Is 'a' true?": "Yes, it is.", "Is 'b' true?": "No, his eyes are closed."}
     asked = asking(lambda request: replies[request.prompt.text])
-    texts, scores, _ = await Verify(prompt=PROMPT, mode="sampled")(asked.ask, texts=["a", "b"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT, mode="sampled")(
+        asked.client, texts=["a", "b"], image=image
+    )
     assert texts == ["a"]
     assert scores == [
         {"text": "a", "p_yes": None, "kept": True, "mass": None},
@@ -55,7 +57,7 @@ async def test_an_ensemble_takes_the_mean_over_its_prompts(asking, image):
     p_yes = {"Is 'a' true?": 0.9, "See a?": 0.3, "Is 'b' true?": 0.5, "See b?": 0.4}
     asked = asking(lambda request: p_yes[request.prompt.text])
     stage = Verify(prompt=PROMPT, ensemble=[Template("See {{ text }}?")])
-    texts, scores, _ = await stage(asked.ask, texts=["a", "b"], image=image)
+    texts, scores, _ = await stage(asked.client, texts=["a", "b"], image=image)
     assert texts == ["a"]
     assert [score["p_yes"] for score in scores] == pytest.approx([0.6, 0.45])
     assert len(asked.requests) == 4
@@ -65,12 +67,12 @@ async def test_a_sampled_ensemble_needs_more_than_half(asking, image):
     asked = asking(lambda request: "Yes." if "'" in request.prompt.text else "No.")
     for more, kept in ((["{{ text }}?"], []), (["'{{ text }}'?", "{{ text }}?"], ["a"])):
         stage = Verify(prompt=PROMPT, ensemble=[Template(each) for each in more], mode="sampled")
-        assert (await stage(asked.ask, texts=["a"], image=image))[0] == kept
+        assert (await stage(asked.client, texts=["a"], image=image))[0] == kept
 
 
 async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(asking, image):
     asked = asking(lambda request: Chosen((0.0, 0.0), mass=0.0) if "'a'" in request.prompt.text else 0.9)
-    texts, scores, _ = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "b"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a", "b"], image=image)
     assert texts == ["b"]
     assert scores[0] == {"text": "a", "p_yes": None, "kept": False, "mass": 0.0}
     assert asked.flags == ["unanswered"]
@@ -78,13 +80,13 @@ async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(asking, image):
 
 async def test_no_text_asks_nothing(asking, image):
     asked = asking(p_yes)
-    assert await Verify(prompt=PROMPT)(asked.ask, texts=[], image=image) == ([], [], [])
+    assert await Verify(prompt=PROMPT)(asked.client, texts=[], image=image) == ([], [], [])
     assert asked.requests == []
 
 
 async def test_equal_texts_are_asked_once_and_kept_in_order(asking, image):
     asked = asking(p_yes)
-    texts, scores, _ = await Verify(prompt=PROMPT)(asked.ask, texts=["a", "c", "a"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a", "c", "a"], image=image)
     assert texts == ["a", "a"]
     assert len(scores) == 3
     assert len(asked.requests) == 2
@@ -99,7 +101,7 @@ async def test_the_first_failure_in_order_is_raised_once_all_have_ended(asking, 
         raise EngineError(request.prompt.text)
 
     with pytest.raises(EngineError, match="Is 'a' true"):
-        await Verify(prompt=PROMPT)(asking(fail).ask, texts=["a", "b"], image=image)
+        await Verify(prompt=PROMPT)(asking(fail).client, texts=["a", "b"], image=image)
     assert ended == ["Is 'b' true?", "Is 'a' true?"]
 
 
@@ -134,7 +136,7 @@ def test_says_yes(reply, yes):
 async def test_a_small_mass_is_no_answer(asking, image, mass, p, known):
     """A model that means something else, such as the beginning of a thought, is no confident yes."""
     asked = asking(lambda _: Chosen((0.7, 0.3), mass), min_mass=0.1)
-    texts, scores, _ = await Verify(prompt=PROMPT)(asked.ask, texts=["a"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a"], image=image)
     assert scores == [{"text": "a", "p_yes": p, "kept": p is not None, "mass": known}]
     assert texts == (["a"] if p else [])
     assert asked.flags == ([] if p else ["unanswered"])
@@ -142,27 +144,29 @@ async def test_a_small_mass_is_no_answer(asking, image, mass, p, known):
 
 async def test_what_was_not_answered_is_not_refuted(asking, image):
     asked = asking(lambda r: Chosen((0.0, 0.0), 0.0) if "'a'" in r.prompt.text else 0.1)
-    assert (await Verify(prompt=PROMPT)(asked.ask, texts=["a", "b"], image=image))[2] == ["b"]
+    assert (await Verify(prompt=PROMPT)(asked.client, texts=["a", "b"], image=image))[2] == ["b"]
     asked = asking(lambda r: "No." if "'a'" in r.prompt.text else "Yes.")
-    assert (await Verify(prompt=PROMPT, mode="sampled")(asked.ask, texts=["a", "b"], image=image))[2] == ["a"]
+    assert (await Verify(prompt=PROMPT, mode="sampled")(asked.client, texts=["a", "b"], image=image))[2] == [
+        "a"
+    ]
 
 
 async def test_a_text_is_checked_against_its_own_view(asking, image):
     view = Image("view", image.pixels)
     asked = asking(lambda r: 0.9 if r.prompt.image is view else 0.2)
     stage = Verify(prompt=PROMPT)
-    texts, scores, refuted = await stage(asked.ask, texts=["a", "b"], image=image, views=[view, None])
+    texts, scores, refuted = await stage(asked.client, texts=["a", "b"], image=image, views=[view, None])
     assert (texts, refuted) == (["a"], ["b"])
     before = [{"text": text, "p_yes": 0.6, "kept": True, "mass": 1.0} for text in ("a", "b")]
     again = asking(lambda r: 0.1)
     texts, scores, refuted = await stage(
-        again.ask, texts=["a", "b"], image=image, views=[view, None], before=before
+        again.client, texts=["a", "b"], image=image, views=[view, None], before=before
     )
     assert (texts, refuted, scores[1], len(again.requests)) == (["b"], ["a"], before[1], 1)
     with pytest.raises(ValueError, match="2 texts and 1 views"):
-        await stage(asked.ask, texts=["a", "b"], image=image, views=[view])
+        await stage(asked.client, texts=["a", "b"], image=image, views=[view])
     with pytest.raises(ValueError, match="did not read the same texts"):
-        await stage(asked.ask, texts=["a", "c"], image=image, before=before)
+        await stage(asked.client, texts=["a", "c"], image=image, before=before)
 
 
 BATCH = Template("Which are true?\n{{ texts }}")
@@ -178,7 +182,7 @@ async def test_several_texts_are_asked_about_in_one_request(asking, image):
 
     asked = asking(answer)
     stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
-    texts, scores, refuted = await stage(asked.ask, texts=["a", "b", "c"], image=image)
+    texts, scores, refuted = await stage(asked.client, texts=["a", "b", "c"], image=image)
     assert (texts, refuted) == (["a", "c"], ["b"])
     assert [score["p_yes"] for score in scores] == pytest.approx([0.9, 0.1, 0.8])
     assert sorted(asked.texts) == ["Is 'c' true?", *["Which are true?\n1. a\n2. b"] * 2]
@@ -191,7 +195,7 @@ async def test_several_texts_are_asked_about_in_one_request(asking, image):
 async def test_a_batch_without_a_verdict_each_is_asked_about_alone(asking, image):
     asked = asking(lambda r: "1. yes" if isinstance(r, Generate) else p_yes(r))
     stage = Verify(prompt=PROMPT, batch=3, batch_prompt=BATCH)
-    texts, _, refuted = await stage(asked.ask, texts=["a", "b", "c"], image=image)
+    texts, _, refuted = await stage(asked.client, texts=["a", "b", "c"], image=image)
     assert (texts, refuted, asked.flags) == (["a", "b"], ["c"], ["asked_alone"])
 
     def too_long(request):
@@ -200,7 +204,7 @@ async def test_a_batch_without_a_verdict_each_is_asked_about_alone(asking, image
         return p_yes(request)
 
     asked = asking(too_long)
-    assert (await stage(asked.ask, texts=["a", "d"], image=image))[0] == ["a"]
+    assert (await stage(asked.client, texts=["a", "d"], image=image))[0] == ["a"]
     assert asked.flags == ["asked_alone"]
 
 
@@ -212,7 +216,7 @@ async def test_where_a_reply_cannot_be_scored_the_words_decide(asking, image):
 
     asked = asking(answer)
     stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
-    texts, scores, refuted = await stage(asked.ask, texts=["a", "b"], image=image)
+    texts, scores, refuted = await stage(asked.client, texts=["a", "b"], image=image)
     assert (texts, refuted, asked.flags) == (["a"], ["b"], ["unscored"])
     assert [score["p_yes"] for score in scores] == [None, None]
 
@@ -222,7 +226,7 @@ async def test_where_a_reply_cannot_be_scored_the_words_decide(asking, image):
         return "1. yes\n2. no"
 
     with pytest.raises(EngineDead):
-        await stage(asking(dies).ask, texts=["a", "b"], image=image)
+        await stage(asking(dies).client, texts=["a", "b"], image=image)
 
 
 @pytest.mark.parametrize(
@@ -243,5 +247,5 @@ async def test_of_an_ensemble_every_prompt_must_be_answered(asking, image):
     masses = {"Is 'a' true?": 0.9, "See a?": 0.01}
     asked = asking(lambda request: Chosen((1.0, 0.0), masses[request.prompt.text]), min_mass=0.1)
     ensemble = [Template("See {{ text }}?")]
-    _, scores, _ = await Verify(prompt=PROMPT, ensemble=ensemble)(asked.ask, texts=["a"], image=image)
+    _, scores, _ = await Verify(prompt=PROMPT, ensemble=ensemble)(asked.client, texts=["a"], image=image)
     assert scores == [{"text": "a", "p_yes": None, "kept": False, "mass": 0.01}]

@@ -119,14 +119,14 @@ class Packer:
             start = self._grid[-1][0] + 1 if row is not None else 0
             said, marks = self._prompt(lesson)
             before = [] if row is not None else self._prefix
-            ask = before + said + self._encode("<|im_end|>\n<|im_start|>assistant\n")
+            client = before + said + self._encode("<|im_end|>\n<|im_start|>assistant\n")
             reply = self._encode(lesson.reply) + self._encode("<|im_end|>")
             first = len(ids)
             judged.extend((first + len(before) + place, holds) for place, holds in marks)
-            learnt.extend(range(first + len(ask) - 1, first + len(ask) + len(reply) - 1))
+            learnt.extend(range(first + len(client) - 1, first + len(client) + len(reply) - 1))
             weights.extend([lesson.weight] * (len(reply) - 1) + [min(1.0, lesson.weight)])
-            ids.extend(ask + reply)
-            positions.extend((start + i,) * 3 for i in range(len(ask) + len(reply)))
+            ids.extend(client + reply)
+            positions.extend((start + i,) * 3 for i in range(len(client) + len(reply)))
             segments.append((range(first, len(ids)), row))
 
         for row, lessons in enumerate(rows):
