@@ -127,7 +127,7 @@ LATER = format_datetime(datetime.now(UTC) + timedelta(days=365), usegmt=True)
         (429, {"Retry-After": "2.5"}, True, 2.5),
         (429, {"Retry-After": "9", "Retry-After-Ms": "20"}, True, 0.02),
         (503, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, True, 0.0),
-        (503, {"Retry-After": LATER}, True, YEAR),
+        pytest.param(503, {"Retry-After": LATER}, True, YEAR, id="in a year"),  # an id that workers agree on
         (500, {"Retry-After": "soon"}, True, None),
         (500, {"x-should-retry": "false"}, False, None),
         (400, {"x-should-retry": "true"}, True, None),

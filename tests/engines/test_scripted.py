@@ -47,7 +47,7 @@ async def test_scored_tokens_cover_every_character_once():
 
 
 @pytest.mark.parametrize(
-    ("ask", "request_", "line"),
+    ("client", "request_", "line"),
     [
         ("generate", ASK, 0.5),
         ("choose", PICK, "maybe"),
