@@ -31,8 +31,8 @@ from scalecap.config.compose import compose
 from scalecap.config.settings import CONF, DataSettings, Settings, from_config
 from scalecap.data import DataError
 from scalecap.data.images import open_image
-from scalecap.data.memory import joined, open_memory, tabled
-from scalecap.data.sources import Rows, kinds, plain
+from scalecap.data.memory import open_memory, to_dataset, with_captions
+from scalecap.data.sources import RowSource, infer_kinds, json_safe
 from scalecap.engines import Engines
 from scalecap.engines.base import EngineError
 from scalecap.interpreter.cache import Cache, CacheError
@@ -92,7 +92,7 @@ class Captioner:
         self._config, self._overrides = compose([*_model(model), *overrides], values, config_dir=config_dir)
         self.settings: Settings = from_config(self._config)
         """All settings, typed. What belongs to a data set or a run's folder is given to `map`."""
-        self._source: Rows | None = None
+        self._source: RowSource | None = None
         self.summary: Summary | None = None
         """Counts of the last `map`: rows, requests, tokens, metrics, notes."""
         self._engines = Engines()
@@ -174,7 +174,7 @@ class Captioner:
         own = DataSettings(source="memory", image=image)
         settings = replace(self.settings, data=own, output=str(folder), check=False)
         try:
-            table = tabled(data, image)
+            table = to_dataset(data, image)
             self._source = open_memory(table, own)
         except DataError as error:
             raise RunError(str(error)) from error
@@ -196,7 +196,7 @@ class Captioner:
                 f"stopped: {self.summary.reason}. Finished rows are in {folder}; the same call with"
                 f" output={str(folder)!r} goes on"
             )
-        return joined(table, folder / "dataset")
+        return with_captions(table, folder / "dataset")
 
     def report(self) -> "Report":
         """The page of the last `map`, shown inline by a notebook. RunError when there was none."""
@@ -225,10 +225,10 @@ class Captioner:
         if cells.get("image") is None:
             raise CaptionError("there is no picture: give it under 'image'", {})
         opened = partial(open_image, cells["image"], folders=[Path.cwd()])
-        columns = {name: plain(value) for name, value in cells.items() if name != "image"}
+        columns = {name: json_safe(value) for name, value in cells.items() if name != "image"}
         if isinstance(cells["image"], str | os.PathLike):
             columns = {"image": os.fspath(cells["image"]), **columns}
-        pipeline = self._build({"image": "any", **kinds([columns])})
+        pipeline = self._build({"image": "any", **infer_kinds([columns])})
         try:
             dispatcher = await self._opened(pipeline)
             finished = await pipeline.take(Row(0, columns, opened), dispatcher, self._pictures)

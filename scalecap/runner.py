@@ -15,9 +15,9 @@ from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import Applied, apply, check_models, check_scope, fallbacks, notes, told
 from scalecap.config.settings import Settings
 from scalecap.data import DataError, Source
-from scalecap.data.files import public
+from scalecap.data.files import redact_urls
 from scalecap.data.replacing import is_foreign
-from scalecap.data.sources import open_source, readable
+from scalecap.data.sources import open_source, rows_until_error
 from scalecap.engines import EMBEDDED, Engines, look
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.engines.settings import EngineSettings, RoleSettings
@@ -132,7 +132,7 @@ def run(
                         summary,
                         settings.write,
                         image=settings.data.image,
-                        data=readable(source) if needs_pictures and rows.complete else None,
+                        data=rows_until_error(source) if needs_pictures and rows.complete else None,
                     )
                 edited = {step: flags["edited"] for step, flags in summary.flags.items()}
                 # Rows from before were made with other thresholds.
@@ -268,7 +268,7 @@ def _by(engine: EngineSettings, settings: Settings) -> str:
     if engine == settings.engine:
         return ""
     return f", engine={engine.name}" + (
-        f" at {', '.join(map(public, engine.addresses))}" if engine.addresses else ""
+        f" at {', '.join(map(redact_urls, engine.addresses))}" if engine.addresses else ""
     )
 
 

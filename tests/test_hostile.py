@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from scalecap.data.sources import plain
+from scalecap.data.sources import json_safe
 from scalecap.engines.base import Choose, Generate, Generated, Image, Prompt, Sampling, Score
 from scalecap.interpreter.cache import _decode, _encode, key
 from scalecap.interpreter.dispatch import loops, seed
@@ -119,7 +119,7 @@ def test_the_journal_keeps_anything_and_survives_anything(columns: dict[str, Any
             assert list(journal.entries) == [3]
             assert journal.state(row) == "done"
             (kept,) = journal.records([3])
-            assert kept == json.loads(json.dumps(plain(record)))
+            assert kept == json.loads(json.dumps(json_safe(record)))
             journal.append(record | {"index": 4})
         with Journal(folder, {"seed": 0}) as journal:
             assert list(journal.entries) == [3, 4]

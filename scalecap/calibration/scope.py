@@ -7,8 +7,8 @@ from typing import Any
 
 from scalecap.config.effects import determining
 from scalecap.config.settings import Settings
-from scalecap.data.files import public
-from scalecap.data.sources import plain
+from scalecap.data.files import redact_urls
+from scalecap.data.sources import json_safe
 from scalecap.engines.settings import ModelSettings
 from scalecap.interpreter.pipeline import Pipeline, Step
 from scalecap.text.templates import Template
@@ -59,7 +59,7 @@ def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
 
 def pictures(settings: Settings) -> str:
     """Where the pictures come from, for reading."""
-    return public(f"data={settings.data.source} {settings.data.path or ''}".rstrip())
+    return redact_urls(f"data={settings.data.source} {settings.data.path or ''}".rstrip())
 
 
 def upstream(pipeline: Pipeline, step: str, given: bool) -> list[Step]:
@@ -85,7 +85,7 @@ def _roles(steps: list[Step]) -> list[str]:
 def _settings(step: Step, own: bool) -> dict[str, Any]:
     kept = {name: _plain(value) for name, value in step.settings.items() if not (own and name == "threshold")}
     when = {"when": step.when.source, "otherwise": step.otherwise} if step.when else {}
-    return {"stage": step.stage.name, **plain(dict(step.columns)), **kept, **when}
+    return {"stage": step.stage.name, **json_safe(dict(step.columns)), **kept, **when}
 
 
 def _plain(value: Any) -> Any:
@@ -94,8 +94,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    return plain(value)
+        return json_safe(asdict(value))
+    return json_safe(value)
 
 
 def _model(model: ModelSettings) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from PIL import ImageColor
 from scalecap.config.compose import compose
 from scalecap.config.settings import CONF, Settings, SettingsError, from_config
 from scalecap.data.images import open_image
-from scalecap.data.sources import kinds, plain
+from scalecap.data.sources import infer_kinds, json_safe
 from scalecap.engines.base import Choose, EngineError, Request, Score
 from scalecap.engines.scripted import Line, Scripted
 from scalecap.interpreter.allowance import Allowance
@@ -94,7 +94,10 @@ def run_case(case: Case, settings: Settings) -> list[str]:
         CaseError: it names a step or column that is not there.
         PipelineError: the pipeline can't run.
     """
-    offered = {"image": "any", **kinds([{name: each for name, each in case.row.items() if name != "image"}])}
+    offered = {
+        "image": "any",
+        **infer_kinds([{name: each for name, each in case.row.items() if name != "image"}]),
+    }
     pipeline = Pipeline.build(
         settings.pipeline.steps,
         offered,
@@ -220,7 +223,7 @@ def _differences(case: Case, finished: Finished, script: Script) -> Iterator[str
 
 def _lines(value: Any) -> list[str]:
     """The value as YAML, a line an item."""
-    text: str = yaml.safe_dump(plain(value), allow_unicode=True, width=10_000, sort_keys=False)
+    text: str = yaml.safe_dump(json_safe(value), allow_unicode=True, width=10_000, sort_keys=False)
     return [line for line in text.splitlines() if line != "..."]
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.images import find_image, open_image, read_image, stamp
-from scalecap.data.sources import Rows, distinct, needed_path, plain
+from scalecap.data.images import find_image, image_stamp, open_image, read_image
+from scalecap.data.sources import RowSource, escaped_name, json_safe, required_path
 from scalecap.rows import Row, RowError, failed
 
 SUFFIXES = (
@@ -32,31 +32,33 @@ SUFFIXES = (
 """A file with another suffix is no picture here."""
 
 
-def open_folder(data: DataSettings) -> Rows:
+def open_folder(data: DataSettings) -> RowSource:
     """A row for each picture; its path relative to the folder is its id and its one column.
 
     Raises DataError.
     """
-    folder = Path(needed_path(data)).expanduser().absolute()
+    folder = Path(required_path(data)).expanduser().absolute()
     if not folder.is_dir():
         what = "is a file: data.path names the folder" if folder.is_file() else "does not exist"
         raise DataError(f"{data.path!r} {what}; data=folder reads the pictures below a folder")
     total = sum(1 for _ in _walk(folder))
     if not total:
         raise DataError(f"no picture below {data.path!r}: there is no file that ends in {' '.join(SUFFIXES)}")
-    return Rows({data.image: "text"}, total, partial(_rows, folder, data.image))
+    return RowSource({data.image: "text"}, total, partial(_rows, folder, data.image))
 
 
 def _rows(folder: Path, column: str) -> Iterator[Row]:
     for index, (path, error) in enumerate(_walk(folder)):
         name = path.relative_to(folder).as_posix()
-        columns, id = {column: plain(name)}, distinct(name)
+        columns, id = {column: json_safe(name)}, escaped_name(name)
         if error:
             yield failed(index, columns, error, id=id)
         else:
             opened, read = partial(open_image, path), partial(read_image, path)
             found = partial(find_image, path)
-            yield Row(*(index, columns, opened), stamp=stamp(path), read_image=read, find_image=found, id=id)
+            yield Row(
+                *(index, columns, opened), stamp=image_stamp(path), read_image=read, find_image=found, id=id
+            )
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:

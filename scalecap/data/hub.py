@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.images import find_image, open_image, read_image, stamp
+from scalecap.data.images import find_image, image_stamp, open_image, read_image
 from scalecap.data.shard import WHOLE, Shard
-from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
+from scalecap.data.sources import SCHEMA_SAMPLE_ROWS, RowSource, infer_kinds, json_safe, required_path
 from scalecap.engines.base import Image
 from scalecap.rows import Row, RowError
 from scalecap.text.suggestions import nearest
@@ -36,15 +36,15 @@ _BUILDERS = {
 """What reads files of each suffix; folders and hub names tell by themselves."""
 
 
-def open_hub(data: DataSettings) -> Rows:
+def open_hub(data: DataSettings) -> RowSource:
     """The rows of one split. Raises DataError: not there, not reachable, no such split or column."""
-    path = needed_path(data)
+    path = required_path(data)
     if not path.startswith(("hf://", "http://", "https://")):
         path = str(Path(path).expanduser())
     return rows_of(_loaded(path, data), path, data)
 
 
-def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) -> Rows:
+def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) -> RowSource:
     """The rows of a data set that is open; `path` is where it was opened, or what it is called in messages.
 
     Raises:
@@ -53,7 +53,7 @@ def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) 
     total = _total(opened, data.split)
     stream = opened.to_iterable_dataset() if hasattr(opened, "to_iterable_dataset") else opened
     if stream.features is None:
-        columns = kinds(plain(row) for row in _guarded(islice(stream, LOOK), path))
+        columns = infer_kinds(json_safe(row) for row in _guarded(islice(stream, SCHEMA_SAMPLE_ROWS), path))
     else:
         columns = {name: _kind(feature) for name, feature in stream.features.items()}
         stream = stream.decode(False)
@@ -64,8 +64,8 @@ def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) 
             f"{path!r} has no column {data.image!r}: data.image names the picture's;"
             f" {nearest(data.image, columns)}"
         )
-    of_shard = partial(_rows, opened, stream, path, data)
-    return Rows(columns, total, of_shard, of_shard=of_shard)
+    iterate_shard = partial(_rows, opened, stream, path, data)
+    return RowSource(columns, total, iterate_shard, iterate_shard=iterate_shard)
 
 
 def _loaded(path: str, data: DataSettings) -> "Dataset | IterableDataset":
@@ -168,17 +168,20 @@ def _rows(
     within = None if data.allow_outside else [*folders[:-1], *_caches()]
     places: Iterable[int] = itertools.count()
     if shard != WHOLE and hasattr(opened, "select"):
-        places = shard.among(range(len(opened)))
+        places = shard.select(range(len(opened)))
         stream = opened.select(places).to_iterable_dataset().decode(False)
     index = -1
     for index, row in zip(places, _guarded(iter(stream), path), strict=False):
-        if not shard.has(index):
+        if not shard.contains(index):
             continue
         cell = row.get(data.image)
-        columns = {name: plain(value) for name, value in row.items()}
+        columns = {name: json_safe(value) for name, value in row.items()}
         opened = partial(_open, cell, folders, data.allow_urls, local)
         read = partial(_read, cell, folders, data.allow_urls, local, within)
-        found, mark = partial(find_image, cell, folders=folders, within=within), stamp(cell, folders=folders)
+        found, mark = (
+            partial(find_image, cell, folders=folders, within=within),
+            image_stamp(cell, folders=folders),
+        )
         yield Row(index, columns, opened, stamp=mark, read_image=read, find_image=found)
     if index < 0 and shard == WHOLE:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")

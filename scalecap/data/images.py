@@ -31,11 +31,11 @@ from PIL import UnidentifiedImageError
 from scalecap.engines.base import Image
 from scalecap.rows import RowError
 
-THINNEST = 100
-LONGEST_THIN = 20_000
-LEAST_SIDE = 28
-URL_SECONDS = 30.0
-URL_BYTES = 64 * 2**20
+MAX_ASPECT_RATIO = 100
+MAX_THIN_SIDE = 20_000
+MIN_SIDE = 28
+URL_TIMEOUT_SECONDS = 30.0
+MAX_URL_BYTES = 64 * 2**20
 
 # Pillow warns of a bomb and goes on; here it is refused by its size, and the row tells.
 warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
@@ -61,24 +61,24 @@ def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
     if isinstance(cell, Mapping) and cell.keys() & {"bytes", "path"}:
         content, path = cell.get("bytes"), cell.get("path")
         if isinstance(content, bytes | bytearray):
-            return _decoded(io.BytesIO(content), repr(path) if path else "the picture's bytes")
+            return _decode(io.BytesIO(content), repr(path) if path else "the picture's bytes")
         cell = path
     if isinstance(cell, str | os.PathLike):
         name = os.fspath(cell)
         if name and is_url(name):
-            return _decoded(io.BytesIO(_fetched(name, allow_urls)), repr(_short(name)))
+            return _decode(io.BytesIO(_fetch(name, allow_urls)), repr(_truncated(name)))
         if name:
-            path = _found(name, folders)
+            path = _resolve(name, folders)
             try:
                 with path.open("rb") as file:
-                    return _decoded(file, repr(str(path)))
+                    return _decode(file, repr(str(path)))
             except OSError as error:
                 raise RowError("unreadable_image", f"can't read {str(path)!r}: {error.strerror}") from error
     if isinstance(cell, bytes | bytearray):
-        return _decoded(io.BytesIO(cell), "the picture's bytes")
+        return _decode(io.BytesIO(cell), "the picture's bytes")
     if isinstance(cell, Pillow.Image):
-        return _finished(cell, "the picture")
-    held = "nothing" if cell is None or cell == "" else f"{type(cell).__name__}: {_short(repr(cell))}"
+        return _to_image(cell, "the picture")
+    held = "nothing" if cell is None or cell == "" else f"{type(cell).__name__}: {_truncated(repr(cell))}"
     raise RowError("bad_cell", f"the picture's cell holds {held}; it must hold a path or a picture's bytes")
 
 
@@ -105,8 +105,8 @@ def read_image(
     if not name:
         raise RowError("bad_cell", "the picture's cell holds neither a path nor a picture's bytes")
     if is_url(name):
-        return _fetched(name, allow_urls)
-    path = _inside(_found(name, folders), within)
+        return _fetch(name, allow_urls)
+    path = _check_within(_resolve(name, folders), within)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -120,12 +120,12 @@ def find_image(cell: Any, *, folders: Sequence[Path] = (), within: Sequence[Path
     name = os.fspath(cell) if isinstance(cell, str | os.PathLike) else ""
     if not name or is_url(name):
         raise RowError("no_file", "the picture is no file on this disk")
-    return _inside(_found(name, folders), within)
+    return _check_within(_resolve(name, folders), within)
 
 
-def _inside(path: Path, within: Sequence[Path] | None) -> Path:
+def _check_within(path: Path, within: Sequence[Path] | None) -> Path:
     """The path, if it leads out of no folder in `within`; None allows every path."""
-    if within is not None and not any(_is_below(path, folder) for folder in within):
+    if within is not None and not any(_is_inside(path, folder) for folder in within):
         raise RowError(
             "outside_data",
             f"{str(path)!r} is outside of the data's folder; data.allow_outside=true lets it be used",
@@ -133,7 +133,7 @@ def _inside(path: Path, within: Sequence[Path] | None) -> Path:
     return path
 
 
-def stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
+def image_stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
     """What tells whether a cell's picture is still the same, without decoding it.
 
     The size and time of a file, a digest of bytes and of a `data:` URL; empty for all else, and for a file
@@ -147,7 +147,7 @@ def stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
         return hashlib.blake2b(cell, digest_size=16).hexdigest()
     if isinstance(cell, str | os.PathLike) and os.fspath(cell) and not is_url(os.fspath(cell)):
         try:
-            found = _found(os.fspath(cell), folders).stat()
+            found = _resolve(os.fspath(cell), folders).stat()
         except (RowError, OSError):
             return ""
         return f"{found.st_size} bytes of {found.st_mtime_ns}"
@@ -170,7 +170,7 @@ class Fingerprint(NamedTuple):
         return next((one == two for one, two in known), False)
 
 
-def name_of(cell: Any) -> str:
+def image_name(cell: Any) -> str:
     """What the data calls the picture in a cell; empty where it has no name."""
     name = cell.get("path") if isinstance(cell, Mapping) else cell
     return name if isinstance(name, str) else ""
@@ -181,11 +181,11 @@ def is_url(name: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", name) is not None
 
 
-def _short(text: str) -> str:
+def _truncated(text: str) -> str:
     return text if len(text) <= 200 else text[:200] + "…"
 
 
-def _found(name: str, folders: Sequence[Path]) -> Path:
+def _resolve(name: str, folders: Sequence[Path]) -> Path:
     """The file of that name; a name that begins with `/` is looked for nowhere else."""
     places = [folder / name for folder in folders] or [Path(name)]
     try:
@@ -197,36 +197,38 @@ def _found(name: str, folders: Sequence[Path]) -> Path:
                 what = "is a folder" if path.is_dir() else "is not a file"
                 raise RowError("unreadable_image", f"{str(path)!r} {what}")
     except (OSError, ValueError) as error:
-        raise RowError("missing_file", f"{_short(name)!r} can't be looked up: {error}") from error
+        raise RowError("missing_file", f"{_truncated(name)!r} can't be looked up: {error}") from error
     looked = " or ".join(dict.fromkeys(repr(str(path)) for path in places))
     raise RowError("missing_file", f"no such file: {looked}")
 
 
-def _is_below(path: Path, folder: Path) -> bool:
+def _is_inside(path: Path, folder: Path) -> bool:
     """Whether the path stands in the folder as it is written, or where links lead."""
     written = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     return written or path.resolve().is_relative_to(folder.resolve())
 
 
-def _fetched(url: str, allow_urls: bool) -> bytes:
+def _fetch(url: str, allow_urls: bool) -> bytes:
     if not allow_urls and not url.lower().startswith("data:"):
-        raise RowError("url_refused", f"{_short(url)!r} is a URL; data.allow_urls=true lets it be fetched")
+        raise RowError(
+            "url_refused", f"{_truncated(url)!r} is a URL; data.allow_urls=true lets it be fetched"
+        )
     if not url.lower().startswith(("http://", "https://", "data:")):
-        raise RowError("url_refused", f"{_short(url)!r}: only http, https and data URLs are fetched")
+        raise RowError("url_refused", f"{_truncated(url)!r}: only http, https and data URLs are fetched")
     request = urllib.request.Request(
         urllib.parse.quote(url, safe=string.punctuation), headers={"User-Agent": "scalecap"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=URL_SECONDS) as reply:
-            content: bytes = reply.read(URL_BYTES + 1)
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as reply:
+            content: bytes = reply.read(MAX_URL_BYTES + 1)
     except Exception as error:  # urllib raises OSError, HTTPException and ValueError for what servers send
-        raise RowError("url_failed", f"{_short(url)!r} could not be fetched: {error}") from error
-    if len(content) > URL_BYTES:
-        raise RowError("too_large", f"{_short(url)!r} sends more than {URL_BYTES // 2**20} MiB")
+        raise RowError("url_failed", f"{_truncated(url)!r} could not be fetched: {error}") from error
+    if len(content) > MAX_URL_BYTES:
+        raise RowError("too_large", f"{_truncated(url)!r} sends more than {MAX_URL_BYTES // 2**20} MiB")
     return content
 
 
-def _decoded(file: BinaryIO, name: str) -> Image:
+def _decode(file: BinaryIO, name: str) -> Image:
     if not file.read(1):
         raise RowError("empty_file", f"{name} is empty (0 bytes)")
     file.seek(0)
@@ -234,7 +236,7 @@ def _decoded(file: BinaryIO, name: str) -> Image:
         # EPS is the one format for which Pillow starts another program.
         Pillow.init()
         with Pillow.open(file, formats=[each for each in Pillow.ID if each != "EPS"]) as picture:
-            return _finished(picture, name)
+            return _to_image(picture, name)
     except RowError:
         raise
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
@@ -242,10 +244,10 @@ def _decoded(file: BinaryIO, name: str) -> Image:
     except UnidentifiedImageError as error:
         raise RowError("unreadable_image", f"{name} is not a picture in a format known here") from error
     except Exception as error:  # decoders raise nearly anything on broken input
-        raise _broken(name, error) from error
+        raise _decode_error(name, error) from error
 
 
-def _finished(picture: Pillow.Image, name: str) -> Image:
+def _to_image(picture: Pillow.Image, name: str) -> Image:
     """The first frame as `Image`. Raises RowError, and what decoders raise."""
     width, height = picture.size
     most = Pillow.MAX_IMAGE_PIXELS
@@ -256,26 +258,26 @@ def _finished(picture: Pillow.Image, name: str) -> Image:
     if not width * height:
         raise RowError("unreadable_image", f"{name} has {width}×{height} pixels")
     picture.load()
-    return Image.of(_fitted(_upright(_rgb(picture), picture)))
+    return Image.of(_fit_size(_orient(_to_rgb(picture), picture)))
 
 
-def _broken(name: str, error: Exception) -> RowError:
+def _decode_error(name: str, error: Exception) -> RowError:
     cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
     if cut:
         return RowError("truncated_image", f"{name} is cut off: {error}")
     return RowError("unreadable_image", f"{name} can't be decoded: {error or type(error).__name__}")
 
 
-def _rgb(picture: Pillow.Image) -> Pillow.Image:
+def _to_rgb(picture: Pillow.Image) -> Pillow.Image:
     if picture.mode.startswith(("I", "F")):
-        return _eight_bits(picture).convert("RGB")
+        return _to_8_bits(picture).convert("RGB")
     if picture.has_transparency_data:
         white = Pillow.new("RGBA", picture.size, "white")
         return Pillow.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
 
 
-def _eight_bits(picture: Pillow.Image) -> Pillow.Image:
+def _to_8_bits(picture: Pillow.Image) -> Pillow.Image:
     values = np.nan_to_num(np.asarray(picture, dtype=np.float32), posinf=0.0, neginf=0.0).clip(min=0)
     top = float(values.max())
     scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
@@ -283,7 +285,7 @@ def _eight_bits(picture: Pillow.Image) -> Pillow.Image:
     return Pillow.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
 
 
-def _upright(pixels: Pillow.Image, source: Pillow.Image) -> Pillow.Image:
+def _orient(pixels: Pillow.Image, source: Pillow.Image) -> Pillow.Image:
     """Turned as the EXIF of `source` says; a broken EXIF says nothing."""
     try:
         turn = _UPRIGHT.get(source.getexif().get(_ORIENTATION, 1))
@@ -292,19 +294,19 @@ def _upright(pixels: Pillow.Image, source: Pillow.Image) -> Pillow.Image:
     return pixels if turn is None else pixels.transpose(turn)
 
 
-def _fitted(pixels: Pillow.Image) -> Pillow.Image:
+def _fit_size(pixels: Pillow.Image) -> Pillow.Image:
     """Neither thinner nor smaller than models take: see the rules at the top."""
     long, short = max(pixels.size), min(pixels.size)
-    if long > THINNEST * short:
-        if long > LONGEST_THIN:
-            ratio = LONGEST_THIN / long
+    if long > MAX_ASPECT_RATIO * short:
+        if long > MAX_THIN_SIDE:
+            ratio = MAX_THIN_SIDE / long
             width, height = (max(1, round(side * ratio)) for side in pixels.size)
             pixels = pixels.resize((width, height), Pillow.Resampling.BOX)
-        least = math.ceil(max(pixels.size) / THINNEST)
+        least = math.ceil(max(pixels.size) / MAX_ASPECT_RATIO)
         canvas = Pillow.new("RGB", (max(pixels.width, least), max(pixels.height, least)), "white")
         canvas.paste(pixels)
         pixels = canvas
-    factor = math.ceil(LEAST_SIDE / min(pixels.size))
+    factor = math.ceil(MIN_SIDE / min(pixels.size))
     if factor > 1:
         pixels = pixels.resize((pixels.width * factor, pixels.height * factor), Pillow.Resampling.NEAREST)
     return pixels

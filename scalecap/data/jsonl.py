@@ -13,15 +13,15 @@ from typing import Any
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.images import find_image, open_image, read_image, stamp
-from scalecap.data.sources import LOOK, Rows, kinds, needed_path, plain
+from scalecap.data.images import find_image, image_stamp, open_image, read_image
+from scalecap.data.sources import SCHEMA_SAMPLE_ROWS, RowSource, infer_kinds, json_safe, required_path
 from scalecap.rows import Row, RowError, failed
 from scalecap.text.suggestions import nearest
 
 
-def open_jsonl(data: DataSettings) -> Rows:
+def open_jsonl(data: DataSettings) -> RowSource:
     """The rows of a JSON lines file (UTF-8). Raises DataError for a file that holds none."""
-    path = Path(needed_path(data)).expanduser()
+    path = Path(required_path(data)).expanduser()
     if path.is_dir():
         raise DataError(f"{str(path)!r} is a folder: name the file, or use data=folder for pictures in it")
     try:
@@ -32,14 +32,14 @@ def open_jsonl(data: DataSettings) -> Rows:
         raise DataError(f"{str(path)!r} holds no rows: write one JSON object a line")
     own = Path.cwd() if data.relative_to == "cwd" else path.parent.absolute()
     folders = list(dict.fromkeys([own, Path.cwd()]))
-    rows = Rows({}, total, partial(_rows, path, data, folders))
-    looked = list(islice(rows, LOOK))
+    rows = RowSource({}, total, partial(_rows, path, data, folders))
+    looked = list(islice(rows, SCHEMA_SAMPLE_ROWS))
     read = [row for row in looked if row.error is None or row.error.kind == "missing_key"]
     if not read:
         raise DataError(f"no line of {str(path)!r} is a row (looked at {len(looked)}); {looked[0].error}")
     if all(row.error for row in read):
         raise DataError(f"{read[0].error}; data.image names the key of the picture")
-    return Rows(kinds(row.columns for row in read), total, rows.begin)
+    return RowSource(infer_kinds(row.columns for row in read), total, rows.iterate)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -60,7 +60,7 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
                 hint = nearest(data.image, columns)
                 raise RowError("missing_key", f"{where} has no key {data.image!r}; {hint}")
         except RowError as error:
-            yield failed(index, plain(columns), error)
+            yield failed(index, json_safe(columns), error)
             continue
         cell = columns[data.image]
         if isinstance(cell, str) and cell.startswith("data:"):
@@ -68,8 +68,11 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
         opened = partial(open_image, cell, folders=folders, allow_urls=data.allow_urls)
         within = None if data.allow_outside else folders[:1]
         read = partial(read_image, cell, folders=folders, allow_urls=data.allow_urls, within=within)
-        found, mark = partial(find_image, cell, folders=folders, within=within), stamp(cell, folders=folders)
-        yield Row(index, plain(columns), opened, stamp=mark, read_image=read, find_image=found)
+        found, mark = (
+            partial(find_image, cell, folders=folders, within=within),
+            image_stamp(cell, folders=folders),
+        )
+        yield Row(index, json_safe(columns), opened, stamp=mark, read_image=read, find_image=found)
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.hub import rows_of
-from scalecap.data.sources import Rows
+from scalecap.data.sources import RowSource
 from scalecap.rows import OUTPUT
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-def tabled(data: Any, image: str) -> "Dataset | IterableDataset":
+def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
     """The data as a data set, pictures undecoded in a column of `datasets.Image`.
 
     Args:
@@ -60,7 +60,7 @@ def tabled(data: Any, image: str) -> "Dataset | IterableDataset":
             f"the data has no column {image!r}: image= names the pictures'; it has {', '.join(columns)}"
         )
     feature = datasets.Image()
-    cells = [_cell(feature, cell, row) for row, cell in enumerate(columns.pop(image))]
+    cells = [_encode_cell(feature, cell, row) for row, cell in enumerate(columns.pop(image))]
     pictures = datasets.Dataset.from_dict({image: cells}, features=datasets.Features({image: feature}))
     if not columns:
         return pictures
@@ -68,7 +68,7 @@ def tabled(data: Any, image: str) -> "Dataset | IterableDataset":
     return datasets.concatenate_datasets([others, pictures], axis=1)
 
 
-def _cell(feature: Any, cell: Any, row: int) -> Any:
+def _encode_cell(feature: Any, cell: Any, row: int) -> Any:
     """A picture as the data set holds it; one that can't be held is left to fail as its own row."""
     if cell is None:
         return None
@@ -82,7 +82,7 @@ def _cell(feature: Any, cell: Any, row: int) -> Any:
         ) from error
 
 
-def open_memory(table: "Dataset | IterableDataset", data: DataSettings) -> Rows:
+def open_memory(table: "Dataset | IterableDataset", data: DataSettings) -> RowSource:
     """The rows of a data set in memory; a picture without a path is known by its bytes.
 
     Raises:
@@ -91,7 +91,7 @@ def open_memory(table: "Dataset | IterableDataset", data: DataSettings) -> Rows:
     return rows_of(table, "the data", replace(data, allow_outside=True))  # the program itself names the files
 
 
-def joined(table: "Dataset | IterableDataset", written: Path) -> "Dataset":
+def with_captions(table: "Dataset | IterableDataset", written: Path) -> "Dataset":
     """The data with the columns of a run's `dataset/` folder beside its own.
 
     A stream's rows are read from the folder, pictures too: they were written there as files.

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError, FinishedParts
-from scalecap.data.files import File, find, why
-from scalecap.data.images import find_image, open_image, read_image, stamp
-from scalecap.data.sources import Rows, in_parts, needed_path, plain
+from scalecap.data.files import File, error_text, find_files
+from scalecap.data.images import find_image, image_stamp, open_image, read_image
+from scalecap.data.sources import RowSource, json_safe, partitioned, required_path
 from scalecap.engines.base import Image
 from scalecap.rows import Row, RowError, failed
 from scalecap.text.suggestions import nearest
@@ -97,7 +97,7 @@ class Picture:
             try:
                 content = _stream(self.file, self.stamp, self.group, self.pixels).picture(self.row)
             except Exception as error:  # pyarrow and file systems raise what broken files make them raise
-                reason = f"the picture of {self.name!r} can't be read: {why(error)}"
+                reason = f"the picture of {self.name!r} can't be read: {error_text(error)}"
                 raise RowError("unreadable_image", reason) from error
         return self.path if content is None else {"bytes": content, "path": self.name}
 
@@ -153,10 +153,10 @@ def _opened(file: File) -> pq.ParquetFile:
     return pq.ParquetFile(file.open(), pre_buffer=False, buffer_size=BUFFER)
 
 
-def open_parquet(data: DataSettings) -> Rows:
+def open_parquet(data: DataSettings) -> RowSource:
     """The rows of all files. Raises DataError when no file can be read."""
-    path = needed_path(data)
-    files = find(path, ".parquet")
+    path = required_path(data)
+    files = find_files(path, ".parquet")
     with ThreadPoolExecutor(FOOTERS, "footers") as pool:
         tables = list(pool.map(partial(_table, image=data.image), files))
     read = [table for table in tables if table.error is None]
@@ -165,7 +165,7 @@ def open_parquet(data: DataSettings) -> Rows:
     total = sum(1 if table.error else sum(table.groups) for table in tables)
     if not total:
         raise DataError(f"{path!r} holds no rows")
-    rows = in_parts(partial(_unfinished, tables, data))
+    rows = partitioned(partial(_unfinished, tables, data))
     return replace(rows, columns=dict(read[0].kinds), total=total)
 
 
@@ -177,7 +177,7 @@ def _table(file: File, image: str) -> Table:
     except RowError as error:
         return Table(file, error=error)
     except Exception as error:  # pyarrow and file systems raise what broken files make them raise
-        reason = f"{file.name!r} can't be read as parquet: {why(error)}"
+        reason = f"{file.name!r} can't be read as parquet: {error_text(error)}"
         return Table(file, error=RowError("unreadable_file", reason))
 
 
@@ -255,7 +255,7 @@ def _group(
                 yield _row(table, whole, group, done, before + done, data, index + done)
                 done += 1
     except Exception as cause:  # pyarrow and file systems raise what broken files make them raise
-        error = RowError("unreadable_file", f"{table.file.name!r} can't be read on: {why(cause)}")
+        error = RowError("unreadable_file", f"{table.file.name!r} can't be read on: {error_text(cause)}")
         for number in range(done, rows):
             cell = f"{table.file.name}#{before + number}"
             yield failed(index + number, {data.image: cell}, error, id=cell)
@@ -274,9 +274,9 @@ def _row(
         allow_urls=data.allow_urls,
         within=within,
     )
-    columns = {name: plain(value) for name, value in values.items()}
-    columns[data.image] = plain(path or place) if table.pixels else plain(path)
-    mark = table.stamp if table.pixels else stamp(path, folders=folders)
+    columns = {name: json_safe(value) for name, value in values.items()}
+    columns[data.image] = json_safe(path or place) if table.pixels else json_safe(path)
+    mark = table.stamp if table.pixels else image_stamp(path, folders=folders)
     return Row(
         *(index, columns, picture.open),
         stamp=mark,

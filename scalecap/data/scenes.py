@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scalecap.config.settings import DataSettings
 from scalecap.data.images import open_image, read_image
-from scalecap.data.sources import Rows
+from scalecap.data.sources import RowSource
 from scalecap.engines.base import Image
 from scalecap.rows import Row
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scalecap.scenes.world import Scene
 
 
-def open_scenes(data: DataSettings) -> Rows:
+def open_scenes(data: DataSettings) -> RowSource:
     """The packaged sample, or `data.count` generated scenes that were never trained on.
 
     Columns: `image` (the picture's name) and `truth`. A generated picture is drawn when it is
@@ -31,7 +31,7 @@ def open_scenes(data: DataSettings) -> Rows:
         if not data.seed:
             return sample
         count = sample.total or 0
-    return Rows({"image": "text", "truth": "any"}, count, partial(_rows, data.seed, count))
+    return RowSource({"image": "text", "truth": "any"}, count, partial(_rows, data.seed, count))
 
 
 def _rows(seed: int, count: int) -> Iterator[Row]:

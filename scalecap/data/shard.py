@@ -26,18 +26,18 @@ class Shard(NamedTuple):
         """How many of so many rows are in it."""
         return None if rows is None else len(range(self.number, rows, self.of))
 
-    def among(self, indices: range) -> range:
+    def select(self, indices: range) -> range:
         """Its own of consecutive indices."""
         return indices[(self.number - indices.start) % self.of :: self.of]
 
-    def has(self, index: int) -> bool:
+    def contains(self, index: int) -> bool:
         return index % self.of == self.number
 
-    def take(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def filter(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Its rows."""
-        return (row for row in rows if self.has(row.index))
+        return (row for row in rows if self.contains(row.index))
 
-    def pass_over(
+    def skip_finished(
         self, rows: Callable[[FinishedParts], Iterator[Row | range]], finished: FinishedParts
     ) -> Iterator[Row | range]:
         """Its rows, and its indices in parts that are finished; its own last row of a part tells of it."""
@@ -48,9 +48,9 @@ class Shard(NamedTuple):
                     if last:
                         yield last
                     last = None
-                    yield self.among(each)
+                    yield self.select(each)
                     continue
-                if self.has(each.index):
+                if self.contains(each.index):
                     if last:
                         yield last
                     last = each

@@ -16,16 +16,16 @@ from typing import Any
 
 from scalecap.config.exports import WriteSettings
 from scalecap.data.folder import SUFFIXES
-from scalecap.data.groups import Export, check_same, same_row
+from scalecap.data.groups import Export, captioned_row, check_unchanged
 from scalecap.data.replacing import replacing
 from scalecap.data.seen import Seen
 from scalecap.messages import Messages
 from scalecap.rows import RowError
 from scalecap.text.templates import PromptError, Template
 
-LONGEST = 200
+MAX_PART_BYTES = 200
 """Bytes of one part of a name; file systems take 255."""
-DEEPEST = 8
+MAX_PARTS = 8
 """Parts of a name; the rest of them are its last."""
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\\/]')
 """What some file system does not take."""
@@ -33,7 +33,7 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 """What Windows takes for a device."""
 
 
-class Text:
+class SidecarText:
     """What a row's sidecar holds."""
 
     def __init__(self, settings: WriteSettings) -> None:
@@ -58,8 +58,8 @@ class Sidecars:
     """Files in a folder of their own, by the rows' ids."""
 
     def __init__(self, folder: Path, settings: WriteSettings, missing: Messages) -> None:
-        self._folder, self._text, self._missing = folder, Text(settings), missing
-        self._names = Names(f".{settings.sidecars}")
+        self._folder, self._text, self._missing = folder, SidecarText(settings), missing
+        self._names = UniqueNames(f".{settings.sidecars}")
 
     def add(self, group: Sequence[Export]) -> None:
         for each in group:
@@ -83,7 +83,7 @@ def sidecars(folder: Path, settings: WriteSettings, missing: Messages) -> Iterat
         yield Sidecars(part, settings, missing)
 
 
-class Names:
+class UniqueNames:
     """Names of files, no two of them alike on any file system."""
 
     def __init__(self, suffix: str) -> None:
@@ -101,18 +101,20 @@ class Names:
         return taken + self._suffix
 
     def _clean(self, id: str) -> str:
-        *folders, last = [part for part in map(_part, id.split("/")) if part] or ["_"]
+        *folders, last = [part for part in map(_clean_part, id.split("/")) if part] or ["_"]
         if last.lower().endswith(SUFFIXES):
             last = last.rpartition(".")[0]
         parts = [*folders, last]
-        parts = [*parts[: DEEPEST - 1], "_".join(parts[DEEPEST - 1 :])] if len(parts) > DEEPEST else parts
-        *folders, last = map(_short, parts)
+        parts = (
+            [*parts[: MAX_PARTS - 1], "_".join(parts[MAX_PARTS - 1 :])] if len(parts) > MAX_PARTS else parts
+        )
+        *folders, last = map(_truncated, parts)
         # No folder has a name that a file may have.
         folders = [part + "_" if part.lower().endswith(self._suffix) else part for part in folders]
         return "/".join([*folders, last])
 
 
-def _part(text: str) -> str:
+def _clean_part(text: str) -> str:
     """One part of a path as every file system takes it; empty where nothing is left."""
     text = _NOT_IN_NAMES.sub("_", text.encode("utf-8", "replace").decode()).strip(" ").rstrip(". ")
     if text.startswith("."):
@@ -120,16 +122,16 @@ def _part(text: str) -> str:
     return "_" + text if _DEVICES.fullmatch(text) else text
 
 
-def _short(text: str) -> str:
-    return text.encode()[:LONGEST].decode(errors="ignore")
+def _truncated(text: str) -> str:
+    return text.encode()[:MAX_PART_BYTES].decode(errors="ignore")
 
 
-class Beside:
+class BesideImages:
     """Files next to the pictures', under their names."""
 
     def __init__(self, image: str, settings: WriteSettings, missing: Messages) -> None:
         """`image` is the column of the pictures; why a picture got no file is counted in `missing`."""
-        self._image, self._text, self._missing = image, Text(settings), missing
+        self._image, self._text, self._missing = image, SidecarText(settings), missing
         self._suffix, self._replace = f".{settings.sidecars}", settings.beside == "replace"
         self._seen = Seen()
 
@@ -146,11 +148,11 @@ class Beside:
 
     def _path(self, each: Export) -> Path:
         """Where its file belongs. Raises RowError when the picture is no file, or another one now."""
-        row = same_row(each)
+        row = captioned_row(each)
         if row.find_image is None:
             raise RowError("no_file", "the picture is no file on this disk")
         picture = Path(os.path.abspath(row.find_image()))  # what was allowed, whatever its links are
-        check_same(each, self._image)
+        check_unchanged(each, self._image)
         path = picture.with_suffix(self._suffix)
         if not self._seen.add(str(path)):
             raise RowError("taken", f"{str(path)!r} belongs to another picture of that name")

@@ -20,12 +20,12 @@ from scalecap.text.suggestions import nearest
 log = logging.getLogger(__name__)
 
 SOURCES = ("jsonl", "folder", "hub", "webdataset", "parquet", "scenes")
-LOOK = 64
+SCHEMA_SAMPLE_ROWS = 64
 """Rows looked at to know the columns of a source that does not declare them."""
 
 
 @dataclass
-class Rows:
+class RowSource:
     """A source: what its rows hold, how many will come (None: not known), and how to begin.
 
     One whose rows stand in parts also says how to pass over those that are finished; one that would read
@@ -34,24 +34,24 @@ class Rows:
 
     columns: Mapping[str, str]
     total: int | None
-    begin: Callable[[], Iterator[Row]]
-    passing: Callable[[FinishedParts], Iterator[Row | range]] | None = None
-    of_shard: Callable[[Shard], Iterator[Row]] | None = None
+    iterate: Callable[[], Iterator[Row]]
+    iterate_unfinished: Callable[[FinishedParts], Iterator[Row | range]] | None = None
+    iterate_shard: Callable[[Shard], Iterator[Row]] | None = None
 
     def __iter__(self) -> Iterator[Row]:
-        return self.begin()
+        return self.iterate()
 
     def unfinished(self, finished: FinishedParts) -> Iterator[Row | range]:
-        return self.passing(finished) if self.passing else self.begin()
+        return self.iterate_unfinished(finished) if self.iterate_unfinished else self.iterate()
 
 
-def in_parts(passing: Callable[[FinishedParts], Iterator[Row | range]]) -> Rows:
+def partitioned(iterate_unfinished: Callable[[FinishedParts], Iterator[Row | range]]) -> RowSource:
     """Rows that stand in parts; a run that begins passes over none."""
 
-    def begin() -> Iterator[Row]:
-        return (row for row in passing(nothing_finished) if isinstance(row, Row))
+    def iterate() -> Iterator[Row]:
+        return (row for row in iterate_unfinished(nothing_finished) if isinstance(row, Row))
 
-    return Rows({}, None, begin, passing)
+    return RowSource({}, None, iterate, iterate_unfinished)
 
 
 def open_source(data: DataSettings) -> Source:
@@ -64,22 +64,24 @@ def open_source(data: DataSettings) -> Source:
     if data.source not in SOURCES:
         raise DataError(f"no data source is named {data.source!r}; {nearest(data.source, SOURCES)}")
     module = import_module(f"scalecap.data.{data.source}")  # none but the one that is needed
-    rows: Rows = getattr(module, f"open_{data.source}")(data)
+    rows: RowSource = getattr(module, f"open_{data.source}")(data)
     if data.id:
-        rows = _named_by(data.id, rows)
+        rows = _with_ids_from(data.id, rows)
     if limit := data.limit:
         total = None if rows.total is None else min(rows.total, limit)
-        of_shard = partial(_below, limit, rows.of_shard) if rows.of_shard else None
-        rows = Rows(rows.columns, total, partial(islice, rows, limit), partial(_first, rows, limit), of_shard)
+        iterate_shard = partial(_shard_below, limit, rows.iterate_shard) if rows.iterate_shard else None
+        rows = RowSource(
+            rows.columns, total, partial(islice, rows, limit), partial(_take, rows, limit), iterate_shard
+        )
     if data.shard:
         shard = parse_shard(data.shard)
-        parts = partial(shard.pass_over, rows.passing) if rows.passing else None
-        begin = partial(rows.of_shard, shard) if rows.of_shard else partial(shard.take, rows)
-        rows = Rows(rows.columns, shard.total(rows.total), begin, parts)
+        parts = partial(shard.skip_finished, rows.iterate_unfinished) if rows.iterate_unfinished else None
+        iterate = partial(rows.iterate_shard, shard) if rows.iterate_shard else partial(shard.filter, rows)
+        rows = RowSource(rows.columns, shard.total(rows.total), iterate, parts)
     return rows
 
 
-def _named_by(column: str, rows: Rows) -> Rows:
+def _with_ids_from(column: str, rows: RowSource) -> RowSource:
     """The rows with the values of a column as ids. All of them are read, since one may be there twice."""
     if column not in rows.columns:
         hint = nearest(column, rows.columns)
@@ -87,11 +89,11 @@ def _named_by(column: str, rows: Rows) -> Rows:
             f"the data has no column {column!r}: data.id names the one that tells rows apart; {hint}"
         )
 
-    def begin() -> Iterator[Row]:
+    def iterate() -> Iterator[Row]:
         seen = Seen()
         for row in rows:
             if row.error:
-                yield replace(row, id=_unlike("", row.index, seen))
+                yield replace(row, id=_unused_id("", row.index, seen))
                 continue
             value = row.columns.get(column)
             text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
@@ -103,12 +105,12 @@ def _named_by(column: str, rows: Rows) -> Rows:
                 f"row {row.index} {what}: {column!r} is {value!r:.80}; data.id names a column of unique texts"
             )
             error = RowError(kind, f"{message} or whole numbers")
-            yield failed(row.index, row.columns, error, id=_unlike(text, row.index, seen))
+            yield failed(row.index, row.columns, error, id=_unused_id(text, row.index, seen))
 
-    return Rows(rows.columns, rows.total, begin)
+    return RowSource(rows.columns, rows.total, iterate)
 
 
-def _unlike(text: str, index: int, seen: Seen) -> str:
+def _unused_id(text: str, index: int, seen: Seen) -> str:
     """An id for a row that has none of its own."""
     text = f"{text}#{index}"
     while not seen.add(text):
@@ -116,11 +118,11 @@ def _unlike(text: str, index: int, seen: Seen) -> str:
     return text
 
 
-def _below(limit: int, of_shard: Callable[[Shard], Iterator[Row]], shard: Shard) -> Iterator[Row]:
-    return takewhile(lambda row: row.index < limit, of_shard(shard))
+def _shard_below(limit: int, iterate_shard: Callable[[Shard], Iterator[Row]], shard: Shard) -> Iterator[Row]:
+    return takewhile(lambda row: row.index < limit, iterate_shard(shard))
 
 
-def _first(rows: Source, limit: int, finished: FinishedParts) -> Iterator[Row | range]:
+def _take(rows: Source, limit: int, finished: FinishedParts) -> Iterator[Row | range]:
     """So many rows, those of a part that is passed over counted one by one."""
     left = limit
     for each in rows.unfinished(finished):
@@ -131,7 +133,7 @@ def _first(rows: Source, limit: int, finished: FinishedParts) -> Iterator[Row | 
             return
 
 
-def readable(source: Source) -> Iterator[Row]:
+def rows_until_error(source: Source) -> Iterator[Row]:
     """The rows, as far as the data can be read; where it can't, a warning."""
     try:
         yield from source
@@ -139,14 +141,14 @@ def readable(source: Source) -> Iterator[Row]:
         log.warning("the pictures from here on are not in the data set: %s", error)
 
 
-def needed_path(data: DataSettings) -> str:
+def required_path(data: DataSettings) -> str:
     """`data.path`; DataError without one."""
     if not data.path:
         raise DataError(f"data={data.source} needs data.path=…: what to read")
     return data.path
 
 
-def kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def infer_kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Kind of each column (`text`, `texts`, `number`, `any`) as a few rows show it; nulls say nothing."""
     seen: dict[str, set[str]] = {}
     for row in rows:
@@ -165,13 +167,13 @@ def _kind(value: Any) -> str:
     return "any"
 
 
-def distinct(text: str) -> str:
+def escaped_name(text: str) -> str:
     """A name as UTF-8 can hold it, no two of them alike: a backslash is doubled, and a byte that is not UTF-8
     (a lone surrogate in Python) is written `\\udcXX`."""
     return text.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
 
 
-def plain(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """The value as JSON and UTF-8 can hold it.
 
     Pictures and other bytes are left out: `{"bytes", "path"}` (an undecoded media cell) becomes
@@ -186,12 +188,12 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         if value.keys() == {"bytes", "path"}:
-            return {"path": plain(value["path"])} if value["path"] else None
-        return {plain(str(name)): plain(each) for name, each in value.items()}
+            return {"path": json_safe(value["path"])} if value["path"] else None
+        return {json_safe(str(name)): json_safe(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [json_safe(each) for each in value]
     if isinstance(value, bytes | bytearray | memoryview):
         return None
     if hasattr(value, "tolist"):  # numpy's arrays and scalars
-        return plain(value.tolist())
-    return plain(str(value))
+        return json_safe(value.tolist())
+    return json_safe(str(value))

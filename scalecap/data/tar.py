@@ -21,7 +21,7 @@ _SUFFIXES = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "tiff": "tif"}
 """Where a format is not its own suffix."""
 
 
-class Tars:
+class TarWriter:
     """`train-00000.tar` … in a folder; the next begins where one has so many samples or bytes."""
 
     def __init__(self, folder: Path, samples: int, size: int) -> None:
@@ -59,10 +59,10 @@ class Tars:
 
 
 @contextmanager
-def tars(folder: Path, *, samples: int, size: int) -> Iterator[Tars]:
+def tar_shards(folder: Path, *, samples: int, size: int) -> Iterator[TarWriter]:
     """Takes the rows that become samples, and puts the tars in place of those that were there."""
     with replacing(folder) as part:
-        written = Tars(part, samples, size)
+        written = TarWriter(part, samples, size)
         try:
             yield written
         finally:

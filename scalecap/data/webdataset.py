@@ -24,11 +24,19 @@ from typing import IO, Any
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError, FinishedParts
-from scalecap.data.files import File, find, why
+from scalecap.data.files import File, error_text, find_files
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.images import open_image
 from scalecap.data.seen import Seen
-from scalecap.data.sources import LOOK, Rows, distinct, in_parts, kinds, needed_path, plain
+from scalecap.data.sources import (
+    SCHEMA_SAMPLE_ROWS,
+    RowSource,
+    escaped_name,
+    infer_kinds,
+    json_safe,
+    partitioned,
+    required_path,
+)
 from scalecap.engines.base import Image
 from scalecap.rows import Row, RowError, failed
 
@@ -68,18 +76,18 @@ class Member:
         return open_image({"bytes": self.read(), "path": str(self)})
 
 
-def open_webdataset(data: DataSettings) -> Rows:
+def open_webdataset(data: DataSettings) -> RowSource:
     """A row for each sample, its total not known before the end. Raises DataError when none can be read."""
-    path = needed_path(data)
-    files = find(path, ".tar")
-    rows = in_parts(partial(_unfinished, files, data.image))
-    looked = list(islice(rows, LOOK))
+    path = required_path(data)
+    files = find_files(path, ".tar")
+    rows = partitioned(partial(_unfinished, files, data.image))
+    looked = list(islice(rows, SCHEMA_SAMPLE_ROWS))
     read = [row.columns for row in looked if row.error is None]
     if not looked:
         raise DataError(f"{path!r} holds no samples: files named KEY.jpg, KEY.json … in a tar")
     if not read:
         raise DataError(f"no sample of {path!r} can be read (looked at {len(looked)}); {looked[0].error}")
-    return replace(rows, columns=kinds(read))
+    return replace(rows, columns=infer_kinds(read))
 
 
 def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Iterator[Row | range]:
@@ -113,8 +121,8 @@ def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Itera
 
 def _id(file: File, key: str | None = None) -> str:
     """Of a sample, or of a shard that can't be read; no two become the same."""
-    shard = distinct(file.name).replace("#", "\\#")
-    return shard if key is None else f"{shard}#{distinct(key)}"
+    shard = escaped_name(file.name).replace("#", "\\#")
+    return shard if key is None else f"{shard}#{escaped_name(key)}"
 
 
 def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
@@ -130,7 +138,7 @@ def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
                     if members:
                         yield _row(key, members, image, tar)
                     key, members = found[1], []
-                members.append(Member(file, plain(info.name), info.offset_data, info.size))
+                members.append(Member(file, json_safe(info.name), info.offset_data, info.size))
                 if size is not None and info.offset_data + info.size > size:
                     raise RowError(
                         "truncated_member", f"{str(members[-1])!r} is cut off: its shard ends before it does"
@@ -141,12 +149,12 @@ def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
         yield _unreadable(file, key if members else None, image, error)
     except Exception as error:  # tarfile and file systems raise what broken files make them raise
         where = f" after {key!r}" if members else " as a tar"
-        reason = RowError("unreadable_shard", f"{file.name!r} can't be read{where}: {why(error)}")
+        reason = RowError("unreadable_shard", f"{file.name!r} can't be read{where}: {error_text(error)}")
         yield _unreadable(file, key if members else None, image, reason)
 
 
 def _unreadable(file: File, key: str | None, image: str, error: RowError) -> Row:
-    cell = file.name if key is None else f"{file.name}#{plain(key)}"
+    cell = file.name if key is None else f"{file.name}#{json_safe(key)}"
     return failed(0, {image: cell}, error, id=_id(file, key))
 
 
@@ -169,10 +177,10 @@ def _headers(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
 
 
 def _row(key: str, members: list[Member], image: str, tar: IO[bytes]) -> Row:
-    cell, id = f"{members[0].file.name}#{plain(key)}", _id(members[0].file, key)
+    cell, id = f"{members[0].file.name}#{json_safe(key)}", _id(members[0].file, key)
     try:
         picture = _picture(cell, members, image)
-        columns = {image: str(picture), KEY: plain(key), **_texts(members, {image, KEY}, tar)}
+        columns = {image: str(picture), KEY: json_safe(key), **_texts(members, {image, KEY}, tar)}
     except RowError as error:
         return failed(0, {image: cell}, error, id=id)
     return Row(0, columns, picture.open, read_image=picture.read, id=id)
@@ -211,7 +219,7 @@ def _texts(members: list[Member], taken: set[str], tar: IO[bytes]) -> dict[str, 
             raise RowError("two_members", f"{str(member)!r} is there twice")
         text = _text(member, tar)
         try:
-            value = plain(json.loads(text)) if last == "json" else int(text) if last == "cls" else text
+            value = json_safe(json.loads(text)) if last == "json" else int(text) if last == "cls" else text
         except (ValueError, RecursionError) as error:
             what = "JSON" if last == "json" else "a number"
             raise RowError(f"invalid_{last}", f"{str(member)!r} is not {what}: {error}") from error

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalecap.config.exports import SELECT, Select, WriteSettings
-from scalecap.data.groups import Export, Record, Sink, grouped, paired, with_pictures
-from scalecap.data.sidecars import Beside, sidecars
-from scalecap.data.tar import tars
+from scalecap.data.groups import Export, Record, Sink, in_groups, with_images, with_source_rows
+from scalecap.data.sidecars import BesideImages, sidecars
+from scalecap.data.tar import tar_shards
 from scalecap.messages import Messages
 from scalecap.rows import Row
 
@@ -30,18 +30,18 @@ Rows = Callable[[], Iterable[Record]]
 
 
 @dataclass
-class Written:
+class WriteResult:
     """What the reader of the files must know."""
 
-    mixed: list[str] = field(default_factory=list)
+    json_columns: list[str] = field(default_factory=list)
     """Columns whose rows share no type, which are JSON text in `dataset/`."""
-    missing: Messages = field(default_factory=Messages)
+    missing_images: Messages = field(default_factory=Messages)
     """Why pictures that a step looked at are not in `dataset/` or `webdataset/`."""
-    no_sidecar: Messages = field(default_factory=Messages)
+    missing_sidecars: Messages = field(default_factory=Messages)
     """Why rows that did not fail have no sidecar."""
     left_out: int | None = None
     """Rows that `select` left out; None without one."""
-    not_computed: Messages = field(default_factory=Messages)
+    select_errors: Messages = field(default_factory=Messages)
     """Why it could not tell of some of them."""
 
 
@@ -53,7 +53,7 @@ def write(
     *,
     image: str = "image",
     data: Iterable[Row] | None = None,
-) -> Written:
+) -> WriteResult:
     """Writes `captions.jsonl` and what the settings want in `folder`, in the order of the records.
 
     A record is as the journal holds it; `records` gives them anew on each call. `row_id` is the row's id,
@@ -72,7 +72,7 @@ def write(
     Raises:
         OSError: a file can't be written, or a folder's place is taken.
     """
-    settings, written = settings or WriteSettings(), Written()
+    settings, written = settings or WriteSettings(), WriteResult()
     select = Select(settings.select, columns) if settings.select else None
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -87,7 +87,7 @@ def write(
             }
 
     def exports() -> Iterator[Export]:
-        for row, (record, source) in zip(rows(), paired(records(), data or ()), strict=True):
+        for row, (record, source) in zip(rows(), with_source_rows(records(), data or ()), strict=True):
             if select is None or select.refusal(row) is None:
                 yield Export(row, record, source)
 
@@ -103,25 +103,29 @@ def write(
             types = _types(rows)
             if settings.image == "none":
                 types.pop(image, None)
-            written.mixed = [name for name, type_ in types.items() if type_ is None and name != "flags"]
+            written.json_columns = [
+                name for name, type_ in types.items() if type_ is None and name != "flags"
+            ]
             shards = _Shards(folder / "dataset", types, image if files else None)
             sinks.append(stack.enter_context(shards))
         if "webdataset" in settings.format and data is not None:
-            samples = tars(folder / "webdataset", samples=SHARD_ROWS, size=SHARD_BYTES)
+            samples = tar_shards(folder / "webdataset", samples=SHARD_ROWS, size=SHARD_BYTES)
             sinks.append(stack.enter_context(samples))
         if settings.sidecars and not settings.beside:
-            own = sidecars(folder / "sidecars", settings, written.no_sidecar)
+            own = sidecars(folder / "sidecars", settings, written.missing_sidecars)
             sinks.append(stack.enter_context(own))
         elif settings.beside and data is not None:
-            sinks.append(Beside(image, settings, written.no_sidecar))
+            sinks.append(BesideImages(image, settings, written.missing_sidecars))
         read = data is not None and (files or "webdataset" in settings.format)
-        for group in with_pictures(exports(), image, written.missing) if read else grouped(exports()):
+        for group in with_images(exports(), image, written.missing_images) if read else in_groups(exports()):
             for sink in sinks:
                 sink.add(group)
     return written
 
 
-def _flagged(rows: Iterable[dict[str, Any]], select: Select, written: Written) -> Iterator[dict[str, Any]]:
+def _flagged(
+    rows: Iterable[dict[str, Any]], select: Select, written: WriteResult
+) -> Iterator[dict[str, Any]]:
     """The rows, those that are left out with the flag that says so; they are counted."""
     written.left_out = 0
     for row in rows:
@@ -129,7 +133,7 @@ def _flagged(rows: Iterable[dict[str, Any]], select: Select, written: Written) -
             flag, reason = refusal
             written.left_out += 1
             if reason:
-                written.not_computed.add(reason)
+                written.select_errors.add(reason)
             row = {**row, "flags": {**row["flags"], SELECT: [flag]}}
         yield row
 

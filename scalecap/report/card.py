@@ -9,7 +9,7 @@ import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData
 from omegaconf import OmegaConf
 
-from scalecap.data.files import public
+from scalecap.data.files import redact_urls
 from scalecap.run.folder import Row, Run
 from scalecap.stats import is_part, label
 
@@ -84,7 +84,7 @@ def _parts(run: Run, repo: str, licence: str, pictures: str) -> Iterator[str]:
         yield f"### {code(name)}"
         yield from _step(step)
     yield "The command:"
-    yield fenced(public(str(told.get("command", ""))))
+    yield fenced(redact_urls(str(told.get("command", ""))))
     yield _table(("library", "version"), list(told.get("versions", {}).items()))
 
 

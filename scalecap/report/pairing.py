@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scalecap.data.images import name_of
+from scalecap.data.images import image_name
 from scalecap.data.seen import digest
 from scalecap.run.folder import Run
 
@@ -32,7 +32,7 @@ def keys(run: Run) -> Keys:
     """Of the run's captions; what tells their pictures is looked up in its journal."""
     found = array("Q")
     for row in run.rows():
-        found.extend((_digest(row.get("row_id")), _digest(name_of(row.get(run.image)))))
+        found.extend((_digest(row.get("row_id")), _digest(image_name(row.get(run.image)))))
     ids, names = np.array(found, np.uint64).reshape(-1, 2).T
     journal = array("Q")
     for texts in run.captioned():

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.images import Fingerprint, name_of
+from scalecap.data.images import Fingerprint, image_name
 from scalecap.data.sources import open_source
 from scalecap.rows import Row, RowError
 from scalecap.run.folder import Run
@@ -87,7 +87,7 @@ def _matched(run: Run, rows: Sequence[Mapping[str, Any]], source: Iterable[Row])
     ids: defaultdict[str, list[int]] = defaultdict(list)
     names: defaultdict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        id, name = row.get("row_id"), name_of(row.get(run.image))
+        id, name = row.get("row_id"), image_name(row.get(run.image))
         if id or name:
             (ids[id] if id else names[name]).append(number)
     left, named, seen = len(ids), dict[str, Row](), Counter[str]()
@@ -95,7 +95,7 @@ def _matched(run: Run, rows: Sequence[Mapping[str, Any]], source: Iterable[Row])
         for number in ids.get(each.id, ()):
             yield number, each
         left -= each.id in ids
-        if names and (name := name_of(each.columns.get(run.image))) in names:
+        if names and (name := image_name(each.columns.get(run.image))) in names:
             named[name] = each
             seen[name] += 1
         if not left and not names:
@@ -112,8 +112,8 @@ def _opened(
     def made(number: int, row: Row) -> bytes | str:
         captioned = None
         if rows[number].get("row_id"):
-            captioned = Fingerprint(*known.get(row.id, ("", "")), name_of(rows[number].get(run.image)))
-        return _thumbnail(row, name_of(row.columns.get(run.image)), captioned, sides[number])
+            captioned = Fingerprint(*known.get(row.id, ("", "")), image_name(rows[number].get(run.image)))
+        return _thumbnail(row, image_name(row.columns.get(run.image)), captioned, sides[number])
 
     with ThreadPoolExecutor(thread_name_prefix="thumbnails") as pool:
         while batch := list(islice(matched, _AHEAD)):

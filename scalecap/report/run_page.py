@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.calibration import record
-from scalecap.data.files import public
+from scalecap.data.files import redact_urls
 from scalecap.report.labelling import draw, large
 from scalecap.report.page import Block, batches, block, picture_blocks, templates
 from scalecap.report.pictures import thumbnails
@@ -53,7 +53,7 @@ def write_report(
     drawn = draw(rows, seed, uncertain=uncertain)
     stream = template.stream(
         run=run,
-        summary=dict.fromkeys(TOLD) | run.summary | {"command": public(run.summary.get("command", ""))},
+        summary=dict.fromkeys(TOLD) | run.summary | {"command": redact_urls(run.summary.get("command", ""))},
         steps=run.steps,
         shown=len(rows),
         total=max(len(rows), told.get("done", 0) + told.get("failed", 0)),

@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from scalecap.config.effects import affects
 from scalecap.config.labelled import LabelsSettings
-from scalecap.data.images import name_of
+from scalecap.data.images import image_name
 from scalecap.stats import Pair, escaped, measures, parts
 
 MOST = 10_000
@@ -153,7 +153,7 @@ class Run:
 
     def picture_name(self, row: Row) -> str:
         """What the data calls the row's picture, or the row where its picture has no name."""
-        return name_of(row.get(self.image)) or str(row.get("row_id") or "")
+        return image_name(row.get(self.image)) or str(row.get("row_id") or "")
 
     @property
     def typed(self) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from scalecap.config.effects import determining
 from scalecap.data.shard import WHOLE, Shard, parse_shard
-from scalecap.data.sources import plain
+from scalecap.data.sources import json_safe
 from scalecap.locks import lock
 from scalecap.rows import Row
 from scalecap.threads import DaemonPool
@@ -80,7 +80,7 @@ class Journal:
                 lock(self._file, shared=config is None)
                 self._end = self._read()
                 if config is not None:
-                    self._begin(plain(config), force)
+                    self._begin(json_safe(config), force)
             except BlockingIOError as error:
                 raise JournalError(
                     f"another run is writing to {folder}; wait, or give another output=DIR"
@@ -180,7 +180,7 @@ class Journal:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a finished row. Raises JournalError when it can't be written; what was there stays whole."""
-        record = plain(record)
+        record = json_safe(record)
         offset = self._write(record)
         self._enter(record, offset)
         if self._syncing and self._syncing.done():
@@ -241,7 +241,7 @@ class Journal:
             return "failed"
         stamp = _digest(row.stamp) if row.stamp else _NONE
         same_picture = _NONE in (stamp, entry.stamp) or stamp == entry.stamp
-        columns = plain(row.columns)
+        columns = json_safe(row.columns)
         edits = dict(row.edits)
         same_row = entry.digest in (_identity(row.id, columns, edits), _identity(None, columns, edits))
         return "done" if same_picture and same_row else "changed"
@@ -253,7 +253,7 @@ class Journal:
         """
         rows = rows if rows is not None else self._parts.get(first, 0)
         digest = _digest(stamp)
-        for index in shard.among(range(first, first + rows)):
+        for index in shard.select(range(first, first + rows)):
             entry = self.entries.get(index)
             if entry is None or not entry.done or entry.stamp != digest:
                 return 0

@@ -27,7 +27,7 @@ from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.seen import Seen
 from scalecap.data.shard import Shard, parse_shard
-from scalecap.data.sources import open_source, readable
+from scalecap.data.sources import open_source, rows_until_error
 from scalecap.interpreter.binding import PipelineError
 from scalecap.interpreter.dispatch import StepUsage
 from scalecap.interpreter.pipeline import Pipeline
@@ -81,7 +81,7 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
             summary,
             wanted,
             image=data.image,
-            data=readable(open_source(data)) if wanted.needs_pictures else None,
+            data=rows_until_error(open_source(data)) if wanted.needs_pictures else None,
         )
         summary.write()
     return summary

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalecap.config.exports import WriteSettings
-from scalecap.data.writer import Written
+from scalecap.data.writer import WriteResult
 from scalecap.interpreter.dispatch import RunUsage
 from scalecap.messages import Messages
 from scalecap.run.spending import Outlook
@@ -170,20 +170,20 @@ class Summary:
                 f"{condition} held for {f'all {count}' if held else f'none of {count}'} {what}."
             )
 
-    def add_written(self, written: Written, settings: WriteSettings) -> None:
+    def add_written(self, written: WriteResult, settings: WriteSettings) -> None:
         """Notes what the writer tells of the run's files."""
         self.left_out = written.left_out
         folders = (["dataset"] if "parquet" in settings.format else []) + settings.folders
         self.exports = [name for name in folders if (self.output / name).exists()]
         without = {"sidecars"} if settings.holds_pictures else {"sidecars", "dataset"}
         with_files = " and ".join(f"{name}/" for name in folders if name not in without)
-        if written.mixed:
-            mixed = ", ".join(written.mixed)
+        if written.json_columns:
+            mixed = ", ".join(written.json_columns)
             self.notes.append(f"JSON text in dataset/, since their rows share no type: {mixed}.")
         for what, messages in (
-            (f"Pictures left out of {with_files}", written.missing),
-            ("Rows without a sidecar", written.no_sidecar),
-            (f"Rows of which write.select={settings.select} can't tell", written.not_computed),
+            (f"Pictures left out of {with_files}", written.missing_images),
+            ("Rows without a sidecar", written.missing_sidecars),
+            (f"Rows of which write.select={settings.select} can't tell", written.select_errors),
         ):
             for reason, count in messages.most_common(NOTED):
                 self.notes.append(f"{what}: {count:,}, since {reason}.")

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from scalecap.data import DataError
-from scalecap.data.files import File, find
+from scalecap.data.files import File, find_files
 from scalecap.rows import RowError
 
 
@@ -36,7 +36,7 @@ def shards(tmp_path: Path) -> Path:
 )
 def test_patterns(shards: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]) -> None:
     monkeypatch.chdir(shards)
-    found = find(pattern, ".tar")
+    found = find_files(pattern, ".tar")
     assert [file.name for file in found] == names, "as they were typed"
     assert [file.url for file in found] == [str(shards / name) for name in names], "wherever it is read"
 
@@ -45,10 +45,10 @@ def test_a_remote_pattern() -> None:
     for number in range(3):
         with fsspec.open(f"memory://remote/{number}.tar", "wb") as file:
             file.write(b"0123456789")
-    found = find("memory://remote/*.tar", ".tar")
+    found = find_files("memory://remote/*.tar", ".tar")
     assert [file.name.rpartition("/")[2] for file in found] == ["0.tar", "1.tar", "2.tar"]
     assert found[1].read(2, 3) == b"234"
-    assert find("memory://remote/{0..1}.tar", ".tar")[1].read(8, 9) == b"89"
+    assert find_files("memory://remote/{0..1}.tar", ".tar")[1].read(8, 9) == b"89"
     size, stamp = found[0].stat()
     assert size == 10
     with fsspec.open("memory://remote/0.tar", "wb") as file:
@@ -67,7 +67,7 @@ def test_a_remote_pattern() -> None:
 )
 def test_what_is_no_file(pattern: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        find(pattern, ".tar")
+        find_files(pattern, ".tar")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_is_no_file(pattern: str, message: str) -> None:
 )
 def test_names_hold_no_secrets(url: str, name: str) -> None:
     pytest.importorskip("aiohttp", reason="needs what fsspec reads http with")
-    assert find(url, ".tar")[0] == File(url, name)
+    assert find_files(url, ".tar")[0] == File(url, name)
 
 
 @pytest.mark.parametrize("do", [lambda file: file.stat(), lambda file: file.read(0, 1)])

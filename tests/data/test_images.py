@@ -13,7 +13,7 @@ import pytest
 from pictures import encoded, picture
 from PIL import Image as Pillow
 
-from scalecap.data.images import open_image, read_image, stamp
+from scalecap.data.images import image_stamp, open_image, read_image
 from scalecap.rows import RowError
 
 
@@ -309,7 +309,7 @@ def test_urls_are_fetched_when_allowed(server: str, monkeypatch: pytest.MonkeyPa
 def test_data_urls_are_read_when_allowed() -> None:
     url = "data:image/png;base64," + base64.b64encode(picture()).decode()
     assert open_image(url, allow_urls=True).pixels.size == (40, 30)
-    assert stamp(url) != stamp(url[:-4])
+    assert image_stamp(url) != image_stamp(url[:-4])
 
 
 def test_files_are_not_read_by_url() -> None:

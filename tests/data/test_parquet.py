@@ -12,7 +12,7 @@ from pictures import picture
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.files import File
-from scalecap.data.sources import Rows, open_source
+from scalecap.data.sources import RowSource, open_source
 from scalecap.rows import Row, RowError
 
 Write = Callable[..., str]
@@ -32,9 +32,9 @@ def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
     return written
 
 
-def opened(path: str, **more: Any) -> Rows:
+def opened(path: str, **more: Any) -> RowSource:
     source = open_source(DataSettings(source="parquet", path=path, **more))
-    assert isinstance(source, Rows)
+    assert isinstance(source, RowSource)
     return source
 
 

@@ -9,7 +9,7 @@ import pytest
 from scalecap.config.exports import WriteSettings
 from scalecap.data import writer
 from scalecap.data.images import find_image
-from scalecap.data.sidecars import Names
+from scalecap.data.sidecars import UniqueNames
 from scalecap.rows import Row
 
 
@@ -36,11 +36,11 @@ from scalecap.rows import Row
     ],
 )
 def test_an_id_makes_a_name_that_stays_in_the_folder(id: str, name: str):
-    assert Names(".txt").new(id) == name
+    assert UniqueNames(".txt").new(id) == name
 
 
 def test_a_name_that_is_taken_gets_a_number():
-    names = Names(".txt")
+    names = UniqueNames(".txt")
     made = [names.new(id) for id in ("a.jpg", "a.png", "A.jpg", "a-2", "a", "b/a")]
     assert made == ["a.txt", "a-2.txt", "A-3.txt", "a-2-2.txt", "a-4.txt", "b/a.txt"]
 
@@ -64,7 +64,7 @@ def test_a_caption_is_one_line_with_what_is_set_around_it(tmp_path: Path):
     written = writer.write(tmp_path, lambda: records, ["caption"], settings)
     texts = {path.name: path.read_text("utf-8") for path in (tmp_path / "sidecars").glob("*.txt")}
     assert texts == {"0.txt": "sks, A dog. It is brown. end", "2.txt": "sks, {{ self }} <b>é</b> end"}
-    assert dict(written.no_sidecar) == {"the caption is empty": 1}
+    assert dict(written.missing_sidecars) == {"the caption is empty": 1}
 
 
 def test_json_holds_the_row(tmp_path: Path):
@@ -102,7 +102,7 @@ def beside(folder: Path, captions: list[Any], names: list[str], how: str = "new"
     (folder / "run").mkdir(exist_ok=True)
     written = writer.write(folder / "run", lambda: records, ["caption"], settings, data=own)
     assert not (folder / "run" / "sidecars").exists()
-    return dict(written.no_sidecar)
+    return dict(written.missing_sidecars)
 
 
 @pytest.fixture
@@ -159,5 +159,5 @@ def test_a_picture_that_was_replaced_since_gets_no_caption(data: Path, tmp_path:
     )
     settings = WriteSettings(sidecars="json", beside="new")
     written = writer.write(tmp_path, lambda: records, ["caption"], settings, data=[row])
-    assert dict(written.no_sidecar) == {"it was replaced after it was captioned": 1}
+    assert dict(written.missing_sidecars) == {"it was replaced after it was captioned": 1}
     assert not (data / "b.json").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.sources import open_source, plain
+from scalecap.data.sources import json_safe, open_source
 
 
 def test_an_unknown_source_names_the_nearest() -> None:
@@ -32,7 +32,7 @@ def test_plain_is_json_without_pixels() -> None:
         "pair": (1, True),
         3: "é",
     }
-    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
+    assert json.loads(json.dumps(json_safe(value), allow_nan=False)) == {
         "image": {"path": "a.png"},
         "other": [None, None],
         "when": "2026-01-02",

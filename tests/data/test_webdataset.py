@@ -10,7 +10,7 @@ from pictures import picture, tar
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.sources import Rows, open_source
+from scalecap.data.sources import RowSource, open_source
 from scalecap.rows import Row, RowError
 
 Shard = Callable[..., str]
@@ -29,9 +29,9 @@ def shard(request: pytest.FixtureRequest, tmp_path: Path) -> Shard:
     return write
 
 
-def opened(path: str, **more: Any) -> Rows:
+def opened(path: str, **more: Any) -> RowSource:
     source = open_source(DataSettings(source="webdataset", path=path, **more))
-    assert isinstance(source, Rows)
+    assert isinstance(source, RowSource)
     return source
 
 

@@ -168,7 +168,7 @@ def test_pictures_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     own = [row(n, functools.partial(png, n)) for n in range(8) if n != 6]
     own.insert(6, row(6, gone))
     written = writer.write(tmp_path, lambda: rows, ["x"], WriteSettings(image="bytes"), data=own)
-    assert dict(written.missing) == {"gone": 1, "the data has another row there now": 1}
+    assert dict(written.missing_images) == {"gone": 1, "the data has another row there now": 1}
     (path,) = (tmp_path / "dataset").iterdir()
     assert pq.read_metadata(path).num_row_groups >= 3
     loaded = datasets.load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "hf"))
