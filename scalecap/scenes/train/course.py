@@ -57,7 +57,7 @@ def taught_prompts() -> dict[str, list[lessons.Render]]:
         role: [lessons.shipped(role, variant) for variant in variants] for role, variants in _TAUGHT.items()
     }
     taught["verify"].append(lessons.shipped("verify_details", "seed"))
-    taught["structured"] = [Template("Describe the picture as JSON.")]  # no pipeline asks so yet
+    taught["structured"] = [Template("Describe the picture as JSON.")]  # as structured/compact.yaml renders
     return {role: [template.render for template in group] for role, group in taught.items()}
 
 
