@@ -18,7 +18,7 @@ from scalecap.data import DataError, Source
 from scalecap.data.files import redact_urls
 from scalecap.data.replacing import is_foreign
 from scalecap.data.sources import open_source, rows_until_error
-from scalecap.engines import EMBEDDED, Engines, look
+from scalecap.engines import EMBEDDED, Engines, preflight
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.engines.settings import EngineSettings, RoleSettings
 from scalecap.interpreter.cache import Cache, CacheError
@@ -241,7 +241,7 @@ def plan(settings: Settings) -> str:
         raise RunError(str(error)) from error
     roles = settings.by_role(pipeline.roles)
     try:
-        unchecked = look(list(roles.values()))
+        unchecked = preflight(list(roles.values()))
     except EngineError as error:
         raise RunError(str(error)) from error
     lines = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scalecap.engines.compat import mend
+from scalecap.engines.compat import patch_libraries
 from scalecap.scenes.architecture import make_tokenizer
 
 _WORDS = ["Is it true? There is a cat on the left. Answer yes or no.", "yes no Yes No YES NO"] * 20
@@ -16,7 +16,7 @@ _PIXELS = 128 * 128
 
 def build(architecture: str, folder: Path) -> Path:
     """Write a random float32 checkpoint of a few layers; `architecture` is one of ARCHITECTURES."""
-    mend()
+    patch_libraries()
     import transformers
 
     tokenizer = make_tokenizer(_WORDS, size=512)

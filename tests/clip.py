@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from scalecap.engines.compat import mend
+from scalecap.engines.compat import patch_libraries
 
 
 def make(folder: Path) -> str:
     """Write the model into `folder`, and skip the test where torch or transformers is missing."""
     torch = pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-    mend()
+    patch_libraries()
     transformers = pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocabulary = [*letters, *(f"{each}</w>" for each in letters), "<|startoftext|>", "<|endoftext|>"]

@@ -109,7 +109,7 @@ def test_a_server_is_asked_which_models_it_has(
         checked()
     server.models = (404, {})
     assert "Not checked: whether the server has a model m, since it lists none; " in checked()
-    monkeypatch.setattr("scalecap.engines.openai._LOOK_TIMEOUT", 0.2)
+    monkeypatch.setattr("scalecap.engines.openai._PREFLIGHT_TIMEOUT", 0.2)
     server.models = (200, "hang")
     with pytest.raises(RunError, match="no server answers at"):
         checked()
@@ -135,7 +135,7 @@ def test_models_by_folder_and_by_name(compose: Compose, monkeypatch: pytest.Monk
     def absent(_: Any) -> None:
         raise weights.ModelError("no such model on the hub")
 
-    monkeypatch.setattr(weights, "look", absent)
+    monkeypatch.setattr(weights, "preflight", absent)
     with pytest.raises(RunError, match="no such model on the hub"):
         plan(compose(*words, "model.vlm.name=some/model"))
 

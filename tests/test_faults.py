@@ -51,8 +51,8 @@ def errors(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
-    monkeypatch.setattr("scalecap.engines.servers._PAUSE", 0.001)
-    monkeypatch.setattr("scalecap.engines.servers._LOOK", 0.05)
+    monkeypatch.setattr("scalecap.engines.servers._BACKOFF", 0.001)
+    monkeypatch.setattr("scalecap.engines.servers._HEALTH_INTERVAL", 0.05)
     server = Server(storyteller)
     server.seconds = 0.005
     yield server

@@ -88,7 +88,7 @@ def embedded_model() -> Path:
     return folder
 
 
-def look(roles: "Sequence[RoleSettings]") -> list[str]:
+def preflight(roles: "Sequence[RoleSettings]") -> list[str]:
     """Sees that the models can be had, without loading one: what could not be seen, for reading.
 
     A server is asked which models it has, the hub whether it has one that is not in its local cache.
@@ -102,7 +102,7 @@ def look(roles: "Sequence[RoleSettings]") -> list[str]:
         if name != "auto" and find_spec(module := _MODULES.get(name, name)) is None:
             raise EngineError(_needs(name, module))
         if name == "openai":
-            unseen[importlib.import_module(f"{__name__}.openai").look(model, engine)] = None
+            unseen[importlib.import_module(f"{__name__}.openai").preflight(model, engine)] = None
             unseen["that the server answers"] = None
             continue
         if model.name == EMBEDDED:
@@ -110,8 +110,8 @@ def look(roles: "Sequence[RoleSettings]") -> list[str]:
         else:
             weights = importlib.import_module(f"{__name__}.weights")
             try:
-                weights.look(model)
-            except weights.HubAwayError:
+                weights.preflight(model)
+            except weights.HubUnreachableError:
                 unseen[f"whether the hub, which can't be reached, has {model.name}"] = None
         unseen["that the models load and fit memory"] = None
     return [each for each in unseen if each]

@@ -126,7 +126,7 @@ class Chat:
             if key not in known
         ]
         switch = find_switch(lambda more: self._render(False, True, more), source)
-        mend = (
+        fix = (
             f"turn it off with model.<role>.chat_template_kwargs.{switch}=false"
             if switch
             else "the template has no switch for it: take a variant that does not reason (…-Instruct)"
@@ -134,12 +134,12 @@ class Chat:
         if self.opens_thought:
             lines.append(
                 f"{name}: its chat template begins every reply inside <think>, so checks that read the first "
-                f"token can't be read, nor texts be rated as replies; {mend}"
+                f"token can't be read, nor texts be rated as replies; {fix}"
             )
         elif switch and switch not in self._variables:
             lines.append(
                 f"{name}: its chat template lets it reason before it answers, which costs tokens and spoils "
-                f"checks that read the first token; {mend}"
+                f"checks that read the first token; {fix}"
             )
         return lines
 

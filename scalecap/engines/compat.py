@@ -63,7 +63,7 @@ _kept: list[object] = []
 """An operator lives as long as the `Library` that declared it."""
 
 
-def mend() -> None:
+def patch_libraries() -> None:
     """Make `import torchvision` work if its own library does not; else nothing is changed.
 
     Must come before torchvision's first import. Cheap, and may be called again.
@@ -87,7 +87,7 @@ def mend() -> None:
             _hide_if_broken(package)
 
 
-def begin() -> None:
+def init_child() -> None:
     """Prepare a child; torch calls this at the end of its import."""
     if sys.platform == "linux":
         # Linux sends it once for each thread of a dying parent, and vLLM's handler of SIGTERM takes a lock
@@ -95,7 +95,7 @@ def begin() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # A terminal's Ctrl-C goes to its whole process group; rows in flight still need the engine.
     os.setpgid(0, 0)
-    mend()
+    patch_libraries()
     import torch
 
     if torch.version.cuda is not None:
@@ -131,8 +131,8 @@ def _hide_if_broken(package: str) -> None:
 
 
 @contextmanager
-def prepared() -> Iterator[None]:
-    """Processes started inside, by whatever means but a fork, `begin` so: engine, workers, inspection.
+def patched_children() -> Iterator[None]:
+    """Processes started inside, by whatever means but a fork, `init_child` so: engine, workers, inspection.
 
     torch calls the entry points of the group `torch.backends` at the end of its own import, which
     comes before torchvision's and vLLM's. One is laid on the children's path, so that it works from
@@ -145,7 +145,7 @@ def prepared() -> Iterator[None]:
         described.mkdir()
         name, entry = (
             "Metadata-Version: 2.1\nName: scalecap-child\nVersion: 1\n",
-            "scalecap_child:begin",
+            "scalecap_child:init_child",
         )
         (described / "METADATA").write_text(name)
         (described / "entry_points.txt").write_text(f"[torch.backends]\nscalecap = {entry}\n")

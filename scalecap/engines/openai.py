@@ -72,7 +72,7 @@ _WORDS = 8
 """Tokens within which a reply's first word ends, where text must do."""
 _CONCURRENCY = 32
 """Requests in flight that keep a server busy."""
-_LOOK_TIMEOUT = 5.0
+_PREFLIGHT_TIMEOUT = 5.0
 """Seconds that a server has to list its models when a config is checked."""
 
 
@@ -111,7 +111,9 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
 
     async def accept(server: Server) -> None:
         """A server that is back, or there for the first time, may be another."""
-        agreed({**there, server.connection: await card_of(server.connection, model, _LOOK_TIMEOUT)}, engine)
+        agreed(
+            {**there, server.connection: await card_of(server.connection, model, _PREFLIGHT_TIMEOUT)}, engine
+        )
         await opened.probe(server)
 
     if len(connections) > 1:
@@ -123,7 +125,7 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
     return opened
 
 
-def look(model: ModelSettings, engine: EngineSettings) -> str:
+def preflight(model: ModelSettings, engine: EngineSettings) -> str:
     """Sees within seconds that the servers have the model: what could not be seen.
 
     Raises:
@@ -133,7 +135,7 @@ def look(model: ModelSettings, engine: EngineSettings) -> str:
     async def listed() -> dict[Connection, Card | AwayError]:
         connections = [Connection(each) for each in engine.addresses]
         try:
-            return await cards(connections, model, _LOOK_TIMEOUT)
+            return await cards(connections, model, _PREFLIGHT_TIMEOUT)
         finally:
             for each in connections:
                 await each.close()

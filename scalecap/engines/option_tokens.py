@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from scalecap.engines.base import EngineError
 
 
-def spellings(encode: Callable[[str], list[int]], options: Sequence[str]) -> list[list[int]]:
+def option_token_ids(encode: Callable[[str], list[int]], options: Sequence[str]) -> list[list[int]]:
     """Token ids by which each option may begin: "yes", " yes", "Yes", " Yes", "YES", " YES".
 
     A spelling counts when it is a single token. An option without any is known by the first

@@ -85,14 +85,14 @@ def agreed(cards: Mapping[Connection, Card], engine: EngineSettings) -> Card:
     they are one model.
     """
     same: dict[str, Any] = {}
-    for key, mend in (
+    for key, fix in (
         ("max_model_len", "serve them with the same context"),
         ("root", 'engine.identity="…" says that they are one model'),
     ):
         told = {each.shown: card[key] for each, card in cards.items() if card.get(key)}
         if len(set(map(str, told.values()))) > 1 and not (key == "root" and engine.identity):
             differing = ", ".join(f"{value} at {at}" for at, value in told.items())
-            raise ModelError(f"the servers of engine.base_url differ in {key}: {differing}; {mend}")
+            raise ModelError(f"the servers of engine.base_url differ in {key}: {differing}; {fix}")
         if told:
             same[key] = next(iter(told.values()))
     return same

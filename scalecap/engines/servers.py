@@ -32,15 +32,15 @@ _GARBAGE = 2
 """Times that a request may get an answer that is none."""
 _LATE = 2
 """Servers that a request may keep waiting."""
-_LOOK = 2.0
+_HEALTH_INTERVAL = 2.0
 """Seconds before each look whether a server is back."""
-_LOOK_TIMEOUT = 10.0
+_HEALTH_TIMEOUT = 10.0
 """Seconds that it has to answer then."""
-_SILENT = 10.0
+_STALL_SECONDS = 10.0
 """Seconds without any answer to its requests after which one of several servers is looked at."""
 _LOOKS = 3
 """Looks in vain after which the requests that it has are sent to others."""
-_PAUSE = 0.5
+_BACKOFF = 0.5
 """Seconds before a second try; doubled with each further one, up to 8."""
 _GATEWAY = (502, 503, 504)
 """What a gateway says whose server is away."""
@@ -230,9 +230,9 @@ class Servers:
         in_vain = 0
         while True:
             # Also before the first look: one that shuts down drops connections while it still answers.
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_HEALTH_INTERVAL)
             try:
-                async with asyncio.timeout(_LOOK_TIMEOUT):
+                async with asyncio.timeout(_HEALTH_TIMEOUT):
                     if self.accept and not server.up:
                         await self.accept(server)
                     else:
@@ -270,9 +270,9 @@ class Servers:
     async def _watch(self) -> None:
         """Looks at servers that have requests and answer none: their machines may have vanished."""
         while True:
-            await asyncio.sleep(_SILENT)
+            await asyncio.sleep(_STALL_SECONDS)
             for server in self.servers:
-                if server.deadlines and time.monotonic() - server.heard > _SILENT:
+                if server.deadlines and time.monotonic() - server.heard > _STALL_SECONDS:
                     self._look(server)
 
     async def close(self) -> None:
@@ -292,4 +292,4 @@ def _unfit(refused: Refused) -> bool:
 
 def _pause(failures: int) -> float:
     """Seconds before the next try, not the same for all who were refused together."""
-    return min(_PAUSE * 2.0 ** (failures - 1), 8.0) * random.uniform(0.75, 1)
+    return min(_BACKOFF * 2.0 ** (failures - 1), 8.0) * random.uniform(0.75, 1)

@@ -35,15 +35,15 @@ from scalecap.engines.base import (
     finish,
 )
 from scalecap.engines.chat_template import Chat
-from scalecap.engines.compat import mend
-from scalecap.engines.drafts import Lookup
+from scalecap.engines.compat import patch_libraries
+from scalecap.engines.drafts import PromptLookup
 from scalecap.engines.identity import identity
-from scalecap.engines.option_tokens import spellings
+from scalecap.engines.option_tokens import option_token_ids
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError, Weights, find, loading, out_of_memory
 
 if TYPE_CHECKING:
-    from scalecap.engines.prefix_cache import Network, Prefix, Rows
+    from scalecap.engines.model_runner import ModelRunner, Prefix, Rows
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Reply)
@@ -61,11 +61,11 @@ async def open_transformers(model: ModelSettings, engine: EngineSettings) -> "Tr
 def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
     weights = find(model)
     with loading(model):
-        mend()
+        patch_libraries()
         transformers: Any = import_module("transformers")
         import torch
 
-        from scalecap.engines.unpadded import network_for
+        from scalecap.engines.unpadded import model_runner_for
 
         if engine.quiet:
             transformers.logging.set_verbosity_error()
@@ -93,7 +93,7 @@ def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
     found = f"{weights.content} {str(dtype).removeprefix('torch.')}"
     return TransformersEngine(
         identity("transformers", found, model, engine),
-        network_for(network, eyes, context),
+        model_runner_for(network, eyes, context),
         chat,
         ends,
         engine,
@@ -154,7 +154,7 @@ class _Job:
     """Characters and number of tokens, one after another, of a score's text."""
     seen: set[int] = field(default_factory=set)
     dice: random.Random = field(default_factory=random.Random)
-    lookup: Lookup | None = None
+    lookup: PromptLookup | None = None
     """Drafts the reply to a prompt without a picture; what is said of a picture repeats little."""
 
     @property
@@ -177,13 +177,13 @@ class TransformersEngine:
     """Engine over a transformers model in this process; may be used by one event loop after another."""
 
     def __init__(
-        self, identity: str, network: "Network", chat: Chat, ends: set[int], settings: EngineSettings
+        self, identity: str, network: "ModelRunner", chat: Chat, ends: set[int], settings: EngineSettings
     ) -> None:
         self.identity = identity
         self.context_length: int | None = network.context
         self.concurrency = settings.concurrency or 2 * settings.batch_size
         self.kv_tokens: int | None = network.kept
-        self._network = network
+        self._runner = network
         self._chat = chat
         self._ends = ends
         self._batch = max(1, settings.batch_size)
@@ -248,8 +248,8 @@ class TransformersEngine:
         for job in self._waiting + self._writing:
             self._settle(job, self._dead)
         self._rows, self._waiting, self._writing = None, [], []
-        self._network.forget()
-        del self._network
+        self._runner.forget()
+        del self._runner
 
     def _collect(self) -> bool:
         """Take over what was asked, waiting only when there is nothing to do; False: close."""
@@ -295,7 +295,7 @@ class TransformersEngine:
             full = out_of_memory(error)
             if full:
                 self._batch = max(1, len(jobs) // 2)
-                self._network.forget()
+                self._runner.forget()
                 log.warning("out of GPU memory: at most %d requests a batch from here on", self._batch)
             if full and (others or len(jobs) > 1):
                 self._waiting = jobs + self._waiting
@@ -321,28 +321,28 @@ class TransformersEngine:
             job.reply, job.spans = self._chat.spans(request.text)
             job.rest = turn.rest + job.reply[:-1]
         elif isinstance(request, Choose) and request.options not in self._told:
-            self._told[request.options] = spellings(self._chat.encode, request.options)
-        job.prefix, kept = self._network.prefix(turn.prefix, request.prompt.image, len(job.rest))
+            self._told[request.options] = option_token_ids(self._chat.encode, request.options)
+        job.prefix, kept = self._runner.prefix(turn.prefix, request.prompt.image, len(job.rest))
         job.cached = len(job.prefix.ids) if kept else 0
         if isinstance(request, Generate):
-            job.room = max(1, min(request.sampling.max_tokens, self._network.context - job.prompt))
+            job.room = max(1, min(request.sampling.max_tokens, self._runner.context - job.prompt))
             job.seen = {*job.prefix.ids, *job.rest}
             job.dice = random.Random(request.seed)
-            drafted = self._network.drafts and request.prompt.image is None
-            job.lookup = Lookup(job.rest) if drafted else None
+            drafted = self._runner.drafts and request.prompt.image is None
+            job.lookup = PromptLookup(job.rest) if drafted else None
 
     def _choose(self, jobs: list[_Job]) -> None:
-        logits, _ = self._network.prefill([(job.prefix, job.rest) for job in jobs])
+        logits, _ = self._runner.prefill([(job.prefix, job.rest) for job in jobs])
         for job, row in zip(jobs, logits[:, -1], strict=True):
             assert isinstance(job.request, Choose)
-            probabilities, mass = self._network.odds(row, self._told[job.request.options])
+            probabilities, mass = self._runner.odds(row, self._told[job.request.options])
             self._settle(job, Chosen(probabilities, mass, Usage(job.prompt, job.cached)))
 
     def _score(self, jobs: list[_Job]) -> None:
         most = max(len(job.reply) for job in jobs)
-        logits, _ = self._network.prefill([(job.prefix, job.rest) for job in jobs], most)
+        logits, _ = self._runner.prefill([(job.prefix, job.rest) for job in jobs], most)
         for job, row in zip(jobs, logits, strict=True):
-            rated = iter(self._network.rate(row[-len(job.reply) :], job.reply))
+            rated = iter(self._runner.rate(row[-len(job.reply) :], job.reply))
             tokens = []
             for start, end, count in job.spans:
                 logprobs, raw = zip(*islice(rated, count), strict=True)
@@ -351,7 +351,7 @@ class TransformersEngine:
 
     def _admit(self, jobs: list[_Job]) -> None:
         """Let new replies join those being written."""
-        logits, rows = self._network.prefill([(job.prefix, job.rest) for job in jobs])
+        logits, rows = self._runner.prefill([(job.prefix, job.rest) for job in jobs])
         self._rows = self._rows.join(rows) if self._rows else rows
         self._writing = self._writing + jobs
         self._draw(jobs, logits[:, -1])
@@ -362,7 +362,7 @@ class TransformersEngine:
         assert self._rows
         positions = [job.prefix.next + len(job.rest) + len(job.reply) - 1 for job in jobs]
         given = [[job.reply[-1], *job.draft()] for job in jobs]
-        logits = self._network.step(self._rows, given, positions)
+        logits = self._runner.step(self._rows, given, positions)
         read = [0] * len(jobs)
         going = list(range(len(jobs)))
         while going:
@@ -381,7 +381,7 @@ class TransformersEngine:
     def _draw(self, jobs: list[_Job], logits: Any) -> None:
         """Draw the next token of each; finished replies are handed over."""
         samplings = [job.request.sampling for job in jobs if isinstance(job.request, Generate)]
-        drawn = self._network.draw(logits, samplings, [job.seen for job in jobs], [job.dice for job in jobs])
+        drawn = self._runner.draw(logits, samplings, [job.seen for job in jobs], [job.dice for job in jobs])
         for job, sampling, token in zip(jobs, samplings, drawn, strict=True):
             job.reply.append(token)
             job.seen.add(token)

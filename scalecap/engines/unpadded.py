@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from scalecap.engines.prefix_cache import Network, Prefix
+from scalecap.engines.model_runner import ModelRunner, Prefix
 
 
 @dataclass
@@ -36,8 +36,8 @@ class SeparateRows:
         """A state can't forget: each step has one token a row."""
 
 
-class UnpaddedNetwork(Network):
-    """A `Network` whose forward passes have one row each."""
+class UnpaddedModelRunner(ModelRunner):
+    """A `ModelRunner` whose forward passes have one row each."""
 
     def __init__(self, model: Any, eyes: Any, context: int) -> None:
         super().__init__(model, eyes, context)
@@ -70,8 +70,8 @@ class UnpaddedNetwork(Network):
         return DynamicCache(config=self._model.config)
 
 
-def network_for(model: Any, images: Any, context: int) -> Network:
-    """The `Network` that suits the model's layers; arguments as it takes them."""
+def model_runner_for(model: Any, images: Any, context: int) -> ModelRunner:
+    """The `ModelRunner` that suits the model's layers; arguments as it takes them."""
     layers = DynamicCache(config=model.config).layers
     padded = all(type(layer) is DynamicLayer for layer in layers)
-    return (Network if padded else UnpaddedNetwork)(model, images, context)
+    return (ModelRunner if padded else UnpaddedModelRunner)(model, images, context)

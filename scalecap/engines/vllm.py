@@ -47,9 +47,9 @@ from scalecap.engines.base import (
     finish,
 )
 from scalecap.engines.chat_template import Chat
-from scalecap.engines.compat import mend, prepared
+from scalecap.engines.compat import patch_libraries, patched_children
 from scalecap.engines.identity import identity
-from scalecap.engines.option_tokens import spellings
+from scalecap.engines.option_tokens import option_token_ids
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError, Weights, find, loading, size_of
 from scalecap.text.suggestions import nearest
@@ -90,7 +90,7 @@ async def open_vllm(
     weights = find(model)
     output = tempfile.TemporaryFile("a+") if engine.quiet else None  # noqa: SIM115 (lives as long as the engine)
     with loading(model), _printing_to(output):
-        mend()
+        patch_libraries()
         import transformers
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
@@ -112,13 +112,13 @@ async def open_vllm(
             weights.folder, trust_remote_code=model.trust_remote_code
         )
         try:
-            with prepared():
+            with patched_children():
                 # The context's name chooses vLLM's defaults for throughput.
                 context = UsageContext.LLM_CLASS
                 config = AsyncEngineArgs(**arguments).create_engine_config(context)
                 moved = ""
                 if config.model_config.is_multimodal_model:
-                    moved = _keep_encoded(config, current_platform.get_device_total_memory())
+                    moved = _enlarge_encoder_cache(config, current_platform.get_device_total_memory())
                 dtype = str(config.model_config.dtype).removeprefix("torch.")
                 replicas = config.parallel_config.data_parallel_size
                 chat = Chat(
@@ -211,7 +211,7 @@ def share_of_memory(whole: float, memory: int, weights: Sequence[float]) -> floa
     return (weights[0] + more) / memory
 
 
-def _keep_encoded(config: Any, memory: int) -> str:
+def _enlarge_encoder_cache(config: Any, memory: int) -> str:
     """Let encoded pictures stay as long as their rows are in flight.
 
     By itself vLLM keeps as many of their tokens as a batch has, those of a handful of pictures. Others are
@@ -360,7 +360,7 @@ class VllmEngine:
     async def choose(self, request: Choose) -> Chosen:
         """Compare the options as the reply's first token; `mass` is exact, or nan from raw logits."""
         if request.options not in self._told:
-            self._told[request.options] = spellings(self._chat.encode, request.options)
+            self._told[request.options] = option_token_ids(self._chat.encode, request.options)
         told = self._told[request.options]
         tokens = [token for option in told for token in option]
         output = await self._ask(request.prompt, [], 1, temperature=0.0, logprob_token_ids=tokens)

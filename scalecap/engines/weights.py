@@ -31,7 +31,7 @@ class ModelError(EngineDead):
     kind = "model"
 
 
-class HubAwayError(ModelError):
+class HubUnreachableError(ModelError):
     """The model is not here, and the hub can't be reached to ask for it."""
 
 
@@ -73,12 +73,12 @@ def find(model: ModelSettings) -> Weights:
         raise ModelError(f"{file} is not valid JSON: {error}") from error
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} holds no *.safetensors: the weights are missing or in another format")
-    whole = mend_rope(config)
+    whole = fix_rope_scaling(config)
     mended = {key: value for key, value in whole.items() if value != config[key]}
     return Weights(folder, content or f"sha256:{_digest(folder)}", whole, mended)
 
 
-def look(model: ModelSettings) -> None:
+def preflight(model: ModelSettings) -> None:
     """Sees that a model can be had, without loading it: here, in the hub's local cache, or on the hub.
 
     Raises:
@@ -121,20 +121,20 @@ def _local(model: ModelSettings) -> Path | None:
     return None
 
 
-def mend_rope(config: dict[str, Any]) -> dict[str, Any]:
+def fix_rope_scaling(config: dict[str, Any]) -> dict[str, Any]:
     """A copy of a config in which every rope setting that has only a `type` has a `rope_type`."""
 
-    def mend(value: Any, key: str) -> Any:
+    def fixed(value: Any, key: str) -> Any:
         if not isinstance(value, dict):
             return value
-        value = {name: mend(inner, name) for name, inner in value.items()}
+        value = {name: fixed(inner, name) for name, inner in value.items()}
         if key in ("rope_scaling", "rope_parameters") and "type" in value and "rope_type" not in value:
             # Multimodal rope is the default rope with `mrope_section` set.
             value["rope_type"] = "default" if value["type"] == "mrope" else value["type"]
             del value["type"]
         return value
 
-    mended: dict[str, Any] = mend(config, "")
+    mended: dict[str, Any] = fixed(config, "")
     return mended
 
 
@@ -198,7 +198,7 @@ def _hub(model: ModelSettings) -> Iterator[None]:
             "a private one needs `hf auth login`"
         ) from error
     except (OSError, errors.HfHubHTTPError) as error:
-        raise HubAwayError(
+        raise HubUnreachableError(
             f"{name}{asked} is neither a folder here (from {Path.cwd()}) nor in the hub's local cache, and "
             "the hub can't be reached: check the network, or fetch it elsewhere with "
             f"`hf download {name} --local-dir DIR` and give DIR as its name ({error})"

@@ -56,10 +56,10 @@ class Clip:
 
     def missing(self) -> str | None:
         from scalecap.engines.settings import ModelSettings
-        from scalecap.engines.weights import ModelError, look
+        from scalecap.engines.weights import ModelError, preflight
 
         try:
-            look(ModelSettings(name=self._weights))
+            preflight(ModelSettings(name=self._weights))
         except ModelError as error:
             return f"weights: {error}"
         return None
@@ -113,11 +113,11 @@ class Clip:
 
 def _load(weights: str) -> tuple[Any, Any] | ValueError:
     """Model and processor, or why they can't be had."""
-    from scalecap.engines.compat import mend
+    from scalecap.engines.compat import patch_libraries
     from scalecap.engines.weights import out_of_memory
 
     try:
-        mend()
+        patch_libraries()
         transformers: Any = import_module("transformers")
         import torch
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scalecap.engines.compat import mend
+from scalecap.engines.compat import patch_libraries
 
 SIDE = 168
 PATCH = 14
@@ -42,7 +42,7 @@ _CHAT = (
 
 def make_tokenizer(corpus: Iterable[str], size: int = 1536) -> Any:
     """Train a byte-level BPE with Qwen's special tokens; any text can be written with it."""
-    mend()
+    patch_libraries()
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
@@ -81,7 +81,7 @@ def make_tokenizer(corpus: Iterable[str], size: int = 1536) -> Any:
 
 def make_model(tokenizer: Any, seed: int = 0, *, layers: int = 5) -> Any:
     """A fresh model of about 6 million parameters for this tokenizer, its text part of so many layers."""
-    mend()
+    patch_libraries()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL}

@@ -15,12 +15,12 @@ from unittest.mock import patch
 import hydra
 
 from scalecap.config.settings import CONF, from_config
-from scalecap.engines.compat import mend
+from scalecap.engines.compat import patch_libraries
 from scalecap.runner import process_engines, run
 
-mend()  # before transformers is imported
+patch_libraries()  # before transformers is imported
 
-from scalecap.engines.prefix_cache import Network  # noqa: E402
+from scalecap.engines.model_runner import ModelRunner  # noqa: E402
 
 COLUMNS = (
     "| pipeline | tokens of a draft | steps | tokens read in them | tokens written | captions as without |"
@@ -30,9 +30,9 @@ COLUMNS = (
 def count(pipeline: str, pictures: int, most: int) -> tuple[list[str], int, int, int]:
     """The captions file's lines, steps, tokens read in steps and tokens written of one run."""
     steps: list[int] = []
-    step = Network.step
+    step = ModelRunner.step
 
-    def counted(network: Network, rows: Any, tokens: Any, positions: Any) -> Any:
+    def counted(network: ModelRunner, rows: Any, tokens: Any, positions: Any) -> Any:
         steps.append(sum(map(len, tokens)))
         return step(network, rows, tokens, positions)
 
@@ -41,7 +41,10 @@ def count(pipeline: str, pictures: int, most: int) -> tuple[list[str], int, int,
         words += ["engine=transformers", "cache=off", "report=false", "progress=false"]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             settings = from_config(hydra.compose("config", words))
-        with patch.object(Network, "step", counted), patch("scalecap.engines.drafts.MOST", most):
+        with (
+            patch.object(ModelRunner, "step", counted),
+            patch("scalecap.engines.drafts.MAX_DRAFT_TOKENS", most),
+        ):
             summary = run(settings)
         written = summary.counts.total.generated_tokens
         lines = (Path(folder) / "captions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -361,7 +361,7 @@ async def opened(work: Work) -> AsyncIterator[Bench]:
             "num_gpu_blocks_override": blocks,
             "enable_mm_processor_stats": True,
         }
-        with patch("scalecap.engines.vllm._keep_encoded", keep_encoded):
+        with patch("scalecap.engines.vllm._enlarge_encoder_cache", keep_encoded):
             context = min(4096, (blocks - 1) * work.block)  # a cache has room for it at least
             engine = await open_vllm(
                 ModelSettings(name=str(weights), max_context=context), EngineSettings(args=args)

@@ -151,7 +151,7 @@ def test_a_closed_engine_leaves_no_model_in_memory():
     async def open_(dtype: str) -> Any:
         role = RoleSettings(ModelSettings("scenes", dtype=dtype), EngineSettings())
         opened = await engines.by_role({"vlm": role})
-        return weakref.ref(opened["vlm"]._network)  # type: ignore[attr-defined]
+        return weakref.ref(opened["vlm"]._runner)  # type: ignore[attr-defined]
 
     first = engines.run(open_("float32"))
     assert first() is not None

@@ -15,9 +15,9 @@ from server import Server
 
 from scalecap.engines import embedded_model
 from scalecap.engines.base import Image
-from scalecap.engines.compat import mend, prepared
+from scalecap.engines.compat import patch_libraries, patched_children
 
-mend()  # before any test imports transformers, which remembers what it found
+patch_libraries()  # before any test imports transformers, which remembers what it found
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded)]
     output = (tmp_path_factory.mktemp("served") / "log").open("w+")
     with output:
-        with prepared():  # no longer than it starts: later tests' processes are no children of vLLM's
+        with patched_children():  # no longer than it starts: later tests' processes are no children of vLLM's
             server = subprocess.Popen(
                 [*command, *options.split(), *where.split(), "--kv-cache-memory-bytes", str(1 << 30)],
                 stdout=output,
@@ -80,7 +80,7 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server that answers from a script."""
     pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
-    monkeypatch.setattr("scalecap.engines.servers._PAUSE", 0.001)
+    monkeypatch.setattr("scalecap.engines.servers._BACKOFF", 0.001)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server = Server()
     yield server

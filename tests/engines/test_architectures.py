@@ -10,7 +10,7 @@ import pytest
 
 from scalecap.engines import open_engine
 from scalecap.engines.base import Choose, Engine, Generate, Image, Prompt, Sampling, Score
-from scalecap.engines.option_tokens import spellings
+from scalecap.engines.option_tokens import option_token_ids
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.vllm import _dtype
 from scalecap.engines.weights import ModelError
@@ -70,7 +70,7 @@ async def hold(
     generated = await asyncio.gather(*[engine.generate(Generate(each, GREEDY)) for each in prompts])
     chosen = await asyncio.gather(*[engine.choose(Choose(each)) for each in prompts])
     scored = await asyncio.gather(*[engine.score(Score(each, REPLY)) for each in prompts])
-    words = spellings(chat.encode, ("yes", "no"))
+    words = option_token_ids(chat.encode, ("yes", "no"))
     for prompt, reply, choice, score in zip(prompts, generated, chosen, scored, strict=True):
         ids, logits = forward(prompt)
         assert reply.usage.prompt_tokens == len(ids)

@@ -87,7 +87,7 @@ def right(loop: Any, reference: Any) -> Callable[[Request], Any]:
     """The reply to a request, computed with empty caches."""
 
     def right(request: Request) -> Any:
-        reference._network.forget()
+        reference._runner.forget()
         return loop(client(reference, request))
 
     return right
@@ -176,8 +176,8 @@ def test_control_tokens_in_a_text(engine: Engine, loop: Any, right: Any, text: s
 def test_a_picture_that_was_dropped_is_shown_again(
     engine: Any, loop: Any, right: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if hasattr(engine, "_network"):
-        monkeypatch.setattr(engine._network, "kept", 200)
+    if hasattr(engine, "_runner"):
+        monkeypatch.setattr(engine._runner, "kept", 200)
     monkeypatch.setattr("scalecap.engines.encoded_images._KEPT", 1 << 16)
     request = Choose(Prompt("Is there a cake?", picture(2)))
     before = loop(client(engine, request))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scalecap.engines import drafts
 from scalecap.engines.base import Generate, Generated, Image, Prompt, Sampling
-from scalecap.engines.drafts import LONGEST, MOST, Lookup
+from scalecap.engines.drafts import MAX_DRAFT_TOKENS, MAX_NGRAM, PromptLookup
 from scalecap.engines.settings import EngineSettings, ModelSettings
 
 
@@ -29,21 +29,21 @@ from scalecap.engines.settings import EngineSettings, ModelSettings
     ],
 )
 def test_a_draft_is_what_followed_the_longest_ending(ids: list[int], most: int, draft: list[int]):
-    assert Lookup(ids).draft(most) == draft
+    assert PromptLookup(ids).draft(most) == draft
 
 
 @given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), max_size=10))
 def test_a_draft_is_found_as_by_a_search(prompt: list[int], reply: list[int]):
-    lookup = Lookup(prompt)
+    lookup = PromptLookup(prompt)
     for token in reply:
         lookup.add(token)
     ids = [*prompt, *reply]
     expected: list[int] = []
-    for count in range(min(LONGEST, len(ids)), 0, -1):
+    for count in range(min(MAX_NGRAM, len(ids)), 0, -1):
         places = [at for at in range(count, len(ids)) if ids[at - count : at] == ids[-count:]]
         if places and not expected:
-            expected = ids[places[-1] : places[-1] + MOST]
-    assert lookup.draft(MOST) == expected
+            expected = ids[places[-1] : places[-1] + MAX_DRAFT_TOKENS]
+    assert lookup.draft(MAX_DRAFT_TOKENS) == expected
 
 
 TEXTS = ["a b a b a b a b", "There is a cat. " * 4, "1 2 3 4 5 1 2 3", "yes", "no no no no no no no no"]
@@ -69,13 +69,13 @@ async def written(folder: Path, asked: Sequence[Generate]) -> tuple[list[Generat
 
     model = ModelSettings(name=str(folder), dtype="float64")
     engine = await open_transformers(model, EngineSettings(batch_size=8))
-    steps, step = [], engine._network.step
+    steps, step = [], engine._runner.step
 
     def counted(rows: Any, tokens: Any, positions: Any) -> Any:
         steps.append(sum(map(len, tokens)))
         return step(rows, tokens, positions)
 
-    engine._network.step = counted  # type: ignore[method-assign]
+    engine._runner.step = counted  # type: ignore[method-assign]
     try:
         return list(await asyncio.gather(*map(engine.generate, asked))), steps
     finally:
@@ -86,7 +86,7 @@ def test_replies_are_the_same_with_drafts_in_fewer_steps(
     tiny_model: Path, image: Image, monkeypatch: pytest.MonkeyPatch
 ):
     drafted, drafted_steps = asyncio.run(written(tiny_model, requests(image)))
-    monkeypatch.setattr(drafts, "MOST", 0)
+    monkeypatch.setattr(drafts, "MAX_DRAFT_TOKENS", 0)
     plain, plain_steps = asyncio.run(written(tiny_model, requests(image)))
     assert drafted == plain
     assert len(drafted_steps) < len(plain_steps)

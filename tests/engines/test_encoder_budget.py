@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from scalecap.engines.vllm import _keep_encoded
+from scalecap.engines.vllm import _enlarge_encoder_cache
 
 GB = 1 << 30
 
 
 def config(scheduler: Any, **vision: Any) -> Any:
-    """What `_keep_encoded` reads of vLLM's configuration: 1,000 values of 2 bytes a token."""
+    """What `_enlarge_encoder_cache` reads of vLLM's configuration: 1,000 values of 2 bytes a token."""
     hf_config = SimpleNamespace(vision_config=SimpleNamespace(**vision))
     model = SimpleNamespace(
         hf_config=hf_config, dtype=SimpleNamespace(itemsize=2), get_hidden_size=lambda: 1000
@@ -29,7 +29,7 @@ def config(scheduler: Any, **vision: Any) -> Any:
 )
 def test_it_holds_a_32nd_of_the_memory(vision: dict[str, Any], before: int, after: int) -> None:
     scheduler = SimpleNamespace(encoder_cache_size=before)
-    assert _keep_encoded(config(scheduler, **vision), 32 * GB) == ""
+    assert _enlarge_encoder_cache(config(scheduler, **vision), 32 * GB) == ""
     assert scheduler.encoder_cache_size == after
 
 
@@ -38,10 +38,10 @@ def test_a_version_that_has_it_elsewhere_is_told_and_runs_on() -> None:
         encoder_cache_size = property(lambda self: 4096)  # as of a class that can't be changed any more
 
     for scheduler in (SimpleNamespace(), Frozen()):
-        message = _keep_encoded(config(scheduler), 32 * GB)
+        message = _enlarge_encoder_cache(config(scheduler), 32 * GB)
         assert "this version of vLLM" in message
         assert "encoder_cache_size" in message
         assert "rows_in_flight" in message
-    assert "get_hidden_size" in _keep_encoded(
+    assert "get_hidden_size" in _enlarge_encoder_cache(
         SimpleNamespace(model_config=SimpleNamespace(hf_config=None), scheduler_config=SimpleNamespace()), GB
     )

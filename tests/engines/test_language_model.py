@@ -31,8 +31,8 @@ if PACKAGE is None:
 
 pytestmark = pytest.mark.slow
 SERVE = """
-from scalecap.engines.compat import mend
-mend()
+from scalecap.engines.compat import patch_libraries
+patch_libraries()
 from transformers.cli.transformers import main
 main()
 """

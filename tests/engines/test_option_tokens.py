@@ -1,7 +1,7 @@
 import pytest
 
 from scalecap.engines.base import EngineError
-from scalecap.engines.option_tokens import spellings
+from scalecap.engines.option_tokens import option_token_ids
 
 WORDS = ["yes", " yes", "Yes", " Yes", "no", " no", "No", "NO"]
 
@@ -12,17 +12,17 @@ def encode(text: str) -> list[int]:
 
 
 def test_whole_words_only_where_there_are_any() -> None:
-    assert spellings(encode, ("yes", "no")) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert option_token_ids(encode, ("yes", "no")) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_first_letters_where_there_is_no_whole_word() -> None:
-    yes, no, neither = spellings(encode, ("yes", "no", "n/a"))
+    yes, no, neither = option_token_ids(encode, ("yes", "no", "n/a"))
     assert neither == sorted(map(ord, " nN"))
     assert (yes, no) == ([0, 1, 2, 3], [4, 5, 6, 7])
 
 
 def test_shared_beginnings_count_for_none() -> None:
-    left, lower = spellings(encode, ("left", "right"))
+    left, lower = option_token_ids(encode, ("left", "right"))
     assert left == sorted(map(ord, "lL"))
     assert lower == sorted(map(ord, "rR"))
 
@@ -30,4 +30,4 @@ def test_shared_beginnings_count_for_none() -> None:
 @pytest.mark.parametrize("options", [("yes", "Yes"), ("blue", "black")])
 def test_options_that_begin_alike(options: tuple[str, str]) -> None:
     with pytest.raises(EngineError, match="can't tell"):
-        spellings(encode, options)
+        option_token_ids(encode, options)

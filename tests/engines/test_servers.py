@@ -82,7 +82,7 @@ async def test_a_connection_lost_to_a_server_that_was_away_costs_no_try(
 async def test_a_request_has_one_deadline_for_all_its_tries(
     fake: Server, monkeypatch: pytest.MonkeyPatch, fault: Answer
 ) -> None:
-    monkeypatch.setattr("scalecap.engines.servers._LOOK", 0.01)
+    monkeypatch.setattr("scalecap.engines.servers._HEALTH_INTERVAL", 0.01)
     fake.headers = {"Retry-After": "30"}
     fake.answers = [fault, (200, completion("A cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3, retries=3))

@@ -16,7 +16,7 @@ from scalecap.engines.weights import ModelError
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
-from scalecap.engines.openai import OpenAIEngine, look, open_openai
+from scalecap.engines.openai import OpenAIEngine, open_openai, preflight
 
 MODEL = ModelSettings(name="m")
 PICTURES = [Image(f"picture {number}", Pillow.new("RGB", (1, 1))) for number in range(30)]
@@ -25,8 +25,8 @@ PICTURES = [Image(f"picture {number}", Pillow.new("RGB", (1, 1))) for number in 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
     """Three servers of one model, each of which says its number."""
-    monkeypatch.setattr("scalecap.engines.servers._PAUSE", 0.001)
-    monkeypatch.setattr("scalecap.engines.servers._LOOK", 0.02)
+    monkeypatch.setattr("scalecap.engines.servers._BACKOFF", 0.001)
+    monkeypatch.setattr("scalecap.engines.servers._HEALTH_INTERVAL", 0.02)
     servers = [Server() for _ in range(3)]
     for number, server in enumerate(servers):
         server.seconds = 0.002
@@ -213,8 +213,8 @@ async def test_a_request_that_every_server_drops_fails_alone(fakes: list[Server]
 
 async def test_a_machine_that_vanished(fakes: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing comes back from it, not even that there is no connection."""
-    monkeypatch.setattr("scalecap.engines.servers._SILENT", 0.1)
-    monkeypatch.setattr("scalecap.engines.servers._LOOK_TIMEOUT", 0.05)
+    monkeypatch.setattr("scalecap.engines.servers._STALL_SECONDS", 0.1)
+    monkeypatch.setattr("scalecap.engines.servers._HEALTH_TIMEOUT", 0.05)
     engine = await open_openai(MODEL, several(fakes))
     fakes[0].answers, fakes[0].models = [(200, "hang")], (200, "hang")
     told = await asyncio.wait_for(answerers(engine), 20)
@@ -280,10 +280,10 @@ async def test_one_identity_in_whatever_order(fakes: list[Server]) -> None:
 
 
 def test_a_check_looks_at_each(fakes: list[Server]) -> None:
-    assert look(MODEL, several(fakes)) == ""
+    assert preflight(MODEL, several(fakes)) == ""
     fakes[0].models = (404, {})
     fakes[1].stop()
-    told = look(MODEL, several(fakes))
+    told = preflight(MODEL, several(fakes))
     fakes[1].start()
     assert told == (
         f"whether {fakes[0].url} has a model m, since it lists none;"
@@ -291,4 +291,4 @@ def test_a_check_looks_at_each(fakes: list[Server]) -> None:
     )
     assert [fake.asked for fake in fakes] == [[], [], []]
     alone = settings(fakes[0])
-    assert look(MODEL, alone) == "whether the server has a model m, since it lists none"
+    assert preflight(MODEL, alone) == "whether the server has a model m, since it lists none"

@@ -288,14 +288,14 @@ async def test_a_failure_stays_its_own(engine: TransformersEngine, monkeypatch: 
     class Torn(RuntimeError):
         pass
 
-    prefix = engine._network.prefix
+    prefix = engine._runner.prefix
 
     def tear(ids: list[int], image: Image | None, rest: int) -> Any:
         if image:
             raise Torn("odd picture")
         return prefix(ids, image, rest)
 
-    monkeypatch.setattr(engine._network, "prefix", tear)
+    monkeypatch.setattr(engine._runner, "prefix", tear)
     bad, good = await asyncio.gather(
         engine.choose(Choose(Prompt("yes?", Image("x", None)))),  # type: ignore[arg-type]
         engine.choose(Choose(Prompt("yes?"))),
@@ -312,7 +312,7 @@ async def test_out_of_memory_means_smaller_batches(
     monkeypatch.setattr(engine, "_batch", engine._batch)
     requests = mixed(picture)
     expected = [flat(await client(engine, request))[0] for request in requests]
-    prefill, step = engine._network.prefill, engine._network.step
+    prefill, step = engine._runner.prefill, engine._runner.step
 
     def limited(rows: Any, keep: int = 1) -> Any:
         if len(rows) > 3:
@@ -324,8 +324,8 @@ async def test_out_of_memory_means_smaller_batches(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(rows, tokens, positions)
 
-    monkeypatch.setattr(engine._network, "prefill", limited)
-    monkeypatch.setattr(engine._network, "step", limited_step)
+    monkeypatch.setattr(engine._runner, "prefill", limited)
+    monkeypatch.setattr(engine._runner, "step", limited_step)
     replies = await asyncio.gather(*[client(engine, request) for request in requests])
     assert [flat(reply)[0] for reply in replies] == expected
 

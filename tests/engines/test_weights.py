@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalecap.engines.settings import ModelSettings
-from scalecap.engines.weights import ModelError, find, loading, mend_rope, size_of
+from scalecap.engines.weights import ModelError, find, fix_rope_scaling, loading, size_of
 
 
 def test_a_renamed_folder_is_the_same_model(tiny_model: Path, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_size_is_that_of_the_weights_alone(tiny_model: Path) -> None:
     ],
 )
 def test_rope_scaling_is_mended_at_any_depth(rope: object, mended: object) -> None:
-    assert mend_rope({"rope_scaling": rope, "text_config": {"rope_scaling": rope, "type": "x"}}) == {
+    assert fix_rope_scaling({"rope_scaling": rope, "text_config": {"rope_scaling": rope, "type": "x"}}) == {
         "rope_scaling": mended,
         "text_config": {"rope_scaling": mended, "type": "x"},
     }

@@ -11,14 +11,14 @@ pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 from scalecap.data.images import open_image
 from scalecap.engines import embedded_model, open_engine
 from scalecap.engines.base import Sampling
-from scalecap.engines.compat import mend
+from scalecap.engines.compat import patch_libraries
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.scenes.world import SAMPLE
 from scalecap.stages.contrast import Contrast
 from scalecap.text.templates import Template
 
-mend()  # before any test imports transformers, which remembers what it found
+patch_libraries()  # before any test imports transformers, which remembers what it found
 
 PROMPT = "Describe the picture."
 CAPTIONS = {

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from scalecap.engines import embedded_model, open_engine
 from scalecap.engines.base import Choose, Chosen, Engine, Generate, Generated, Prompt, Reply, Score, Scored
-from scalecap.engines.compat import mend
+from scalecap.engines.compat import patch_libraries
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.interpreter.cache import Cache, key
 
@@ -71,7 +71,7 @@ class Kept:
 
 def _prefixes() -> tuple[int, int]:
     """Tokens that all prompts without a picture begin with, and those with one, up to its end."""
-    mend()
+    patch_libraries()
     from transformers import AutoTokenizer
 
     from scalecap.scenes.architecture import IMAGE_TOKENS

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalecap.engines.compat import mend
+from scalecap.engines.compat import patch_libraries
 from scalecap.scenes.architecture import make_model, make_tokenizer, save, see
 from scalecap.scenes.train import tower
 from scalecap.scenes.train.course import Batch, Course, Sizes, schoolbook, taught_prompts
@@ -165,7 +165,7 @@ class Pupil:
 def _tokenizer(folder: Path, seed: int, prompts: Prompts) -> Any:
     """A new one, or that of the training to go on with."""
     if (folder / "tokenizer.json").exists():
-        mend()
+        patch_libraries()
         from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
         return Qwen2TokenizerFast.from_pretrained(folder)

@@ -106,7 +106,7 @@ def _keep_double(model: Any) -> None:
             module.forward = partial(rms_norm, normalized_shape=shape, **settings)
 
 
-class Network:
+class ModelRunner:
     """A causal model of transformers, with or without an image processor.
 
     Args:
