@@ -42,7 +42,7 @@ from scalecap.report.run_page import write_report
 from scalecap.rows import Row
 from scalecap.run.progress import screen_handler
 from scalecap.run.summary import Summary
-from scalecap.runner import RunError, foreign, run
+from scalecap.runner import RunError, embedded_model_warning, run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -187,7 +187,7 @@ class Captioner:
                 source=self._source,
                 pool=self._engines,
                 command="Captioner.map",
-                begun=partial(self._record, folder, settings),
+                on_start=partial(self._record, folder, settings),
             )
         if self.summary.status == "interrupted":
             raise KeyboardInterrupt(f"interrupted; the same call with output={str(folder)!r} goes on")
@@ -251,7 +251,7 @@ class Captioner:
     async def _load(self, pipeline: Pipeline) -> Dispatcher:
         settings = self.settings
         roles = settings.by_role(pipeline.roles)
-        if note := foreign(roles, "memory"):
+        if note := embedded_model_warning(roles, "memory"):
             log.warning(note)
         if settings.cache.enabled and self._cache is None:
             self._cache = Cache(Path(settings.cache.dir).expanduser())

@@ -4,15 +4,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MOST = 500
+MAX_KINDS = 500
 """Kinds of message that are counted apart."""
-OTHERS = "other messages"
+OTHER_MESSAGES = "other messages"
 _VARYING = re.compile(
     r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s:]*/\S*|(?<![\w.])(?![1-5]\d\d\b(?!\.\d))\d[\d.,×]*""",
     re.DOTALL,
 )
 """Quoted names, paths and numbers; but not a number like 404, which says what a server answered."""
-_LONGEST = 1_000
+MAX_CHARACTERS = 1_000
 """Characters of a message that are kept."""
 
 
@@ -24,7 +24,7 @@ class _Kind:
     """Whether all are as the first."""
 
 
-class Messages:
+class MessageCounts:
     """Counts messages together that differ in names, paths and numbers alone, by the first of each kind."""
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ class Messages:
         return len(self._kinds)
 
     def add(self, message: str) -> None:
-        message = message[:_LONGEST]
+        message = message[:MAX_CHARACTERS]
         key = _VARYING.sub("…", message)
-        if key not in self._kinds and len(self._kinds) >= MOST:
-            key = message = OTHERS
+        if key not in self._kinds and len(self._kinds) >= MAX_KINDS:
+            key = message = OTHER_MESSAGES
         kind = self._kinds.setdefault(key, _Kind(message))
         kind.count += 1
         kind.alike = kind.alike and kind.first == message

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from scalecap.engines.base import Image
 
-OUTPUT = ("row_id", "flags", "error")
+OUTPUT_COLUMNS = ("row_id", "flags", "error")
 """Columns that every output row has besides those of the data and of the steps."""
 
 
@@ -58,7 +58,7 @@ class Row:
             object.__setattr__(self, "id", str(self.index))
 
 
-def failed(index: int, columns: Mapping[str, Any], error: RowError, *, id: str = "") -> Row:
+def unreadable_row(index: int, columns: Mapping[str, Any], error: RowError, *, id: str = "") -> Row:
     """A row that can't be read; opening its picture says why, too."""
     return Row(index, columns, partial(_refuse, error), error, id=id)
 

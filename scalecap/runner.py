@@ -25,27 +25,27 @@ from scalecap.interpreter.cache import Cache, CacheError
 from scalecap.interpreter.dispatch import Dispatcher, RowUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, stream
 from scalecap.report.run_page import write_report
-from scalecap.rows import OUTPUT
+from scalecap.rows import OUTPUT_COLUMNS
 from scalecap.run import advice
-from scalecap.run.cluster import opened as cluster_of
+from scalecap.run.cluster import open_cluster
+from scalecap.run.costs import estimate_cost, recorded_usage
 from scalecap.run.edits import Edited, read_edits
 from scalecap.run.journal import Journal, JournalError
 from scalecap.run.outputs import metric_steps, record, write
 from scalecap.run.pending import PendingRows
 from scalecap.run.progress import Progress
-from scalecap.run.spending import outlook, past
-from scalecap.run.stopping import LOOK, StopRules, signals
+from scalecap.run.stopping import MIN_ROWS_FOR_SHARE, StopRules, handle_signals
 from scalecap.run.summary import Summary
-from scalecap.run.watchdog import Stalls
+from scalecap.run.watchdog import EventLoopWatchdog
 from scalecap.stats import label
 from scalecap.text.suggestions import nearest
 from scalecap.threads import DaemonPool
 
 log = logging.getLogger(__name__)
 
-ESTIMATED = 10_000
+MAX_ROWS_FOR_ESTIMATE = 10_000
 """Rows that an estimate looks at, the first of a run."""
-REPORTED = 200
+MAX_ROWS_FOR_REPORT = 200
 """Rows of which a report is made unasked: it opens every picture once more."""
 
 process_engines = Engines()
@@ -63,7 +63,7 @@ def run(
     engines: Mapping[str, Engine] | None = None,
     pool: Engines | None = None,
     command: str = "",
-    begun: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Captions a data set and writes the run's folder.
 
@@ -92,7 +92,7 @@ def run(
             journal = Journal(summary.output, config, force=settings.resume == "force")
         with journal, _opened(settings) as cache:
             with _writing(summary.output):
-                begun()
+                on_start()
             _tell_resumed(journal, source, cache)
             mixed = bool(journal.changes) and len(journal.entries) > 0
             if mixed:
@@ -100,13 +100,13 @@ def run(
                 log.warning(summary.notes[-1])
             rows = PendingRows(source, journal)
             # One that was stopped has rows left: the model loads while they are found.
-            if (len(journal.entries) and journal.complete is None) or rows.any():
+            if (len(journal.entries) and journal.complete is None) or rows.has_next():
                 pool.run(_caption(settings, pipeline, promises, rows, engines, pool, cache, summary))
             elif not rows.seen:
                 raise RunError(
                     f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": ")
                 )
-            taken = [name for name in OUTPUT if name in source.columns and name != settings.data.id]
+            taken = [name for name in OUTPUT_COLUMNS if name in source.columns and name != settings.data.id]
             if taken:
                 summary.notes.append(
                     f"The data's own {' and '.join(taken)} are left out: the output has its own of that name."
@@ -128,7 +128,7 @@ def run(
                     write(
                         pipeline,
                         journal,
-                        rows.finished(),
+                        rows.output_indices(),
                         summary,
                         settings.write,
                         image=settings.data.image,
@@ -155,7 +155,7 @@ def run(
 def _report(settings: Settings, summary: Summary, source: Source) -> None:
     """`report.html`, if it is wanted; that it can't be written costs the run nothing."""
     rows = summary.done + summary.failed
-    if settings.report is False or (settings.report is None and rows > REPORTED) or not rows:
+    if settings.report is False or (settings.report is None and rows > MAX_ROWS_FOR_REPORT) or not rows:
         return
     with summary.phase("report"):
         try:
@@ -212,8 +212,8 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
     if missing := pipeline.missing():
         raise PipelineError(missing)
-    output = [*source.columns, *pipeline.writers, *OUTPUT]
-    if problems := settings.write.misfits(output, [step.name for step in pipeline.steps]):
+    output = [*source.columns, *pipeline.writers, *OUTPUT_COLUMNS]
+    if problems := settings.write.column_problems(output, [step.name for step in pipeline.steps]):
         raise PipelineError(problems)
     for folder in settings.write.folders:
         if is_foreign(Path(settings.output) / folder):
@@ -256,7 +256,7 @@ def plan(settings: Settings) -> str:
     if settings.runner.name == "ray":
         unchecked.append("what the machines of the cluster have")
     verdict = "Configuration OK." + (f" Not checked: {'; '.join(unchecked)}." if unchecked else "")
-    expected = outlook(past(Path(settings.output)), source.total or 0)
+    expected = estimate_cost(recorded_usage(Path(settings.output)), source.total or 0)
     cost = (
         f"Estimate: {expected}" if expected else "preview=5 does five rows and estimates what all rows take."
     )
@@ -284,7 +284,7 @@ async def _caption(
 ) -> None:
     """Loads the models and takes the rows through the pipeline, each to the journal as it ends."""
     roles = settings.by_role(pipeline.roles)
-    if note := foreign(roles, settings.data.source):
+    if note := embedded_model_warning(roles, settings.data.source):
         summary.notes.append(note)
         log.warning(note)
     if "judge" in roles and roles["judge"] in [roles[role] for role in roles.keys() - {"judge"}]:
@@ -292,20 +292,20 @@ async def _caption(
             "The judge is the model that it judges, which is kind to itself: name another in"
             " model.judge.name=…, the same in every run that is compared."
         )
-    progress = Progress(rows.source.total, summary.counts, live=settings.progress)
-    rules = StopRules(settings, pipeline, roles, summary.counts)
+    progress = Progress(rows.source.total, summary.usage, live=settings.progress)
+    rules = StopRules(settings, pipeline, roles, summary.usage)
     usages: list[RowUsage] = []
-    wanted = rows.first(settings.preview)
+    wanted = rows.take(settings.preview)
     stop = asyncio.Event()
 
     def on_row(finished: Finished) -> None:
         rows.journal.append(record(finished, pipeline))
         progress.row(failed=finished.error is not None)
-        if len(usages) < ESTIMATED:
+        if len(usages) < MAX_ROWS_FOR_ESTIMATE:
             usages.append(finished.usage)
-        if len(usages) == LOOK and summary.outlook is None and settings.preview is None:
+        if len(usages) == MIN_ROWS_FOR_SHARE and summary.estimate is None and settings.preview is None:
             estimate()
-            log.info("%s", summary.outlook or "no estimate: the data does not tell how many rows it has")
+            log.info("%s", summary.estimate or "no estimate: the data does not tell how many rows it has")
         if not stop.is_set() and (early := rules.stop(failed=progress.failed, done=progress.done)):
             stop.set()
             summary.status, summary.reason = "stopped", early.reason
@@ -317,10 +317,10 @@ async def _caption(
         if not ended or not rows.source.total:
             return
         cost = rules.whole_cost
-        summary.outlook = outlook(
+        summary.estimate = estimate_cost(
             usages,
             rows.source.total,
-            seconds=(time.monotonic() - begun) / ended,
+            seconds=(time.monotonic() - started) / ended,
             price=None if cost is None else cost / ended,
         )
 
@@ -331,10 +331,10 @@ async def _caption(
     async with AsyncExitStack() as stack:
         with summary.phase("load"):
             reader = stack.enter_context(DaemonPool(1, "rows"))
-            found = asyncio.get_running_loop().run_in_executor(reader, rows.any)
+            found = asyncio.get_running_loop().run_in_executor(reader, rows.has_next)
             if settings.runner.name == "ray":
                 cluster, summary.models = await stack.enter_async_context(
-                    cluster_of(settings, rows.source.columns, summary.counts)
+                    open_cluster(settings, rows.source.columns, summary.usage)
                 )
                 take = partial(
                     stream,
@@ -345,10 +345,10 @@ async def _caption(
                 )
             else:
                 engines = engines or await pool.by_role(roles)
-                stack.callback(note_servers, engines, summary)
+                stack.callback(server_notes, engines, summary)
                 summary.models = {role: engines[role].identity for role in roles}
                 dispatcher = Dispatcher(
-                    engines, cache, settings.sampling, settings.seed, summary.counts, settings.min_mass
+                    engines, cache, settings.sampling, settings.seed, summary.usage, settings.min_mass
                 )
                 take = partial(
                     pipeline.run,
@@ -359,31 +359,40 @@ async def _caption(
             check_models(promises, pipeline, settings, summary.models)
             await found
         progress.reused, rows.on_reuse = rows.reused, progress.reuse
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
-            with summary.phase("rows"), progress, Stalls(pipeline.steps), signals(pool.loop, stop, on_signal):
+            with (
+                summary.phase("rows"),
+                progress,
+                EventLoopWatchdog(pipeline.steps),
+                handle_signals(pool.loop, stop, on_signal),
+            ):
                 await take(on_row=on_row, stop=stop)
         except (EngineDead, DataError) as error:
             summary.reason = str(error)
             if summary.status == "finished":
                 summary.status = "stopped"
-    if settings.preview is not None and summary.status == "finished" and await asyncio.to_thread(rows.any):
+    if (
+        settings.preview is not None
+        and summary.status == "finished"
+        and await asyncio.to_thread(rows.has_next)
+    ):
         summary.status = "preview"
     if settings.preview is not None:
         estimate()
     summary.cost = rules.cost
     rows.complete = summary.status == "finished"
-    if summary.counts.reuses_nothing:
+    if summary.usage.reuses_nothing:
         summary.notes.append(advice.NO_REUSE)
 
 
-def note_servers(engines: Mapping[str, Engine], summary: Summary) -> None:
+def server_notes(engines: Mapping[str, Engine], summary: Summary) -> None:
     """What engines that ask several servers have to tell of them."""
     for engine in dict.fromkeys(engines.values()):
         summary.notes += getattr(engine, "notes", list)()
 
 
-def foreign(roles: Mapping[str, RoleSettings], source: str) -> str:
+def embedded_model_warning(roles: Mapping[str, RoleSettings], source: str) -> str:
     """A warning where the embedded model is to caption pictures that are not of its world; else empty."""
     if source == "scenes" or EMBEDDED not in (each.model.name for each in roles.values()):
         return ""

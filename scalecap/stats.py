@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-DRAWS = 1000
-MANY = 2_000
+RESAMPLES = 1000
+NORMAL_FROM_ROWS = 2_000
 """From so many rows on the interval is the normal one, which the bootstrap's nears at no such cost."""
 
 Pair = tuple[float, float]
@@ -86,10 +86,10 @@ def by_step(metrics: Mapping[str, T]) -> dict[str, dict[str, dict[str, T]]]:
 
 
 class Mean:
-    """The mean of pairs that come one by one, as `mean` has it of all of them together.
+    """The running mean of pairs, equal to `mean` of all of them.
 
-    Fewer than MANY are held, in 16 bytes each, for the bootstrap; from there on the normal interval needs
-    their sums alone, so that memory does not grow.
+    Up to NORMAL_FROM_ROWS pairs are kept (16 bytes each) for the bootstrap; beyond that the normal interval
+    needs only their sums, so memory does not grow.
     """
 
     __slots__ = ("_centre", "_count", "_of", "_pairs", "_rows", "_squares")
@@ -104,9 +104,9 @@ class Mean:
 
     def add(self, pair: Pair) -> None:
         self._rows += 1
-        if self._rows <= MANY:
+        if self._rows <= NORMAL_FROM_ROWS:
             self._pairs.extend(pair)
-            if self._rows == MANY:
+            if self._rows == NORMAL_FROM_ROWS:
                 self._pack()
         else:
             self._take(*pair)
@@ -126,7 +126,7 @@ class Mean:
 
     def interval(self) -> Interval | None:
         """None when there is nothing to divide by."""
-        if self._rows < MANY:
+        if self._rows < NORMAL_FROM_ROWS:
             return _interval(np.array(self._pairs).reshape(-1, 2))
         if not self._of:
             return None
@@ -155,7 +155,7 @@ def _interval(values: np.ndarray) -> Interval | None:
     found = _estimate(values.sum(0, keepdims=True))[0] if rows else np.nan
     if not np.isfinite(found):
         return None
-    if rows >= MANY:
+    if rows >= NORMAL_FROM_ROWS:
         # The jackknife's infinitesimal form: what each row moves the estimate by.
         sums = values.sum(0)
         moved = sum(
@@ -174,7 +174,7 @@ def _interval(values: np.ndarray) -> Interval | None:
 def _draws(rows: int) -> np.ndarray:
     """How often each draw has each row (draws, rows): the same for all metrics of so many rows."""
     dice = np.random.default_rng(0)
-    drawn = [np.bincount(dice.integers(rows, size=rows), minlength=rows) for _ in range(DRAWS)]
+    drawn = [np.bincount(dice.integers(rows, size=rows), minlength=rows) for _ in range(RESAMPLES)]
     return np.array(drawn, float)
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scalecap.run.folder import Run, checks, drawn_from
+from scalecap.run.folder import Run, checks, statements_digest
 
 STEPS = (
     "pipeline.steps={init_caption: {stage: generate, prompt: Caption., image: image},"
@@ -17,7 +17,7 @@ STEPS = (
 
 def labels_of(folder: Path, step: str, **changed: Any) -> list[dict[str, Any]]:
     """A right verdict on the first statement of each even row and on the second of each odd one."""
-    rows = list(Run(folder, "run").drawable())
+    rows = list(Run(folder, "run").labelable_rows())
     found = []
     for number, row in enumerate(rows):
         scores = dict(checks(row))[step]
@@ -30,7 +30,7 @@ def labels_of(folder: Path, step: str, **changed: Any) -> list[dict[str, Any]]:
                 "verdict": "no" if "cat" in text else "yes",
                 "author": "me",
                 "time": "2026-11-26T10:00:00Z",
-                "run": drawn_from(rows, step),
+                "run": statements_digest(rows, step),
                 "draw": "random",
                 **changed,
             }

@@ -98,7 +98,7 @@ def test_each_value_of_a_structured_caption_is_checked(
         ]
     }
     assert [each["path"] for each in row["structured_refused"]] == ["objects.1.name", "objects.1.count"]
-    assert summary.counts.steps["structured_checked"].requests == 5
+    assert summary.usage.steps["structured_checked"].requests == 5
     assert row["flags"] == {}
 
 
@@ -112,7 +112,7 @@ def test_what_is_no_such_json_is_marked_and_counted_and_costs_no_check(
     summary = run(compose("data.limit=2", "also=structured"), engines=engines)
     assert summary.flags["structured_draft"]["unparsed"] == 2
     assert (summary.done, summary.failed) == (2, 0)
-    assert summary.counts.steps["structured_checked"].requests == 0
+    assert summary.usage.steps["structured_checked"].requests == 0
     for row in rows_of(summary):
         assert (row["structured"], row["structured_refused"]) == (None, [])
 

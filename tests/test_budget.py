@@ -302,7 +302,7 @@ def test_dense_keeps_to_its_budget(
     compose: Compose, engines: dict[str, Scripted], budget: int, final: str, dispatcher: dict[str, int]
 ):
     summary = run(compose("data.limit=1", "pipeline=dense", f"pipeline.budget={budget}"), engines=engines)
-    steps = {name: count.requests for name, count in summary.counts.steps.items() if count.requests}
+    steps = {name: count.requests for name, count in summary.usage.steps.items() if count.requests}
     assert steps == dispatcher
     (row,) = map(json.loads, (summary.output / "captions.jsonl").read_text().splitlines())
     assert (row["error"], row["final_caption"]) == (None, final)

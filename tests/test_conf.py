@@ -79,7 +79,7 @@ def test_each_file_composes_and_its_pipeline_runs(
         assert not summary.dropped
         return
     if group == "labels":
-        assert summary.counts.total.requests == sum(summary.kept.values()) + sum(summary.dropped.values())
+        assert summary.usage.total.requests == sum(summary.kept.values()) + sum(summary.dropped.values())
         return
     stages = {step["stage"] for step in settings.pipeline.steps.values()}
     assert summary.dropped.total() >= 1 or "verify" not in stages  # of the others none drops by itself
@@ -316,7 +316,7 @@ def test_rating_and_asking_compose(
     assert row["assembled_caption"] == "There is a dog. The dog is brown. The dog is at the left."
     assert row["alt_text"] == row["index_text"] == "A dog, brown."
     # the closing check asks about one sentence
-    assert summary.counts.total.requests == requests + 1 + 2
+    assert summary.usage.total.requests == requests + 1 + 2
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_published_methods(
     row = json.loads(line)
     assert (row["final_caption"], row["error"], row["flags"]) == (final, None, {})
     # Equal requests, as about sentences that two drafts have, are computed once.
-    asked = {name: count.requests - count.reused for name, count in summary.counts.steps.items()}
+    asked = {name: count.requests - count.reused for name, count in summary.usage.steps.items()}
     assert asked == requests
 
 
@@ -400,7 +400,7 @@ def test_a_second_look_at_the_place(compose: Compose, tmp_path: Path):
     assert row["golden_sentences"] == ["A dog.", "A cow.", "A hen."]
     assert row["flags"] == {"boxes": ["unparsed"], "views": ["outside"]}
     assert summary.flags["views"] == {"outside": 1}
-    asked = {name: count.requests for name, count in summary.counts.steps.items() if name != "final_caption"}
+    asked = {name: count.requests for name, count in summary.usage.steps.items() if name != "final_caption"}
     assert asked == {"init_caption": 1, "first_look": 4, "boxes": 4, "views": 0, "golden_sentences": 1}
 
 

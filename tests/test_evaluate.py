@@ -78,7 +78,7 @@ def test_capsbench_of_others_captions_without_a_pipeline(compose: Compose, tmp_p
     assert metrics["capsbench.gpt-4o.unanswered"].mean == pytest.approx(2 / 3)
     assert metrics["capsbench.gpt-4o.category.general"].mean == 0
     assert metrics["density.sonnet.words"].mean > metrics["density.gpt-4o.words"].mean
-    assert summary.counts.steps["capsbench"].requests == 6 * 3 * 2
+    assert summary.usage.steps["capsbench"].requests == 6 * 3 * 2
     assert list(summary.models) == ["judge"]
     screen = summary.screen()
     assert re.search(r"^  capsbench +sonnet +gpt-4o$", screen, re.M)
@@ -124,10 +124,10 @@ def test_a_judge_of_its_own_is_opened_apart_and_named(
 def test_a_metric_changes_no_request_of_the_pipeline(compose: Compose, engines: dict[str, Scripted]):
     plain = run(compose("data.limit=3"), engines=engines)
     again = run(compose("data.limit=3", "evaluate=[scenes,grounding]", "output=more"), engines=engines)
-    assert again.counts.steps["init_caption"].reused == again.counts.steps["init_caption"].requests
-    steps = plain.counts.steps
-    assert all(again.counts.steps[name].requests == steps[name].requests for name in steps)
-    assert again.counts.total.requests > plain.counts.total.requests
+    assert again.usage.steps["init_caption"].reused == again.usage.steps["init_caption"].requests
+    steps = plain.usage.steps
+    assert all(again.usage.steps[name].requests == steps[name].requests for name in steps)
+    assert again.usage.total.requests > plain.usage.total.requests
 
 
 def test_one_row_that_cannot_be_judged_keeps_its_caption(

@@ -3,11 +3,11 @@
 import pytest
 
 from scalecap import messages
-from scalecap.messages import Messages
+from scalecap.messages import MessageCounts
 
 
 def counted(*texts: str) -> dict[str, int]:
-    found = Messages()
+    found = MessageCounts()
     for text in texts:
         found.add(text)
     return dict(found)
@@ -44,7 +44,7 @@ def test_messages_count_together_that_differ_in_names_and_numbers(first: str, se
 
 
 def test_the_most_frequent_come_first():
-    found = Messages()
+    found = MessageCounts()
     for text in ("a", "b", "b", "c 10", "c 11", "c 12"):
         found.add(text)
     assert found.most_common(2) == [("c 10 (and others like it)", 3), ("b", 2)]
@@ -52,7 +52,7 @@ def test_the_most_frequent_come_first():
 
 
 def test_there_are_only_so_many_kinds_and_characters(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(messages, "MOST", 3)
+    monkeypatch.setattr(messages, "MAX_KINDS", 3)
     found = counted("a", "b", "c", "d", "e", "a", "x" * 10_000)
     assert found == {"other messages": 3, "a": 2, "b": 1, "c": 1}
     assert max(map(len, counted("x" * 10_000))) == 1_000

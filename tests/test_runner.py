@@ -211,7 +211,7 @@ def test_a_new_threshold_asks_nothing_again(compose: Compose, engines: Engines, 
     run(compose("data.limit=2"), engines=engines)
     changed = compose("data.limit=2", "pipeline.steps.golden_sentences.threshold=0.7", f"output={tmp_path}/b")
     summary = run(changed, engines=engines)
-    total = summary.counts.total
+    total = summary.usage.total
     assert total.requests == total.reused == 18
 
 

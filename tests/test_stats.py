@@ -73,9 +73,9 @@ def test_pairing_narrows_a_difference():
 def test_the_interval_of_many_rows_nears_the_bootstrap(monkeypatch: pytest.MonkeyPatch, pooled: bool):
     dice = random.Random(3)
     pairs = [(dice.random(), float(dice.randint(1, 5)) if pooled else 1.0) for _ in range(1500)]
-    assert len(pairs) < intervals.MANY
+    assert len(pairs) < intervals.NORMAL_FROM_ROWS
     drawn = mean(pairs), difference(pairs, pairs[::-1])
-    monkeypatch.setattr(intervals, "MANY", 1)
+    monkeypatch.setattr(intervals, "NORMAL_FROM_ROWS", 1)
     normal = mean(pairs), difference(pairs, pairs[::-1])
     for one, other in zip(drawn, normal, strict=True):
         assert one is not None

@@ -9,7 +9,7 @@ import numpy as np
 
 from scalecap.config.labelled import STEP
 from scalecap.metrics.labels import Label, LabelError, Verdict, distinct
-from scalecap.run.folder import Run, checks, drawn_from
+from scalecap.run.folder import Run, checks, statements_digest
 from scalecap.text.suggestions import nearest
 
 
@@ -37,10 +37,10 @@ def match(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
         LabelError: a row, step or statement that the run doesn't have, labels of another run, or two verdicts
             that contradict each other.
     """
-    rows = list(run.drawable())
+    rows = list(run.labelable_rows())
     known = {str(row["row_id"]): dict(checks(row)) for row in rows}
     steps = list(dict.fromkeys(step for checked in known.values() for step in checked))
-    digests = {step: drawn_from(rows, step) for step in steps}
+    digests = {step: statements_digest(rows, step) for step in steps}
     images = _images(run)
     found: dict[str, list[Statement]] = {}
     for label in distinct(labels):
@@ -89,7 +89,7 @@ def of_the_data(run: Run, step: str) -> list[Statement]:
 
 def _images(run: Run) -> dict[str, str]:
     """The hash of each row's image, where it is known."""
-    return {row_id: image for row_id, image, _ in run.captioned() if image}
+    return {row_id: image for row_id, image, _ in run.image_records() if image}
 
 
 def _answered(record: Mapping[str, Any]) -> float:

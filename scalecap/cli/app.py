@@ -20,7 +20,7 @@ def main(words: Sequence[str]) -> int:
     """Run what these words ask for; the exit code."""
     words = list(words)
     logging.raiseExceptions = False  # a full disk under the log is told by what can't go on without it
-    sweep.begin(words)
+    sweep.start(words)
     if "check=true" in (word.lower() for word in words):
         # A check leaves nothing behind.
         words += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
@@ -28,7 +28,7 @@ def main(words: Sequence[str]) -> int:
     if "model.vlm.name" in groups and "model" not in groups:
         # A name alone is no embedded model, whose group would choose its prompts.
         words.append("model=own")
-    sys.argv = ["scalecap", *sweep.arranged(words)]  # the name that usage errors tell
+    sys.argv = ["scalecap", *sweep.order_overrides(words)]  # the name that usage errors tell
     short = "HYDRA_FULL_ERROR" not in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through, where Hydra prints and exits
     try:
@@ -52,7 +52,7 @@ def main(words: Sequence[str]) -> int:
         if short:
             del os.environ["HYDRA_FULL_ERROR"]
         process_engines.close()
-    return sweep.code()
+    return sweep.exit_code()
 
 
 def _complain(error: Exception) -> int:

@@ -227,7 +227,7 @@ def _lines(value: Any) -> list[str]:
     return [line for line in text.splitlines() if line != "..."]
 
 
-def settings_of(name: str, overrides: Sequence[str], config_dir: str | None) -> Settings:
+def pipeline_settings(name: str, overrides: Sequence[str], config_dir: str | None) -> Settings:
     """The settings of a pipeline: an option of the group, or a YAML file anywhere. SettingsError."""
     file = Path(name)
     if file.suffix not in (".yaml", ".yml"):
@@ -256,7 +256,7 @@ def main(words: Sequence[str] | None = None) -> int:
     passed = failed = 0
     for name in names:
         try:
-            settings = settings_of(name, arguments.set, arguments.config_dir)
+            settings = pipeline_settings(name, arguments.set, arguments.config_dir)
             cases = read_cases(settings.pipeline.cases)
             if not cases and arguments.pipelines:
                 print(f"{name}: has no cases: give it some under `cases:`")

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from scalecap.config.errors import explain
 from scalecap.config.settings import SettingsError, from_config
 from scalecap.report.comparison import Comparison
-from scalecap.run.folder import ERROR, FolderError, read_runs
+from scalecap.run.folder import ERROR_FILE, FolderError, read_runs
 from scalecap.run.journal import JOURNAL
 from scalecap.runner import RunError, plan, run
 
@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 MODELS_FIRST = ("model", "engine")
 """Groups that say which engine is loaded."""
 
-_typed: list[str] = []
+_command_line: list[str] = []
 """The words after `python -m scalecap`; none in a process that a launcher began."""
-_codes: list[int] = []
+_exit_codes: list[int] = []
 """Exit codes of the jobs so far."""
 
 
@@ -43,15 +43,15 @@ class Interrupted(KeyboardInterrupt):
     """A job was told to stop, and its last screen is written."""
 
 
-def begin(words: Sequence[str]) -> None:
+def start(words: Sequence[str]) -> None:
     """Before the first job: what was typed, for the record."""
-    _typed[:] = words
-    _codes.clear()
+    _command_line[:] = words
+    _exit_codes.clear()
 
 
-def code() -> int:
+def exit_code() -> int:
     """The exit code of all jobs together: the worst."""
-    return max(_codes, default=0, key=[0, 3, 1, 130].index)
+    return max(_exit_codes, default=0, key=[0, 3, 1, 130].index)
 
 
 def job(config: DictConfig) -> float | None:
@@ -76,7 +76,7 @@ def job(config: DictConfig) -> float | None:
         known = isinstance(error, RunError | SettingsError | OmegaConfBaseException)
         if not (known or sweep):
             raise
-        _codes.append(1)
+        _exit_codes.append(1)
         reason = explain(error) if known else f"{type(error).__name__}: {error}"
         print(f"error: {reason}", file=sys.stderr)
         if not known:
@@ -84,7 +84,7 @@ def job(config: DictConfig) -> float | None:
         if not config.check and (begun or sweep or not (folder / JOURNAL).exists()):
             with suppress(OSError):  # the disk may be what is full
                 record()
-                (folder / ".hydra" / ERROR).write_text(reason + "\n", encoding="utf-8")
+                (folder / ".hydra" / ERROR_FILE).write_text(reason + "\n", encoding="utf-8")
         if sweep and not _is_grid(hydra):
             raise
         return None
@@ -94,7 +94,7 @@ def _record(folder: Path, config: DictConfig) -> None:
     """What was asked, as Hydra would write it."""
     record = folder / ".hydra"
     record.mkdir(parents=True, exist_ok=True)
-    (record / ERROR).unlink(missing_ok=True)
+    (record / ERROR_FILE).unlink(missing_ok=True)
     whole: Any = HydraConfig.instance().cfg
     OmegaConf.save(config, record / "config.yaml")
     OmegaConf.save(whole, record / "hydra.yaml")
@@ -110,13 +110,13 @@ def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]
     if sweep and settings.report is None:
         settings.report = False  # the comparison shows all jobs side by side
     if settings.check:
-        _tell(plan(settings))
-        _codes.append(0)
+        _print(plan(settings))
+        _exit_codes.append(0)
         return None
     settings.output = hydra.runtime.output_dir
-    words = _typed or hydra.overrides.task  # a job that went to another process can be done alone, too
-    summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]), begun=record)
-    _tell(summary.screen(alone=not sweep))
+    words = _command_line or hydra.overrides.task  # a job that went to another process can be done alone, too
+    summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]), on_start=record)
+    _print(summary.screen(alone=not sweep))
     if summary.status == "interrupted":
         raise Interrupted
     value = summary.value(settings.objective)
@@ -126,12 +126,12 @@ def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]
         if sweep:
             raise RunError(reason)
         print(f"error: {reason}", file=sys.stderr)
-        _codes.append(1)
-    _codes.append(summary.exit_code)
+        _exit_codes.append(1)
+    _exit_codes.append(summary.exit_code)
     return value
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     """Prints what a job found; that nobody reads on, as after `| head`, is no failure of it."""
     try:
         print(text, flush=True)
@@ -144,7 +144,7 @@ def _is_grid(hydra: Any) -> bool:
     return str(hydra.sweeper["_target_"]).endswith(".BasicSweeper")
 
 
-def arranged(words: Sequence[str]) -> list[str]:
+def order_overrides(words: Sequence[str]) -> list[str]:
     """Options, then overrides, as Hydra wants them, however they were typed.
 
     In a sweep those about models come first: all jobs of one model are then done one after the other.
@@ -177,13 +177,13 @@ class WriteComparison(Callback):
         folder = Path(config.hydra.sweep.dir)
         runs = read_runs([folder])
         # A launcher may have run the jobs elsewhere: how they ended is in their folders.
-        _codes.extend(each.exit_code for each in runs if each.begun >= self._begun)
+        _exit_codes.extend(each.exit_code for each in runs if each.started_at >= self._begun)
         if not runs:
             return
         try:
             made = Comparison(runs, objective=config.objective)
         except FolderError as error:  # an objective that none has: the jobs are compared all the same
             print(f"error: {error}", file=sys.stderr)
-            _codes.append(1)
+            _exit_codes.append(1)
             made = Comparison(runs)
-        _tell(made.save(folder))
+        _print(made.save(folder))

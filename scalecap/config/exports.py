@@ -79,7 +79,7 @@ class WriteSettings:
                 found.append(f"{key}: {error}")
         return found
 
-    def misfits(self, columns: Collection[str], steps: Collection[str]) -> list[str]:
+    def column_problems(self, columns: Collection[str], steps: Collection[str]) -> list[str]:
         """Variables of `select` and `template` that are none of the output's columns; a step in the way."""
         read = {"select": Expression(self.select).variables} if self.select else {}
         if self.sidecars == "txt":
@@ -102,7 +102,7 @@ class Select:
         self._expression = Expression(source)
         self._unflagged: dict[str, list[str]] = {name: [] for name in columns}
 
-    def refusal(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
+    def exclusion(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
         """The flag of a row that is left out; None for one that is taken.
 
         A row that failed is left out, and so is one for which the expression can't be computed, as where it

@@ -58,7 +58,7 @@ class LabelsSettings:
             ]
         return []
 
-    def only(self, steps: Mapping[str, Any]) -> dict[str, Any]:
+    def restrict_steps(self, steps: Mapping[str, Any]) -> dict[str, Any]:
         """The pipeline's steps with the check alone, asked about the data's statements."""
         if self.check is None:
             return dict(steps)

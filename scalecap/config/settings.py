@@ -17,8 +17,8 @@ from scalecap.config.exports import WriteSettings
 from scalecap.config.labelled import LabelsSettings
 from scalecap.engines.base import Sampling
 from scalecap.engines.settings import (
-    COST,
-    NOTHING,
+    AFFECTS_COST,
+    AFFECTS_NOTHING,
     EngineSettings,
     ModelSettings,
     ModelsSettings,
@@ -34,7 +34,7 @@ _OWN_VARIABLES = ("messages", "conversation", "chat_template", "tokenize", "add_
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: as the wheel carries them, or the checkout's."""
-IN_STEPS = {"affects": "steps"}
+AFFECTS_STEPS = {"affects": "steps"}
 """Of one that stands in the settings of the steps that use it, and counts there."""
 
 
@@ -46,7 +46,7 @@ class DataSettings:
     """`jsonl`, `folder`, `hub`, `webdataset`, `parquet` or `scenes`."""
     path: str | None = None
     """File, folder, pattern, URL or hub name, as the source needs it."""
-    context: list[str] = field(default_factory=list, metadata=IN_STEPS)
+    context: list[str] = field(default_factory=list, metadata=AFFECTS_STEPS)
     """Columns of texts, or of lists of texts, that captions are shown with the picture (also=context)."""
     image: str = "image"
     """Column that holds the picture. With data=webdataset any name, or the extension that chooses among
@@ -55,7 +55,7 @@ class DataSettings:
     """Column of texts or whole numbers that are the rows' ids (`row_id` in the output); a row that repeats
     one fails. None is what the source has: the path with data=folder, `shard#key` with data=webdataset,
     `file#row` with data=parquet, else the row's index."""
-    limit: int | None = field(default=None, metadata=COST)
+    limit: int | None = field(default=None, metadata=AFFECTS_COST)
     """Takes the first so many rows; None takes all."""
     shard: str | None = None
     """`3/16` takes every sixteenth row from the fourth on; `0/16` to `15/16` together are all."""
@@ -65,13 +65,13 @@ class DataSettings:
     """Configuration of a hub data set that has several."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
-    streaming: bool = field(default=False, metadata=COST)
+    streaming: bool = field(default=False, metadata=AFFECTS_COST)
     """Reads a hub data set while it downloads."""
     relative_to: str = "file"
     """Picture paths start at the JSONL's own folder (`file`) or at the working folder (`cwd`)."""
-    allow_urls: bool = field(default=False, metadata=COST)
+    allow_urls: bool = field(default=False, metadata=AFFECTS_COST)
     """Lets pictures be fetched from URLs in the data."""
-    allow_outside: bool = field(default=False, metadata=COST)
+    allow_outside: bool = field(default=False, metadata=AFFECTS_COST)
     """Lets `write.image=bytes` copy pictures from anywhere on this disk that a row names. Without it, only
     those below the data's own folder are copied (rows of other pictures are captioned all the same)."""
     count: int | None = None
@@ -93,12 +93,12 @@ class PipelineSettings:
     counts, and is always made; metrics do not count."""
     verified: dict[str, str] = field(
         default_factory=lambda: {"sentences": "golden_sentences", "details": "final_details"},
-        metadata=IN_STEPS,
+        metadata=AFFECTS_STEPS,
     )
     """Columns of what was found true, by the variables of the prompts of `also=` that write from them."""
     imports: list[str] = field(default_factory=list)
     """Modules to import first, which register stages of their own."""
-    cases: list[Any] = field(default_factory=list, metadata=NOTHING)
+    cases: list[Any] = field(default_factory=list, metadata=AFFECTS_NOTHING)
     """Rows with scripted replies and the columns that they should give: `scalecap test` runs them."""
 
 
@@ -148,16 +148,16 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
-    prompts: dict[str, str] = field(default_factory=dict, metadata=IN_STEPS)
+    prompts: dict[str, str] = field(default_factory=dict, metadata=AFFECTS_STEPS)
     """Jinja text of each role."""
     sampling: Sampling = field(default_factory=Sampling)
     """How free text is drawn where a step does not say otherwise."""
     engine: EngineSettings = field(default_factory=EngineSettings)
-    cache: CacheSettings = field(default_factory=CacheSettings, metadata=NOTHING)
-    runner: RunnerSettings = field(default_factory=RunnerSettings, metadata=COST)
-    write: WriteSettings = field(default_factory=WriteSettings, metadata=NOTHING)
+    cache: CacheSettings = field(default_factory=CacheSettings, metadata=AFFECTS_NOTHING)
+    runner: RunnerSettings = field(default_factory=RunnerSettings, metadata=AFFECTS_COST)
+    write: WriteSettings = field(default_factory=WriteSettings, metadata=AFFECTS_NOTHING)
     labels: LabelsSettings = field(default_factory=LabelsSettings)
-    calibration: str | None = field(default=None, metadata=NOTHING)
+    calibration: str | None = field(default=None, metadata=AFFECTS_NOTHING)
     """`calibration.json` of a labelled run (`scalecap calibrate`), which sets the thresholds of the
     checks that it knows so that they keep what `wrong` promises."""
     wrong: Any = None
@@ -165,38 +165,38 @@ class Settings:
     calibration, or `{golden_sentences: 0.05}` for some."""
     seed: int = 0
     """Seed of every draw, together with the request's content."""
-    output: str = field(default=MISSING, metadata=NOTHING)
+    output: str = field(default=MISSING, metadata=AFFECTS_NOTHING)
     """Folder of this run; a finished row in it is not computed again."""
-    resume: str = field(default="same", metadata=NOTHING)
+    resume: str = field(default="same", metadata=AFFECTS_NOTHING)
     """`same` goes on in a folder only with the config it was begun with; `force` with another too."""
-    check: bool = field(default=False, metadata=NOTHING)
+    check: bool = field(default=False, metadata=AFFECTS_NOTHING)
     """Only checks the config and prints the plan; loads no model."""
-    progress: bool = field(default=True, metadata=NOTHING)
+    progress: bool = field(default=True, metadata=AFFECTS_NOTHING)
     """Shows a live bar on a terminal; lines in the log are written either way."""
-    objective: str | None = field(default=None, metadata=NOTHING)
+    objective: str | None = field(default=None, metadata=AFFECTS_NOTHING)
     """Metric whose mean a sweeper such as optuna makes as high as it can, and that a comparison marks the
     best of; `-metric` where lower is better."""
-    report: bool | None = field(default=None, metadata=NOTHING)
+    report: bool | None = field(default=None, metadata=AFFECTS_NOTHING)
     """Writes `report.html` at the end; None does for a single run of at most 200 rows."""
-    max_failures: str | None = field(default="100%", metadata=NOTHING)
+    max_failures: str | None = field(default="100%", metadata=AFFECTS_NOTHING)
     """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
     the 20th on); null never stops. What is done stays, and the same command goes on."""
     min_mass: float = 0.1
     """A check counts as unanswered where its options (yes and no, say) have less probability than this
     together: the model would say something else. When most checks of a step are unanswered, after 50 of
     them, the run stops and says why. 0 takes every answer, and never stops."""
-    max_requests: int | None = field(default=None, metadata=NOTHING)
+    max_requests: int | None = field(default=None, metadata=AFFECTS_NOTHING)
     """Stops the run when so many requests were computed; those answered from the cache do not count. This and
     the next two hold for one run: each time it goes on, it has as much again."""
-    max_tokens: int | None = field(default=None, metadata=NOTHING)
+    max_tokens: int | None = field(default=None, metadata=AFFECTS_NOTHING)
     """Stops the run when so many tokens were computed, of prompts and replies."""
-    max_cost: float | None = field(default=None, metadata=NOTHING)
+    max_cost: float | None = field(default=None, metadata=AFFECTS_NOTHING)
     """Stops the run when its tokens have cost so much, in the currency of `engine.price`."""
-    edits: str | None = field(default=None, metadata=NOTHING)
+    edits: str | None = field(default=None, metadata=AFFECTS_NOTHING)
     """File of edited columns, by row id (`scalecap/edits.py`): their rows are done again from there."""
-    preview: int | None = field(default=None, metadata=NOTHING)
+    preview: int | None = field(default=None, metadata=AFFECTS_NOTHING)
     """Takes so many rows, and estimates what all will take; the same command without it goes on."""
-    rows_in_flight: int | None = field(default=None, metadata=NOTHING)
+    rows_in_flight: int | None = field(default=None, metadata=AFFECTS_NOTHING)
     """Rows worked on at once (by each actor, with runner=ray); None keeps the engine busy and the rows'
     pictures in its KV cache."""
 
@@ -314,7 +314,7 @@ def from_config(config: DictConfig) -> Settings:
         model.engine = _typed_engine(f"model.{role}.engine", model.engine)
     if problems := settings.problems():
         raise SettingsError("\n  ".join(problems))
-    settings.pipeline.steps = settings.labels.only(settings.pipeline.steps)
+    settings.pipeline.steps = settings.labels.restrict_steps(settings.pipeline.steps)
     return settings
 
 

@@ -13,7 +13,7 @@ from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.images import find_image, image_stamp, open_image, read_image
 from scalecap.data.sources import RowSource, escaped_name, json_safe, required_path
-from scalecap.rows import Row, RowError, failed
+from scalecap.rows import Row, RowError, unreadable_row
 
 SUFFIXES = (
     ".avif",
@@ -52,7 +52,7 @@ def _rows(folder: Path, column: str) -> Iterator[Row]:
         name = path.relative_to(folder).as_posix()
         columns, id = {column: json_safe(name)}, escaped_name(name)
         if error:
-            yield failed(index, columns, error, id=id)
+            yield unreadable_row(index, columns, error, id=id)
         else:
             opened, read = partial(open_image, path), partial(read_image, path)
             found = partial(find_image, path)

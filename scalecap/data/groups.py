@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from scalecap.data.images import Fingerprint, image_name, open_image
-from scalecap.messages import Messages
+from scalecap.messages import MessageCounts
 from scalecap.rows import Row, RowError
 
 GROUP_ROWS = 1000
@@ -63,7 +63,7 @@ def in_groups(exports: Iterable[Export]) -> Iterator[list[Export]]:
     return batches(exports, GROUP_ROWS)
 
 
-def with_images(exports: Iterable[Export], image: str, missing: Messages) -> Iterator[list[Export]]:
+def with_images(exports: Iterable[Export], image: str, missing: MessageCounts) -> Iterator[list[Export]]:
     """The rows in groups, with the files of their pictures; the reasons of those that lack are counted."""
     group: list[Export] = []
     size = 0

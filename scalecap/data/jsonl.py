@@ -15,7 +15,7 @@ from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.images import find_image, image_stamp, open_image, read_image
 from scalecap.data.sources import SCHEMA_SAMPLE_ROWS, RowSource, infer_kinds, json_safe, required_path
-from scalecap.rows import Row, RowError, failed
+from scalecap.rows import Row, RowError, unreadable_row
 from scalecap.text.suggestions import nearest
 
 
@@ -60,7 +60,7 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
                 hint = nearest(data.image, columns)
                 raise RowError("missing_key", f"{where} has no key {data.image!r}; {hint}")
         except RowError as error:
-            yield failed(index, json_safe(columns), error)
+            yield unreadable_row(index, json_safe(columns), error)
             continue
         cell = columns[data.image]
         if isinstance(cell, str) and cell.startswith("data:"):

@@ -10,7 +10,7 @@ from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.hub import rows_of
 from scalecap.data.sources import RowSource
-from scalecap.rows import OUTPUT
+from scalecap.rows import OUTPUT_COLUMNS
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -108,7 +108,7 @@ def with_captions(table: "Dataset | IterableDataset", written: Path) -> "Dataset
             datasets.enable_progress_bars()
     if not isinstance(table, datasets.Dataset):
         return captions
-    kept = table.select_columns([name for name in table.column_names if name not in OUTPUT])
+    kept = table.select_columns([name for name in table.column_names if name not in OUTPUT_COLUMNS])
     if len(captions) < len(kept):  # of a preview
         kept = kept.select([int(id) for id in captions["row_id"]])
     new = captions.select_columns([name for name in captions.column_names if name not in kept.column_names])

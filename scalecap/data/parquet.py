@@ -27,7 +27,7 @@ from scalecap.data.files import File, error_text, find_files
 from scalecap.data.images import find_image, image_stamp, open_image, read_image
 from scalecap.data.sources import RowSource, json_safe, partitioned, required_path
 from scalecap.engines.base import Image
-from scalecap.rows import Row, RowError, failed
+from scalecap.rows import Row, RowError, unreadable_row
 from scalecap.text.suggestions import nearest
 
 ROWS = 256
@@ -226,7 +226,7 @@ def _unfinished(tables: list[Table], data: DataSettings, finished: FinishedParts
     index = 0
     for table in tables:
         if table.error:
-            yield failed(index, {data.image: table.file.name}, table.error, id=f"{table.file.name}#")
+            yield unreadable_row(index, {data.image: table.file.name}, table.error, id=f"{table.file.name}#")
             index += 1
             continue
         with ExitStack() as stack:
@@ -258,7 +258,7 @@ def _group(
         error = RowError("unreadable_file", f"{table.file.name!r} can't be read on: {error_text(cause)}")
         for number in range(done, rows):
             cell = f"{table.file.name}#{before + number}"
-            yield failed(index + number, {data.image: cell}, error, id=cell)
+            yield unreadable_row(index + number, {data.image: cell}, error, id=cell)
 
 
 def _row(

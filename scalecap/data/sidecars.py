@@ -19,7 +19,7 @@ from scalecap.data.folder import SUFFIXES
 from scalecap.data.groups import Export, captioned_row, check_unchanged
 from scalecap.data.replacing import replacing
 from scalecap.data.seen import Seen
-from scalecap.messages import Messages
+from scalecap.messages import MessageCounts
 from scalecap.rows import RowError
 from scalecap.text.templates import PromptError, Template
 
@@ -57,7 +57,7 @@ class SidecarText:
 class Sidecars:
     """Files in a folder of their own, by the rows' ids."""
 
-    def __init__(self, folder: Path, settings: WriteSettings, missing: Messages) -> None:
+    def __init__(self, folder: Path, settings: WriteSettings, missing: MessageCounts) -> None:
         self._folder, self._text, self._missing = folder, SidecarText(settings), missing
         self._names = UniqueNames(f".{settings.sidecars}")
 
@@ -76,7 +76,7 @@ class Sidecars:
 
 
 @contextmanager
-def sidecars(folder: Path, settings: WriteSettings, missing: Messages) -> Iterator[Sidecars]:
+def sidecars(folder: Path, settings: WriteSettings, missing: MessageCounts) -> Iterator[Sidecars]:
     """Takes the rows, and puts their files in place of those that were there; the reasons of those without
     one are counted in `missing`."""
     with replacing(folder) as part:
@@ -129,7 +129,7 @@ def _truncated(text: str) -> str:
 class BesideImages:
     """Files next to the pictures', under their names."""
 
-    def __init__(self, image: str, settings: WriteSettings, missing: Messages) -> None:
+    def __init__(self, image: str, settings: WriteSettings, missing: MessageCounts) -> None:
         """`image` is the column of the pictures; why a picture got no file is counted in `missing`."""
         self._image, self._text, self._missing = image, SidecarText(settings), missing
         self._suffix, self._replace = f".{settings.sidecars}", settings.beside == "replace"

@@ -14,7 +14,7 @@ from scalecap.config.settings import DataSettings
 from scalecap.data import DataError, FinishedParts, Source, nothing_finished
 from scalecap.data.seen import Seen
 from scalecap.data.shard import Shard, parse_shard
-from scalecap.rows import Row, RowError, failed
+from scalecap.rows import Row, RowError, unreadable_row
 from scalecap.text.suggestions import nearest
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _with_ids_from(column: str, rows: RowSource) -> RowSource:
                 f"row {row.index} {what}: {column!r} is {value!r:.80}; data.id names a column of unique texts"
             )
             error = RowError(kind, f"{message} or whole numbers")
-            yield failed(row.index, row.columns, error, id=_unused_id(text, row.index, seen))
+            yield unreadable_row(row.index, row.columns, error, id=_unused_id(text, row.index, seen))
 
     return RowSource(rows.columns, rows.total, iterate)
 

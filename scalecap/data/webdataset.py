@@ -38,7 +38,7 @@ from scalecap.data.sources import (
     required_path,
 )
 from scalecap.engines.base import Image
-from scalecap.rows import Row, RowError, failed
+from scalecap.rows import Row, RowError, unreadable_row
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Itera
         try:
             size, stamp = file.stat()
         except RowError as error:
-            yield failed(index, {image: file.name}, error, id=_id(file))
+            yield unreadable_row(index, {image: file.name}, error, id=_id(file))
             index += 1
             continue
         stamp, first, before = f"{image} in {stamp}", index, None
@@ -155,7 +155,7 @@ def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
 
 def _unreadable(file: File, key: str | None, image: str, error: RowError) -> Row:
     cell = file.name if key is None else f"{file.name}#{json_safe(key)}"
-    return failed(0, {image: cell}, error, id=_id(file, key))
+    return unreadable_row(0, {image: cell}, error, id=_id(file, key))
 
 
 def _headers(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
@@ -182,7 +182,7 @@ def _row(key: str, members: list[Member], image: str, tar: IO[bytes]) -> Row:
         picture = _picture(cell, members, image)
         columns = {image: str(picture), KEY: json_safe(key), **_texts(members, {image, KEY}, tar)}
     except RowError as error:
-        return failed(0, {image: cell}, error, id=id)
+        return unreadable_row(0, {image: cell}, error, id=id)
     return Row(0, columns, picture.open, read_image=picture.read, id=id)
 
 

@@ -17,7 +17,7 @@ from scalecap.config.exports import SELECT, Select, WriteSettings
 from scalecap.data.groups import Export, Record, Sink, in_groups, with_images, with_source_rows
 from scalecap.data.sidecars import BesideImages, sidecars
 from scalecap.data.tar import tar_shards
-from scalecap.messages import Messages
+from scalecap.messages import MessageCounts
 from scalecap.rows import Row
 
 SHARD_ROWS = 100_000
@@ -35,13 +35,13 @@ class WriteResult:
 
     json_columns: list[str] = field(default_factory=list)
     """Columns whose rows share no type, which are JSON text in `dataset/`."""
-    missing_images: Messages = field(default_factory=Messages)
+    missing_images: MessageCounts = field(default_factory=MessageCounts)
     """Why pictures that a step looked at are not in `dataset/` or `webdataset/`."""
-    missing_sidecars: Messages = field(default_factory=Messages)
+    missing_sidecars: MessageCounts = field(default_factory=MessageCounts)
     """Why rows that did not fail have no sidecar."""
     left_out: int | None = None
     """Rows that `select` left out; None without one."""
-    select_errors: Messages = field(default_factory=Messages)
+    select_errors: MessageCounts = field(default_factory=MessageCounts)
     """Why it could not tell of some of them."""
 
 
@@ -88,7 +88,7 @@ def write(
 
     def exports() -> Iterator[Export]:
         for row, (record, source) in zip(rows(), with_source_rows(records(), data or ()), strict=True):
-            if select is None or select.refusal(row) is None:
+            if select is None or select.exclusion(row) is None:
                 yield Export(row, record, source)
 
     part = folder / "captions.jsonl.part"
@@ -129,8 +129,8 @@ def _flagged(
     """The rows, those that are left out with the flag that says so; they are counted."""
     written.left_out = 0
     for row in rows:
-        if refusal := select.refusal(row):
-            flag, reason = refusal
+        if exclusion := select.exclusion(row):
+            flag, reason = exclusion
             written.left_out += 1
             if reason:
                 written.select_errors.add(reason)

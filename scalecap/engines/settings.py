@@ -26,10 +26,10 @@ _OWN_BODY = dict.fromkeys(
     "seed": "set seed",
 }
 """Keys of a request's body that have a setting of their own, or none."""
-COST = {"affects": "cost"}
+AFFECTS_COST = {"affects": "cost"}
 """Metadata of a setting that changes time, memory or how many rows are taken, and no row's content: a run is
 resumed, and a reply comes from the cache, whatever its value."""
-NOTHING = {"affects": "nothing"}
+AFFECTS_NOTHING = {"affects": "nothing"}
 """Likewise, of one that comparisons have nothing to say about either. A setting without such a mark affects
 rows, and replies where it is an engine's or a model's."""
 
@@ -55,7 +55,7 @@ class EngineSettings:
 
     name: str = "auto"
     """`auto`, `transformers`, `vllm` or `openai`."""
-    base_url: Any = field(default=None, metadata=COST)
+    base_url: Any = field(default=None, metadata=AFFECTS_COST)
     """Address of an OpenAI-compatible server, up to and with `/v1`, or a list of those of servers that run
     the same model: all requests about a picture go to one of them, and to the next while it is away. Replies
     are kept apart by it: a name such as `default` may stand for other weights elsewhere."""
@@ -65,17 +65,17 @@ class EngineSettings:
     logprobs: bool | None = None
     """Whether the server tells log-probabilities, from which P(yes) is read; without them P(yes) is 0 or 1,
     by the reply's first word. None finds out when the engine is opened (engine=openai)."""
-    concurrency: int | None = field(default=None, metadata=COST)
+    concurrency: int | None = field(default=None, metadata=AFFECTS_COST)
     """Most requests in flight, at each of several servers; None is the engine's own choice."""
-    batch_size: int = field(default=32, metadata=COST)
+    batch_size: int = field(default=32, metadata=AFFECTS_COST)
     """Most requests in one forward pass (engine=transformers)."""
-    timeout: float = field(default=600.0, metadata=COST)
+    timeout: float = field(default=600.0, metadata=AFFECTS_COST)
     """Seconds that one request may take, retries included, and that a server may be away (engine=openai)."""
-    retries: int = field(default=6, metadata=COST)
+    retries: int = field(default=6, metadata=AFFECTS_COST)
     """Further tries after 429, 5xx and lost connections, within `timeout` (engine=openai)."""
-    keep: bool = field(default=False, metadata=NOTHING)
+    keep: bool = field(default=False, metadata=AFFECTS_NOTHING)
     """Keeps the engines of other models open for later jobs of a sweep, where memory holds them all."""
-    quiet: bool = field(default=True, metadata=NOTHING)
+    quiet: bool = field(default=True, metadata=AFFECTS_NOTHING)
     """Keeps the libraries' own logs off the screen."""
     args: dict[str, Any] = field(default_factory=dict, metadata={"harmless": HARMLESS_ARGS})
     """Passed to vLLM as they are, e.g. `engine.args.tensor_parallel_size=2`. The memory that
@@ -87,7 +87,7 @@ class EngineSettings:
     jpeg_quality: int | None = None
     """Sends pictures as JPEG of this quality, 1 to 100, in full colour (engine=openai): at 95 a quarter of
     the bytes of PNG, which is lossless and taken with None."""
-    price: PriceSettings = field(default_factory=PriceSettings, metadata=NOTHING)
+    price: PriceSettings = field(default_factory=PriceSettings, metadata=AFFECTS_NOTHING)
     """For estimates and `max_cost`: `engine.price={prompt: 0.15, generated: 0.6}`."""
 
     @property

@@ -16,12 +16,12 @@ from scalecap.engines.base import Sampling
 from scalecap.interpreter import rounds
 from scalecap.interpreter.fitting import fit
 from scalecap.interpreter.step import BUDGET_LEFT, KIND_NAMES, Step, templates, written
-from scalecap.rows import OUTPUT
+from scalecap.rows import OUTPUT_COLUMNS
 from scalecap.stages import Kind, Parameter, Stage
 from scalecap.text.suggestions import nearest
 from scalecap.text.templates import Expression, Template
 
-RESERVED = (*OUTPUT, "image")
+RESERVED = (*OUTPUT_COLUMNS, "image")
 """Names that no step may have: keys of every output row, and the row's picture."""
 COMMON = ("when", "otherwise", "limit", "adds_to", "rounds")
 """Settings that a step of any stage has."""

@@ -1,9 +1,9 @@
 """Label files: JSON lines of {row_id, step, text, verdict, author, time, run, draw}.
 
 The report page writes them; others may too. `verdict` is yes, no or unsure; `run` is the digest of the
-statements that were drawn from (`report.folder.drawn_from`); `draw` is how (`random`, or `uncertain`: those
-first of which the check is least sure). An unsure verdict counts as no, so that a promise holds whatever is
-true.
+statements that were drawn from (`run.folder.statements_digest`); `draw` is how (`random`, or `uncertain`:
+those first of which the check is least sure). An unsure verdict counts as no, so that a promise holds
+whatever is true.
 """
 
 import json

@@ -12,7 +12,7 @@ from scalecap.metrics import records, share
 from scalecap.metrics.labels import LabelError, distinct, read_labels
 from scalecap.stages import Image, Measures, ModelClient, Role, stage, together
 from scalecap.stages.verify import probability
-from scalecap.stats import DRAWS, Interval
+from scalecap.stats import RESAMPLES, Interval
 from scalecap.text.templates import Template
 
 TRUE = {"true": True, "yes": True, "1": True, "1.0": True} | dict.fromkeys(("false", "no", "0", "0.0"), False)
@@ -38,7 +38,7 @@ def quality(rows: Iterable[Sequence[Any]]) -> dict[str, Interval]:
     found = _quality(answers)
     dice = np.random.default_rng(0)
     drawn: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(DRAWS // 4 if found else 0):
+    for _ in range(RESAMPLES // 4 if found else 0):
         picked = dice.integers(len(lengths), size=len(lengths))
         own = lengths[picked]  # each row's answers stay together
         places = np.arange(own.sum()) + np.repeat(starts[picked] - (np.cumsum(own) - own), own)

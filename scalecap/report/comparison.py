@@ -144,11 +144,11 @@ class Comparison:
         """By run, for each of its rows the place of the baseline's row of the same picture, or ALONE."""
         if self.baseline is None:
             return {}
-        own, data = keys(self.baseline), self.baseline.reads
+        own, data = keys(self.baseline), self.baseline.data_identity
         return {
             run.name: np.arange(len(own.id))
             if run is self.baseline
-            else pair(keys(run), own, same_data=bool(data) and data == run.reads)
+            else pair(keys(run), own, same_data=bool(data) and data == run.data_identity)
             for run in self.runs
         }
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scalecap.run.folder import Row, checks, drawn_from
+from scalecap.run.folder import Row, checks, statements_digest
 
 DRAWN = 1_000
 """Pictures drawn for each check, at most."""
@@ -34,7 +34,7 @@ def draw(rows: Sequence[Row], seed: int = 0, *, uncertain: bool = False) -> dict
             chosen = [(number, id_, dice.choice(scores)) for number, id_, scores in there]
             dice.shuffle(chosen)
         statements = [[number, id_, score["text"]] for number, id_, score in chosen[:DRAWN]]
-        run = drawn_from((row for _, row in numbered), step)
+        run = statements_digest((row for _, row in numbered), step)
         steps.append({"step": step, "run": run, "statements": statements})
     return {"seed": seed, "draw": "uncertain" if uncertain else "random", "steps": steps}
 

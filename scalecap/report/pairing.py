@@ -35,7 +35,7 @@ def keys(run: Run) -> Keys:
         found.extend((_digest(row.get("row_id")), _digest(image_name(row.get(run.image)))))
     ids, names = np.array(found, np.uint64).reshape(-1, 2).T
     journal = array("Q")
-    for texts in run.captioned():
+    for texts in run.image_records():
         journal.extend(map(_digest, texts))
     records = np.array(journal, np.uint64).reshape(-1, 3)[::-1]  # the last of each row counts
     known, at = np.unique(records[:, 0], return_index=True)

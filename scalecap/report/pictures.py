@@ -107,7 +107,7 @@ def _opened(
     run: Run, rows: Sequence[Mapping[str, Any]], matched: Iterator[tuple[int, Row]], sides: Mapping[int, int]
 ) -> Iterator[tuple[int, bytes | str]]:
     ids = {row.get("row_id") for row in rows}
-    known = {id: (hash, stamp) for id, hash, stamp in run.captioned() if id in ids}
+    known = {id: (hash, stamp) for id, hash, stamp in run.image_records() if id in ids}
 
     def made(number: int, row: Row) -> bytes | str:
         captioned = None

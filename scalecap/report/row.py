@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scalecap.rows import OUTPUT
+from scalecap.rows import OUTPUT_COLUMNS
 from scalecap.run.folder import WORD, Row, Run, checks
 from scalecap.stats import is_part, label, parts
 from scalecap.text import segmentation as clauses
@@ -26,7 +26,7 @@ def told(run: Run, row: Row) -> dict[str, Any]:
     final = run.caption_column(row)
     sides = (f"{name}_{side}" for name in scored for side in ("scores", "refuted"))
     ranked = (f"{name}_ranks" for name, step in steps.items() if step.get("stage") == "best_of")
-    hidden = {*OUTPUT, run.image, *sides, *ranked}
+    hidden = {*OUTPUT_COLUMNS, run.image, *sides, *ranked}
     measured = list(numbers(run, row))
     hidden |= {parts(name)[0] for name, _ in measured}
     shown: list[dict[str, Any]] = []

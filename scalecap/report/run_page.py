@@ -18,7 +18,7 @@ from scalecap.report.page import Block, batches, block, picture_blocks, template
 from scalecap.report.pictures import thumbnails
 from scalecap.report.row import numbers, told
 from scalecap.rows import Row as DataRow
-from scalecap.run.folder import MOST, WORD, FolderError, Row, Run, checks
+from scalecap.run.folder import MAX_REPORT_ROWS, WORD, FolderError, Row, Run, checks
 from scalecap.stats import by_step, label, mean
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ def write_report(
         FolderError: the folder has no captions.
     """
     run = Run(folder, folder.resolve().name)
-    rows = list(islice(run.rows(), MOST))
-    if not rows and run.reason_failed:
-        raise FolderError(f"the run in {folder} failed: {run.reason_failed}")
+    rows = list(islice(run.rows(), MAX_REPORT_ROWS))
+    if not rows and run.failure:
+        raise FolderError(f"the run in {folder} failed: {run.failure}")
     if not rows:
         raise FolderError(f"{folder} has no captions.jsonl with rows: give the folder of a run")
     path = folder / "report.html"

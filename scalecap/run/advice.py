@@ -13,7 +13,7 @@ NO_REUSE = (
 )
 
 
-def unreadable(step: str, role: str | None, count: StepUsage, least: float) -> str:
+def unanswered_checks(step: str, role: str | None, count: StepUsage, least: float) -> str:
     """Why a run stops whose checks are mostly unanswered, and what to change.
 
     Args:

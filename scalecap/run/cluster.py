@@ -28,9 +28,9 @@ from scalecap.rows import Row
 
 log = logging.getLogger(__name__)
 
-TRIES = 4
+MAX_ACTOR_DEATHS = 4
 """Actors that a row may see die before it counts as what kills them."""
-PAUSE = 1.0
+RECONNECT_SECONDS = 1.0
 """Seconds between looks for an actor that died."""
 
 
@@ -92,7 +92,7 @@ class Cluster:
     """The actors, as the run sees them."""
 
     def __init__(
-        self, actors: Sequence[Any], rows: Sequence[int], settings: Settings, counts: RunUsage
+        self, actors: Sequence[Any], rows: Sequence[int], settings: Settings, usage: RunUsage
     ) -> None:
         self._actors = actors
         self._rows = list(rows)
@@ -102,7 +102,7 @@ class Cluster:
         self._useless = ""
         """Why one that came back can't be used."""
         self._settings = settings
-        self._counts = counts
+        self._usage = usage
         self.changed = asyncio.Event()
         """Set when `rows()` may be another."""
 
@@ -114,7 +114,7 @@ class Cluster:
     async def take(self, row: Row) -> Finished:
         """One row through the actor that has the fewest, and through another if that one dies."""
         died: Any = import_module("ray.exceptions").RayActorError
-        for _ in range(TRIES):
+        for _ in range(MAX_ACTOR_DEATHS):
             at = await self._freest()
             self._open[at] += 1
             try:
@@ -126,12 +126,12 @@ class Cluster:
                 self._wait_for(at, died)
             else:
                 for step, count in counts.steps.items():
-                    self._counts.steps[step] += count
+                    self._usage.steps[step] += count
                 done: Finished = replace(finished, row=row, columns={**row.columns, **finished.columns})
                 return done
             finally:
                 self._open[at] -= 1
-        message = f"the process that had the row died {TRIES} times: {reason}"
+        message = f"the process that had the row died {MAX_ACTOR_DEATHS} times: {reason}"
         return Finished(row, dict(row.columns), {"step": None, "kind": "actor_died", "message": message}, {})
 
     async def _freest(self) -> int:
@@ -150,7 +150,7 @@ class Cluster:
     def _wait_for(self, at: int, died: type[Exception]) -> None:
         async def back() -> None:
             while True:
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(RECONNECT_SECONDS)
                 try:
                     await self._actors[at].open.remote()
                 except died:
@@ -175,8 +175,8 @@ class Cluster:
 
 
 @asynccontextmanager
-async def opened(
-    settings: Settings, columns: Mapping[str, str] | None, counts: RunUsage
+async def open_cluster(
+    settings: Settings, columns: Mapping[str, str] | None, usage: RunUsage
 ) -> AsyncIterator[tuple[Cluster, dict[str, str]]]:
     """The cluster with its actors ready, and by role what answers.
 
@@ -217,7 +217,7 @@ async def opened(
             raise EngineError(_said(error)) from None
         except ray.exceptions.RayActorError as error:
             raise EngineError(f"an actor can't start: {error}") from error
-        cluster = Cluster(actors, [rows for _, rows in found], settings, counts)
+        cluster = Cluster(actors, [rows for _, rows in found], settings, usage)
         try:
             yield cluster, found[0][0]
         finally:

@@ -23,10 +23,10 @@ from scalecap.config.labelled import LabelsSettings
 from scalecap.data.images import image_name
 from scalecap.stats import Pair, escaped, measures, parts
 
-MOST = 10_000
+MAX_REPORT_ROWS = 10_000
 """Rows that a page shows; of a larger run the first so many."""
 JOURNAL = "journal.jsonl"
-ERROR = "error.txt"
+ERROR_FILE = "error.txt"
 """In `.hydra`: why the job failed, when its last try did."""
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
 """A word; in Chinese and Japanese, where nothing stands between them, a character."""
@@ -49,19 +49,19 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """`summary.json`; empty when there is none, or when the last try failed before it."""
-        return {} if self.reason_failed else _json(self.folder / "summary.json")
+        return {} if self.failure else _json(self.folder / "summary.json")
 
     @cached_property
-    def reason_failed(self) -> str:
+    def failure(self) -> str:
         """Why the last try failed as a whole; empty when it did not."""
         try:
-            return (self.folder / ".hydra" / ERROR).read_text(encoding="utf-8").strip()
+            return (self.folder / ".hydra" / ERROR_FILE).read_text(encoding="utf-8").strip()
         except OSError:
             return ""
 
     @property
     def status(self) -> Status:
-        if self.reason_failed:
+        if self.failure:
             return "failed"
         told = self.summary.get("status", "unfinished")
         return told if told in ("finished", "interrupted", "stopped", "preview") else "unfinished"
@@ -71,7 +71,7 @@ class Run:
         """Why it is not finished."""
         if self.status == "unfinished":
             return "it has no summary: it still runs, or was killed"
-        return self.reason_failed or str(self.summary.get("reason", ""))
+        return self.failure or str(self.summary.get("reason", ""))
 
     @property
     def exit_code(self) -> int:
@@ -84,7 +84,7 @@ class Run:
         return 3 if rows.get("failed") else 0
 
     @property
-    def begun(self) -> float:
+    def started_at(self) -> float:
         """When the folder's last job began, in seconds since 1970."""
         try:
             return (self.folder / ".hydra" / "overrides.yaml").stat().st_mtime
@@ -128,7 +128,7 @@ class Run:
         return found
 
     @property
-    def reads(self) -> dict[str, Any]:
+    def data_identity(self) -> dict[str, Any]:
         """What data it reads, however many of its rows: equal for two runs of the same data. Empty when not
         known."""
         data = dict(self.config.get("data") or {})
@@ -156,7 +156,7 @@ class Run:
         return image_name(row.get(self.image)) or str(row.get("row_id") or "")
 
     @property
-    def typed(self) -> str:
+    def shell_path(self) -> str:
         """The folder as a command names it where the run's was typed; its name alone if it lies elsewhere."""
         folder, cwd = self.folder.resolve(), self.cwd
         return shlex.quote(str(folder.relative_to(cwd)) if folder.is_relative_to(cwd) else folder.name)
@@ -173,7 +173,7 @@ class Run:
     def steps(self) -> dict[str, dict[str, Any]]:
         """Steps as the config has them, by the column that each writes."""
         labels = LabelsSettings(**(self.config.get("labels") or {}))
-        steps = labels.only((self.config.get("pipeline") or {}).get("steps") or {})
+        steps = labels.restrict_steps((self.config.get("pipeline") or {}).get("steps") or {})
         # A promise sets a threshold in place of the config's.
         promised = {name: each["threshold"] for name, each in self.promises.items()}
         return {
@@ -190,7 +190,7 @@ class Run:
 
     def rows(self) -> Iterator[Row]:
         """The rows of `captions.jsonl`; none when there is no such file, or when the last try failed."""
-        if self.reason_failed or not (self.folder / "captions.jsonl").is_file():
+        if self.failure or not (self.folder / "captions.jsonl").is_file():
             return
         with (self.folder / "captions.jsonl").open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -205,12 +205,12 @@ class Run:
                 if isinstance(row, dict):
                     yield row
 
-    def drawable(self) -> Iterator[Row]:
+    def labelable_rows(self) -> Iterator[Row]:
         """The rows that labels are drawn from: those of the report, less the failed ones.
 
         Raises FolderError when they have no `row_id`.
         """
-        for row in islice(self.rows(), MOST):
+        for row in islice(self.rows(), MAX_REPORT_ROWS):
             if row.get("row_id") is None:
                 raise FolderError(
                     f"{self.folder / 'captions.jsonl'} has no row_id, by which labels name a row: an earlier"
@@ -220,7 +220,7 @@ class Run:
             if not row.get("error"):
                 yield row
 
-    def captioned(self) -> Iterator[tuple[str, str, str]]:
+    def image_records(self) -> Iterator[tuple[str, str, str]]:
         """Of each of the journal's records the row's id, and the hash and the stamp of its picture as it was
         captioned, empty where not known. A later record of a row replaces an earlier one."""
         with suppress(OSError), (self.folder / JOURNAL).open("rb") as file:
@@ -270,7 +270,7 @@ def checks(row: Row) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
             yield column.removesuffix("_scores"), [each for each in value if _is_score(each)]
 
 
-def drawn_from(rows: Iterable[Row], step: str) -> str:
+def statements_digest(rows: Iterable[Row], step: str) -> str:
     """A digest of all statements that labels of the step are drawn from: of rows, by row and text."""
     digest = hashlib.sha256()
     for row in rows:

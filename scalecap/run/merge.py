@@ -35,7 +35,7 @@ from scalecap.run.journal import Journal, JournalError
 from scalecap.run.outputs import write
 from scalecap.run.summary import Summary
 
-TOLD = 20
+MAX_LISTED_SHARDS = 20
 """Missing shards told by name; of more, the number."""
 
 
@@ -168,14 +168,16 @@ def _check_shards(parts: Sequence[Part]) -> None:
         by_shard[part.shard] = part.folder
     missing = [shard for number in range(of) if (shard := Shard(number, of)) not in by_shard]
     if missing:
-        told = ", ".join(map(str, missing[:TOLD])) + (" …" if len(missing) > TOLD else "")
+        told = ", ".join(map(str, missing[:MAX_LISTED_SHARDS])) + (
+            " …" if len(missing) > MAX_LISTED_SHARDS else ""
+        )
         raise MergeError(f"{len(missing)} of {of} shards are missing: {told}")
     unfinished = [f"{part.shard} in {part.folder}" for part in parts if not part.journal.ended]
     if unfinished:
-        raise MergeError(f"not finished, so go on with it first: {', '.join(unfinished[:TOLD])}")
+        raise MergeError(f"not finished, so go on with it first: {', '.join(unfinished[:MAX_LISTED_SHARDS])}")
     counts = [part.journal.complete or 0 for part in sorted(parts, key=lambda part: part.shard)]
     if counts != sorted(counts, reverse=True) or counts[0] - counts[-1] > 1:
-        told = ", ".join(map(str, counts[:TOLD]))
+        told = ", ".join(map(str, counts[:MAX_LISTED_SHARDS]))
         raise MergeError(
             f"shards of one data set differ by a row at most, these have {told}: was data.limit another?"
         )
@@ -192,7 +194,7 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
             told = json.loads(path.read_text(encoding="utf-8"))
             for step, count in told["steps"].items():
                 own = {each.name: count[each.name] for each in fields(StepUsage) if each.name in count}
-                summary.counts.steps[step] += StepUsage(**own | {"marks": Counter(count["marks"])})
+                summary.usage.steps[step] += StepUsage(**own | {"marks": Counter(count["marks"])})
             for phase, value in told["seconds"].items():
                 seconds[phase] = seconds.get(phase, 0.0) + value
             notes |= dict.fromkeys(told["notes"])

@@ -12,7 +12,7 @@ from scalecap.run.journal import Journal
 
 log = logging.getLogger(__name__)
 
-TOLD = 10
+MAX_LOGGED_CHANGES = 10
 """Changed rows told one by one; of more, the number."""
 
 
@@ -45,7 +45,7 @@ class PendingRows:
                 continue
             if state == "changed":
                 self._changed += 1
-                if self._changed <= TOLD:
+                if self._changed <= MAX_LOGGED_CHANGES:
                     log.info("row %d has changed and is done again: %s", row.index, _short(row.columns))
             elif state == "new" and before is not None and len(self.seen) > before:
                 self._added += 1
@@ -53,7 +53,7 @@ class PendingRows:
                     log.info("rows from %d on are new", row.index)
             yield row
 
-    def any(self) -> bool:
+    def has_next(self) -> bool:
         """Whether a row is left; it is not lost."""
         first = list(itertools.islice(self._left, 1))
         self._left = itertools.chain(first, self._left)
@@ -62,11 +62,11 @@ class PendingRows:
     def __iter__(self) -> Iterator[Row]:
         return self._left
 
-    def first(self, count: int | None) -> Iterator[Row]:
+    def take(self, count: int | None) -> Iterator[Row]:
         """So many of the rows that are left; None is all of them."""
         yield from itertools.islice(self, count)
 
-    def finished(self) -> Iterable[int]:
+    def output_indices(self) -> Iterable[int]:
         """Indices of the rows to write, in the order of the data: those that an earlier run finished, too."""
         if self.complete:
             self.journal.finish(len(self.seen))

@@ -40,8 +40,8 @@ def _shows_bars() -> bool:
 class Progress:
     """Counts rows while they finish; a context manager."""
 
-    def __init__(self, total: int | None, counts: RunUsage, *, live: bool) -> None:
-        self.total, self.counts = total, counts
+    def __init__(self, total: int | None, usage: RunUsage, *, live: bool) -> None:
+        self.total, self.usage = total, usage
         self.done = self.failed = self.reused = 0
         self._bar = Bar(
             TextColumn("rows"),
@@ -91,7 +91,7 @@ class Progress:
 
     def _note(self) -> str:
         seconds = max(time.monotonic() - self._begun, 1e-6)
-        tokens = sum(count.generated_tokens for count in self.counts.steps.values())
+        tokens = sum(count.generated_tokens for count in self.usage.steps.values())
         rate = (self.done + self.failed) / seconds
         return f"{rate:.2f} rows/s, {tokens / seconds:.0f} tokens/s, {self.failed} failed"
 

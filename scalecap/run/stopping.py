@@ -14,11 +14,11 @@ from scalecap.engines.settings import RoleSettings
 from scalecap.interpreter.dispatch import CHOICES, RunUsage
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.run import advice
-from scalecap.run.spending import limit_reached, spent
+from scalecap.run.costs import limit_reached, token_cost
 
 log = logging.getLogger(__name__)
 
-LOOK = 20
+MIN_ROWS_FOR_SHARE = 20
 """Rows that must end before a share in `max_failures` applies."""
 
 
@@ -44,20 +44,20 @@ class StopRules:
     """`max_failures`, `max_requests`, `max_tokens`, `max_cost`, and checks that are mostly unanswered."""
 
     def __init__(
-        self, settings: Settings, pipeline: Pipeline, roles: Mapping[str, RoleSettings], counts: RunUsage
+        self, settings: Settings, pipeline: Pipeline, roles: Mapping[str, RoleSettings], usage: RunUsage
     ) -> None:
-        self._settings, self._roles, self._counts = settings, roles, counts
+        self._settings, self._roles, self._usage = settings, roles, usage
         self._asking = {step.name: step.role for step in pipeline.steps if step.role}
 
     @property
     def cost(self) -> float | None:
         """What the run has cost so far; None without prices."""
-        return spent(self._counts, self._asking, self._roles)
+        return token_cost(self._usage, self._asking, self._roles)
 
     @property
     def whole_cost(self) -> float | None:
         """What it had cost if no reply had come from the cache."""
-        return spent(self._counts, self._asking, self._roles, reused=True)
+        return token_cost(self._usage, self._asking, self._roles, reused=True)
 
     def stop(self, *, failed: int, done: int) -> Stop | None:
         """That the run is to stop now; None when it goes on."""
@@ -68,12 +68,12 @@ class StopRules:
             )
             then = "set right what the errors above name, then the same command tries failed rows again"
             return Stop(first, f"{then}; or go on whatever fails", {"max_failures": "null"})
-        if settings.min_mass and (step := self._counts.unreadable):
-            count = self._counts.steps[step]
-            reason = advice.unreadable(step, self._asking[step], count, settings.min_mass)
+        if settings.min_mass and (step := self._usage.unreadable):
+            count = self._usage.steps[step]
+            reason = advice.unanswered_checks(step, self._asking[step], count, settings.min_mass)
             asked = f"the same command would ask {CHOICES} checks more and stop again"
             return Stop(reason, f"change what is said above; {asked}")
-        reason = limit_reached(settings, self._counts, self.cost)
+        reason = limit_reached(settings, self._usage, self.cost)
         return Stop(reason) if reason else None
 
 
@@ -83,12 +83,12 @@ def _too_many(most: str | None, failed: int, done: int) -> bool:
         return False
     if most.endswith("%"):
         ended = failed + done
-        return ended >= LOOK and failed >= float(most[:-1]) / 100 * ended
+        return ended >= MIN_ROWS_FOR_SHARE and failed >= float(most[:-1]) / 100 * ended
     return failed >= int(most)
 
 
 @contextmanager
-def signals(loop: LoopThread, stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[None]:
+def handle_signals(loop: LoopThread, stop: asyncio.Event, on_signal: Callable[[], None]) -> Iterator[None]:
     """The first SIGINT or SIGTERM sets `stop`, the second ends the block at once."""
     task = asyncio.current_task()
     asked_to_stop = False

@@ -18,18 +18,18 @@ from typing import Any, Literal
 from scalecap.config.exports import WriteSettings
 from scalecap.data.writer import WriteResult
 from scalecap.interpreter.dispatch import RunUsage
-from scalecap.messages import Messages
-from scalecap.run.spending import Outlook
+from scalecap.messages import MessageCounts
+from scalecap.run.costs import CostEstimate
 from scalecap.stages import Overall
 from scalecap.stats import Interval, Mean, by_step, measures, named
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "aiohttp", "datasets", "hydra-core")
 
-TOLD = 3
+MAX_ERRORS_SHOWN = 3
 """Kinds of error on the screen."""
-NOTED = 10
+MAX_REASONS_SHOWN = 10
 """Reasons told of each kind of file that lacks something."""
-CLEAR = 0.9
+CONFIDENT_MASS = 0.9
 """Median mass of a step's choices from which on the screen leaves it out."""
 
 EXPORTS = {
@@ -82,12 +82,12 @@ class Summary:
     """By step and flag: rows that have it."""
     unasked: Counter[str] = field(default_factory=Counter)
     """By step: items (texts, questions, draws …) that its limit or the pipeline's budget left unasked."""
-    errors: Messages = field(default_factory=Messages)
+    errors: MessageCounts = field(default_factory=MessageCounts)
     """By step and kind; messages that differ in names, paths or numbers alone count together."""
-    counts: RunUsage = field(default_factory=RunUsage)
+    usage: RunUsage = field(default_factory=RunUsage)
     models: dict[str, str] = field(default_factory=dict)
     """By role: the identity of what answered."""
-    outlook: Outlook | None = None
+    estimate: CostEstimate | None = None
     """What all rows take, estimated from those that were done."""
     cost: float | None = None
     """Of the tokens computed, in the currency of `engine.price`; None without prices."""
@@ -185,7 +185,7 @@ class Summary:
             ("Rows without a sidecar", written.missing_sidecars),
             (f"Rows of which write.select={settings.select} can't tell", written.select_errors),
         ):
-            for reason, count in messages.most_common(NOTED):
+            for reason, count in messages.most_common(MAX_REASONS_SHOWN):
                 self.notes.append(f"{what}: {count:,}, since {reason}.")
 
     def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
@@ -234,7 +234,7 @@ class Summary:
 
     def write(self) -> None:
         """Writes `summary.json` in the run's folder."""
-        total = self.counts.total
+        total = self.usage.total
         content = {
             "status": self.status,
             "reason": self.reason,
@@ -255,7 +255,7 @@ class Summary:
                 "generated_reused": total.reused_generated_tokens,
             },
             "cost": self.cost,
-            "estimate": self.outlook and asdict(self.outlook),
+            "estimate": self.estimate and asdict(self.estimate),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "checks": {
                 step: {"kept": self.kept[step], "dropped": self.dropped[step]}
@@ -276,7 +276,7 @@ class Summary:
             "errors": dict(self.errors.most_common(100)),
             "steps": {
                 name: vars(count) | {"cached_share": count.cached_share}
-                for name, count in self.counts.steps.items()
+                for name, count in self.usage.steps.items()
             },
             "models": self.models,
             "versions": versions(),
@@ -288,7 +288,7 @@ class Summary:
 
     def screen(self, *, alone: bool = True) -> str:
         """The last screen: what was made, where, what was dropped; of a run by itself, what to do next."""
-        total = self.counts.total
+        total = self.usage.total
         heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped", "preview": "Preview"}
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         reused = f" ({self.reused} from before)" if self.reused else ""
@@ -297,11 +297,11 @@ class Summary:
             done = f"{self.done} of {self.total} rows"
         lines = [f"{heads[self.status]}: {done} captioned{reused}, {self.failed} failed; {phases}"]
         lines += [f"  {self.reason}"] if self.reason else []
-        lines += [f"  {self.outlook}"] if self.outlook and self.status == "preview" else []
+        lines += [f"  {self.estimate}"] if self.estimate and self.status == "preview" else []
         for step in sorted(self.kept | self.dropped):
             line = f"  {step}: {self.kept[step]} kept, {self.dropped[step]} dropped"
             masses = self.masses.get(step)
-            if masses and (self.unanswered[step] or _median(masses) < CLEAR):
+            if masses and (self.unanswered[step] or _median(masses) < CONFIDENT_MASS):
                 unanswered = f", {count} of them unanswered" if (count := self.unanswered[step]) else ""
                 line += f"{unanswered} (median mass {_median(masses):.2f})"
             promise = f"; {self.promises[step]['sentence']}" if step in self.promises else ""
@@ -319,17 +319,17 @@ class Summary:
             f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"
             f"{cached}, {total.generated_tokens} generated"
         )
-        shares = {name: each.cached_share for name, each in self.counts.steps.items() if each.repeats}
+        shares = {name: each.cached_share for name, each in self.usage.steps.items() if each.repeats}
         if shares:
             told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
             lines.append(f"  prompt tokens from the prefix cache: {told}")
         if self.left_out is not None:
             rows = self.done + self.failed
             lines.append(f"  select: {rows - self.left_out} of {rows} rows taken, {self.left_out} left out")
-        for message, count in self.errors.most_common(TOLD):
+        for message, count in self.errors.most_common(MAX_ERRORS_SHOWN):
             lines.append(f"  {count} x {message}")
-        if len(self.errors) > TOLD:
-            lines.append(f"  and {len(self.errors) - TOLD} more kinds of error, in summary.json")
+        if len(self.errors) > MAX_ERRORS_SHOWN:
+            lines.append(f"  and {len(self.errors) - MAX_ERRORS_SHOWN} more kinds of error, in summary.json")
         lines += [
             f"  {self.output / 'captions.jsonl'}  one row a line",
             *(f"  {self.output / name}  {EXPORTS[name]}" for name in self.exports),

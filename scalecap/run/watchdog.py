@@ -12,12 +12,12 @@ from scalecap.interpreter.step import Step
 
 log = logging.getLogger(__name__)
 
-LONG = 1.0
+STALL_SECONDS = 1.0
 """Seconds without an answer from the loop that are told."""
-PAUSE = 0.25
+POLL_SECONDS = 0.25
 
 
-class Stalls:
+class EventLoopWatchdog:
     """Watches the running loop from a thread of its own; a context manager.
 
     Each module of stages is told once.
@@ -28,7 +28,7 @@ class Stalls:
         """By module: a frame tells where the code is, and not for which step."""
         for step in steps:
             self._steps.setdefault(step.stage.unit.__module__, []).append(step)
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
@@ -42,21 +42,21 @@ class Stalls:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(PAUSE):
+        while not self._ended.wait(POLL_SECONDS):
             answered = threading.Event()
             self._loop.call_soon_threadsafe(answered.set)
-            while not answered.wait(LONG) and not self._ended.is_set():
-                self._tell(sys._current_frames().get(self._watched))
+            while not answered.wait(STALL_SECONDS) and not self._ended.is_set():
+                self._report(sys._current_frames().get(self._watched))
 
-    def _tell(self, frame: FrameType | None) -> None:
+    def _report(self, frame: FrameType | None) -> None:
         """Names the stage that the loop is in, if it is in one."""
         while frame is not None and frame.f_globals.get("__name__") not in self._steps:
             frame = frame.f_back
         if frame is None:
             return
         module = frame.f_globals["__name__"]
-        if module not in self._told:
-            self._told.add(module)
+        if module not in self._reported:
+            self._reported.add(module)
             steps = self._steps[module]
             names = " or ".join(step.name for step in steps)
             stages = " or ".join(dict.fromkeys(step.stage.name for step in steps))

@@ -46,7 +46,7 @@ def count(pipeline: str, pictures: int, most: int) -> tuple[list[str], int, int,
             patch("scalecap.engines.drafts.MAX_DRAFT_TOKENS", most),
         ):
             summary = run(settings)
-        written = summary.counts.total.generated_tokens
+        written = summary.usage.total.generated_tokens
         lines = (Path(folder) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     return lines, len(steps), sum(steps), written
 

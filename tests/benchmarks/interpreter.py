@@ -74,7 +74,7 @@ def measure(rows: int, cache: bool, folder: Path) -> Cost:
     summary = run(settings, engines={"vlm": engine, "llm": engine})
     used = time.process_time() - begun
     assert (summary.done, summary.failed) == (rows, 0)
-    requests = summary.counts.total.requests
+    requests = summary.usage.total.requests
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return Cost(rows, peak, requests, 1000 * used / requests)
 

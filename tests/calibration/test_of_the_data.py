@@ -151,7 +151,7 @@ def test_labels_of_benchmarks_promise_something_of_a_pipelines_check(
 ):
     summary = benchmark(schema(60), f"labels={labels}")
     assert summary.failed == 0
-    assert summary.counts.total.requests == statements  # the check alone, with the pipeline's own prompt
+    assert summary.usage.total.requests == statements  # the check alone, with the pipeline's own prompt
     command = f"scalecap calibrate {tmp_path}/labelled --wrong 0.05"
     assert summary.screen().endswith(f"Next: make a promise of its labels:\n  {command}")
     row = json.loads((tmp_path / "labelled" / "captions.jsonl").read_text().splitlines()[0])

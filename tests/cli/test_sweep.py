@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import scalecap.engines
-from scalecap.cli.sweep import arranged
+from scalecap.cli.sweep import order_overrides
 from scalecap.config.settings import CONF
 from scalecap.engines import Engines
 from scalecap.engines.base import Request
@@ -140,8 +140,8 @@ def test_both_models_are_kept_when_told(command: Typed, doors: list[str]):
 
 def test_words_about_models_come_first_in_a_sweep_alone():
     words = ["a=1,2", "engine.args.x=1", "-m", "model=x,y", "b=3"]
-    assert arranged(words) == ["-m", "engine.args.x=1", "model=x,y", "a=1,2", "b=3"]
-    assert arranged(["b=3", "model=x"]) == ["b=3", "model=x"]
+    assert order_overrides(words) == ["-m", "engine.args.x=1", "model=x,y", "a=1,2", "b=3"]
+    assert order_overrides(["b=3", "model=x"]) == ["b=3", "model=x"]
 
 
 def test_a_closed_engine_leaves_no_model_in_memory():

@@ -56,10 +56,10 @@ ROW: dict[str, Any] = {
     ],
 )
 def test_a_row_is_taken_where_the_expression_holds(expression: str, flag: str | None):
-    found = Select(expression, ["fusion", "check"]).refusal(ROW)
+    found = Select(expression, ["fusion", "check"]).exclusion(ROW)
     assert (found and found[0]) == flag
     failed = {**ROW, "error": {"step": "x", "kind": "k", "message": "m"}}
-    assert Select("true", []).refusal(failed) == ("left_out", "")
+    assert Select("true", []).exclusion(failed) == ("left_out", "")
 
 
 def test_rows_that_select_refuses_are_in_captions_alone_and_another_select_asks_nothing(
@@ -94,7 +94,7 @@ def test_rows_that_select_refuses_are_in_captions_alone_and_another_select_asks_
 
     silent = Scripted(refuse)
     again = run(compose(*words, "write.select='id < 1'"), engines=dict.fromkeys(engines, silent))
-    assert (again.left_out, again.counts.total.requests) == (5, 0)
+    assert (again.left_out, again.usage.total.requests) == (5, 0)
     assert [row["id"] for row in pq.read_table(folder / "dataset").to_pylist()] == [0]
     assert names(folder / "sidecars") == ["0.txt"]
 

@@ -47,7 +47,7 @@ def test_a_run_writes_its_report_when_small_or_told(
     report.unlink()
     assert run(compose("data.limit=2", "report=false"), engines=engines).report is None
     assert not report.exists()
-    monkeypatch.setattr("scalecap.runner.REPORTED", 1)
+    monkeypatch.setattr("scalecap.runner.MAX_ROWS_FOR_REPORT", 1)
     summary = run(compose("data.limit=2"), engines=engines)
     assert summary.report is None
     assert "scalecap report" in summary.screen()
@@ -272,9 +272,9 @@ def test_a_run_is_named_as_a_command_would_where_it_was_typed(
 ):
     folder = tmp_path / "my runs" / "photos"
     folder.mkdir(parents=True)
-    assert Run(folder, "photos").typed == "'my runs/photos'"
+    assert Run(folder, "photos").shell_path == "'my runs/photos'"
     monkeypatch.chdir(folder)
-    assert Run(tmp_path / "my runs" / "photos" / ".." / "photos", "photos").typed == "."
+    assert Run(tmp_path / "my runs" / "photos" / ".." / "photos", "photos").shell_path == "."
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
-    assert Run(folder, "photos").typed == "photos"
+    assert Run(folder, "photos").shell_path == "photos"

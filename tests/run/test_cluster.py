@@ -121,12 +121,12 @@ async def test_a_dead_engine_ends_the_run_and_a_row_that_kills_its_actors_fails(
     errors = pytest.importorskip("ray.exceptions", reason='needs pip install "scalecap[ray]"')
     with pytest.raises(EngineDead, match="no memory"):
         await Cluster([Handle(raised(EngineError("no memory")))], [1], compose(), RunUsage()).take(row(0))
-    monkeypatch.setattr(cluster, "PAUSE", 0.0)
+    monkeypatch.setattr(cluster, "RECONNECT_SECONDS", 0.0)
     dying = Cluster([Handle(errors.RayActorError())], [1], compose(), RunUsage())
     finished = await dying.take(row(0))
     assert finished.error
     assert finished.error["kind"] == "actor_died"
-    assert dying._actors[0].had == [0] * cluster.TRIES
+    assert dying._actors[0].had == [0] * cluster.MAX_ACTOR_DEATHS
 
 
 async def test_the_engine_of_an_actor_dies(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -151,7 +151,7 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
     compose: Compose, monkeypatch: pytest.MonkeyPatch
 ):
     errors = pytest.importorskip("ray.exceptions", reason='needs pip install "scalecap[ray]"')
-    monkeypatch.setattr(cluster, "PAUSE", 0.0)
+    monkeypatch.setattr(cluster, "RECONNECT_SECONDS", 0.0)
     dead, alive = Handle(errors.RayActorError()), Handle()
     dead.back = False
     made = Cluster([dead, alive], [4, 4], compose(), RunUsage())

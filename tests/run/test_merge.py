@@ -93,7 +93,7 @@ def test_joined_shards_are_the_run_that_one_process_makes(
     assert (summary.done, summary.failed, summary.exit_code) == (one.done, one.failed, 3) == (6, 1, 3)
     assert (summary.kept, summary.dropped, summary.flags) == (one.kept, one.dropped, one.flags)
     assert summary.promises == one.promises != {}
-    assert summary.counts.total.requests == one.counts.total.requests
+    assert summary.usage.total.requests == one.usage.total.requests
     told, joined = (tmp_path / name / "captions.jsonl" for name in ("one", "whole"))
     assert joined.read_bytes() == told.read_bytes()
     assert "Joined of 3 shards" in summary.screen()

@@ -40,7 +40,9 @@ def summed(rows: int) -> tuple[Summary, int]:
 
 @pytest.mark.parametrize("rows", [12_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_memory_is_flat(rows: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(verifier, "DRAWS", 8)  # each sorts all answers, which takes time and no more memory
+    monkeypatch.setattr(
+        verifier, "RESAMPLES", 8
+    )  # each sorts all answers, which takes time and no more memory
     _, few = summed(4_000)
     summary, many = summed(rows)
     # All that grows (124 bytes) is what the threshold is read from: P(yes), label and verdict, sorted, drawn.

@@ -132,7 +132,7 @@ def measure(engine: Kept, variant: Variant, count: int, seed: int) -> Measured:
 def _spent(summary: Summary, variant: Variant) -> tuple[int, int, int]:
     """Requests, prompt tokens computed and tokens generated for the caption that is measured."""
     later = LATER.get(variant.caption, ()) if variant.method == OURS else ()
-    counts = [count for step, count in summary.counts.steps.items() if step not in later]
+    counts = [count for step, count in summary.usage.steps.items() if step not in later]
     return (
         sum(count.requests - count.reused for count in counts),
         sum(count.prompt_tokens - count.cached_tokens for count in counts),

@@ -101,7 +101,7 @@ def compare(folder: Path, count: int, seed: int) -> tuple[list[Line], dict[str, 
 
 def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> list[Line]:
     """A line for each caption that the pipeline wrote; later steps are no cost of an earlier caption."""
-    spared = {"init_caption": [step for step in summary.counts.steps if step != "init_caption"]}
+    spared = {"init_caption": [step for step in summary.usage.steps if step != "init_caption"]}
     spared |= {"assembled_caption": [*FUSING, *CLOSING], "final_caption": [*CLOSING], "checked_caption": []}
     lines = []
     for column in spared if name == "seed" else CAPTIONS:
@@ -110,7 +110,7 @@ def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> li
         ]
         if not told:
             continue
-        counts = [count for step, count in summary.counts.steps.items() if step not in spared[column]]
+        counts = [count for step, count in summary.usage.steps.items() if step not in spared[column]]
         # Replies that an earlier pipeline computed are in the cache, and cost this one as much.
         tokens = sum(count.prompt_tokens + count.generated_tokens for count in counts)
         tokens += sum(count.reused_prompt_tokens + count.reused_generated_tokens for count in counts)

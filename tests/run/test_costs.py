@@ -11,15 +11,15 @@ import pytest
 from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import RowUsage
-from scalecap.run.spending import estimate, outlook
+from scalecap.run.costs import estimate_cost, extrapolate
 from scalecap.runner import plan, run
 
 Compose = Callable[..., Settings]
 
 
 def test_rows_that_are_equal_leave_no_doubt_and_one_row_leaves_all():
-    assert estimate([3.0] * 5, 100) == (300, 300, 300)
-    assert estimate([3.0], 100) == (300, 0.0, math.inf)
+    assert extrapolate([3.0] * 5, 100) == (300, 300, 300)
+    assert extrapolate([3.0], 100) == (300, 0.0, math.inf)
 
 
 def test_the_interval_holds_for_nineteen_draws_of_twenty():
@@ -29,14 +29,14 @@ def test_the_interval_holds_for_nineteen_draws_of_twenty():
     held = 0
     for _ in range(400):
         rows = dice.gamma(4.0, 3.0, size=60)
-        low, high = estimate(rows[:10], 60)[1:]
+        low, high = extrapolate(rows[:10], 60)[1:]
         held += low <= rows.sum() <= high
     assert held / 400 >= 0.92
 
 
 def test_an_outlook_is_told_with_time_and_cost():
     usages = [RowUsage(10, 1000, 100), RowUsage(12, 1200, 140)]
-    found = outlook(usages, 100, seconds=3.0, price=0.01)
+    found = estimate_cost(usages, 100, seconds=3.0, price=0.01)
     assert found is not None
     assert found.requests.mean == 1100
     assert found.seconds == 300
@@ -44,7 +44,7 @@ def test_an_outlook_is_told_with_time_and_cost():
     assert found.cost.mean == pytest.approx(1.0)
     assert "all 100 rows, by 2 of them: about 1,100 (" in str(found)
     assert "5 min at this pace, a cost of 1 (" in str(found)
-    assert outlook([], 100) is None
+    assert estimate_cost([], 100) is None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_cost_is_counted_by_role_and_nothing_is_paid_for_the_cache(
         100 * (count.prompt_tokens + count.generated_tokens)
         if name in llm
         else count.prompt_tokens + 2 * count.generated_tokens
-        for name, count in first.counts.steps.items()
+        for name, count in first.usage.steps.items()
     )
     assert first.cost == pytest.approx(expected / 1e6)
     assert json.loads((first.output / "summary.json").read_text())["cost"] == first.cost
@@ -94,7 +94,7 @@ def test_a_preview_does_its_rows_estimates_all_and_the_command_without_it_goes_o
     words = ["data=jsonl", rows(9), "progress=false", "model=own", "model.vlm.name=m", "pipeline=seed"]
     first = run(compose(*words, "preview=3"), engines=engines, command="python -m scalecap preview=3 a=b")
     assert (first.status, first.done, first.exit_code) == ("preview", 3, 0)
-    assert first.outlook is not None
+    assert first.estimate is not None
     screen = first.screen()
     assert screen.startswith("Preview: 3 of 9 rows captioned")
     assert "all 9 rows, by 3 of them: about " in screen
@@ -104,7 +104,7 @@ def test_a_preview_does_its_rows_estimates_all_and_the_command_without_it_goes_o
     second = run(compose(*words), engines=engines)
     assert (second.status, second.done, second.reused) == ("finished", 9, 3)
     took = sum(json.loads(line)["usage"][0] for line in journal(second.output) if '"usage"' in line)
-    assert first.outlook.requests.mean == took  # rows that the scripted model answers alike
+    assert first.estimate.requests.mean == took  # rows that the scripted model answers alike
 
 
 def journal(folder: Path) -> list[str]:
@@ -125,7 +125,7 @@ def test_a_preview_of_all_rows_is_a_finished_run(
 def test_what_a_preview_estimates_is_what_a_run_of_the_embedded_model_takes(compose: Compose, tmp_path: Path):
     pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
     words = ["data.count=40", "data.seed=5", "progress=false", "report=false", "cache=off"]
-    found = run(compose(*words, "preview=10")).outlook
+    found = run(compose(*words, "preview=10")).estimate
     assert found is not None
     whole = run(compose(*words))
     assert whole.status == "finished"

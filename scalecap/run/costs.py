@@ -12,7 +12,7 @@ from scalecap.engines.settings import RoleSettings
 from scalecap.interpreter.dispatch import RowUsage, RunUsage
 from scalecap.run.journal import JOURNAL
 
-PER = 1_000_000
+TOKENS_PER_PRICE = 1_000_000
 """Tokens that a price is for."""
 
 
@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outlook:
+class CostEstimate:
     """What all rows of the data take."""
 
     rows: int
@@ -53,7 +53,7 @@ class Outlook:
         return f"all {self.rows:,} rows, by {self.done} of them: about {', '.join(parts)}"
 
 
-def estimate(values: Iterable[float], rows: int) -> Estimate:
+def extrapolate(values: Iterable[float], rows: int) -> Estimate:
     """The sum over `rows` rows of what these rows have; an infinite interval from a single one."""
     from scipy.stats import t
 
@@ -68,9 +68,9 @@ def estimate(values: Iterable[float], rows: int) -> Estimate:
     return Estimate(mean * rows, max(mean * rows - error, math.fsum(seen)), mean * rows + error)
 
 
-def outlook(
+def estimate_cost(
     usages: Iterable[RowUsage], rows: int, *, seconds: float | None = None, price: float | None = None
-) -> Outlook | None:
+) -> CostEstimate | None:
     """What all `rows` rows take, from what these took; None when there are none.
 
     Args:
@@ -80,16 +80,16 @@ def outlook(
     seen = list(usages)
     if not seen or rows < 1:
         return None
-    requests, prompt, generated = (estimate([usage[place] for usage in seen], rows) for place in range(3))
+    requests, prompt, generated = (extrapolate([usage[place] for usage in seen], rows) for place in range(3))
     pace = None if seconds is None else seconds * rows
     cost = None
     if price is not None:
-        tokens = estimate([usage.prompt_tokens + usage.generated_tokens for usage in seen], rows)
+        tokens = extrapolate([usage.prompt_tokens + usage.generated_tokens for usage in seen], rows)
         cost = Estimate(*(price * rows * each / (tokens.mean or 1.0) for each in tokens))
-    return Outlook(rows, len(seen), requests, prompt, generated, pace, cost)
+    return CostEstimate(rows, len(seen), requests, prompt, generated, pace, cost)
 
 
-def past(folder: Path) -> Iterator[RowUsage]:
+def recorded_usage(folder: Path) -> Iterator[RowUsage]:
     """What each row took that a run in the folder has done, by its journal."""
     try:
         with (folder / JOURNAL).open("rb") as file:
@@ -101,8 +101,8 @@ def past(folder: Path) -> Iterator[RowUsage]:
         return
 
 
-def spent(
-    counts: RunUsage, asking: Mapping[str, str], roles: Mapping[str, RoleSettings], *, reused: bool = False
+def token_cost(
+    usage: RunUsage, asking: Mapping[str, str], roles: Mapping[str, RoleSettings], *, reused: bool = False
 ) -> float | None:
     """What the tokens of each step cost; None when a step's engine has no price.
 
@@ -111,7 +111,7 @@ def spent(
         reused: counts tokens of replies from the cache too, at the full price.
     """
     total = 0.0
-    for step, count in counts.steps.items():
+    for step, count in usage.steps.items():
         price = roles[asking[step]].engine.price
         if price.prompt is None or price.generated is None:
             return None
@@ -119,15 +119,15 @@ def spent(
         more = (count.reused_prompt_tokens, count.reused_generated_tokens) if reused else (0, 0)
         total += (count.prompt_tokens - count.cached_tokens + more[0]) * price.prompt
         total += count.cached_tokens * cached + (count.generated_tokens + more[1]) * price.generated
-    return total / PER
+    return total / TOKENS_PER_PRICE
 
 
-def limit_reached(settings: Settings, counts: RunUsage, cost: float | None) -> str:
+def limit_reached(settings: Settings, usage: RunUsage, cost: float | None) -> str:
     """Which of `max_requests`, `max_tokens` and `max_cost` the run has reached; empty when none."""
     limits = {name: getattr(settings, name) for name in ("max_requests", "max_tokens", "max_cost")}
     if all(most is None for most in limits.values()):  # every row asks this
         return ""
-    total = counts.total
+    total = usage.total
     computed = total.requests - total.reused
     tokens = total.prompt_tokens + total.generated_tokens
     taken = {"max_requests": computed, "max_tokens": tokens, "max_cost": cost}
