@@ -38,7 +38,7 @@ from scalecap.run.stopping import MIN_ROWS_FOR_SHARE, StopRules, handle_signals
 from scalecap.run.summary import Summary
 from scalecap.run.watchdog import EventLoopWatchdog
 from scalecap.stats import label
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 from scalecap.threads import DaemonPool
 
 log = logging.getLogger(__name__)
@@ -224,8 +224,8 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
     wanted, metrics = label((settings.objective or "").lstrip("-")), metric_steps(pipeline)
     if wanted and not any(f"{wanted}.".startswith(f"{step}.") for step in metrics):
         wanted = wanted.partition(".")[0]
-        close = nearest(wanted, metrics) if metrics else "none does: add one with evaluate=…"
-        raise PipelineError([f"objective={settings.objective}: no step {wanted} writes numbers; {close}"])
+        close = did_you_mean(wanted, metrics) if metrics else "; none does: add one with evaluate=…"
+        raise PipelineError([f"objective={settings.objective}: no step {wanted} writes numbers{close}"])
     return source, pipeline
 
 

@@ -77,7 +77,7 @@ def test_who_never_consults_it_may_ask_while_something_is_left():
 
 
 @pytest.mark.parametrize(
-    ("budget", "asked", "unasked"),
+    ("budget", "requests", "unasked"),
     [
         # In the order of the plan: 2 drafts, 1 more, 6 checks, 6 answers, 1 at the end.
         (None, [2, 1, 6, 6, 1], {}),
@@ -89,19 +89,19 @@ def test_who_never_consults_it_may_ask_while_something_is_left():
     ],
 )
 async def test_a_budget_is_spent_to_the_last_request_and_never_over(
-    budget: int | None, dispatcher: list[int], unasked: dict[str, int]
+    budget: int | None, requests: list[int], unasked: dict[str, int]
 ):
     done, counts = await take(STEPS, budget)
     assert done.error is None
     names = ("drafts", "more", "golden", "answers", "final")
-    assert [counts.steps[name].requests for name in names] == dispatcher
-    assert done.usage.requests == sum(dispatcher)
+    assert [counts.steps[name].requests for name in names] == requests
+    assert done.usage.requests == sum(requests)
     assert done.unasked == unasked
     assert done.flags == {name: ["unasked"] for name in done.unasked}
     # What is in step with another column stays so.
     assert len(done.columns["answers"]) == len(done.columns["golden"])
     assert [each["text"] for each in done.columns["golden_scores"]] == done.columns["sentences"]
-    assert sum(each.get("asked", True) for each in done.columns["golden_scores"]) == dispatcher[2]
+    assert sum(each.get("asked", True) for each in done.columns["golden_scores"]) == requests[2]
     assert done.columns["golden_refuted"] == []
 
 
@@ -158,7 +158,7 @@ async def test_a_limit_needs_no_budget_and_reads_columns():
 @pytest.mark.parametrize(
     ("limit", "problem"),
     [
-        ("budget_lef", "limit: unknown name 'budget_lef'; nearest: budget_left"),
+        ("budget_lef", "limit: unknown name 'budget_lef'; did you mean 'budget_left'"),
         ("(", "limit: '(' is not an expression"),
         ([1], "limit: expected an expression"),
     ],
@@ -180,7 +180,7 @@ async def test_a_limit_that_is_no_number_fails_the_row():
 
 
 @pytest.mark.parametrize(
-    ("step", "left", "asked", "unasked"),
+    ("step", "left", "requests", "unasked"),
     [
         ({"stage": "verify", "texts": "t", "prompt": "{{ text }}", "ensemble": ["2 {{ text }}"]}, 5, 4, 3),
         (
@@ -213,7 +213,7 @@ async def test_a_limit_that_is_no_number_fails_the_row():
     ],
 )
 async def test_every_stage_keeps_to_what_is_left(
-    step: dict[str, Any], left: int, dispatcher: int, unasked: int, image: Image
+    step: dict[str, Any], left: int, requests: int, unasked: int, image: Image
 ):
     """Five texts in three groups."""
 
@@ -225,15 +225,15 @@ async def test_every_stage_keeps_to_what_is_left(
     counts = RunUsage()
     engine = Scripted(script)
     roles = {"vlm": engine, "llm": engine}
-    asker = Dispatcher(roles, None, Sampling(), 0, counts, 0.0)
+    dispatcher = Dispatcher(roles, None, Sampling(), 0, counts, 0.0)
     allowance = Allowance(left)
     given = step | ({"fallback": "empty"} if step["stage"] == "fuse" else {})
     pipeline = Pipeline.build({"x": given}, {"t": "texts", "a": "list"})
     texts = ["A one.", "A two.", "A three.", "A four.", "A five."]
     flags: list[str] = []
-    client = asker.client("x", flags.append, None, allowance)
+    client = dispatcher.client("x", flags.append, None, allowance)
     values = await pipeline.steps[0].take(client, {"t": texts, "a": [0, 0, 1, 1, 2]}, image, allowance)
-    assert counts.total.requests == dispatcher
+    assert counts.total.requests == requests
     assert allowance.unasked == unasked
     assert "unasked" in flags
     if "x_scores" in values and step["stage"] != "choose":
@@ -286,7 +286,7 @@ def test_what_is_left_unasked_is_counted_in_the_summary_also_of_rows_done_before
 
 
 @pytest.mark.parametrize(
-    ("budget", "final", "asked"),
+    ("budget", "final", "requests"),
     [
         # A draft, a check, and the same again at the end, for which one was kept back.
         (5, "There is a dog.", {"drafts": 1, "golden_sentences": 1, "checked_sentences": 1}),
@@ -299,11 +299,11 @@ def test_what_is_left_unasked_is_counted_in_the_summary_also_of_rows_done_before
     ],
 )
 def test_dense_keeps_to_its_budget(
-    compose: Compose, engines: dict[str, Scripted], budget: int, final: str, dispatcher: dict[str, int]
+    compose: Compose, engines: dict[str, Scripted], budget: int, final: str, requests: dict[str, int]
 ):
     summary = run(compose("data.limit=1", "pipeline=dense", f"pipeline.budget={budget}"), engines=engines)
     steps = {name: count.requests for name, count in summary.usage.steps.items() if count.requests}
-    assert steps == dispatcher
+    assert steps == requests
     (row,) = map(json.loads, (summary.output / "captions.jsonl").read_text().splitlines())
     assert (row["error"], row["final_caption"]) == (None, final)
 

@@ -117,7 +117,7 @@ def test_an_objective_names_it_with_or_without_the_escape(compose: Compose, tmp_
     settings.objective = f"-{objective}"
     assert run(settings, engines={}).value(settings.objective) == -3
     settings.objective = "dnsity.gpt-4.1.words"
-    with pytest.raises(RunError, match="no step dnsity writes numbers; nearest: density"):
+    with pytest.raises(RunError, match="no step dnsity writes numbers; did you mean 'density'"):
         run(settings, engines={})
 
 

@@ -152,7 +152,7 @@ def test_a_wrong_objective_is_told_and_costs_no_row(typed: Typed, tmp_path: Path
     assert not (tmp_path / "run" / ".hydra" / "error.txt").exists()
     words = ("-m", "seed=1,2", "evaluate=scenes", "objective=scenes.precison", "data.limit=1")
     assert typed(*words, "hydra.sweep.dir=sweep") == 1
-    assert "no run has objective=scenes.precison; nearest: " in capsys.readouterr().err
+    assert "no run has objective=scenes.precison; did you mean " in capsys.readouterr().err
     assert (tmp_path / "sweep" / "comparison.md").exists()
 
 
@@ -166,7 +166,7 @@ def test_an_unknown_option_is_told_with_the_usage(typed: Typed, capsys: Any):
 def test_an_error_that_is_its_own_cause_is_told(typed: Typed, monkeypatch: Any, capsys: Any):
     monkeypatch.setenv("OC_CAUSE", "1")  # as OmegaConf chooses where a tracer is set
     assert typed("+data.limt=3") == 1
-    assert "data.limt: no such key; nearest: data.limit" in capsys.readouterr().err
+    assert "data.limt: no such key; did you mean 'data.limit'" in capsys.readouterr().err
 
 
 def test_the_least_values_are_values(compose: Callable[..., Any]):
@@ -199,16 +199,16 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ("min_mass=1.1", "min_mass=1.1: must be a probability, from 0 to 1"),
         ("resume=yes", "resume=yes: must be same or force"),
         ("data.relative_to=cdw", "data.relative_to=cdw: must be file or cwd"),
-        ("write.image=byte", "write.image=byte: no such form; nearest: bytes"),
-        ("write.format=[webdatset]", "write.format=webdatset: no such form; nearest: webdataset"),
-        ("write.sidecars=text", "write.sidecars=text: no such form; nearest: txt"),
-        ("write.sidecars=txt write.beside=old", "write.beside=old: no such form; there are: new, replace"),
+        ("write.image=byte", "write.image=byte: no such form; did you mean 'bytes'"),
+        ("write.format=[webdatset]", "write.format=webdatset: no such form; did you mean 'webdataset'"),
+        ("write.sidecars=text", "write.sidecars=text: no such form; did you mean 'txt'"),
+        ("write.sidecars=txt write.beside=old", "write.beside=old: no such form; available: new, replace"),
         ("write.beside=new", "write.beside=new needs write.sidecars=txt or json"),
         ("write.prefix=sks", "write.prefix: only write.sidecars=txt has such a text"),
         ("write.select=')('", "write.select: ')(' is not an expression"),
         ("write.sidecars=txt write.template='{{'", "write.template: line 1"),
-        ("engine.name=vlm", "engine.name=vlm: no such engine; nearest: vllm"),
-        ("runner.name=rai", "runner.name=rai: no such runner; nearest: ray"),
+        ("engine.name=vlm", "engine.name=vlm: no such engine; did you mean 'vllm'"),
+        ("runner.name=rai", "runner.name=rai: no such runner; did you mean 'ray'"),
         ("engine=openai", "engine.name=openai needs engine.base_url=http://HOST:PORT/v1"),
         ("engine.jpeg_quality=0", "engine.jpeg_quality=0: must be 1 to 100"),
         ("engine.base_url=localhost:8000/v1", "engine.base_url: expected http://HOST:PORT/v1, or a list of"),
@@ -309,17 +309,17 @@ def test_check_loads_nothing_and_leaves_nothing(typed: Typed, opened: list[Any],
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("data.limt=3", "data.limt: no such key; nearest: data.limit"),
-        ("+data.limt=3", "data.limt: no such key; nearest: data.limit"),
-        ("sampling.temprature=0", "nearest: sampling.temperature"),
-        ("modle=scenes", "modle: no such key; nearest: model"),
-        ("model=scnes", "model=scnes: no such option; nearest: scenes"),
-        ("engine=vlm", "engine=vlm: no such option; nearest: vllm"),
-        ("prompts/verfy=strict", "nearest: prompts/verify"),
-        ("prompts/verify=stritc", "prompts/verify=stritc: no such option; nearest: strict"),
-        ("evaluate=[scenes,densty]", "evaluate=densty: no such option; nearest: density"),
-        ("evaluate=[densty]", "evaluate=densty: no such option; nearest: density"),
-        ("prompts.verfy=x", "nearest: prompts.verify"),
+        ("data.limt=3", "data.limt: no such key; did you mean 'data.limit'"),
+        ("+data.limt=3", "data.limt: no such key; did you mean 'data.limit'"),
+        ("sampling.temprature=0", "did you mean 'sampling.temperature'"),
+        ("modle=scenes", "modle: no such key; did you mean 'model'"),
+        ("model=scnes", "model=scnes: no such option; did you mean 'scenes'"),
+        ("engine=vlm", "engine=vlm: no such option; did you mean 'vllm'"),
+        ("prompts/verfy=strict", "did you mean 'prompts/verify'"),
+        ("prompts/verify=stritc", "prompts/verify=stritc: no such option; did you mean 'strict'"),
+        ("evaluate=[scenes,densty]", "evaluate=densty: no such option; did you mean 'density'"),
+        ("evaluate=[densty]", "evaluate=densty: no such option; did you mean 'density'"),
+        ("prompts.verfy=x", "did you mean 'prompts.verify'"),
         ("pipeline/check=both", "pipeline/check: not a choice here; it goes with pipeline=scalecap"),
         ("hydra.foo=1", "hydra.foo: no such key"),
         ("data.limit=many", "data.limit: Value 'many' of type 'str' could not be converted to Integer"),
@@ -329,8 +329,8 @@ def test_check_loads_nothing_and_leaves_nothing(typed: Typed, opened: list[Any],
         ("~model", "model.vlm.name=… must be given"),
         ("data=jsonl", "data.path"),
         ("data=jsonl data.path=nowhere.jsonl", "nowhere.jsonl"),
-        ("pipeline.steps.q_list.max_question=3", "nearest: max_questions"),
-        ("pipeline.steps.golden_sentences.prompt=${prompts.verfy}", "nearest: prompts.verify"),
+        ("pipeline.steps.q_list.max_question=3", "did you mean 'max_questions'"),
+        ("pipeline.steps.golden_sentences.prompt=${prompts.verfy}", "did you mean 'prompts.verify'"),
         ("-m output=x seed=1,2", "hydra.sweep.dir"),
     ],
 )
@@ -349,7 +349,7 @@ def test_a_mistake_in_a_users_file_is_named(typed: Typed, tmp_path: Path, capsys
     mine.mkdir(parents=True)
     (mine / "cats.yaml").write_text("source: folder\nlimt: 3\n")
     assert typed("--config-dir=mine", "data=cats") == 1
-    assert "data.limt: no such key; nearest: data.limit" in capsys.readouterr().err
+    assert "data.limt: no such key; did you mean 'data.limit'" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_be_had_is_one_message(

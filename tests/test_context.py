@@ -122,7 +122,7 @@ def test_context_that_nothing_shows_is_refused_and_so_is_a_column_that_is_not_th
 ):
     with pytest.raises(RunError, match=r"row_context: no prompt shows it: choose .* prompts/caption=context"):
         run(compose(*given, "prompts/caption=seed"), engines=engines)
-    with pytest.raises(RunError, match=r"row_context: columns\.tag: neither a step nor the data has 'tag'"):
+    with pytest.raises(RunError, match=r"row_context: columns\.tag: no step and no data column .* 'tag'"):
         run(compose(*given, "data.context=[tag]"), engines=engines)
     with pytest.raises(RunError, match=r"row_context: reads 'columns'"):
         run(compose(*given, "data.context=[]"), engines=engines)

@@ -101,9 +101,9 @@ def test_which_captions_must_be_said(compose: Compose, typed: Callable[..., int]
     with pytest.raises(SettingsError, match=r"evaluate\.caption=COLUMN must say which captions are judged"):
         compose("pipeline=none", "evaluate=density")
     assert typed("evaluate=density", "evaluate.caption=final_captoin", "check=true") == 1
-    assert "nearest: final_caption" in capsys.readouterr().err
+    assert "did you mean 'final_caption'" in capsys.readouterr().err
     assert typed("evaluate=densty", "check=true") == 1
-    assert "evaluate=densty: no such option; nearest: density" in capsys.readouterr().err
+    assert "evaluate=densty: no such option; did you mean 'density'" in capsys.readouterr().err
     with pytest.raises(RunError, match="has no steps"):
         run(compose("pipeline=none"))
 

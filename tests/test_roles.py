@@ -60,8 +60,8 @@ def test_a_role_with_nothing_of_its_own_has_the_vlms_engine(compose: Compose):
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ("{bas_url: x}", r"model\.judge\.engine\.bas_url: no such key; nearest: base_url"),
-        ("{name: opena}", r"model\.judge\.engine\.name=opena: no such engine; nearest: openai"),
+        ("{bas_url: x}", r"model\.judge\.engine\.bas_url: no such key; did you mean 'base_url'"),
+        ("{name: opena}", r"model\.judge\.engine\.name=opena: no such engine; did you mean 'openai'"),
         ("{name: openai}", r"model\.judge\.engine\.name=openai needs model\.judge\.engine\.base_url="),
         ("{timeout: 0}", r"model\.judge\.engine\.timeout=0\.0: must be above 0"),
         ("{batch_size: 0}", r"model\.judge\.engine\.batch_size=0: must be 1 or more"),

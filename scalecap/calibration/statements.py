@@ -10,7 +10,7 @@ import numpy as np
 from scalecap.config.labelled import STEP
 from scalecap.metrics.labels import Label, LabelError, Verdict, distinct
 from scalecap.run.folder import Run, checks, statements_digest
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def match(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
     found: dict[str, list[Statement]] = {}
     for label in distinct(labels):
         if label.step not in digests:
-            close = nearest(label.step, steps)
-            raise LabelError(f"{label.place}: the run has no check {label.step!r:.80}; {close}")
+            close = did_you_mean(label.step, steps)
+            raise LabelError(f"{label.place}: the run has no check {label.step!r:.80}{close}")
         if label.row_id not in known:
             raise LabelError(
                 f"{label.place}: {run.folder} has no row {label.row_id!r:.80}; is it a label of another run?"

@@ -11,7 +11,7 @@ from scalecap.calibration.record import CalibrationError, StepCalibration, read_
 from scalecap.calibration.scope import differences, identities, pictures, scope, upstream
 from scalecap.config.settings import Settings
 from scalecap.interpreter.pipeline import Pipeline
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def apply(settings: Settings) -> tuple[Settings, dict[str, Applied]]:
     steps, applied = deepcopy(settings.pipeline.steps), {}
     for step, share in wanted.items():
         if step not in found.steps:
-            close = nearest(step, list(found.steps))
-            raise CalibrationError(f"wrong: {settings.calibration} has no step {step!r}; {close}")
+            close = did_you_mean(step, list(found.steps))
+            raise CalibrationError(f"wrong: {settings.calibration} has no step {step!r}{close}")
         if not isinstance(steps.get(step), dict):
             there = [name for name in found.steps if isinstance(steps.get(name), dict)]
             others = ", ".join(f"{name}: {share}" for name in there) or "STEP: SHARE"

@@ -46,7 +46,7 @@ from scalecap.interpreter.allowance import Allowance
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepClient, StepUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, picture_pool
 from scalecap.rows import Row
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 
 class CaseError(Exception):
@@ -77,7 +77,9 @@ def read_cases(listed: Any) -> list[Case]:
             raise CaseError(f"{where}: expected a mapping with a name under `case:`, got {each!r:.80}")
         for key in each:
             if key not in known:
-                raise CaseError(f"{where} ({each['case']}): no such key {key!r}; {nearest(str(key), known)}")
+                raise CaseError(
+                    f"{where} ({each['case']}): no such key {key!r}{did_you_mean(str(key), known)}"
+                )
         for key in known - {"case"}:
             if not isinstance(each.get(key, {}), Mapping):
                 raise CaseError(f"{where} ({each['case']}): {key}: expected a mapping, got {each[key]!r:.80}")
@@ -108,11 +110,13 @@ def run_case(case: Case, settings: Settings) -> list[str]:
     asking = [step.name for step in pipeline.steps if step.role]
     for name in case.replies:
         if name not in asking:
-            raise CaseError(f"{case.case}: replies: no step {name!r} asks a model; {nearest(name, asking)}")
+            raise CaseError(
+                f"{case.case}: replies: no step {name!r} asks a model{did_you_mean(name, asking)}"
+            )
     columns = [*offered, *pipeline.writers, "error", "flags"]
     for name in case.expect:
         if name not in columns:
-            raise CaseError(f"{case.case}: expect: no column {name!r}; {nearest(name, columns)}")
+            raise CaseError(f"{case.case}: expect: no column {name!r}{did_you_mean(name, columns)}")
     script = Script(case.replies, settings)
     finished = asyncio.run(_take(case, pipeline, script))
     return list(_differences(case, finished, script))

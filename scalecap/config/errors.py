@@ -1,7 +1,8 @@
-"""Errors of a config in words: the key at fault and the nearest valid ones."""
+"""Errors of a config in words: the key at fault and similar valid ones."""
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -10,19 +11,19 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from scalecap.config.settings import CONF, schema
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 HEADERS = {"also": "pipeline", "evaluate": "_global_", "prompts": "prompts"}
 """Groups whose files say where their keys go."""
 
 
 def explain(error: BaseException) -> str:
-    """The error of a config in one line or a few: the key at fault and the nearest valid ones."""
+    """The error of a config in one line or a few: the key at fault and similar valid ones."""
     if isinstance(error, MissingConfigException) and (file := error.missing_cfg_file):
         group, _, option = file.rpartition("/")
         # Of one in a list Hydra does not tell what there is.
         options = error.options or [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
-        return f"{group}={option}: no such option; {nearest(option, options)}"
+        return f"{group}={option}: no such option{did_you_mean(option, options)}"
     if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
         where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
         return f"{where}: {error.problem}; a text with signs in it stands in quotes, or on lines after `|-`"
@@ -30,7 +31,7 @@ def explain(error: BaseException) -> str:
         return str(error)
     text = "\n".join(str(each) for each in _causes(error))
     if found := re.search(r"Interpolation key '([^']+)' not found", text):
-        return f"${{{found[1]}}}: no such key; {_nearest_key(found[1])}"
+        return f"${{{found[1]}}}: no such key{_similar_keys(found[1])}"
     key = ""
     for pattern in (r"Could not override '([^'@]+)", r"full_key: (\S+)"):
         if not key and (found := re.search(pattern, text)):
@@ -45,10 +46,11 @@ def explain(error: BaseException) -> str:
         return f"{key}: not a choice here; it goes with {_owners(key)}"
     if key and re.search(r"not in|No match in the defaults list", text):
         group, *below = key.split(".")
-        close = [] if key == group in HEADERS else [_nearest_key(key)]
-        if group in HEADERS and (not below or below[0] in ("pipeline", "steps") or "nearest" not in close[0]):
-            close.append(f"a file of {group}/ begins with `# @package {HEADERS[group]}`")
-        return "; ".join([f"{key}: no such {'group' if '/' in key else 'key'}", *close])
+        hint = "" if key == group in HEADERS else _similar_keys(key)
+        in_steps = not below or below[0] in ("pipeline", "steps")
+        if group in HEADERS and (in_steps or "did you mean" not in hint):
+            hint += f"; a file of {group}/ begins with `# @package {HEADERS[group]}`"
+        return f"{key}: no such {'group' if '/' in key else 'key'}{hint}"
     if key and (found := re.search(r"^Value '.*", text, re.MULTILINE)):
         return f"{key}: {found[0]}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "_type=" not in line]
@@ -63,16 +65,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _nearest_key(key: str) -> str:
-    """The nearest valid keys, or groups when it has a slash; when none is near, those beside it."""
+def _similar_keys(key: str) -> str:
+    """Similar valid keys, or groups when it has a slash; those beside it when none is similar."""
     groups = list(_groups(CONF))
     valid = groups if "/" in key else [*_keys(schema()), *(group.replace("/", ".") for group in groups)]
-    close = nearest(key, set(valid))
-    if close.startswith("nearest"):
-        return close
+    if get_close_matches(key, valid):
+        return did_you_mean(key, set(valid))
     above = key.rpartition(".")[0]
     beside = {name for name in valid if name.rpartition(".")[0] == above}
-    return nearest(key, beside or {name for name in valid if "." not in name})
+    return did_you_mean(key, beside or {name for name in valid if "." not in name})
 
 
 def _owners(group: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 from scalecap.text.templates import Expression, PromptError, Template
 
 IMAGES = ("path", "bytes", "none")
@@ -62,7 +62,7 @@ class WriteSettings:
         one_of = [("image", self.image, IMAGES), ("sidecars", self.sidecars, SIDECARS)]
         one_of += [("beside", self.beside, BESIDE), *(("format", each, FORMATS) for each in self.format)]
         found = [
-            f"{key}={value}: no such form; {nearest(value, known)}"
+            f"{key}={value}: no such form{did_you_mean(value, known)}"
             for key, value, known in one_of
             if value is not None and value not in known
         ]
@@ -85,7 +85,7 @@ class WriteSettings:
         if self.sidecars == "txt":
             read["template"] = Template(self.template).variables
         found = [
-            f"write.{key}: no column {name!r}; {nearest(name, columns)}"
+            f"write.{key}: no column {name!r}{did_you_mean(name, columns)}"
             for key, names in read.items()
             for name in sorted(names.difference(columns))
         ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 STEP = "labelled"
 """The step that reads the statements; `labelled_verdicts` has what the data says of each."""
@@ -44,12 +44,12 @@ class LabelsSettings:
         checks = [name for name, step in steps.items() if isinstance(step, dict) and _is_check(step)]
         if self.check not in steps:
             return [
-                f"labels.check={self.check}: the pipeline has no such step; {nearest(self.check, checks)}"
+                f"labels.check={self.check}: the pipeline has no such step{did_you_mean(self.check, checks)}"
             ]
         step = steps[self.check]
         if self.check not in checks:
-            hint = nearest(self.check, checks) if checks else "it has none: choose another pipeline="
-            return [f"labels.check={self.check}: not a check with `stage: verify` and `mode: choose`; {hint}"]
+            hint = did_you_mean(self.check, checks) if checks else "; it has none: choose another pipeline="
+            return [f"labels.check={self.check}: not a check with `stage: verify` and `mode: choose`{hint}"]
         own = [key for key in ("views", "before", "when") if step.get(key) is not None]
         if own:
             return [

@@ -26,7 +26,7 @@ from scalecap.engines.settings import (
     engine_problems,
     own_engine,
 )
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 RUNNERS = ("local", "ray")
 _OWN_VARIABLES = ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "tools")
@@ -250,7 +250,7 @@ class Settings:
         found += self.labels.problems(self.pipeline.steps)
         if self.runner.name not in RUNNERS:
             found.append(
-                f"runner.name={self.runner.name}: no such runner; {nearest(self.runner.name, RUNNERS)}"
+                f"runner.name={self.runner.name}: no such runner{did_you_mean(self.runner.name, RUNNERS)}"
             )
         found += engine_problems("engine", self.engine)
         for role, model in vars(self.model).items():
@@ -323,7 +323,7 @@ def _typed_engine(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
     known = [each.name for each in fields(EngineSettings)]
     for name in given:
         if name not in known:
-            raise SettingsError(f"{key}.{name}: no such key; {nearest(name, known)}")
+            raise SettingsError(f"{key}.{name}: no such key{did_you_mean(name, known)}")
     # At its place in the config, so that an error names the whole key.
     node = OmegaConf.create({})
     OmegaConf.update(node, key, OmegaConf.structured(EngineSettings))

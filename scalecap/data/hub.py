@@ -20,7 +20,7 @@ from scalecap.data.shard import WHOLE, Shard
 from scalecap.data.sources import SCHEMA_SAMPLE_ROWS, RowSource, infer_kinds, json_safe, required_path
 from scalecap.engines.base import Image
 from scalecap.rows import Row, RowError
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -61,8 +61,8 @@ def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) 
         raise DataError(f"{path!r} has no rows" + (f" in its split {data.split!r}" if data.path else ""))
     if data.image not in columns:
         raise DataError(
-            f"{path!r} has no column {data.image!r}: data.image names the picture's;"
-            f" {nearest(data.image, columns)}"
+            f"{path!r} has no column {data.image!r}: data.image names the picture's"
+            f"{did_you_mean(data.image, columns)}"
         )
     iterate_shard = partial(_rows, opened, stream, path, data)
     return RowSource(columns, total, iterate_shard, iterate_shard=iterate_shard)
@@ -120,7 +120,7 @@ def _load(path: str, data: DataSettings) -> "Dataset | IterableDataset":
 
 
 def _no_split(path: str, split: str, names: list[str]) -> DataError:
-    return DataError(f"{path!r} has no split {split!r}: data.split names it; {nearest(split, names)}")
+    return DataError(f"{path!r} has no split {split!r}: data.split names it{did_you_mean(split, names)}")
 
 
 def _total(opened: "Dataset | IterableDataset", split: str) -> int | None:

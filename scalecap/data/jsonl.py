@@ -16,7 +16,7 @@ from scalecap.data import DataError
 from scalecap.data.images import find_image, image_stamp, open_image, read_image
 from scalecap.data.sources import SCHEMA_SAMPLE_ROWS, RowSource, infer_kinds, json_safe, required_path
 from scalecap.rows import Row, RowError, unreadable_row
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 
 def open_jsonl(data: DataSettings) -> RowSource:
@@ -57,8 +57,8 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
         try:
             columns = _parsed(line, where)
             if data.image not in columns:
-                hint = nearest(data.image, columns)
-                raise RowError("missing_key", f"{where} has no key {data.image!r}; {hint}")
+                hint = did_you_mean(data.image, columns)
+                raise RowError("missing_key", f"{where} has no key {data.image!r}{hint}")
         except RowError as error:
             yield unreadable_row(index, json_safe(columns), error)
             continue

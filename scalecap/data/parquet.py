@@ -28,7 +28,7 @@ from scalecap.data.images import find_image, image_stamp, open_image, read_image
 from scalecap.data.sources import RowSource, json_safe, partitioned, required_path
 from scalecap.engines.base import Image
 from scalecap.rows import Row, RowError, unreadable_row
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 ROWS = 256
 """Rows read at once, without their pictures."""
@@ -184,8 +184,8 @@ def _table(file: File, image: str) -> Table:
 def _described(file: File, stamp: str, opened: pq.ParquetFile, image: str) -> Table:
     schema = opened.schema_arrow
     if image not in schema.names:
-        reason = f"{file.name!r} has no column {image!r}: data.image names the picture's;"
-        raise RowError("missing_key", f"{reason} {nearest(image, schema.names)}")
+        reason = f"{file.name!r} has no column {image!r}: data.image names the picture's"
+        raise RowError("missing_key", f"{reason}{did_you_mean(image, schema.names)}")
     held = schema.field(image).type
     pixels = ""
     if pa.types.is_struct(held) and held.get_field_index("bytes") >= 0:

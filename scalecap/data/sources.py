@@ -15,7 +15,7 @@ from scalecap.data import DataError, FinishedParts, Source, nothing_finished
 from scalecap.data.seen import Seen
 from scalecap.data.shard import Shard, parse_shard
 from scalecap.rows import Row, RowError, unreadable_row
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def open_source(data: DataSettings) -> Source:
     if data.source == "memory":
         raise DataError("the data was in a program's memory: captioner.report() shows its pictures")
     if data.source not in SOURCES:
-        raise DataError(f"no data source is named {data.source!r}; {nearest(data.source, SOURCES)}")
+        raise DataError(f"no data source is named {data.source!r}{did_you_mean(data.source, SOURCES)}")
     module = import_module(f"scalecap.data.{data.source}")  # none but the one that is needed
     rows: RowSource = getattr(module, f"open_{data.source}")(data)
     if data.id:
@@ -84,9 +84,9 @@ def open_source(data: DataSettings) -> Source:
 def _with_ids_from(column: str, rows: RowSource) -> RowSource:
     """The rows with the values of a column as ids. All of them are read, since one may be there twice."""
     if column not in rows.columns:
-        hint = nearest(column, rows.columns)
+        hint = did_you_mean(column, rows.columns)
         raise DataError(
-            f"the data has no column {column!r}: data.id names the one that tells rows apart; {hint}"
+            f"the data has no column {column!r}: data.id names the one that tells rows apart{hint}"
         )
 
     def iterate() -> Iterator[Row]:

@@ -6,12 +6,13 @@ tokens, so that no text can end its turn or open another.
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from scalecap.engines.base import EngineError, Prompt
 from scalecap.engines.reasoning import CLOSE, OPEN, find_switch, opens_thought, split_reasoning
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 _SYSTEM, _TEXT = "\ue000", "\ue001"
 """Private-use characters that stand for the texts while the template is rendered."""
@@ -121,7 +122,7 @@ class Chat:
         known = set(re.findall(r"\w+", source))
         lines = [
             f"{name}: its chat template has no variable {key!r}, so chat_template_kwargs.{key} has no effect"
-            + (f"; {meant}" if (meant := nearest(key, known)).startswith("nearest") else "")
+            + (did_you_mean(key, close) if (close := get_close_matches(key, known)) else "")
             for key in self._variables
             if key not in known
         ]

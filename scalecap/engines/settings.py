@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import MISSING
 
 from scalecap.engines.identity import HARMLESS_ARGS
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 EXTRAS = {"transformers": "cpu", "vllm": "vllm", "openai": "openai"}
 """What `pip install "scalecap[...]"` brings each engine's libraries."""
@@ -173,7 +173,7 @@ def engine_problems(key: str, engine: EngineSettings) -> list[str]:
     if engine.timeout <= 0:
         found.append(f"{key}.timeout={engine.timeout}: must be above 0")
     if engine.name not in ENGINES:
-        found.append(f"{key}.name={engine.name}: no such engine; {nearest(engine.name, ENGINES)}")
+        found.append(f"{key}.name={engine.name}: no such engine{did_you_mean(engine.name, ENGINES)}")
     given = engine.base_url if isinstance(engine.base_url, list) else [engine.base_url or ""]
     if engine.name == "openai" and given in ([], [""]):
         found.append(f"{key}.name=openai needs {key}.base_url=http://HOST:PORT/v1")

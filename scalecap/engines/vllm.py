@@ -52,7 +52,7 @@ from scalecap.engines.identity import identity
 from scalecap.engines.option_tokens import option_token_ids
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError, Weights, find, loading, size_of
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _check(args: dict[str, Any], known: list[str]) -> None:
     """Refuse what AsyncEngineArgs does not have, and what the engine's own requests rely on."""
     for key in args:
         if key not in known:
-            raise ModelError(f"engine.args.{key} is no argument of vLLM; {nearest(key, known)}")
+            raise ModelError(f"engine.args.{key} is no argument of vLLM{did_you_mean(key, known)}")
     for key, instead in (("model", "model.vlm.name"), ("revision", "model.vlm.revision")):
         if key in args:
             raise ModelError(f"engine.args.{key}: the weights are chosen by {instead}=…, for each role apart")

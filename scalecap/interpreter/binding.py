@@ -7,6 +7,7 @@ loads, and sorts the steps by the names they read.
 import importlib
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -18,7 +19,7 @@ from scalecap.interpreter.fitting import fit
 from scalecap.interpreter.step import BUDGET_LEFT, KIND_NAMES, Step, templates, written
 from scalecap.rows import OUTPUT_COLUMNS
 from scalecap.stages import Kind, Parameter, Stage
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 from scalecap.text.templates import Expression, Template
 
 RESERVED = (*OUTPUT_COLUMNS, "image")
@@ -73,11 +74,9 @@ def bind(
 def _find(name: str, steps: Mapping[str, Any], problems: list[str]) -> Stage | None:
     given = steps[name]
     if not isinstance(given, Mapping) or not isinstance(given.get("stage"), str):
-        meant = nearest(name, [other for other in steps if other != name])
-        meant = f" (or did you mean another step? {meant})" if meant.startswith("nearest") else ""
-        problems.append(
-            f"{name}: names no stage{meant}: write `{name}: {{stage: …}}`; {nearest('', stages.names())}"
-        )
+        others = get_close_matches(name, [other for other in steps if other != name])
+        hint = did_you_mean(name, others) if others else did_you_mean("", stages.names())
+        problems.append(f"{name}: the step has no `stage:` key; add `stage: <name>`{hint}")
         return None
     try:
         stage = stages.find(given["stage"])
@@ -87,7 +86,7 @@ def _find(name: str, steps: Mapping[str, Any], problems: list[str]) -> Stage | N
     if stage is None:
         wanted = given["stage"]
         outside = " (is its module in pipeline.imports, or its package installed?)" if "/" in wanted else ""
-        problems.append(f"{name}: unknown stage {wanted!r}{outside}; {nearest(wanted, stages.names())}")
+        problems.append(f"{name}: unknown stage {wanted!r}{outside}{did_you_mean(wanted, stages.names())}")
         return None
     try:
         return stage.given(given)
@@ -137,7 +136,7 @@ def _bind(
     common = {key: given.get(key) for key in COMMON if key not in parameters}
     valid = [*parameters, *common]
     problems += [
-        f"{stage.name} has no setting {key!r}; {nearest(str(key), valid)}"
+        f"{stage.name} has no setting {key!r}{did_you_mean(str(key), valid)}"
         for key in given
         if key not in valid
     ]
@@ -299,7 +298,7 @@ def _column(
     if given is None:
         if parameter.required:
             example = "{<variable>: <column>}" if mapped else "<column>"
-            problems.append(f"reads {name!r}: write `{name}: {example}`; {nearest(name, fitting)}")
+            problems.append(f"reads {name!r}: write `{name}: {example}`{did_you_mean(name, fitting)}")
         return None
     if mapped:
         if not isinstance(given, Mapping) or not given:
@@ -315,11 +314,8 @@ def _column(
             problems.append(f"{place}: {column!r} is no column's name (a stage's columns stand before `*`)")
         elif column not in kinds:
             if not open_ended:
-                close = nearest(column, fitting)
-                mend = close.removeprefix("nearest: ").split(", ")[0] if "nearest" in close else "<column>"
-                # A list of columns has no places to write to.
-                hint = "" if place == f"{name}.{column}" else f"; write `{place}: {mend}`"
-                problems.append(f"{place}: neither a step nor the data has {column!r}; {close}{hint}")
+                hint = did_you_mean(column, fitting)
+                problems.append(f"{place}: no step and no data column is named {column!r}{hint}")
         elif not _fits(kinds[column], kind):
             problems.append(f"{place}: {column!r} holds {KIND_NAMES[kinds[column]]}, not {KIND_NAMES[kind]}")
     return dict(given) if mapped else str(given)

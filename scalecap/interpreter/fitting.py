@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from scalecap.engines.base import Sampling
 from scalecap.stages import ROLES, Role
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 from scalecap.text.templates import Expression, Template
 
 
@@ -27,7 +27,7 @@ def fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
     if annotation == Role or typing.get_origin(annotation) is Literal:
         choices = ROLES if annotation == Role else parts
         if value not in choices:
-            raise ValueError(f"{value!r} is none of them; {nearest(str(value), choices)}")
+            raise ValueError(f"{value!r} is none of them{did_you_mean(str(value), choices)}")
         return value
     if typing.get_origin(annotation) is list:
         if not isinstance(value, list):
@@ -63,7 +63,7 @@ def _sampling(value: Any, base: Sampling) -> Sampling:
     fitted: dict[str, Any] = {}
     for name, part in value.items():
         if name not in known:
-            raise ValueError(f"no such value {name!r}; {nearest(name, list(known))}")
+            raise ValueError(f"no such value {name!r}{did_you_mean(name, list(known))}")
         try:
             fitted[name] = fit(part, known[name].type, base)
         except ValueError as error:

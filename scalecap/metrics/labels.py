@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 Verdict = Literal["yes", "no", "unsure"]
 VERDICTS = ("yes", "no", "unsure")
@@ -60,8 +60,8 @@ def _read(path: Path) -> Iterator[Label]:
                 if not isinstance(found.get(key), str):
                     raise LabelError(f"{place}: expected a text in {key!r}, got {found.get(key)!r:.80}")
             if found["verdict"] not in VERDICTS:
-                close = nearest(found["verdict"], VERDICTS)
-                raise LabelError(f"{place}: unknown verdict {found['verdict']!r:.80}; {close}")
+                close = did_you_mean(found["verdict"], VERDICTS)
+                raise LabelError(f"{place}: unknown verdict {found['verdict']!r:.80}{close}")
             yield Label(**{key: found[key] for key in _TEXTS}, draw=str(found.get("draw", "")), place=place)
     if empty:
         raise LabelError(f"{path} holds no labels")

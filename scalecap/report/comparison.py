@@ -29,7 +29,7 @@ from scalecap.report.page import brief, shown
 from scalecap.report.pairing import ALONE, keys, pair
 from scalecap.run.folder import FolderError, Run, read_runs
 from scalecap.stats import Interval, Pair, difference, is_part, label, mean, named, parts
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,13 +129,13 @@ class Comparison:
         self.partners = self._partners()
         self.names = self._names(values)
         if objective and self._aim not in known and self.baseline:
-            close = nearest(objective, list(map(label, self.names)))
-            raise FolderError(f"no run has objective={objective}; {close}")
+            close = did_you_mean(objective, list(map(label, self.names)))
+            raise FolderError(f"no run has objective={objective}{close}")
         self.lines = [Line(run, self._numbers(run, values)) for run in runs]
 
     def _baseline(self, name: str | None, values: dict[str, Any]) -> Run | None:
         if name is not None and name not in values:
-            raise FolderError(f"there is no run {name!r}; {nearest(name, values)}")
+            raise FolderError(f"there is no run {name!r}{did_you_mean(name, values)}")
         return next(
             (run for run in self.runs if values[run.name] and (name is None or run.name == name)), None
         )

@@ -17,7 +17,7 @@ from typing import Any
 from scalecap.data import DataError, FinishedParts, Source
 from scalecap.interpreter.step import KIND_NAMES, Step, holds
 from scalecap.rows import Row
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 Edits = dict[str, dict[str, Any]]
 """By row id: columns with their values."""
@@ -61,7 +61,7 @@ def _read(line: str, where: str, kinds: Mapping[str, str]) -> tuple[str, dict[st
     for column, value in record.items():
         if column not in kinds:
             raise DataError(
-                f"{where}: no step writes a column {column!r} that can be edited; {nearest(column, kinds)}"
+                f"{where}: no step writes a column {column!r} that can be edited{did_you_mean(column, kinds)}"
             )
         if value is not None and not holds(kinds[column], value):
             raise DataError(f"{where}: {column}: expected {KIND_NAMES[kinds[column]]}, got {value!r:.80}")

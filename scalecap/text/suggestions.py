@@ -1,17 +1,20 @@
-"""What else a misspelt name may have meant."""
+"""Suggestions for a misspelt name, to end an error message with."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
 
-MANY = 50
-"""More names than this are not listed."""
+MAX_LISTED = 50
+"""Longer lists of valid names are left out of messages."""
 
 
-def nearest(name: str, valid: Collection[str]) -> str:
-    """The valid names most like `name`, or all of them when none is, to end an error with."""
-    if not valid:
-        return "there are none"
-    close = get_close_matches(name, valid, n=3, cutoff=0.6)
-    if close:
-        return f"nearest: {', '.join(close)}"
-    return f"there are: {', '.join(sorted(valid))}" if len(valid) <= MANY else "nothing is near it"
+def did_you_mean(name: str, valid: Collection[str]) -> str:
+    """The end of a message: "; did you mean 'threshold'?", or "; available: a, b" when no name is similar.
+
+    Empty when no name is similar and there are too many to list.
+    """
+    if close := get_close_matches(name, valid):
+        *others, last = map(repr, close)
+        return "; did you mean " + (", ".join(others) + " or " if others else "") + f"{last}?"
+    if len(valid) > MAX_LISTED:
+        return ""
+    return f"; available: {', '.join(sorted(valid)) or 'none'}"

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 _environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
@@ -38,7 +38,7 @@ class Template:
     def problems(self, valid: Collection[str], offered: Collection[str] = ()) -> list[str]:
         """What is wrong with this prompt where just the variables `valid` are filled, and those `offered`."""
         unknown = sorted(self.variables.difference(valid, offered))
-        found = [f"unknown variable {{{{ {name} }}}}; {nearest(name, valid)}" for name in unknown]
+        found = [f"unknown variable {{{{ {name} }}}}{did_you_mean(name, valid)}" for name in unknown]
         if valid and not self.variables:
             found.append("uses no variable: write " + " or ".join(f"{{{{ {name} }}}}" for name in valid))
         if not found:
@@ -87,4 +87,4 @@ class Expression:
     def problems(self, valid: Collection[str]) -> list[str]:
         """What is wrong with it where just the variables `valid` have values."""
         unknown = sorted(self.variables.difference(valid))
-        return [f"unknown name {name!r}; {nearest(name, valid)}" for name in unknown]
+        return [f"unknown name {name!r}{did_you_mean(name, valid)}" for name in unknown]

@@ -269,7 +269,10 @@ def test_a_captioning_run_has_no_labels_of_its_own(made: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["labels=statements", "labels.check=golden_sentence"], "no such step; nearest: golden_sentences"),
+        (
+            ["labels=statements", "labels.check=golden_sentence"],
+            "no such step; did you mean 'golden_sentences'",
+        ),
         (
             ["labels=statements", "labels.check=sentences"],
             "labels.check=sentences: not a check with `stage: verify`",
@@ -294,5 +297,5 @@ def test_an_unknown_column_is_told_before_a_model_loads(
     settings = compose("data=jsonl", rows(3), "labels=statements", "labels.label=lable")
     with pytest.raises(RunError) as error:
         plan(settings)
-    assert "labelled: columns.text: neither a step nor the data has 'text'" in str(error.value)
-    assert "labelled: columns.lable: neither a step nor the data has 'lable'" in str(error.value)
+    assert "labelled: columns.text: no step and no data column is named 'text'" in str(error.value)
+    assert "labelled: columns.lable: no step and no data column is named 'lable'" in str(error.value)

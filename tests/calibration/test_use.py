@@ -194,7 +194,7 @@ def test_what_changes_nothing_is_not_refused(calibration: str, again: Again):
             "was not made with --wrong 0.07 for golden_sentences: it has thresholds for 0.05, 0.1",
         ),
         (["wrong=0.01"], "found no threshold that keeps it with its 120 labels for golden_sentences"),
-        (["wrong={golden_sentence: 0.1}"], "has no step 'golden_sentence'; nearest: golden_sentences"),
+        (["wrong={golden_sentence: 0.1}"], "has no step 'golden_sentence'; did you mean 'golden_sentences'"),
         (
             ["~pipeline.steps.final_details", "wrong=0.1"],
             "the step final_details, which this pipeline does not",

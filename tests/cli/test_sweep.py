@@ -165,7 +165,7 @@ def test_a_closed_engine_leaves_no_model_in_memory():
     ("words", "message"),
     [
         ("objective=final_caption", "objective=final_caption: no step final_caption writes numbers"),
-        ("evaluate=scenes|objective=scene.f1", "nearest: scenes"),
+        ("evaluate=scenes|objective=scene.f1", "did you mean 'scenes'"),
         ("-m|hydra/sweeper=optuna|seed=1,2", "this sweeper needs objective="),
     ],
 )

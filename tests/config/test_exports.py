@@ -127,10 +127,10 @@ def test_sidecars_beside_the_pictures_of_a_folder(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("write.select='truht == 1'",), "write.select: no column 'truht'; nearest: truth"),
+        (("write.select='truht == 1'",), "write.select: no column 'truht'; did you mean 'truth'"),
         (
             ("write.sidecars=txt", "write.template='{{ final_capton }}'"),
-            "write.template: no column 'final_capton'; nearest: final_caption",
+            "write.template: no column 'final_capton'; did you mean 'final_caption'",
         ),
     ],
 )

@@ -205,9 +205,9 @@ def test_json_lines_too(tmp_path: Path, streaming: bool) -> None:
 @pytest.mark.parametrize(
     ("write", "more", "words"),
     [
-        (parquet, {"split": "trian"}, "no split 'trian'.*nearest: train"),
-        (saved_splits, {"split": "tests"}, "no split 'tests'.*nearest: test"),
-        (parquet, {"image": "imag"}, "no column 'imag'.*data.image.*nearest: image"),
+        (parquet, {"split": "trian"}, "no split 'trian'.*did you mean 'train'"),
+        (saved_splits, {"split": "tests"}, "no split 'tests'.*did you mean 'test'"),
+        (parquet, {"image": "imag"}, "no column 'imag'.*data.image.*did you mean 'image'"),
         (parquet, {"name": "other"}, "can't open .*'other' not found"),
         (lambda folder: str(folder / "none"), {}, "no such folder"),
         (lambda folder: str(folder / "none.parquet"), {}, "no such file"),

@@ -63,9 +63,9 @@ def test_a_bom_is_no_part_of_the_first_row(write_jsonl: Write) -> None:
         (b'{"image": "\xff.png"}', "invalid_json", "line 2 of .* is not UTF-8"),
         ("[" * 100_000, "invalid_json", "line 2 of"),
         ('{"image": ' + "9" * 5000 + "}", "invalid_json", "line 2 of"),
-        ({"imge": "red.png"}, "missing_key", "line 2 of .* no key 'image'; nearest: imge"),
-        ({"x": 1, "y": 2}, "missing_key", "line 2 of .* no key 'image'; there are: x, y"),
-        ({}, "missing_key", "there are none"),
+        ({"imge": "red.png"}, "missing_key", "line 2 of .* no key 'image'; did you mean 'imge'"),
+        ({"x": 1, "y": 2}, "missing_key", "line 2 of .* no key 'image'; available: x, y"),
+        ({}, "missing_key", "available: none"),
     ],
 )
 def test_a_bad_line_is_a_row_with_an_error(write_jsonl: Write, line: object, kind: str, words: str) -> None:

@@ -113,7 +113,7 @@ def test_files_that_are_none_are_one_row_each(write: Write) -> None:
     assert [kind for kind, _ in told] == ["missing_key", "unreadable_file", "bad_cell"]
     for number, (_, message) in enumerate(told, 1):
         assert f"{number}.parquet" in message
-    assert "nearest: picture" in told[0][1] or "there are: picture" in told[0][1]
+    assert "did you mean 'picture'" in told[0][1] or "available: picture" in told[0][1]
 
 
 def test_no_file_is_readable(write: Write) -> None:

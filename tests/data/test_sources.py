@@ -11,7 +11,7 @@ from scalecap.data.sources import json_safe, open_source
 
 
 def test_an_unknown_source_names_the_nearest() -> None:
-    with pytest.raises(DataError, match="nearest: jsonl"):
+    with pytest.raises(DataError, match="did you mean 'jsonl'"):
         open_source(DataSettings(source="json"))
 
 

@@ -92,7 +92,12 @@ ALWAYS = TURN + OPENED
         (HYBRID, {"enable_thinking": True}, True, ["begins every reply inside <think>"]),
         (LENIENT, {}, False, ["lets it reason.*kwargs.enable_thinking=false"]),
         (ALWAYS, {}, True, ["begins every reply inside <think>.*Instruct"]),
-        (OFF, {"enable_thinkin": False}, False, ["no variable 'enable_thinkin'.*nearest: enable_thinking"]),
+        (
+            OFF,
+            {"enable_thinkin": False},
+            False,
+            ["no variable 'enable_thinkin'.*did you mean 'enable_thinking'"],
+        ),
     ],
 )
 def test_a_template_that_reasons_is_noticed(

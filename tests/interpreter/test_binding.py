@@ -120,18 +120,18 @@ def test_unknown_data_is_not_asked_for_columns():
 
 
 BAD = [
-    (one({"stage": "verfy"}), "x: unknown stage 'verfy'; nearest: verify"),
+    (one({"stage": "verfy"}), "x: unknown stage 'verfy'; did you mean 'verify'"),
     (one({"stage": "other/verify"}), "x: unknown stage 'other/verify' (is its module in pipeline.imports"),
     (
         one({"text": "id"}),
-        "x: names no stage: write `x: {stage: …}`; there are: assemble, best_of, ",
+        "x: the step has no `stage:` key; add `stage: <name>`; available: assemble, best_of, ",
     ),
     (one("generate"), "x: names no stage"),
-    (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; nearest: rule"),
+    (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; did you mean 'rule'"),
     (one({"stage": "split_sentences", "text": "id", True: "seed"}), "no setting True; "),  # YAML's `yes:`
     (
         one({"stage": "split_sentences", "text": "id", "rule": "sed"}),
-        "x: rule: 'sed' is none of them; nearest: seed",
+        "x: rule: 'sed' is none of them; did you mean 'seed'",
     ),
     (one({"stage": "parse_questions", "text": "id", "max_questions": "9"}), "max_questions: '9' is no int"),
     (one({"stage": "parse_questions", "text": "id", "max_questions": True}), "max_questions: True is no int"),
@@ -144,22 +144,22 @@ BAD = [
     (changed(golden=STEPS["golden"] | {"ensemble": [3]}), "golden: ensemble: 3 is no text"),
     (
         changed(golden=STEPS["golden"] | {"ensemble": ["{{ text }}?", "{{ txt }}?"]}),
-        "golden: ensemble.1: unknown variable {{ txt }}; nearest: text",
+        "golden: ensemble.1: unknown variable {{ txt }}; did you mean 'text'",
     ),
     (one({"stage": "contrast", "texts": "tags"}), "x: rates texts as replies to one prompt: write `prompt:"),
     (one({"stage": "generate", "image": "image", "prompt": "{{ a"}), "prompt: line 1: unexpected end"),
     (
         one({"stage": "generate", "image": "image", "prompt": "{{ text }}"}),
-        "prompt: unknown variable {{ text }}; there are none",
+        "prompt: unknown variable {{ text }}; available: none",
     ),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "model": "vml"}),
-        "model: 'vml' is none of them; nearest: vlm",
+        "model: 'vml' is none of them; did you mean 'vlm'",
     ),
     (one({"stage": "generate", "prompt": "p", "image": "photo"}), "image: there is no picture 'photo'"),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "sampling": {"temprature": 0}}),
-        "sampling: no such value 'temprature'; nearest: temperature",
+        "sampling: no such value 'temprature'; did you mean 'temperature'",
     ),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "sampling": {"temperature": "hot"}}),
@@ -199,7 +199,7 @@ BAD = [
     ),
     (
         changed(golden=STEPS["golden"] | {"prompt": "{{ txt }}"}),
-        "golden: prompt: unknown variable {{ txt }}; nearest: text",
+        "golden: prompt: unknown variable {{ txt }}; did you mean 'text'",
     ),
     (
         changed(golden=STEPS["golden"] | {"prompt": "{text}"}),
@@ -208,11 +208,11 @@ BAD = [
     (changed(golden=STEPS["golden"] | {"threshold": 7}), "golden: threshold: 7.0 is no probability (0 to 1)"),
     (
         changed(raw_questions=STEPS["raw_questions"] | {"prompt": "{{ sentence }}"}),
-        "raw_questions: prompt: unknown variable {{ sentence }}; there are: s",
+        "raw_questions: prompt: unknown variable {{ sentence }}; available: s",
     ),
     (
         changed(raw_questions=STEPS["raw_questions"] | {"retry_prompt": "Please: {{ text }}"}),
-        "raw_questions: retry_prompt: unknown variable {{ text }}; there are: s",
+        "raw_questions: retry_prompt: unknown variable {{ text }}; available: s",
     ),
     (
         changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "golden", "t": "golden"}}),
@@ -220,7 +220,7 @@ BAD = [
     ),
     (
         changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "goldn"}}),
-        "variables.s: neither a step nor the data has 'goldn'; nearest: golden; write `variables.s: golden`",
+        "variables.s: no step and no data column is named 'goldn'; did you mean 'golden'?",
     ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "3 is no mapping"),
     (
@@ -241,13 +241,13 @@ BAD = [
     ),
     (
         one({"stage": "generate", "prompt": "p", "views": "vews"}),
-        "x: views: neither a step nor the data has 'vews'",
+        "x: views: no step and no data column is named 'vews'",
     ),
     (
         changed(final=STEPS["final"] | {"when": "goldn | length > 1"}),
-        "final: when: unknown name 'goldn'; nearest: golden",
+        "final: when: unknown name 'goldn'; did you mean 'golden'",
     ),
-    (changed(final=STEPS["final"] | {"when": "final"}), "final: when: unknown name 'final'; there are: "),
+    (changed(final=STEPS["final"] | {"when": "final"}), "final: when: unknown name 'final'; available: "),
     (changed(final=STEPS["final"] | {"when": "golden |"}), "final: when: 'golden |' is not an expression: "),
     (changed(final=STEPS["final"] | {"when": "golden }} {{ x"}), "is not an expression: "),
     (changed(final=STEPS["final"] | {"when": "golden | len"}), "is not an expression: No filter named 'len'"),
@@ -259,11 +259,11 @@ BAD = [
     ),
     (
         changed(final=STEPS["final"] | {"when": "golden", "otherwise": "init_captoin"}),
-        "final: otherwise: neither a step nor the data has 'init_captoin'; nearest: init_caption",
+        "final: otherwise: no step and no data column is named 'init_captoin'; did you mean 'init_caption'",
     ),
     (
         changed(raw_answers=STEPS["raw_answers"] | {"where": "qestion | length > 3"}),
-        "raw_answers: where: unknown name 'qestion'; nearest: question",
+        "raw_answers: where: unknown name 'qestion'; did you mean 'question'",
     ),
     (
         changed(init_caption=STEPS["init_caption"] | {"where": "id"}),
@@ -292,18 +292,17 @@ BAD = [
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": ["golden"]}), "unknown variable {{ s }}"),
     (
         changed(raw_questions=STEPS["raw_questions"] | {"variables": ["goldn"]}),
-        "has 'goldn'; nearest: golden",
+        "named 'goldn'; did you mean 'golden'",
     ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": 3}}), "3 is no column's name"),
     (
         changed(golden=STEPS["golden"] | {"texts": "sentenced"}),
-        "golden: texts: neither a step nor the data has 'sentenced'; nearest: sentences; "
-        "write `texts: sentences`",
+        "golden: texts: no step and no data column is named 'sentenced'; did you mean 'sentences'?",
     ),
-    (changed(details=None), "final: object_info: neither a step nor the data has 'details'"),
+    (changed(details=None), "final: object_info: no step and no data column is named 'details'"),
     (
         one({"stage": "verify", "prompt": "{{ text }}"}),
-        "x: reads 'texts': write `texts: <column>`; there are: meta, tags",
+        "x: reads 'texts': write `texts: <column>`; available: meta, tags",
     ),
     (
         one({"stage": "generate", "prompt": "p"}),
@@ -346,7 +345,7 @@ def test_bad(steps, message):
 
 
 def test_a_mistyped_step_is_told_its_neighbour():
-    with pytest.raises(PipelineError, match=r"another step\? nearest: golden"):
+    with pytest.raises(PipelineError, match=r"no `stage:` key.*; did you mean 'golden'"):
         Pipeline.build(changed(goldn={"threshold": 0.7}), DATA)
 
 

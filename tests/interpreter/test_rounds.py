@@ -126,7 +126,7 @@ async def test_steps_that_need_not_wait_for_the_rounds_do_not_and_the_others_com
 @pytest.mark.parametrize(
     ("golden", "problem"),
     [
-        ({"adds_to": "sentences"}, "golden: adds_to: neither a step nor the data has 'sentences'"),
+        ({"adds_to": "sentences"}, "golden: adds_to: no step and no data column is named 'sentences'"),
         ({"adds_to": "tags"}, "golden: adds_to: neither it nor a step that it reads from reads 'tags'"),
         ({"adds_to": "note"}, "golden: adds_to: 'note' holds a text, not a list of texts"),
         ({"rounds": 0}, "golden: rounds: expected a whole number from 1 on, got 0"),

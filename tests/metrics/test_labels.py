@@ -27,7 +27,7 @@ GOOD = '{"row_id": "0", "step": "s", "text": "t", "verdict": "yes", "run": "r"}\
         (GOOD + "[1]", "line 2: expected an object with row_id, step, text, verdict, run, got [1]"),
         (GOOD.replace('"0"', "7"), "line 1: expected a text in 'row_id', got 7"),
         (GOOD.replace('"run": "r"', '"of": "r"'), "line 1: expected a text in 'run', got None"),
-        (GOOD.replace('"yes"', '"yess"'), "line 1: unknown verdict 'yess'; nearest: yes"),
+        (GOOD.replace('"yes"', '"yess"'), "line 1: unknown verdict 'yess'; did you mean 'yes'"),
         (GOOD.replace('"yes"', "true"), "line 1: expected a text in 'verdict', got True"),
         ("[" * 100_000, "line 1 is not JSON"),
     ],
@@ -55,7 +55,7 @@ def test_labels_find_their_statements(made: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"step": "golden_sentence"}, "no check 'golden_sentence'; nearest: golden_sentences"),
+        ({"step": "golden_sentence"}, "no check 'golden_sentence'; did you mean 'golden_sentences'"),
         ({"row_id": "1000"}, "has no row '1000'; is it a label of another run?"),
         ({"run": "0123456789ab"}, "line 1 was drawn from run 0123456789ab, but"),
         ({"text": "There is a cow."}, "row '0' has no statement 'There is a cow.' at golden_sentences"),

@@ -268,7 +268,7 @@ def test_the_command_reads_runs_made_apart(make: Make, tmp_path: Path, monkeypat
         (["nowhere"], "'nowhere' is no folder"),
         (["."], "no run in ."),
         (["sweep", "--baseline", "7"], "there is no run '7'"),
-        (["sweep", "--objective", "god"], "no run has objective=god; nearest: good"),
+        (["sweep", "--objective", "god"], "no run has objective=god; did you mean 'good'"),
         (["damaged"], "line 1 of damaged/captions.jsonl is not JSON"),
     ],
 )

@@ -1,18 +1,19 @@
-"""Names beside a misspelt one."""
+"""Suggestions for a misspelt name."""
 
 import pytest
 
-from scalecap.text.suggestions import nearest
+from scalecap.text.suggestions import did_you_mean
 
 
 @pytest.mark.parametrize(
-    ("name", "valid", "told"),
+    ("name", "valid", "expected"),
     [
-        ("verfy", ["verify", "caption"], "nearest: verify"),
-        ("zzz", ["verify", "caption"], "there are: caption, verify"),
-        ("x", [], "there are none"),
-        ("zzz", [f"name{number}" for number in range(51)], "nothing is near it"),
+        ("verfy", ["verify", "caption"], "; did you mean 'verify'?"),
+        ("word", ["words", "ward", "x"], "; did you mean 'words' or 'ward'?"),
+        ("zzz", ["verify", "caption"], "; available: caption, verify"),
+        ("x", [], "; available: none"),
+        ("zzz", [f"name{number}" for number in range(51)], ""),
     ],
 )
-def test_nearest(name: str, valid: list[str], told: str):
-    assert nearest(name, valid) == told
+def test_did_you_mean(name: str, valid: list[str], expected: str):
+    assert did_you_mean(name, valid) == expected
