@@ -277,7 +277,7 @@ def test_what_is_left_unasked_is_counted_in_the_summary_also_of_rows_done_before
     assert (again.done, again.reused) == (5, 2)
     assert again.unasked == {"raw_answers": 5, "final_details": 5}
     assert json.loads((again.output / "summary.json").read_text())["unasked"] == again.unasked
-    assert "left unasked by limits and budget: 5 of final_details, 5 of raw_answers" in again.screen()
+    assert "skipped by limits and budget: 5 of final_details, 5 of raw_answers" in again.screen()
     taken = [json.loads(line)["usage"][0] for line in journal(again.output)]
     assert taken == [5] * 5
     lines = (again.output / "captions.jsonl").read_text().splitlines()

@@ -144,9 +144,9 @@ def test_it_says_what_it_did_not_check(compose: Compose, judged: Callable[..., S
     assert plan(judged("evaluate=density")).endswith("\nConfiguration OK.")
     assert plan(compose()).endswith(
         "\nConfiguration OK. Not checked: that the models load and fit memory;"
-        " that prompts fit the context of the models; that pictures can be opened."
+        " that prompts fit the context of the models; that images can be opened."
     )
-    assert "what the machines of the cluster have" in plan(compose("runner=ray"))
+    assert "the resources of the cluster's machines" in plan(compose("runner=ray"))
 
 
 def test_the_version_is_scalecaps(command: Callable[..., int], capsys: Any):

@@ -196,7 +196,7 @@ def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]
     )
     assert {typed("data.limit=1", "output=out", *words)} == codes
     told = capsys.readouterr().err
-    assert told.count("y or z: the stage outside_faults/slow holds up all rows at") == 1
+    assert told.count("y or z: stage outside_faults/slow blocks the event loop at") == 1
     assert re.search(r"outside_faults\.py:14: work that takes long belongs in a thread", told)
 
 
@@ -373,7 +373,7 @@ def test_a_full_disk(typed, disk, capsys, codes: set[int]):
     assert "same output= goes on" in told
     disk("size=8m")
     assert typed("data.count=40", f"output={folder}/out") == 0
-    resumed = re.search(r"\((\d+) from before\)", capsys.readouterr().out)
+    resumed = re.search(r"\((\d+) from an earlier run\)", capsys.readouterr().out)
     assert resumed
     # A shorter row that was in flight may have found room after all.
     assert int(found[1]) <= int(resumed[1]) <= int(found[1]) + 2
@@ -432,7 +432,7 @@ def test_data_that_breaks_in_the_middle(typed, capsys, tmp_path: Path, codes: se
     path.write_bytes(whole)
     assert typed(*words) == 0
     assert len(captions(Path("out"))) == 10
-    assert "(5 from before)" in capsys.readouterr().out
+    assert "(5 from an earlier run)" in capsys.readouterr().out
 
 
 @line("a line of the journal or a page of the cache is damaged")

@@ -50,7 +50,7 @@ def test_no_text_leaves_and_no_picture_from_outside(written: Callable[..., Any],
     summary, contents = written(*words)
     assert contents == [picture()] * 3 + [None] * 4
     told = " ".join(summary.notes)
-    assert f"Pictures left out of dataset/: {3 if words else 2}, since" in told
+    assert f"Images left out of dataset/: {3 if words else 2} (" in told
     assert "other.png' is outside of the data's folder; data.allow_outside=true lets it be used" in told
     assert summary.done == (7 if words else 5), "pictures from anywhere are captioned"
 

@@ -272,7 +272,7 @@ def test_a_picture_that_was_replaced_is_not_shown(
     for folder in ("before", "after"):
         assert reported(tmp_path / folder)[:3] == REPLACED
         assert reported(tmp_path / folder)[4:] == DOUBLE[4:]
-    assert "Pictures left out of dataset/: 2, since it was replaced" in " ".join(summary.notes)
+    assert "Images left out of dataset/: 2 (it was replaced" in " ".join(summary.notes)
     left = [None if number in (1, 3) else colour for number, colour in enumerate(ROWS)]
     assert pushed(tmp_path / "after", tmp_path / "pushed") == list(zip(ROWS, left, strict=True))
 

@@ -161,7 +161,7 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
         assert "model.vlm.chat_template_kwargs.enable_thinking=false" in screen
         assert "golden_sentences: 0 kept, 50 dropped, 50 of them unanswered (median mass 0.02)" in screen
         assert screen.endswith(
-            "Next: change what is said above; the same command would ask 50 checks more and stop again."
+            "Next: change a setting as said above; the same command would send 50 more checks and stop again."
         )
         assert all(row["golden_sentences_scores"][0]["p_yes"] is None for row in captions(tmp_path))
         again = run(compose(*words), engines=both(Scripted(answer)))
@@ -224,8 +224,8 @@ def test_when_every_row_fails_the_run_stops_early(
     assert 20 <= summary.failed <= 24
     assert "20 of the first 20 rows failed (max_failures=100%)" in summary.screen()
     assert summary.screen().endswith(
-        "Next: set right what the errors above name, then the same command tries failed rows again; or go on"
-        f" whatever fails:\n  python -m scalecap x output={tmp_path}/run max_failures=null"
+        "Next: fix the errors above and run the same command, which retries failed rows; or ignore"
+        f" failures:\n  python -m scalecap x output={tmp_path}/run max_failures=null"
     )
     assert len(captions(tmp_path)) == summary.failed
 

@@ -1,29 +1,29 @@
-"""What a run says when its model can't be read as it should, or costs more than it should."""
+"""Advice for runs whose checks are unanswered or whose prefix cache is not used."""
 
 from scalecap.interpreter.dispatch import StepUsage
 
 NO_REUSE = (
-    "A picture's tokens were hardly ever reused: of requests about a picture shown before, less than 5 % of"
-    " the prompt tokens came from the prefix cache, so each computed the picture anew. See that prefix"
-    " caching is on (engine.args.enable_prefix_caching=true, or vllm serve --enable-prefix-caching) and its"
-    " cache large enough (or rows_in_flight smaller). Where it can't be had, as of hybrid models such as"
-    " Qwen3.5 and many hosted servers, checks of several texts in one request pay the picture once:"
+    "Image tokens were hardly ever reused: of requests about an image sent before, less than 5 % of the"
+    " prompt tokens came from the prefix cache, so nearly every request encoded its image again. Check that"
+    " prefix caching is on (engine.args.enable_prefix_caching=true, or vllm serve --enable-prefix-caching)"
+    " and that the cache is large enough (or lower rows_in_flight). Where prefix caching is not available, as"
+    " with hybrid models such as Qwen3.5 and many hosted servers, check several texts in one request:"
     " pipeline.steps.STEP.batch=4 'pipeline.steps.STEP.batch_prompt=${prompts.verify_batch}'. Qwen3-VL"
-    " (model=qwen3-vl-4b) on an engine of your own needs none of it."
+    " (model=qwen3-vl-4b) on your own engine does not need this."
 )
 
 
-def unanswered_checks(step: str, role: str | None, count: StepUsage, least: float) -> str:
+def unanswered_checks(step: str, role: str | None, usage: StepUsage, min_mass: float) -> str:
     """Why a run stops whose checks are mostly unanswered, and what to change.
 
     Args:
-        role: of the model that the step asks.
-        least: `min_mass`.
+        role: the role of the step's model.
+        min_mass: the setting of this name, a probability.
     """
     return (
-        f"{step}: {count.marks['unanswered']} of its first {count.choices} checks are unanswered: the options"
-        f" have a probability below min_mass={least:g} together, so the model would say something else. If it"
-        f" reasons first, turn that off: model.{role}.chat_template_kwargs.enable_thinking=false; else try"
-        f" another prompt (pipeline.steps.{step}.prompt=…), or min_mass=0 to take every answer. With another"
-        " output=, since the rows done stay as they are."
+        f"{step}: {usage.marks['unanswered']} of its first {usage.choices} checks are unanswered: yes and no"
+        f" together have a probability below min_mass={min_mass:g}, so the model would reply something else."
+        f" If it reasons first, disable that: model.{role}.chat_template_kwargs.enable_thinking=false."
+        f" Otherwise try another prompt (pipeline.steps.{step}.prompt=…), or accept every answer with"
+        " min_mass=0. Use another output=, since finished rows are not redone."
     )

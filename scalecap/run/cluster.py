@@ -1,8 +1,8 @@
-"""Rows taken through the pipeline by actors on a Ray cluster (`runner=ray`), each with an engine of its own.
+"""Runs the pipeline in actors on a Ray cluster (`runner=ray`), each with its own engine.
 
-The process that was started reads the rows, sends each to the actor with the fewest, and keeps the journal:
-what a run is (resume, failures, files, the summary) is the same as without a cluster. Ray starts an actor
-that died anew, there or on another machine; meanwhile the others have its rows.
+The driver process reads the rows, sends each to the least busy actor, and keeps the journal: resume,
+failures, files and the summary are the same as without a cluster. Ray restarts an actor that died, there or
+on another machine; meanwhile the others take its rows.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ from scalecap.rows import Row
 log = logging.getLogger(__name__)
 
 MAX_ACTOR_DEATHS = 4
-"""Actors that a row may see die before it counts as what kills them."""
+"""Actors that may die with a row before the row fails: it is probably what kills them."""
 RECONNECT_SECONDS = 1.0
-"""Seconds between looks for an actor that died."""
+"""Seconds between attempts to reach an actor that died."""
 
 
 class Actor:
-    """The pipeline in a process of its own, with an engine that is opened there."""
+    """The pipeline in its own process, with an engine that is opened there."""
 
     def __init__(self, settings: Settings, columns: Mapping[str, str] | None, folder: str) -> None:
         with suppress(OSError):
-            os.chdir(folder)  # relative paths start where the run was started
+            os.chdir(folder)  # relative paths are resolved as in the driver
         if folder not in sys.path:
             sys.path.insert(0, folder)
         self._settings = settings
@@ -55,7 +55,7 @@ class Actor:
         self._opening: asyncio.Task[None] | None = None
 
     async def open(self) -> tuple[dict[str, str], int]:
-        """Loads the models, once. By role what answers, and how many rows the actor takes at once."""
+        """Loads the models, once. Returns engine identities by role, and the rows to have in flight here."""
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
         await self._opening
@@ -74,22 +74,22 @@ class Actor:
         )
 
     async def take(self, row: Row) -> tuple[Finished, RunUsage, int]:
-        """One row; with it what was counted since the row before, and how many rows to have here by now."""
+        """Captions one row. Returns it, the usage since the last call, and the rows to have in flight."""
         await self.open()
         finished = await self._pipeline.take(row, self._dispatcher, self._pictures)
-        counts, self._dispatcher.counts = self._dispatcher.counts, RunUsage()
-        # The row is known where it comes from.
-        left = Row(row.index, {}, _gone)
+        usage, self._dispatcher.counts = self._dispatcher.counts, RunUsage()
+        # The driver has the row; its image is not sent back.
+        stub = Row(row.index, {}, _no_image)
         written = {name: value for name, value in finished.columns.items() if name in self._pipeline.writers}
-        return replace(finished, row=left, columns=written), counts, self._dispatcher.rows()
+        return replace(finished, row=stub, columns=written), usage, self._dispatcher.rows()
 
 
-def _gone() -> Any:
-    raise AssertionError("the row's picture was left with the actor")
+def _no_image() -> Any:
+    raise AssertionError("the image of a finished row stays in its actor")
 
 
 class Cluster:
-    """The actors, as the run sees them."""
+    """The actors, as the driver sees them."""
 
     def __init__(
         self, actors: Sequence[Any], rows: Sequence[int], settings: Settings, usage: RunUsage
@@ -98,77 +98,81 @@ class Cluster:
         self._rows = list(rows)
         self._open = [0] * len(actors)
         self._away: dict[int, asyncio.Task[None]] = {}
-        """Actors that died, each with what waits for it to come back; done where it is no use any more."""
-        self._useless = ""
-        """Why one that came back can't be used."""
+        """By actor that died: the task that waits for its return, done if it has no usable engine then."""
+        self._engine_error = ""
+        """Why the last actor that returned can't be used."""
         self._settings = settings
         self._usage = usage
         self.changed = asyncio.Event()
-        """Set when `rows()` may be another."""
+        """Set when `rows()` may have changed."""
 
     def rows(self) -> int:
-        """Rows in flight that keep busy all actors that are there."""
-        there = [rows for at, rows in enumerate(self._rows) if at not in self._away]
-        return sum(self._settings.rows_in_flight or rows for rows in there)
+        """Rows in flight that keep all living actors busy."""
+        alive = [rows for index, rows in enumerate(self._rows) if index not in self._away]
+        return sum(self._settings.rows_in_flight or rows for rows in alive)
 
     async def take(self, row: Row) -> Finished:
-        """One row through the actor that has the fewest, and through another if that one dies."""
-        died: Any = import_module("ray.exceptions").RayActorError
+        """Captions a row in the least busy actor, and in another one if that dies. Raises EngineDead."""
+        actor_died: Any = import_module("ray.exceptions").RayActorError
         for _ in range(MAX_ACTOR_DEATHS):
-            at = await self._freest()
-            self._open[at] += 1
+            index = await self._least_busy()
+            self._open[index] += 1
             try:
-                finished, counts, self._rows[at] = await self._actors[at].take.remote(row)
+                finished, usage, self._rows[index] = await self._actors[index].take.remote(row)
             except EngineError as error:
-                raise EngineDead(_said(error)) from None
-            except died as error:
+                raise EngineDead(_message(error)) from None
+            except actor_died as error:
                 reason = str(error)
-                self._wait_for(at, died)
+                self._reconnect(index, actor_died)
             else:
-                for step, count in counts.steps.items():
+                for step, count in usage.steps.items():
                     self._usage.steps[step] += count
                 done: Finished = replace(finished, row=row, columns={**row.columns, **finished.columns})
                 return done
             finally:
-                self._open[at] -= 1
-        message = f"the process that had the row died {MAX_ACTOR_DEATHS} times: {reason}"
+                self._open[index] -= 1
+        message = f"the actor that had the row died {MAX_ACTOR_DEATHS} times: {reason}"
         return Finished(row, dict(row.columns), {"step": None, "kind": "actor_died", "message": message}, {})
 
-    async def _freest(self) -> int:
-        """EngineDead when all actors stay away for `engine.timeout` seconds."""
+    async def _least_busy(self) -> int:
+        """Index of an actor. Raises EngineDead when none is alive for `engine.timeout` seconds."""
         while len(self._away) == len(self._actors):
             waiting = [task for task in self._away.values() if not task.done()]
             if not waiting:
-                raise EngineDead(self._useless)
+                raise EngineDead(self._engine_error)
             seconds = self._settings.engine.timeout
-            ended, _ = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not ended:
-                raise EngineDead(f"all actors have been away for {seconds:g} s (engine.timeout)")
-        there = [at for at in range(len(self._actors)) if at not in self._away]
-        return min(there, key=lambda at: self._open[at] / self._rows[at])
+            done, _ = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise EngineDead(f"no actor has been alive for {seconds:g} s (engine.timeout)")
+        alive = [index for index in range(len(self._actors)) if index not in self._away]
+        return min(alive, key=lambda index: self._open[index] / self._rows[index])
 
-    def _wait_for(self, at: int, died: type[Exception]) -> None:
-        async def back() -> None:
+    def _reconnect(self, index: int, actor_died: type[Exception]) -> None:
+        """Waits in the background for an actor that Ray restarts."""
+
+        async def reopen() -> None:
             while True:
                 await asyncio.sleep(RECONNECT_SECONDS)
                 try:
-                    await self._actors[at].open.remote()
-                except died:
+                    await self._actors[index].open.remote()
+                except actor_died:
                     continue
                 except EngineError as error:
-                    self._useless = _said(error)
-                    log.warning("actor %d is back and can't open its engine: %s", at, self._useless)
+                    self._engine_error = _message(error)
+                    log.warning(
+                        "actor %d was restarted but can't open its engine: %s", index, self._engine_error
+                    )
                     return
-                del self._away[at]
+                del self._away[index]
                 self.changed.set()
                 return
 
-        if at not in self._away:
-            log.warning("actor %d died; its rows go to others, and it is waited for", at)
-            self._away[at] = asyncio.create_task(back())
+        if index not in self._away:
+            log.warning("actor %d died: its rows go to others until Ray has restarted it", index)
+            self._away[index] = asyncio.create_task(reopen())
 
     async def close(self) -> None:
-        """Waits for none any more."""
+        """Stops waiting for actors that died."""
         for task in self._away.values():
             task.cancel()
         await asyncio.gather(*self._away.values(), return_exceptions=True)
@@ -178,9 +182,10 @@ class Cluster:
 async def open_cluster(
     settings: Settings, columns: Mapping[str, str] | None, usage: RunUsage
 ) -> AsyncIterator[tuple[Cluster, dict[str, str]]]:
-    """The cluster with its actors ready, and by role what answers.
+    """The cluster with its actors ready, and the engines' identities by role.
 
-    Raises EngineError when Ray is not there, or the actors can't open their engine.
+    Raises:
+        EngineError: Ray is not installed or not reachable, or the actors can't open their engine.
     """
     try:
         ray: Any = import_module("ray")
@@ -193,15 +198,15 @@ async def open_cluster(
         what = f"no Ray cluster at runner.address={wanted.address}" if wanted.address else "Ray can't start"
         raise EngineError(f"{what}: {error}") from error
     try:
-        there = ray.cluster_resources()
+        available = ray.cluster_resources()
         gpus = wanted.gpus_per_actor
         if gpus is None:
-            gpus = 1.0 if there.get("GPU") else 0.0
+            gpus = 1.0 if available.get("GPU") else 0.0
         for name, needed in (("CPU", wanted.actors), ("GPU", wanted.actors * gpus)):
-            if there.get(name, 0) < needed:
+            if available.get(name, 0) < needed:
                 log.warning(
-                    "the cluster has %g %ss and runner.actors=%d need %g: some wait until it has more",
-                    *(there.get(name, 0), name, wanted.actors, needed),
+                    "the cluster has %g %ss and runner.actors=%d need %g: some actors wait for resources",
+                    *(available.get(name, 0), name, wanted.actors, needed),
                 )
         make = ray.remote(Actor).options(
             num_cpus=1,
@@ -214,7 +219,7 @@ async def open_cluster(
         try:
             found = await asyncio.gather(*(actor.open.remote() for actor in actors))
         except EngineError as error:
-            raise EngineError(_said(error)) from None
+            raise EngineError(_message(error)) from None
         except ray.exceptions.RayActorError as error:
             raise EngineError(f"an actor can't start: {error}") from error
         cluster = Cluster(actors, [rows for _, rows in found], settings, usage)
@@ -226,14 +231,14 @@ async def open_cluster(
         await asyncio.to_thread(ray.shutdown)
 
 
-def _said(error: Exception) -> str:
-    """What an actor raised, without the traceback that Ray puts around it."""
+def _message(error: Exception) -> str:
+    """The message of an actor's error, without the traceback that Ray wraps around it."""
     return str(getattr(error, "cause", None) or error)
 
 
 def _connect(ray: Any, address: str | None) -> None:
     if found := re.fullmatch(r"([\w.-]+):(\d+)", address or ""):
-        # Ray itself would try for minutes.
+        # Fails in seconds; Ray itself would retry for minutes.
         socket.create_connection((found[1], int(found[2])), timeout=10).close()
     alone = {} if address else {"include_dashboard": False}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **alone)

@@ -1,4 +1,4 @@
-"""What a run costs: while it goes on, against its limits, and estimated from the rows that are done."""
+"""What a run costs: so far, against its limits, and extrapolated from finished rows to all."""
 
 import json
 import math
@@ -13,11 +13,11 @@ from scalecap.interpreter.dispatch import RowUsage, RunUsage
 from scalecap.run.journal import JOURNAL
 
 TOKENS_PER_PRICE = 1_000_000
-"""Tokens that a price is for."""
+"""Prices are per million tokens."""
 
 
 class Estimate(NamedTuple):
-    """A total with its 95 % interval, from the mean of the rows that are done (Student's t)."""
+    """A total with its 95 % prediction interval, from the mean of the finished rows (Student's t)."""
 
     mean: float
     low: float
@@ -26,17 +26,17 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What all rows of the data take."""
+    """What all rows of the data take, extrapolated from finished ones."""
 
     rows: int
-    """Of the data."""
+    """Rows of the data."""
     done: int
-    """Rows that it is estimated from."""
+    """Finished rows that the estimate is made from."""
     requests: Estimate
     prompt_tokens: Estimate
     generated_tokens: Estimate
     seconds: float | None = None
-    """At the pace of this run's rows; a longer run is faster, since it keeps the engine busier."""
+    """At the pace so far; a longer run is faster, since it keeps the engine busier."""
     cost: Estimate | None = None
     """In the currency of `engine.price`; None without prices."""
 
@@ -50,20 +50,20 @@ class CostEstimate:
             parts.append(f"{_duration(self.seconds)} at this pace")
         if self.cost is not None:
             parts.append(f"a cost of {self.cost.mean:.4g} ({self.cost.low:.4g} to {self.cost.high:.4g})")
-        return f"all {self.rows:,} rows, by {self.done} of them: about {', '.join(parts)}"
+        return f"all {self.rows:,} rows, extrapolated from {self.done}: about {', '.join(parts)}"
 
 
 def extrapolate(values: Iterable[float], rows: int) -> Estimate:
-    """The sum over `rows` rows of what these rows have; an infinite interval from a single one."""
+    """The sum over `rows` rows, from the values of some of them; an infinite interval from a single one."""
     from scipy.stats import t
 
     seen = list(values)
     mean = math.fsum(seen) / len(seen)
     if len(seen) == 1:
         return Estimate(mean * rows, 0.0, math.inf)
-    left = max(rows - len(seen), 0)  # those that are done are known
+    left = max(rows - len(seen), 0)  # finished rows are known
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in seen) / (len(seen) - 1))
-    # Of the mean of the rows to come and of that of the rows seen.
+    # Variance of the rows to come plus that of the mean of those seen.
     error = t.ppf(0.975, len(seen) - 1) * spread * math.sqrt(left * (1 + left / len(seen)))
     return Estimate(mean * rows, max(mean * rows - error, math.fsum(seen)), mean * rows + error)
 
@@ -71,11 +71,11 @@ def extrapolate(values: Iterable[float], rows: int) -> Estimate:
 def estimate_cost(
     usages: Iterable[RowUsage], rows: int, *, seconds: float | None = None, price: float | None = None
 ) -> CostEstimate | None:
-    """What all `rows` rows take, from what these took; None when there are none.
+    """Extrapolates the usage of some rows to all `rows` rows; None when there are none.
 
     Args:
-        seconds: that one row took.
-        price: that one row took, on average.
+        seconds: per row.
+        price: per row, on average.
     """
     seen = list(usages)
     if not seen or rows < 1:
@@ -90,29 +90,33 @@ def estimate_cost(
 
 
 def recorded_usage(folder: Path) -> Iterator[RowUsage]:
-    """What each row took that a run in the folder has done, by its journal."""
+    """The usage of each finished row in the journal of a run's folder; none when there is no journal."""
     try:
         with (folder / JOURNAL).open("rb") as file:
             for line in file:
                 match json.loads(line):
                     case {"usage": [int(requests), int(prompt), int(generated)]}:
                         yield RowUsage(requests, prompt, generated)
-    except (OSError, ValueError):  # no run there, or a line that was cut
+    except (OSError, ValueError):  # no run there, or a torn line
         return
 
 
 def token_cost(
-    usage: RunUsage, asking: Mapping[str, str], roles: Mapping[str, RoleSettings], *, reused: bool = False
+    usage: RunUsage,
+    roles_by_step: Mapping[str, str],
+    roles: Mapping[str, RoleSettings],
+    *,
+    reused: bool = False,
 ) -> float | None:
-    """What the tokens of each step cost; None when a step's engine has no price.
+    """The cost of all tokens; None when the engine of a step has no price.
 
     Args:
-        asking: role of each step that asks a model, by its name.
-        reused: counts tokens of replies from the cache too, at the full price.
+        roles_by_step: the role of each step that calls a model, by the step's name.
+        reused: also counts the tokens of replies from the cache, at the full price.
     """
     total = 0.0
     for step, count in usage.steps.items():
-        price = roles[asking[step]].engine.price
+        price = roles[roles_by_step[step]].engine.price
         if price.prompt is None or price.generated is None:
             return None
         cached = price.prompt if price.cached is None else price.cached
@@ -123,18 +127,18 @@ def token_cost(
 
 
 def limit_reached(settings: Settings, usage: RunUsage, cost: float | None) -> str:
-    """Which of `max_requests`, `max_tokens` and `max_cost` the run has reached; empty when none."""
+    """Which of `max_requests`, `max_tokens` and `max_cost` is reached, as a message; empty when none is."""
     limits = {name: getattr(settings, name) for name in ("max_requests", "max_tokens", "max_cost")}
-    if all(most is None for most in limits.values()):  # every row asks this
+    if all(limit is None for limit in limits.values()):  # called once per row
         return ""
     total = usage.total
     computed = total.requests - total.reused
     tokens = total.prompt_tokens + total.generated_tokens
     taken = {"max_requests": computed, "max_tokens": tokens, "max_cost": cost}
     for name, value in taken.items():
-        most = limits[name]
-        if most is not None and value is not None and value >= most:
-            return f"{name}={most:g} is reached: {value:,.6g}; the same command goes on with as much again"
+        limit = limits[name]
+        if limit is not None and value is not None and value >= limit:
+            return f"{name}={limit:g} reached ({value:,.6g}); the same command resumes with a new allowance"
     return ""
 
 

@@ -1,11 +1,11 @@
-"""Columns of a finished run that somebody edited: the run goes on from there.
+"""Edits by hand: columns of a finished run are replaced, and the run is redone from there.
 
 A file of edits has one JSON object a line: the `row_id` of a row, and columns with their new values.
 
     {"row_id": "photos/1.jpg", "golden_sentences": ["A dog sleeps."]}
 
-The same command with `edits=FILE` does the rows in it again. An edited column takes the place of what its
-step wrote, and the steps that read it compute anew; the others find their replies in the cache.
+The same command with `edits=FILE` redoes these rows. An edited column replaces what its step wrote, and the
+steps that read it are computed again; the replies of all others come from the cache.
 """
 
 import json
@@ -20,21 +20,21 @@ from scalecap.rows import Row
 from scalecap.text.suggestions import did_you_mean
 
 Edits = dict[str, dict[str, Any]]
-"""By row id: columns with their values."""
+"""By row id: the edited columns with their values."""
 
 
 def read_edits(path: Path, steps: Sequence[Step]) -> Edits:
-    """The edits in a file.
+    """Reads a file of edits.
 
     Raises:
-        DataError: it can't be read, or a line names no row, a column that no step writes, a row twice, or has
-            a value that its column can't hold; the message names the line.
+        DataError: it can't be read, or a line has no row id, repeats one, names a column that no step writes,
+            or has a value of the wrong type; the message names the line.
     """
     kinds = {
         column: kind
         for step in steps
         for column, kind in zip(step.writes, step.stage.kinds, strict=True)
-        if kind != "regions"  # parts of the picture, which are made of it
+        if kind != "regions"  # parts of the image, which have no JSON form
     }
     found: Edits = {}
     try:
@@ -45,7 +45,7 @@ def read_edits(path: Path, steps: Sequence[Step]) -> Edits:
         if line.strip():
             row, columns = _read(line, f"edits={path}, line {number}", kinds)
             if row in found:
-                raise DataError(f"edits={path}, line {number}: the row {row!r} stands there twice")
+                raise DataError(f"edits={path}, line {number}: row {row!r} is repeated")
             found[row] = columns
     return found
 
@@ -69,24 +69,24 @@ def _read(line: str, where: str, kinds: Mapping[str, str]) -> tuple[str, dict[st
 
 
 class Edited:
-    """A source whose rows carry their edits; a part that is finished is read all the same."""
+    """A source whose rows carry their edits. Finished parts are read too, since edits may be in them."""
 
     def __init__(self, source: Source, edits: Edits) -> None:
         self._source, self._edits = source, edits
         self.columns, self.total = source.columns, source.total
-        self._left = set(edits)
+        self._unmatched = set(edits)
 
     def __iter__(self) -> Iterator[Row]:
         for row in self._source:
-            self._left.discard(row.id)
+            self._unmatched.discard(row.id)
             yield replace(row, edits=edits) if (edits := self._edits.get(row.id)) else row
 
     def unfinished(self, finished: FinishedParts) -> Iterator[Row | range]:
         return iter(self)
 
     def unmatched(self) -> str:
-        """A note about edits of rows that the data has not, once all rows were read; empty without any."""
-        if not self._left:
+        """A note about edits of rows that are not in the data, once all rows were read; empty if none."""
+        if not self._unmatched:
             return ""
-        names = ", ".join(map(repr, sorted(self._left)[:5]))
-        return f"{len(self._left)} edits are of rows that are not in the data: {names}."
+        names = ", ".join(map(repr, sorted(self._unmatched)[:5]))
+        return f"{len(self._unmatched)} edits are of rows that are not in the data: {names}."

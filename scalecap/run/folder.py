@@ -1,4 +1,4 @@
-"""A run as its folder tells it: `summary.json`, `captions.jsonl`, `.hydra`, heads of the journal's rows."""
+"""Reads a run back from its folder: `summary.json`, `captions.jsonl`, `.hydra` and the journal."""
 
 import hashlib
 import json
@@ -24,36 +24,36 @@ from scalecap.data.images import image_name
 from scalecap.stats import Pair, escaped, measures, parts
 
 MAX_REPORT_ROWS = 10_000
-"""Rows that a page shows; of a larger run the first so many."""
+"""Rows that a page shows; of a larger run, the first ones."""
 JOURNAL = "journal.jsonl"
 ERROR_FILE = "error.txt"
-"""In `.hydra`: why the job failed, when its last try did."""
+"""In `.hydra`: why the job failed, if its last attempt did."""
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
-"""A word; in Chinese and Japanese, where nothing stands between them, a character."""
+"""A word; in Chinese and Japanese, which put no spaces between words, a character."""
 
 Status = Literal["finished", "interrupted", "stopped", "preview", "failed", "unfinished"]
 Row = Mapping[str, Any]
 
 
 class FolderError(Exception):
-    """The folder holds no run that can be read; the message names it and the mend."""
+    """The folder holds no readable run; the message names it and the fix."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder."""
+    """The folder of one run."""
 
     folder: Path
     name: str
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """`summary.json`; empty when there is none, or when the last try failed before it."""
+        """`summary.json`; empty when there is none, or when the last attempt failed before writing it."""
         return {} if self.failure else _json(self.folder / "summary.json")
 
     @cached_property
     def failure(self) -> str:
-        """Why the last try failed as a whole; empty when it did not."""
+        """Why the last attempt failed as a whole; empty when it did not."""
         try:
             return (self.folder / ".hydra" / ERROR_FILE).read_text(encoding="utf-8").strip()
         except OSError:
@@ -63,19 +63,19 @@ class Run:
     def status(self) -> Status:
         if self.failure:
             return "failed"
-        told = self.summary.get("status", "unfinished")
-        return told if told in ("finished", "interrupted", "stopped", "preview") else "unfinished"
+        status = self.summary.get("status", "unfinished")
+        return status if status in ("finished", "interrupted", "stopped", "preview") else "unfinished"
 
     @property
     def reason(self) -> str:
         """Why it is not finished."""
         if self.status == "unfinished":
-            return "it has no summary: it still runs, or was killed"
+            return "there is no summary: the run is still going, or was killed"
         return self.failure or str(self.summary.get("reason", ""))
 
     @property
     def exit_code(self) -> int:
-        """As the run itself ended: 0, 1, 3 or 130."""
+        """The exit code of the run: 0, 1, 3 or 130."""
         rows = self.summary.get("rows", {})
         if self.status == "interrupted":
             return 130
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def started_at(self) -> float:
-        """When the folder's last job began, in seconds since 1970."""
+        """When the last job in this folder started, in seconds since 1970."""
         try:
             return (self.folder / ".hydra" / "overrides.yaml").stat().st_mtime
         except OSError:
@@ -93,7 +93,7 @@ class Run:
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """What was asked for on the command line and matters, key to value."""
+        """Overrides of the command line that affect rows or cost, key to value."""
         found: dict[str, str] = {}
         words = _yaml(self.folder / ".hydra" / "overrides.yaml")
         for word in words if isinstance(words, ListConfig) else ():
@@ -104,7 +104,7 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """`pipeline`, `data`, `evaluate`, `labels` and `objective`, resolved; empty when nothing tells."""
+        """`pipeline`, `data`, `evaluate`, `labels` and `objective`, resolved; empty when not known."""
         loaded = _yaml(self.folder / ".hydra" / "config.yaml")
         try:
             found: dict[str, Any] = {
@@ -114,11 +114,11 @@ class Run:
             }
             return found | {"objective": loaded.get("objective")}
         except (OmegaConfBaseException, AttributeError, TypeError, ValueError):
-            config = self._begun_with.get("config")
+            config = self._journal_header.get("config")
             return config if isinstance(config, dict) else {}
 
     @cached_property
-    def _begun_with(self) -> dict[str, Any]:
+    def _journal_header(self) -> dict[str, Any]:
         """The journal's last line with a config: {config, cwd}."""
         found: dict[str, Any] = {}
         with suppress(OSError, ValueError), (self.folder / JOURNAL).open("rb") as file:
@@ -129,8 +129,8 @@ class Run:
 
     @property
     def data_identity(self) -> dict[str, Any]:
-        """What data it reads, however many of its rows: equal for two runs of the same data. Empty when not
-        known."""
+        """What identifies its data: equal for two runs of the same data, whatever rows they take of it. Empty
+        when not known."""
         data = dict(self.config.get("data") or {})
         if data.get("source") in (None, "memory"):
             return {}
@@ -148,36 +148,36 @@ class Run:
 
     @property
     def image(self) -> str:
-        """The column of the picture."""
+        """The column of the image."""
         return str((self.config.get("data") or {}).get("image", "image"))
 
     def picture_name(self, row: Row) -> str:
-        """What the data calls the row's picture, or the row where its picture has no name."""
+        """The name of the row's image in the data, or the row's id where the image has no name."""
         return image_name(row.get(self.image)) or str(row.get("row_id") or "")
 
     @property
     def shell_path(self) -> str:
-        """The folder as a command names it where the run's was typed; its name alone if it lies elsewhere."""
+        """The folder as a shell argument, relative to the working folder of the run; else its name alone."""
         folder, cwd = self.folder.resolve(), self.cwd
         return shlex.quote(str(folder.relative_to(cwd)) if folder.is_relative_to(cwd) else folder.name)
 
     @property
     def cwd(self) -> Path:
-        """The working folder that relative paths of the config start at."""
+        """The folder that relative paths of the config refer to."""
         try:
             return Path(str(_yaml(self.folder / ".hydra" / "hydra.yaml").hydra.runtime.cwd))
         except (OmegaConfBaseException, AttributeError):
-            return Path(str(self._begun_with.get("cwd") or Path.cwd()))
+            return Path(str(self._journal_header.get("cwd") or Path.cwd()))
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
-        """Steps as the config has them, by the column that each writes."""
+        """The steps of the config, by the column that each writes, with calibrated thresholds."""
         labels = LabelsSettings(**(self.config.get("labels") or {}))
         steps = labels.restrict_steps((self.config.get("pipeline") or {}).get("steps") or {})
-        # A promise sets a threshold in place of the config's.
-        promised = {name: each["threshold"] for name, each in self.promises.items()}
+        # A calibration overrides the config's threshold.
+        calibrated = {name: each["threshold"] for name, each in self.promises.items()}
         return {
-            name: step | ({"threshold": promised[name]} if name in promised else {})
+            name: step | ({"threshold": calibrated[name]} if name in calibrated else {})
             for name, step in steps.items()
             if isinstance(step, dict)
         }
@@ -189,7 +189,7 @@ class Run:
         return found if isinstance(found, dict) else {}
 
     def rows(self) -> Iterator[Row]:
-        """The rows of `captions.jsonl`; none when there is no such file, or when the last try failed."""
+        """The rows of `captions.jsonl`; none when there is no such file, or when the last attempt failed."""
         if self.failure or not (self.folder / "captions.jsonl").is_file():
             return
         with (self.folder / "captions.jsonl").open("rb") as file:
@@ -200,36 +200,39 @@ class Run:
                     where = self.folder / "captions.jsonl"
                     raise FolderError(
                         f"line {number} of {where} is not JSON ({error}); the same command with the same"
-                        " output= writes it anew"
+                        " output= rewrites it"
                     ) from error
                 if isinstance(row, dict):
                     yield row
 
     def labelable_rows(self) -> Iterator[Row]:
-        """The rows that labels are drawn from: those of the report, less the failed ones.
+        """The rows that labels are drawn from: those of the report that did not fail.
 
-        Raises FolderError when they have no `row_id`.
+        Raises:
+            FolderError: they have no `row_id`.
         """
         for row in islice(self.rows(), MAX_REPORT_ROWS):
             if row.get("row_id") is None:
                 raise FolderError(
-                    f"{self.folder / 'captions.jsonl'} has no row_id, by which labels name a row: an earlier"
-                    " version made it; the same command with another output= makes it again (equal requests"
-                    " come from the cache)"
+                    f"{self.folder / 'captions.jsonl'} has no row_id, which labels refer to: an earlier"
+                    " version wrote it; run the same command with another output= (equal requests come from"
+                    " the cache)"
                 )
             if not row.get("error"):
                 yield row
 
     def image_records(self) -> Iterator[tuple[str, str, str]]:
-        """Of each of the journal's records the row's id, and the hash and the stamp of its picture as it was
-        captioned, empty where not known. A later record of a row replaces an earlier one."""
+        """The row id, image hash and image stamp of each journal record, empty where not known.
+
+        A later record of a row replaces an earlier one.
+        """
         with suppress(OSError), (self.folder / JOURNAL).open("rb") as file:
             for line in file:
                 try:
-                    # What comes after it, all that was said about the picture, is not parsed.
+                    # Only the head of the line is parsed: the columns of the steps may be long.
                     record = json.loads(line.partition(b', "input": {')[0] + b"}")
                 except ValueError:
-                    continue  # a damaged line, or one that is not a row's
+                    continue  # a damaged line, or not a row
                 if isinstance(record.get("id"), str):
                     yield record["id"], str(record.get("image") or ""), str(record.get("stamp") or "")
 
@@ -242,7 +245,7 @@ class Run:
         return texts[-1] if texts else None
 
     def metrics(self, row: Row) -> Iterator[tuple[str, Pair]]:
-        """What one row adds to each metric, by the names that the summary has."""
+        """The row's values of each metric, by the metric's name in the summary."""
         for column in row:
             if column in self._measured:
                 yield from measures(column, row[column])
@@ -253,7 +256,7 @@ class Run:
         return {parts(name)[0] for name in self.summary.get("metrics", {})}
 
     def numbers(self, row: Row) -> Iterator[tuple[str, Pair]]:
-        """What one row adds to each number: its metrics, the share that each check kept, words."""
+        """The row's values of every number: metrics, the share that each check kept, words."""
         yield from self.metrics(row)
         for column, scores in checks(row):
             if scores:
@@ -264,14 +267,14 @@ class Run:
 
 
 def checks(row: Row) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """Each step with a side column of scores, and its records {text, kept, …}."""
+    """Each check of the row, with its records {text, kept, …}."""
     for column, value in row.items():
         if column.endswith("_scores") and isinstance(value, list):
             yield column.removesuffix("_scores"), [each for each in value if _is_score(each)]
 
 
 def statements_digest(rows: Iterable[Row], step: str) -> str:
-    """A digest of all statements that labels of the step are drawn from: of rows, by row and text."""
+    """A digest of all statements that labels of this step are drawn from, by row id and text."""
     digest = hashlib.sha256()
     for row in rows:
         texts = [score["text"] for name, scores in checks(row) if name == step for score in scores]
@@ -284,7 +287,7 @@ def _is_score(value: Any) -> bool:
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:
-    """A run's folder, to read its `rows()`, `summary`, `config` and `overrides`.
+    """Opens the folder of a run, to read its `rows()`, `summary`, `config` and `overrides`.
 
     Raises:
         FolderError: the folder holds no run.
@@ -296,11 +299,11 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """The runs in these folders, each a run itself or one with runs below it, in order of their names."""
+    """The runs in these folders, or below them, sorted by name."""
     found: list[tuple[Path, Path]] = []
     for top in folders:
         if not top.is_dir():
-            raise FolderError(f"{str(top)!r} is no folder; give folders of runs, or of sweeps")
+            raise FolderError(f"{str(top)!r} is not a folder; give folders of runs, or of sweeps")
         marks = ["summary.json", "journal.jsonl", ".hydra"]
         if any((top / mark).exists() for mark in marks):
             below = {top}
@@ -316,7 +319,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """Sorts job 10 after job 9."""
+    """A sort key that puts job 10 after job 9."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
@@ -329,7 +332,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> Any:
-    """A config; None when there is none, or a part of one (the disk was full)."""
+    """A YAML file; None when it is missing or incomplete (the disk was full)."""
     try:
         return OmegaConf.load(path)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException):

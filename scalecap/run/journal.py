@@ -1,6 +1,6 @@
-"""The journal of a run: a line with the config, then one JSON line for each finished row.
+"""The journal of a run: a line with the config, then one JSON line per finished row.
 
-It is only ever appended to, so a run that is killed loses at most the line it was writing.
+It is append-only, so a killed run loses at most the line that it was writing.
 """
 
 import errno
@@ -26,44 +26,50 @@ from scalecap.threads import DaemonPool
 
 JOURNAL = "journal.jsonl"
 SYNC_SECONDS = 5.0
-"""A crash of the machine, not of the run, may lose this much, and what came while the disk was written to."""
+"""Interval between two fsyncs: what a crash of the machine (not of the process) may lose."""
+MAX_SHOWN = 5
+"""Differences of two configs that a message lists."""
 
 State = Literal["new", "failed", "changed", "done"]
 
 
 class JournalError(Exception):
-    """The folder belongs to another run or can't be written; the message says the mend."""
+    """The folder belongs to another run or can't be written; the message says what to do."""
 
 
 class Journal:
     """Finished rows in `folder/journal.jsonl`, by index; a later record of a row replaces an earlier one.
 
-    A record is {index, id, stamp, image, input, columns, flags, error}: `id` is the row's, `stamp` and
-    `image` (the hash of the pixels that were looked at) tell its picture; of an edited row also `edits`, and
-    of a part's last row `part`, [index of its first, rows]. Earlier versions wrote no `id` and `image`.
+    A record is {index, id, stamp, image, input, columns, flags, error, usage}: `stamp` and `image` (the hash
+    of the pixels) identify the row's image. An edited row also has `edits`, and the last row of a part has
+    `part`, [index of the first row, number of rows]. Early versions wrote neither `id` nor `image`.
     """
 
     def __init__(
         self, folder: Path, config: Mapping[str, Any] | None, *, force: bool = False, cwd: str = ""
     ) -> None:
-        """Opens the journal, or begins it. JournalError when it is of another config, or in use.
+        """Opens or creates the journal.
 
-        With `force` another config goes on in it: finished rows stay, and `changes` says what differs.
-        Without a config it is only read, and JournalError when it is not there. `cwd` is where relative paths
-        of the config start, if not at the working folder.
+        Args:
+            config: that of the run; None opens the journal read-only.
+            force: accept another config: finished rows are kept, and `changes` says what differs.
+            cwd: the folder that relative paths of the config refer to; empty is the working folder.
+
+        Raises:
+            JournalError: it has another config, is in use, or (read-only) does not exist.
         """
         self.path = folder / JOURNAL
         self.cwd = cwd or os.getcwd()
-        """Where relative paths of the config start."""
+        """The folder that relative paths of the config refer to."""
         self.changes = ""
-        """What differs from the config that the first rows were made with."""
+        """What differs from the config of the first rows; empty when nothing does."""
         self.complete: int | None = None
-        """Rows that the data had when a run last came to its end."""
+        """Rows that the data had when a run last finished; None if none has."""
         self.ended = False
-        """Whether no row was done since then."""
+        """Whether no row was added since then."""
         self.entries = Entries()
         self._parts: dict[int, int] = {}
-        """Rows of each part whose last row (of this shard) ended, by the index of its first."""
+        """Rows of each part whose last row (of this shard) is finished, by the index of its first row."""
         try:
             if config is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +93,7 @@ class Journal:
                 ) from error
             except OSError as error:
                 raise JournalError(
-                    f"can't read {self.path}: {error.strerror}; the same command goes on once it can be read"
+                    f"can't read {self.path}: {error.strerror}; the same command resumes once it can be read"
                 ) from error
             stack.pop_all()
         self._synced = time.monotonic()
@@ -95,7 +101,7 @@ class Journal:
         self._thread: DaemonPool | None = None
 
     def _read(self) -> int:
-        """Takes in what is there; where it ends, a torn last line left out."""
+        """Reads the journal; returns the end offset of the last complete line."""
         self._configs: list[Any] = []
         offset = 0
         with self.path.open("rb") as file:
@@ -105,15 +111,15 @@ class Journal:
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError):
-                    record = None  # a damaged line: its row is done again
+                    record = None  # a damaged line: its row is redone
                 if isinstance(record, dict):
-                    self._take(record, offset)
+                    self._replay(record, offset)
                 if not self._configs:
-                    raise JournalError(f"{self.path} does not begin as a journal; give another output=DIR")
+                    raise JournalError(f"{self.path} is not a journal; give another output=DIR")
                 offset += len(line)
         return offset
 
-    def _take(self, record: dict[str, Any], offset: int) -> None:
+    def _replay(self, record: dict[str, Any], offset: int) -> None:
         if "config" in record:
             if not self._configs:
                 self.entries = Entries(_shards(record["config"]))
@@ -122,17 +128,17 @@ class Journal:
         elif isinstance(record.get("complete"), int):
             self.complete, self.ended = record["complete"], True
         elif _is_row(record):
-            self._enter(record, offset)
+            self._index(record, offset)
 
-    def _enter(self, record: Mapping[str, Any], offset: int) -> None:
-        stamp = record.get("stamp")  # journals of before had none
+    def _index(self, record: Mapping[str, Any], offset: int) -> None:
+        stamp = record.get("stamp")  # absent in journals of early versions
         entry = Entry(
             *(
                 offset,
                 record["error"] is None,
                 _identity(record.get("id"), record["input"], record.get("edits")),
             ),
-            _digest(stamp) if stamp else _NONE,
+            _digest(stamp) if stamp else _NO_STAMP,
         )
         self.entries.put(record["index"], entry)
         self.ended = False
@@ -141,9 +147,9 @@ class Journal:
                 self._parts[first] = rows
 
     def _begin(self, config: Any, force: bool) -> None:
-        """Cuts off what is torn, and holds the config against the one that is there."""
+        """Truncates a torn line, and compares the config with that of the journal."""
         if not len(self.entries):
-            # Begun and nothing done: whatever comes now begins it.
+            # No row is finished: the journal starts again with this config.
             self._configs, self._end, self.entries = [], 0, Entries(_shards(config))
         changes = ""
         if self._configs:
@@ -160,38 +166,37 @@ class Journal:
 
     @property
     def config(self) -> dict[str, Any]:
-        """That of the last run in it."""
+        """The config of the last run in it."""
         found: dict[str, Any] = self._configs[-1]
         return found
 
     @property
     def mixed(self) -> bool:
-        """Whether its rows were made with several configs."""
+        """Whether its rows were made with more than one config."""
         return len(self._configs) > 1
 
     @staticmethod
     def differences(before: Any, now: Any) -> str:
-        """What differs in two configs as far as it determines rows, the first of it, for reading; empty when
-        nothing does."""
+        """The first differences of two configs in what determines rows, as text; empty if there are none."""
         old, new = dict(_leaves(determining(before))), dict(_leaves(determining(now)))
         differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:5])
-        return shown + (f"; and {len(differ) - 5} more" if len(differ) > 5 else "")
+        shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:MAX_SHOWN])
+        return shown + (f"; and {len(differ) - MAX_SHOWN} more" if len(differ) > MAX_SHOWN else "")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a finished row. Raises JournalError when it can't be written; what was there stays whole."""
+        """Adds a finished row. Raises JournalError when it can't be written; earlier rows stay intact."""
         record = json_safe(record)
         offset = self._write(record)
-        self._enter(record, offset)
+        self._index(record, offset)
         if self._syncing and self._syncing.done():
             self._await_sync()
         if self._syncing is None and time.monotonic() - self._synced > SYNC_SECONDS:
-            # A slow disk may take seconds, in which no row would go on; the next record has its failure.
+            # In a thread: fsync may take seconds on a slow disk. The next call raises its error.
             self._thread = self._thread or DaemonPool(1, "journal")
             self._syncing = self._thread.submit(os.fsync, self._file.fileno())
 
     def finish(self, rows: int) -> None:
-        """Notes that all `rows` of the data were seen."""
+        """Notes that all `rows` rows of the data were read and are finished."""
         if self.complete != rows or not self.ended:
             self._write({"complete": rows})
             self.complete, self.ended = rows, True
@@ -204,9 +209,9 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._end = offset
-            with suppress(OSError):  # of a disk that is gone; a torn line is passed over when it is read
+            with suppress(OSError):  # the disk may be gone; a torn line is skipped on reading
                 self._file.truncate(offset)
-            raise self._broken(error) from error
+            raise self._write_error(error) from error
         return offset
 
     def _await_sync(self) -> None:
@@ -215,41 +220,43 @@ class Journal:
             if syncing:
                 syncing.result()
         except OSError as error:
-            raise self._broken(error) from error
+            raise self._write_error(error) from error
         self._synced = time.monotonic()
 
     def _sync(self) -> None:
-        """All that is written is on the disk when it returns."""
+        """Flushes everything written so far to the disk."""
         self._await_sync()
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise self._broken(error) from error
+            raise self._write_error(error) from error
 
-    def _broken(self, error: OSError) -> JournalError:
+    def _write_error(self, error: OSError) -> JournalError:
         return JournalError(
             f"can't write to {self.path}: {error.strerror}. The {len(self.entries)} rows in it are kept;"
-            " make room, and the same command with the same output= goes on"
+            " free some space and run the same command with the same output= to resume"
         )
 
     def state(self, row: Row) -> State:
-        """What is known of this row: a finished one whose input or picture is another now is `changed`."""
+        """The state of this row; `changed` is a finished one whose input or image has changed since."""
         entry = self.entries.get(row.index)
         if entry is None:
             return "new"
         if not entry.done:
             return "failed"
-        stamp = _digest(row.stamp) if row.stamp else _NONE
-        same_picture = _NONE in (stamp, entry.stamp) or stamp == entry.stamp
+        stamp = _digest(row.stamp) if row.stamp else _NO_STAMP
+        same_image = _NO_STAMP in (stamp, entry.stamp) or stamp == entry.stamp
         columns = json_safe(row.columns)
         edits = dict(row.edits)
-        same_row = entry.digest in (_identity(row.id, columns, edits), _identity(None, columns, edits))
-        return "done" if same_picture and same_row else "changed"
+        same_input = entry.digest in (_identity(row.id, columns, edits), _identity(None, columns, edits))
+        return "done" if same_image and same_input else "changed"
 
     def finished(self, stamp: str, first: int, rows: int | None = None, *, shard: Shard = WHOLE) -> int:
-        """How many rows the part with that stamp has, if all of them (in this shard) are done; else 0.
+        """The number of rows of a part if all of them (in this shard) are finished with this stamp; else 0.
 
-        `first` is the index of its first row; `rows`, when None, is what the part's last row told.
+        Args:
+            first: index of its first row.
+            rows: number of its rows; None takes the number that its last record has.
         """
         rows = rows if rows is not None else self._parts.get(first, 0)
         digest = _digest(stamp)
@@ -260,7 +267,7 @@ class Journal:
         return rows
 
     def records(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-        """The records of these rows that are there, in the order given."""
+        """The records of these rows in the order given; rows without one are skipped."""
         with self.path.open("rb") as file:
             for index in indices:
                 if entry := self.entries.get(index):
@@ -271,12 +278,12 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Lets another run have it."""
+        """Syncs, and releases the lock."""
         try:
             if kind is None and self._file.writable():
                 self._sync()
             elif self._syncing:
-                wait([self._syncing])  # its file must not be closed under it
+                wait([self._syncing])  # the file must stay open until then
         finally:
             self._file.close()
             if self._thread:
@@ -284,7 +291,7 @@ class Journal:
 
 
 class Entry(NamedTuple):
-    """Where a row's last record is, whether it succeeded, digests of its input and of its stamp."""
+    """A row's last record: its offset in bytes, whether it succeeded, digests of its input and its stamp."""
 
     offset: int
     done: bool
@@ -292,16 +299,17 @@ class Entry(NamedTuple):
     stamp: bytes
 
 
-_NONE = bytes(8)
-"""In place of a stamp's digest where there is none: such a picture counts as the same."""
+_NO_STAMP = bytes(8)
+"""Digest of a missing stamp: such an image counts as unchanged."""
 _PACKED = struct.Struct("<q?8s8s")
 _PAGE = 4096
+"""Entries in a page."""
 
 
 class Entries:
-    """Each row's last record by index, in 25 bytes a row: a run may have many millions.
+    """An index of the last record of each row, at 25 bytes a row: a run may have many millions.
 
-    A shard's rows are every `of`-th, so pages are kept apart by the remainder.
+    The rows of shard i of n have the indices i, i+n, i+2n, …, so each remainder has its own pages.
     """
 
     def __init__(self, of: int = 1) -> None:
@@ -325,7 +333,7 @@ class Entries:
             yield from (index for index in indices if self.get(index))
 
     def _place(self, index: int) -> tuple[tuple[int, int], int]:
-        """The page that has the index, and where in it, in bytes."""
+        """The page of an index, and the offset in it, in bytes."""
         place, remainder = divmod(index, self._of)
         return (remainder, place // _PAGE), place % _PAGE * _PACKED.size
 
@@ -335,7 +343,7 @@ class Entries:
         if page is None:
             return None
         entry = Entry(*_PACKED.unpack_from(page, at))
-        return entry if entry.offset else None  # at 0 is the config
+        return entry if entry.offset else None  # offset 0 is the config line
 
     def put(self, index: int, entry: Entry) -> None:
         before = self.get(index)
@@ -346,7 +354,7 @@ class Entries:
 
 
 def _shards(config: Any) -> int:
-    """How many shards the data of a run with that config is in."""
+    """Number of shards that the data of this config is split into."""
     match config:
         case {"data": {"shard": str(text)}}:
             return parse_shard(text).of
@@ -354,7 +362,7 @@ def _shards(config: Any) -> int:
 
 
 def _identity(id: str | None, columns: Any, edits: Any) -> bytes:
-    """Of a row's id, where its record has one, its input, and its edits if it has any."""
+    """Digest of a row's id (where its record has one), its input, and its edits if it has any."""
     parts = [*([] if id is None else [id]), columns, *([edits] if edits else [])]
     return _digest(parts if len(parts) > 1 else columns)
 
@@ -364,14 +372,14 @@ def _digest(value: Any) -> bytes:
 
 
 def _is_row(record: Mapping[str, Any]) -> bool:
-    """Whether a line has what a row's record must have; a damaged one may have anything."""
+    """Whether a line has the fields of a row's record; a damaged line may hold anything."""
     index = record.get("index")
     whole = all(isinstance(record.get(name), dict) for name in ("input", "columns", "flags"))
     return whole and isinstance(index, int) and 0 <= index < 2**60 and "error" in record
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of the values that hold no further ones."""
+    """The leaves of a nested mapping, by dotted name."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, f"{name}.{key}" if name else str(key))

@@ -1,10 +1,10 @@
-"""Shards joined into one run.
+"""Merges the runs of shards into one run.
 
     scalecap merge runs/shards --to runs/whole
 
-reads the folders of runs over `data.shard=0/4` to `3/4` (or a folder with all of them below it) and writes
-one with their rows in the order of the data, as if it had been one run. Rows are copied one by one, so
-memory holds no more of them.
+reads the folders of runs over `data.shard=0/4` to `3/4` (or a folder that contains them) and writes one run
+with their rows in the order of the data, as if it had been a single run. Rows are copied one by one, so
+memory does not grow with their number.
 """
 
 import argparse
@@ -36,15 +36,15 @@ from scalecap.run.outputs import write
 from scalecap.run.summary import Summary
 
 MAX_LISTED_SHARDS = 20
-"""Missing shards told by name; of more, the number."""
+"""Shards that a message lists by name."""
 
 
 class MergeError(Exception):
-    """The folders are not the shards of one run; the message names them and the mend."""
+    """The folders are not the shards of one run; the message names them and the fix."""
 
 
 class Part(NamedTuple):
-    """One shard's run."""
+    """The run of one shard."""
 
     folder: Path
     shard: Shard
@@ -52,12 +52,12 @@ class Part(NamedTuple):
 
 
 def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
-    """Joins the shards' runs in a new run's folder.
+    """Merges the runs of shards into a new run's folder.
 
     Raises:
-        MergeError: a shard is missing, twice there or not finished, configs differ, or a row is not there.
-        DataError: pictures are wanted (as with `write.image=bytes`) and the data can't be opened.
-        JournalError: a folder holds no run, or one that is being written, or `to` can't be written.
+        MergeError: a shard is missing, repeated or not finished, configs differ, or a row is missing.
+        DataError: images are needed (as with `write.image=bytes`) and the data can't be opened.
+        JournalError: a folder holds no run or one that is being written, or `to` can't be written.
     """
     with ExitStack() as stack:
         parts = [_part(each, stack) for each in _runs(folders)]
@@ -70,7 +70,7 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
         if len(whole.entries):
             raise MergeError(f"{to} already holds a run; give another --to=DIR")
         rows = sum(part.journal.complete or 0 for part in parts)
-        for record in _joined(parts, rows):
+        for record in _merged(parts, rows):
             whole.append(record)
         whole.finish(rows)
         data, wanted = DataSettings(**config["data"]), _write_settings(parts[0])
@@ -87,8 +87,8 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
     return summary
 
 
-def _joined(parts: Sequence[Part], rows: int) -> Iterator[dict[str, Any]]:
-    """The records of all shards in the order of the data, each journal read once."""
+def _merged(parts: Sequence[Part], rows: int) -> Iterator[dict[str, Any]]:
+    """The records of all shards in the order of the data; each journal is read once."""
     shards = [
         (part, part.journal.records(range(part.shard.number, rows, part.shard.of)))
         for part in sorted(parts, key=lambda part: part.shard)
@@ -99,25 +99,24 @@ def _joined(parts: Sequence[Part], rows: int) -> Iterator[dict[str, Any]]:
         record = next(records, None)
         if record is None or record["index"] != index:
             raise MergeError(
-                f"row {index} is not in {part.folder}, whose journal is damaged: its own command makes it"
-                " again"
+                f"row {index} is missing in {part.folder}, whose journal is damaged; run its command again"
             )
         if record.get("id") is not None and not seen.add(record["id"]):
             raise MergeError(
                 f"row {index} of {part.folder} has the id {record['id']!r} of a row before it: the data"
-                " changed between the shards' runs, so go on with each of them first"
+                " changed between the runs of the shards; resume each of them first"
             )
         yield record
 
 
 def _runs(folders: Sequence[Path]) -> list[Path]:
-    """The folders that hold a run, or have some below them."""
+    """The folders that hold a run, here or below."""
     found = []
     for top in folders:
         below = [top] if (top / "journal.jsonl").exists() else []
         below = below or sorted(path.parent for path in top.rglob("journal.jsonl"))
         if not below:
-            raise MergeError(f"{top} holds no run: there is no journal.jsonl in it, nor below it")
+            raise MergeError(f"{top} holds no run: there is no journal.jsonl in it or below it")
         found += below
     return list(dict.fromkeys(found))
 
@@ -126,12 +125,12 @@ def _part(folder: Path, stack: ExitStack) -> Part:
     journal = stack.enter_context(Journal(folder, None))
     text = journal.config["data"].get("shard")
     if text is None:
-        raise MergeError(f"{folder} is no shard: its run had no data.shard=NUMBER/COUNT")
+        raise MergeError(f"{folder} is not a shard: its run had no data.shard=NUMBER/COUNT")
     return Part(folder, parse_shard(text), journal)
 
 
 def _shared_config(parts: Sequence[Part]) -> dict[str, Any]:
-    """That of all shards, as of the whole."""
+    """The config that all shards share, as one of the whole data."""
     first = parts[0]
     for part in parts:
         if part.journal.mixed:
@@ -142,7 +141,7 @@ def _shared_config(parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _write_settings(part: Part) -> WriteSettings:
-    """What `write` was; the defaults where its config can't be read."""
+    """The `write` settings of a shard; the defaults where its config can't be read."""
     try:
         given = OmegaConf.load(part.folder / ".hydra" / "config.yaml").write
         wanted = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WriteSettings), given))
@@ -157,14 +156,14 @@ def _whole(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_shards(parts: Sequence[Part]) -> None:
-    """Every shard once, and finished."""
+    """Checks that each shard is there once, and finished."""
     by_shard: dict[Shard, Path] = {}
     of = parts[0].shard.of
     for part in parts:
         if part.shard.of != of:
             raise MergeError(f"{parts[0].folder} is one of {of} shards, {part.folder} of {part.shard.of}")
         if part.shard in by_shard:
-            raise MergeError(f"shard {part.shard} is there twice: {by_shard[part.shard]} and {part.folder}")
+            raise MergeError(f"shard {part.shard} is repeated: {by_shard[part.shard]} and {part.folder}")
         by_shard[part.shard] = part.folder
     missing = [shard for number in range(of) if (shard := Shard(number, of)) not in by_shard]
     if missing:
@@ -174,52 +173,54 @@ def _check_shards(parts: Sequence[Part]) -> None:
         raise MergeError(f"{len(missing)} of {of} shards are missing: {told}")
     unfinished = [f"{part.shard} in {part.folder}" for part in parts if not part.journal.ended]
     if unfinished:
-        raise MergeError(f"not finished, so go on with it first: {', '.join(unfinished[:MAX_LISTED_SHARDS])}")
+        raise MergeError(f"not finished, resume first: {', '.join(unfinished[:MAX_LISTED_SHARDS])}")
     counts = [part.journal.complete or 0 for part in sorted(parts, key=lambda part: part.shard)]
     if counts != sorted(counts, reverse=True) or counts[0] - counts[-1] > 1:
-        told = ", ".join(map(str, counts[:MAX_LISTED_SHARDS]))
+        rows = ", ".join(map(str, counts[:MAX_LISTED_SHARDS]))
         raise MergeError(
-            f"shards of one data set differ by a row at most, these have {told}: was data.limit another?"
+            f"shards of one data set differ by at most one row, these have {rows}: did data.limit differ?"
         )
 
 
 def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
-    """Tokens, requests and seconds of all shards together, and what their readers must know."""
+    """Usage and seconds of all shards together, and their notes."""
     summary = Summary(to, command)
     seconds: dict[str, float] = {}
     notes: dict[str, None] = {}
     for part in parts:
         path = part.folder / "summary.json"
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            for step, count in told["steps"].items():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for step, count in content["steps"].items():
                 own = {each.name: count[each.name] for each in fields(StepUsage) if each.name in count}
                 summary.usage.steps[step] += StepUsage(**own | {"marks": Counter(count["marks"])})
-            for phase, value in told["seconds"].items():
+            for phase, value in content["seconds"].items():
                 seconds[phase] = seconds.get(phase, 0.0) + value
-            notes |= dict.fromkeys(told["notes"])
-            summary.models |= told["models"]
-            summary.promises = told.get("promises", {})
+            notes |= dict.fromkeys(content["notes"])
+            summary.models |= content["models"]
+            summary.promises = content.get("promises", {})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MergeError(
-                f"{path} can't be read ({error}); the shard's own command writes it anew"
+                f"{path} can't be read ({error}); the command of this shard rewrites it"
             ) from error
     summary.seconds = seconds
-    joined = f"Joined of {len(parts)} shards; seconds are all of theirs together."
-    summary.notes = [*notes, f"{joined} The last was made by: {told['command']}"]
+    joined = f"Merged from {len(parts)} shards; seconds are their sum."
+    summary.notes = [*notes, f"{joined} The last one's command: {content['command']}"]
     return summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="scalecap merge", description="Joins runs over data.shard=0/4 to 3/4 into one run."
+        prog="scalecap merge", description="Merge the runs of data.shard=0/4 to 3/4 into one run."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of shards, or one of all")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the whole run")
-    words = parser.parse_args()
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="DIR", help="folders of the shards, or one that contains them"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the merged run")
+    arguments = parser.parse_args()
     command = shlex.join(["python", "-m", "scalecap.run.merge", *sys.argv[1:]])
     try:
-        summary = merge(words.runs, words.to, command=command)
+        summary = merge(arguments.runs, arguments.to, command=command)
     except (MergeError, JournalError, PipelineError, DataError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     print(summary.screen())

@@ -1,4 +1,4 @@
-"""What is kept of finished rows: a record of each in the journal, and the run's files, made from those."""
+"""From finished rows to files: their journal records, and the run's output files made from these."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -27,7 +27,7 @@ def write(
     image: str,
     data: Iterable[Row] | None,
 ) -> None:
-    """The journal's rows with these indices as the run's files, counted in the summary.
+    """Writes the rows with these indices from the journal to the run's files, and counts them in the summary.
 
     `settings`, `image` and `data` are those of `scalecap.data.writer.write`.
     """
@@ -50,7 +50,7 @@ def write(
 
 
 def record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
-    """The row as the journal keeps it, the input's columns apart from the steps'."""
+    """The journal record of a row, with the columns of the data apart from those of the steps."""
     return {
         "index": finished.row.index,
         "id": finished.row.id,

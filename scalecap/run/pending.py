@@ -1,4 +1,4 @@
-"""The rows of the data that are still to do."""
+"""The rows of the data that are still to be done."""
 
 import itertools
 import logging
@@ -13,26 +13,26 @@ from scalecap.run.journal import Journal
 log = logging.getLogger(__name__)
 
 MAX_LOGGED_CHANGES = 10
-"""Changed rows told one by one; of more, the number."""
+"""Changed rows that are logged one by one; the summary has their number."""
 
 
 class PendingRows:
-    """The rows that are still to do; those that an earlier run finished are passed over."""
+    """An iterator over the rows still to be done; those that an earlier run finished are skipped."""
 
     def __init__(self, source: Source, journal: Journal) -> None:
         self.source, self.journal = source, journal
         self.seen = array("q")
-        """Indices, in the order of the data."""
+        """Indices of all rows read so far, in the order of the data."""
         self.reused = 0
         self.complete = True
         self.on_reuse: Callable[[int], None] = lambda rows: None
         self._changed = self._added = 0
-        self._left = self._unfinished()
+        self._pending = self._unfinished()
 
     def _unfinished(self) -> Iterator[Row]:
         before = self.journal.complete
         for row in self.source.unfinished(self.journal.finished):
-            if isinstance(row, range):  # a part that is done, unread
+            if isinstance(row, range):  # a finished part, which was not read
                 self.seen.extend(row)
                 self.reused += len(row)
                 self.on_reuse(len(row))
@@ -46,28 +46,33 @@ class PendingRows:
             if state == "changed":
                 self._changed += 1
                 if self._changed <= MAX_LOGGED_CHANGES:
-                    log.info("row %d has changed and is done again: %s", row.index, _short(row.columns))
+                    log.info("row %d has changed and is redone: %s", row.index, _short(row.columns))
             elif state == "new" and before is not None and len(self.seen) > before:
                 self._added += 1
                 if self._added == 1:
-                    log.info("rows from %d on are new", row.index)
+                    log.info("rows from index %d on are new", row.index)
             yield row
 
+    def may_remain(self) -> bool:
+        """Whether rows may be left, without a search where an earlier run was stopped: some surely are."""
+        stopped = len(self.journal.entries) > 0 and self.journal.complete is None
+        return stopped or self.has_next()
+
     def has_next(self) -> bool:
-        """Whether a row is left; it is not lost."""
-        first = list(itertools.islice(self._left, 1))
-        self._left = itertools.chain(first, self._left)
+        """Whether a row is left; it is peeked at, not consumed."""
+        first = list(itertools.islice(self._pending, 1))
+        self._pending = itertools.chain(first, self._pending)
         return bool(first)
 
     def __iter__(self) -> Iterator[Row]:
-        return self._left
+        return self._pending
 
     def take(self, count: int | None) -> Iterator[Row]:
-        """So many of the rows that are left; None is all of them."""
+        """The next `count` rows; None takes all."""
         yield from itertools.islice(self, count)
 
     def output_indices(self) -> Iterable[int]:
-        """Indices of the rows to write, in the order of the data: those that an earlier run finished, too."""
+        """Indices of the rows to write, in the order of the data, with those that an earlier run finished."""
         if self.complete:
             self.journal.finish(len(self.seen))
         return self.seen if self.complete else self.journal.entries
@@ -76,16 +81,16 @@ class PendingRows:
         """How the data differs from what an earlier run in the folder saw."""
         found = []
         if self._changed:
-            found.append(f"{self._changed} rows had changed since they were done, and were done again.")
+            found.append(f"{self._changed} rows had changed since they were done, and were redone.")
         if self._added:
             found.append(f"{self._added} rows are new in the data.")
         gone = (self.journal.complete or 0) - len(self.seen)
         if self.complete and gone > 0:
-            found.append(f"{gone} rows of before are no longer in the data, nor in the captions.")
+            found.append(f"{gone} rows of an earlier run are no longer in the data, nor in the captions.")
         return found
 
 
 def _short(columns: Mapping[str, Any]) -> str:
-    """The first of a row's columns, to know it by."""
+    """The first column of a row, to recognise it by."""
     name, value = next(iter(columns.items()), ("", ""))
     return f"{name}={str(value)[:80]}"

@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, else a line in the log now and then."""
+"""Progress of a run: a live bar on a terminal, otherwise a log line every few seconds."""
 
 import asyncio
 import logging
@@ -16,12 +16,13 @@ from scalecap.interpreter.dispatch import RunUsage
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True)
-"""The screen for messages; results go to stdout."""
+"""Messages go to stderr; results go to stdout."""
 LINE_SECONDS = 15.0
+"""Seconds between two progress lines in the log."""
 
 
 def screen_handler() -> logging.Handler:
-    """Messages on the same screen as the bar; progress lines only where there is no bar."""
+    """A handler that prints messages above the bar, and progress lines only where there is no bar."""
     if not console.is_terminal:
         handler: logging.Handler = logging.StreamHandler()
         if _shows_bars():
@@ -33,12 +34,12 @@ def screen_handler() -> logging.Handler:
 
 
 def _shows_bars() -> bool:
-    """Whether a bar can move here: on a terminal, or in a notebook that has ipywidgets."""
+    """Whether a live bar can be shown: on a terminal, or in a notebook with ipywidgets."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class Progress:
-    """Counts rows while they finish; a context manager."""
+    """Counts rows as they finish; a context manager."""
 
     def __init__(self, total: int | None, usage: RunUsage, *, live: bool) -> None:
         self.total, self.usage = total, usage
@@ -55,9 +56,9 @@ class Progress:
         self._task = self._bar.add_task("rows", total=total, note="")
 
     def __enter__(self) -> Self:
-        """Begins; needs a running event loop, which it keeps the bar going by."""
+        """Starts the bar; needs a running event loop, which refreshes it."""
         self._loop = asyncio.get_running_loop()
-        self._begun = self._said = time.monotonic()
+        self._started = self._logged = time.monotonic()
         self._bar.start()
         self._tick()
         return self
@@ -70,11 +71,11 @@ class Progress:
         self._bar.stop()
 
     def reuse(self, rows: int) -> None:
-        """Rows that an earlier run finished."""
+        """Counts rows that an earlier run finished."""
         self.reused += rows
 
     def row(self, *, failed: bool) -> None:
-        """A row that ended now."""
+        """Counts a row that finished now."""
         self.failed += failed
         self.done += not failed
 
@@ -85,21 +86,23 @@ class Progress:
     def _show(self) -> None:
         self._bar.update(self._task, completed=self.done + self.failed + self.reused, note=self._note())
         now = time.monotonic()
-        if now - self._said >= LINE_SECONDS:
-            self._said = now
+        if now - self._logged >= LINE_SECONDS:
+            self._logged = now
             log.info("%s", self)
 
     def _note(self) -> str:
-        seconds = max(time.monotonic() - self._begun, 1e-6)
+        seconds = max(time.monotonic() - self._started, 1e-6)
         tokens = sum(count.generated_tokens for count in self.usage.steps.values())
         rate = (self.done + self.failed) / seconds
         return f"{rate:.2f} rows/s, {tokens / seconds:.0f} tokens/s, {self.failed} failed"
 
     def __str__(self) -> str:
         of = left = ""
-        ended = self.done + self.failed + self.reused
+        finished = self.done + self.failed + self.reused
         if self.total is not None:
             of = f" of {self.total}"
-            if fresh := ended - self.reused:
-                left = f", {(self.total - ended) * (time.monotonic() - self._begun) / fresh:.0f} s left"
-        return f"{ended}{of} rows, {self._note()}{left}"
+            if computed := finished - self.reused:
+                left = (
+                    f", {(self.total - finished) * (time.monotonic() - self._started) / computed:.0f} s left"
+                )
+        return f"{finished}{of} rows, {self._note()}{left}"

@@ -1,4 +1,4 @@
-"""What a run did, in numbers: `summary.json` and the last screen."""
+"""A run in numbers: `summary.json` and the last screen."""
 
 import json
 import math
@@ -26,27 +26,29 @@ from scalecap.stats import Interval, Mean, by_step, measures, named
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "aiohttp", "datasets", "hydra-core")
 
 MAX_ERRORS_SHOWN = 3
-"""Kinds of error on the screen."""
+"""Kinds of error that the screen shows."""
 MAX_REASONS_SHOWN = 10
-"""Reasons told of each kind of file that lacks something."""
+"""Reasons that a note gives for rows or images missing in a file."""
 CONFIDENT_MASS = 0.9
-"""Median mass of a step's choices from which on the screen leaves it out."""
+"""Median probability of all options together from which the screen does not mention it."""
 
 EXPORTS = {
-    "dataset": "the same for datasets.load_dataset",
-    "webdataset": "tars of pictures and JSON, for the webdataset library",
-    "sidecars": "a file for each picture",
+    "dataset": "the same, for datasets.load_dataset",
+    "webdataset": "tars of images and JSON, for the webdataset library",
+    "sidecars": "one file per image",
 }
-"""What the folders of a run are."""
+"""Folders of a run, and what they hold."""
 
 Status = Literal["finished", "interrupted", "stopped", "preview"]
-"""`stopped`: every row failed from the start, or the engine or the data gave up."""
+"""`stopped`: too many rows failed, a limit was reached, or the engine or the data gave up."""
 
 
 @dataclass
 class Summary:
-    """A run in numbers. Rows, kept, dropped, flags and errors are of all rows in the folder; requests,
-    tokens and seconds are of this run alone."""
+    """A run in numbers.
+
+    Rows, checks, flags, metrics and errors are of all rows in the folder; usage and seconds only of this run.
+    """
 
     output: Path
     command: str
@@ -54,58 +56,58 @@ class Summary:
     reason: str = ""
     """Why it stopped."""
     next: Sequence[str] = ()
-    """Lines that tell what to do next, where it is not what all runs end with."""
+    """Lines about what to do next, in place of the usual ones."""
     notes: list[str] = field(default_factory=list)
-    """What the reader of the captions must know."""
+    """What the user should know about the captions."""
     done: int = 0
     failed: int = 0
     total: int | None = None
     """Rows of the data, where that is known."""
     reused: int = 0
-    """Of the rows done: finished by an earlier run in the same folder."""
+    """Rows that an earlier run in the same folder finished, part of `done`."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase: check, load, rows, write."""
     kept: Counter[str] = field(default_factory=Counter)
     """By step: texts that a check kept."""
     dropped: Counter[str] = field(default_factory=Counter)
     promises: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By check: its threshold, and what is promised of it (`scalecap.calibration.use.told`)."""
+    """By check: its threshold, and the guarantee of its calibration."""
     unanswered: Counter[str] = field(default_factory=Counter)
-    """By step: choices among options that were none of them."""
+    """By step: checks whose reply was none of the options."""
     masses: dict[str, Counter[float]] = field(default_factory=dict)
-    """By step: how often the options of a choice had this probability together, in hundredths."""
+    """By step: histogram of the probability that all options have together, rounded to 0.01."""
     measured: dict[str, Mean] = field(default_factory=dict)
     """By metric (`column`, or `column.name`), over the rows that have it."""
     overall: dict[str, Interval] = field(default_factory=dict)
-    """By metric: numbers that only all rows together have."""
+    """By metric: numbers that are computed over all rows together."""
     flags: dict[str, Counter[str]] = field(default_factory=dict)
-    """By step and flag: rows that have it."""
+    """By step and flag: number of rows."""
     unasked: Counter[str] = field(default_factory=Counter)
-    """By step: items (texts, questions, draws …) that its limit or the pipeline's budget left unasked."""
+    """By step: items (texts, questions, samples …) skipped by a limit or the request budget."""
     errors: MessageCounts = field(default_factory=MessageCounts)
-    """By step and kind; messages that differ in names, paths or numbers alone count together."""
+    """By step and kind; messages that differ only in names, paths or numbers count as one."""
     usage: RunUsage = field(default_factory=RunUsage)
     models: dict[str, str] = field(default_factory=dict)
-    """By role: the identity of what answered."""
+    """By role: the identity of the engine."""
     estimate: CostEstimate | None = None
-    """What all rows take, estimated from those that were done."""
+    """What all rows of the data take, extrapolated from the finished ones."""
     cost: float | None = None
-    """Of the tokens computed, in the currency of `engine.price`; None without prices."""
+    """Cost of the tokens computed, in the currency of `engine.price`; None without prices."""
     left_out: int | None = None
-    """Rows that `write.select` left out of all files but `captions.jsonl`; None without one."""
+    """Rows that `write.select` excluded from all files but `captions.jsonl`; None without `select`."""
     exports: Sequence[str] = ("dataset",)
     """Files and folders of the rows besides `captions.jsonl`."""
     report: Path | None = None
-    """The page that shows the rows."""
+    """Path of `report.html`, if it was written."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the seconds of the block."""
-        begun = time.monotonic()
+        """Adds the seconds of the block to the phase."""
+        started = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def add_rows(
         self,
@@ -119,12 +121,13 @@ class Summary:
         """Counts finished rows. Memory does not grow with their number.
 
         Args:
-            records: the rows as the journal holds them, anew on each call.
-            checks: by step, its column of records, of which each may tell `kept`, `mass` and a probability.
+            records: iterates over the journal's records, from the start on each call.
+            checks: by step, its column of scores, each of which may have `kept`, `mass` and a probability.
             metrics: the columns of numbers.
-            overall: by step, what is counted over all rows, and the columns that it is counted from.
+            overall: by step, a function over all rows, and the columns that it reads.
             conditions: by step, the expression of its `when`.
-            choices: by step, the expression of its `where`, and of a row's columns for which items it held.
+            choices: by step, the expression of its `where`, and a function from a row's columns to the items
+                for which it holds.
         """
         ran, skipped = Counter[str](), Counter[str]()
         chosen, passed = Counter[str](), Counter[str]()
@@ -144,10 +147,10 @@ class Summary:
                         self._add_check(step, each)
             for step in conditions.keys() & record["columns"].keys():
                 (skipped if "skipped" in record["flags"].get(step, ()) else ran)[step] += 1
-            for step, (_, held_of) in choices.items():
+            for step, (_, items_held) in choices.items():
                 ambiguous = step in conditions and "skipped" in record["flags"].get(step, ())
                 if step in record["columns"] and not ambiguous:
-                    items = held_of({**record["input"], **record["columns"]})
+                    items = items_held({**record["input"], **record["columns"]})
                     chosen[step] += sum(items)
                     passed[step] += len(items) - sum(items)
             for column in metrics:
@@ -163,7 +166,7 @@ class Summary:
             self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}
 
     def _note_constant(self, condition: str, what: str, held: int, not_held: int) -> None:
-        """Notes a condition that made no difference, as one that was mistaken does."""
+        """Notes a condition that was always true or never: it may be a mistake."""
         count = held + not_held
         if count and not (held and not_held):
             self.notes.append(
@@ -171,7 +174,7 @@ class Summary:
             )
 
     def add_written(self, written: WriteResult, settings: WriteSettings) -> None:
-        """Notes what the writer tells of the run's files."""
+        """Notes what the writer left out of the run's files."""
         self.left_out = written.left_out
         folders = (["dataset"] if "parquet" in settings.format else []) + settings.folders
         self.exports = [name for name in folders if (self.output / name).exists()]
@@ -179,14 +182,16 @@ class Summary:
         with_files = " and ".join(f"{name}/" for name in folders if name not in without)
         if written.json_columns:
             mixed = ", ".join(written.json_columns)
-            self.notes.append(f"JSON text in dataset/, since their rows share no type: {mixed}.")
+            self.notes.append(
+                f"Columns written as JSON text in dataset/, since their values share no type: {mixed}."
+            )
         for what, messages in (
-            (f"Pictures left out of {with_files}", written.missing_images),
+            (f"Images left out of {with_files}", written.missing_images),
             ("Rows without a sidecar", written.missing_sidecars),
-            (f"Rows of which write.select={settings.select} can't tell", written.select_errors),
+            (f"Rows for which write.select={settings.select} can't be computed", written.select_errors),
         ):
             for reason, count in messages.most_common(MAX_REASONS_SHOWN):
-                self.notes.append(f"{what}: {count:,}, since {reason}.")
+                self.notes.append(f"{what}: {count:,} ({reason}).")
 
     def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
         if check.get("asked") is False:
@@ -199,12 +204,12 @@ class Summary:
 
     @cached_property
     def metrics(self) -> dict[str, Interval]:
-        """By metric: its mean over the rows that have it, or what all rows together have."""
+        """By metric: its mean over the rows that have it, or its value over all rows together."""
         means = {name: each.interval() for name, each in self.measured.items()}
         return {name: each for name, each in means.items() if each is not None} | self.overall
 
     def value(self, objective: str | None) -> float | None:
-        """The mean of the metric that `objective` names, negated after a `-`; NaN when no row has it."""
+        """The mean of the metric `objective`, negated after a `-`; NaN when no row has it."""
         if objective is None:
             return None
         name = named(objective.lstrip("-"), self.metrics)
@@ -221,10 +226,10 @@ class Summary:
 
     @property
     def resume(self) -> str:
-        """The command that goes on with this run, or with its sweep."""
+        """The command that resumes this run, or its sweep."""
         if self.status == "preview":
-            again = [word for word in shlex.split(self.command) if not word.startswith("preview=")]
-            return replace(self, command=shlex.join(again), status="finished").resume
+            command = [word for word in shlex.split(self.command) if not word.startswith("preview=")]
+            return replace(self, command=shlex.join(command), status="finished").resume
         words = shlex.split(self.command)[3:]  # after python -m scalecap
         sweep = "-m" in words or "--multirun" in words
         key, folder = ("hydra.sweep.dir", self.output.parent) if sweep else ("output", self.output)
@@ -287,11 +292,15 @@ class Summary:
         os.replace(part, self.output / "summary.json")
 
     def screen(self, *, alone: bool = True) -> str:
-        """The last screen: what was made, where, what was dropped; of a run by itself, what to do next."""
+        """The text printed at the end of a run: counts, checks, metrics, errors, files.
+
+        Args:
+            alone: the run is not part of a sweep: it also says what to do next.
+        """
         total = self.usage.total
         heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped", "preview": "Preview"}
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        reused = f" ({self.reused} from before)" if self.reused else ""
+        reused = f" ({self.reused} from an earlier run)" if self.reused else ""
         done = "1 row" if self.done == 1 else f"{self.done} rows"
         if self.total and self.status != "finished":
             done = f"{self.done} of {self.total} rows"
@@ -312,53 +321,55 @@ class Summary:
                 f"  {step}: " + ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
             )
         if self.unasked:
-            told = ", ".join(f"{count} of {step}" for step, count in sorted(self.unasked.items()))
-            lines.append(f"  left unasked by limits and budget: {told}")
+            unasked = ", ".join(f"{count} of {step}" for step, count in sorted(self.unasked.items()))
+            lines.append(f"  skipped by limits and budget: {unasked}")
         cached = f" ({total.cached_tokens} cached)" if total.reported_tokens else ""
         lines.append(
-            f"  {total.requests} requests ({total.reused} reused), {total.prompt_tokens} prompt tokens"
-            f"{cached}, {total.generated_tokens} generated"
+            f"  {total.requests} requests ({total.reused} from the cache),"
+            f" {total.prompt_tokens} prompt tokens{cached}, {total.generated_tokens} generated"
         )
         shares = {name: each.cached_share for name, each in self.usage.steps.items() if each.repeats}
         if shares:
-            told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
-            lines.append(f"  prompt tokens from the prefix cache: {told}")
+            cached = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
+            lines.append(f"  prompt tokens from the prefix cache: {cached}")
         if self.left_out is not None:
             rows = self.done + self.failed
-            lines.append(f"  select: {rows - self.left_out} of {rows} rows taken, {self.left_out} left out")
+            lines.append(
+                f"  write.select: {rows - self.left_out} of {rows} rows exported, {self.left_out} left out"
+            )
         for message, count in self.errors.most_common(MAX_ERRORS_SHOWN):
             lines.append(f"  {count} x {message}")
         if len(self.errors) > MAX_ERRORS_SHOWN:
-            lines.append(f"  and {len(self.errors) - MAX_ERRORS_SHOWN} more kinds of error, in summary.json")
+            lines.append(f"  and {len(self.errors) - MAX_ERRORS_SHOWN} more kinds of error in summary.json")
         lines += [
-            f"  {self.output / 'captions.jsonl'}  one row a line",
+            f"  {self.output / 'captions.jsonl'}  one JSON object per row",
             *(f"  {self.output / name}  {EXPORTS[name]}" for name in self.exports),
             f"  {self.output / 'summary.json'}  these numbers and more",
         ]
         if self.report:
-            lines.append(f"  {self.report}  every picture with its captions, for a browser")
+            lines.append(f"  {self.report}  every image with its captions, for a browser")
         else:
-            lines.append(f"  scalecap report {shlex.quote(str(self.output))}  makes a page of it")
+            lines.append(f"  scalecap report {shlex.quote(str(self.output))}  writes report.html")
         lines += self.notes
         if not alone and self.exit_code == 0:
             return "\n".join(lines)
         if self.next:
             return "\n".join([*lines, *self.next])
-        joined = "scalecap.run.merge" in self.command  # whose failed rows are tried again in their shards
-        if not joined and (self.status != "finished" or self.failed):
-            again = ", with the rows that failed tried again" if self.failed else ""
-            lines += [f"Next: go on{again}:", f"  {self.resume}"]
+        merged = "scalecap.run.merge" in self.command  # failed rows are retried in the runs of their shards
+        if not merged and (self.status != "finished" or self.failed):
+            retry = ", retrying failed rows" if self.failed else ""
+            lines += [f"Next: resume{retry}:", f"  {self.resume}"]
         else:
-            lines += ["Next: read a row, with every step's column:", f"  {self._look()}"]
-            if "data=" not in self.command and not joined:
-                own = "python -m scalecap model=qwen3-vl-4b data=folder data.path=DIR"
-                lines += ["or your own pictures, with a real model:", f"  {own}"]
+            lines += ["Next: look at a row, with the column of every step:", f"  {self._first_row_command()}"]
+            if "data=" not in self.command and not merged:
+                command = "python -m scalecap model=qwen3-vl-4b data=folder data.path=DIR"
+                lines += ["or caption your own images with a real model:", f"  {command}"]
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        """The metrics with their intervals: what is measured of several captions, a column for each.
+        """The metrics with their intervals, with a column for each caption.
 
-        A metric's parts (a category, a sort of fact) are in summary.json alone.
+        The breakdown of a metric (by category, by kind of fact) is only in summary.json.
         """
         lines = []
         for step, measures_ in by_step(self.metrics).items():
@@ -369,17 +380,17 @@ class Summary:
                 rows.insert(0, [step, *captions])
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
             for label, *cells in rows:
-                told = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-                lines.append("  ".join([label.ljust(widths[0]), *told]).rstrip())
+                aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+                lines.append("  ".join([label.ljust(widths[0]), *aligned]).rstrip())
         return lines
 
-    def _look(self) -> str:
+    def _first_row_command(self) -> str:
         path = shlex.quote(str(self.output / "captions.jsonl"))
         return f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
 
 
 def _median(counts: Mapping[float, int]) -> float:
-    """The middle value, of two the lower."""
+    """The (lower) median of a histogram."""
     below, half = 0, sum(counts.values()) / 2
     for value in sorted(counts):
         below += counts[value]
@@ -389,7 +400,7 @@ def _median(counts: Mapping[float, int]) -> float:
 
 
 class _Written:
-    """What a step wrote in each row that has all of its columns; read anew whenever it is gone through."""
+    """The values of these columns in each row that has all of them; each iteration reads the journal."""
 
     def __init__(self, records: Callable[[], Iterable[Mapping[str, Any]]], columns: Sequence[str]) -> None:
         self._records, self._columns = records, columns
@@ -406,7 +417,7 @@ def _cell(interval: Interval | None) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that are installed."""
+    """Versions of Python and of the installed libraries."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

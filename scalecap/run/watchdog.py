@@ -1,4 +1,4 @@
-"""Warns of a stage that holds up the event loop, on which all rows and requests live."""
+"""Warns of a stage that blocks the event loop, on which all rows and requests run."""
 
 import asyncio
 import logging
@@ -13,43 +13,44 @@ from scalecap.interpreter.step import Step
 log = logging.getLogger(__name__)
 
 STALL_SECONDS = 1.0
-"""Seconds without an answer from the loop that are told."""
+"""Seconds without a response from the loop that count as a stall."""
 POLL_SECONDS = 0.25
+"""Pause between two probes of the loop."""
 
 
 class EventLoopWatchdog:
-    """Watches the running loop from a thread of its own; a context manager.
+    """Watches the running loop from another thread; a context manager.
 
-    Each module of stages is told once.
+    Each module of stages is reported once.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps: dict[str, list[Step]] = {}
-        """By module: a frame tells where the code is, and not for which step."""
+        """By module: a frame says which code runs, not for which step."""
         for step in steps:
             self._steps.setdefault(step.stage.unit.__module__, []).append(step)
         self._reported: set[str] = set()
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
 
     def __enter__(self) -> Self:
         self._loop, self._watched = asyncio.get_running_loop(), threading.get_ident()
-        threading.Thread(target=self._watch, name="stalls", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
+        self._stopped.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
-            answered = threading.Event()
-            self._loop.call_soon_threadsafe(answered.set)
-            while not answered.wait(STALL_SECONDS) and not self._ended.is_set():
+        while not self._stopped.wait(POLL_SECONDS):
+            responded = threading.Event()
+            self._loop.call_soon_threadsafe(responded.set)
+            while not responded.wait(STALL_SECONDS) and not self._stopped.is_set():
                 self._report(sys._current_frames().get(self._watched))
 
     def _report(self, frame: FrameType | None) -> None:
-        """Names the stage that the loop is in, if it is in one."""
+        """Logs the stage whose code blocks the loop, if it is a stage's."""
         while frame is not None and frame.f_globals.get("__name__") not in self._steps:
             frame = frame.f_back
         if frame is None:
@@ -61,7 +62,7 @@ class EventLoopWatchdog:
             names = " or ".join(step.name for step in steps)
             stages = " or ".join(dict.fromkeys(step.stage.name for step in steps))
             log.warning(
-                "%s: the stage %s holds up all rows at %s:%d: work that takes long belongs in a thread"
-                " (await asyncio.to_thread(…)), and waiting in an await",
+                "%s: stage %s blocks the event loop at %s:%d, and all rows with it; move slow work to a"
+                " thread (await asyncio.to_thread(…)) and await what it waits for",
                 *(names, stages, frame.f_code.co_filename, frame.f_lineno),
             )

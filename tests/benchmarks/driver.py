@@ -30,7 +30,8 @@ from scalecap.config.settings import CONF, Settings, from_config
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.pipeline import Finished, Pipeline
 from scalecap.run import cluster
-from scalecap.runner import check, run
+from scalecap.run.check import check
+from scalecap.runner import run
 
 
 async def scripted(*_: Any, **__: Any) -> Scripted:

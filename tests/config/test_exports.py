@@ -78,7 +78,7 @@ def test_rows_that_select_refuses_are_in_captions_alone_and_another_select_asks_
     assert names(folder / "sidecars") == ["0.txt", "2.txt"]
     assert (folder / "sidecars" / "0.txt").read_text() == captions(folder)[0]["final_caption"]
     assert json.loads((folder / "summary.json").read_text())["rows"]["left_out"] == 4
-    assert "select: 2 of 6 rows taken, 4 left out" in summary.screen()
+    assert "write.select: 2 of 6 rows exported, 4 left out" in summary.screen()
     assert "webdataset  tars of pictures" in summary.screen()
     lay_out(folder, "me/dogs", tmp_path / "pushed")
     card = (tmp_path / "pushed" / "README.md").read_text()
@@ -146,7 +146,7 @@ def test_a_folder_that_no_run_wrote_is_refused_before_a_model_loads(
 ):
     (tmp_path / "run" / "webdataset").mkdir(parents=True)
     words = ("data=jsonl", rows(1), "write.format=[webdataset]")
-    with pytest.raises(RunError, match="webdataset is there and was not written by scalecap"):
+    with pytest.raises(RunError, match="webdataset already exists and was not written by scalecap"):
         run(compose(*words))
 
 

@@ -99,7 +99,7 @@ def test_a_run_goes_on_with_another_address_memory_share_and_streaming(typed, ca
     assert typed("data.limit=2", "output=out") == 0
     moved = ("engine.base_url=http://other:1/v1", "engine.args.gpu_memory_utilization=0.5")
     assert typed("data.limit=3", "output=out", "data.streaming=true", *moved) == 0
-    assert "3 rows captioned (2 from before)" in capsys.readouterr().out
+    assert "3 rows captioned (2 from an earlier run)" in capsys.readouterr().out
     assert typed("data.limit=3", "output=out", "engine.args.load_format=dummy") == 1
     assert "engine.args.load_format: was None, is dummy" in capsys.readouterr().err
 

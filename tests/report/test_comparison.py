@@ -265,7 +265,7 @@ def test_the_command_reads_runs_made_apart(make: Make, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "'nowhere' is no folder"),
+        (["nowhere"], "'nowhere' is not a folder"),
         (["."], "no run in ."),
         (["sweep", "--baseline", "7"], "there is no run '7'"),
         (["sweep", "--objective", "god"], "no run has objective=god; did you mean 'good'"),

@@ -180,7 +180,7 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
 
     alone = Cluster([dead], [4], replace(compose(), engine=EngineSettings(timeout=0.05)), RunUsage())
     dead.back, dead.error = False, errors.RayActorError()
-    with pytest.raises(EngineDead, match="all actors have been away"):
+    with pytest.raises(EngineDead, match="no actor has been alive"):
         await alone.take(row(0))
     await alone.close()
 
@@ -274,7 +274,7 @@ def test_actors_and_nodes_die_and_come_back_and_the_run_is_the_same(nodes: Any, 
     nodes.other()
     out = process.communicate()[0]
     assert process.returncode == 0, out
-    assert "(3 from before)" in out
+    assert "(3 from an earlier run)" in out
     told, said = (tmp_path / name / "captions.jsonl" for name in ("alone", "run"))
     assert told.read_bytes() == said.read_bytes()
     indices = [

@@ -42,7 +42,7 @@ def test_an_outlook_is_told_with_time_and_cost():
     assert found.seconds == 300
     assert found.cost is not None
     assert found.cost.mean == pytest.approx(1.0)
-    assert "all 100 rows, by 2 of them: about 1,100 (" in str(found)
+    assert "all 100 rows, extrapolated from 2: about 1,100 (" in str(found)
     assert "5 min at this pace, a cost of 1 (" in str(found)
     assert estimate_cost([], 100) is None
 
@@ -50,9 +50,9 @@ def test_an_outlook_is_told_with_time_and_cost():
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [
-        ("max_requests=20", "max_requests=20 is reached: 2"),
-        ("max_tokens=200", "max_tokens=200 is reached"),
-        ("max_cost=0.0001", "max_cost=0.0001 is reached"),
+        ("max_requests=20", "max_requests=20 reached (2"),
+        ("max_tokens=200", "max_tokens=200 reached"),
+        ("max_cost=0.0001", "max_cost=0.0001 reached"),
     ],
 )
 def test_a_limit_stops_the_run_and_the_same_command_goes_on(
@@ -97,10 +97,10 @@ def test_a_preview_does_its_rows_estimates_all_and_the_command_without_it_goes_o
     assert first.estimate is not None
     screen = first.screen()
     assert screen.startswith("Preview: 3 of 9 rows captioned")
-    assert "all 9 rows, by 3 of them: about " in screen
+    assert "all 9 rows, extrapolated from 3: about " in screen
     assert "preview=3" not in first.resume
     planned = plan(compose(*words))
-    assert planned.splitlines()[-2].startswith("Estimate: all 9 rows, by 3 of them: about ")
+    assert planned.splitlines()[-2].startswith("Estimate: all 9 rows, extrapolated from 3: about ")
     second = run(compose(*words), engines=engines)
     assert (second.status, second.done, second.reused) == ("finished", 9, 3)
     took = sum(json.loads(line)["usage"][0] for line in journal(second.output) if '"usage"' in line)
@@ -150,4 +150,4 @@ def test_the_first_twenty_rows_tell_what_all_will_take(
 ):
     caplog.set_level("INFO", "scalecap")
     run(compose("data=jsonl", rows(25), "progress=false", "model=own", "model.vlm.name=m"), engines=engines)
-    assert "all 25 rows, by 20 of them: about " in caplog.text
+    assert "all 25 rows, extrapolated from 20: about " in caplog.text

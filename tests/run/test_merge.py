@@ -96,7 +96,7 @@ def test_joined_shards_are_the_run_that_one_process_makes(
     assert summary.usage.total.requests == one.usage.total.requests
     told, joined = (tmp_path / name / "captions.jsonl" for name in ("one", "whole"))
     assert joined.read_bytes() == told.read_bytes()
-    assert "Joined of 3 shards" in summary.screen()
+    assert "Merged from 3 shards" in summary.screen()
     assert json.loads((tmp_path / "whole" / "summary.json").read_text())["rows"]["done"] == 6
     assert write_report(tmp_path / "whole").stat().st_size > 1000
 
@@ -124,7 +124,7 @@ def test_what_is_missing_twice_or_of_another_config_is_refused(shards: Callable[
     again.mkdir()
     (folder / "1-of-3" / "journal.jsonl").rename(again / "journal.jsonl")
     (again / "journal.jsonl").write_text((folder / "2-of-3" / "journal.jsonl").read_text())
-    with pytest.raises(MergeError, match="shard 2/3 is there twice"):
+    with pytest.raises(MergeError, match="shard 2/3 is repeated"):
         merge([folder, again], to)
 
 
@@ -136,9 +136,9 @@ def test_what_is_no_shard_or_was_gone_on_with_by_force_is_refused(
     with pytest.raises(MergeError, match=r"1-of-2 has rows of several configs"):
         merge([folder], tmp_path / "whole")
     run(compose("data.limit=1", f"output={tmp_path / 'alone'}"), engines=engines)
-    with pytest.raises(MergeError, match="alone is no shard"):
+    with pytest.raises(MergeError, match="alone is not a shard"):
         merge([tmp_path / "alone"], tmp_path / "whole")
-    with pytest.raises(MergeError, match=r"holds no run: there is no journal\.jsonl in it, nor below it"):
+    with pytest.raises(MergeError, match=r"holds no run: there is no journal\.jsonl in it or below it"):
         merge([tmp_path / "nowhere"], tmp_path / "whole")
 
 
@@ -146,7 +146,7 @@ def test_a_shard_that_did_not_end_is_named(shards: Callable[..., Path], tmp_path
     folder = shards("0/2", "1/2")
     journal = folder / "1-of-2" / "journal.jsonl"
     journal.write_text("".join(line for line in journal.open() if not line.startswith('{"complete"')))
-    with pytest.raises(MergeError, match="not finished, so go on with it first: 1/2"):
+    with pytest.raises(MergeError, match="not finished, resume first: 1/2"):
         merge([folder], tmp_path / "whole")
 
 
@@ -220,7 +220,7 @@ def test_shards_of_other_limits_or_of_grown_data_are_refused(shards: Callable[..
     lines = journal.read_text().splitlines(keepends=True)
     # Killed while it went on with more rows.
     journal.write_text("".join(lines[:-1]) if lines[-1].startswith('{"complete"') else "")
-    with pytest.raises(MergeError, match="not finished, so go on with it first: 1/2"):
+    with pytest.raises(MergeError, match="not finished, resume first: 1/2"):
         merge([folder], tmp_path / "whole")
 
 

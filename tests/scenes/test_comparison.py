@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason='needs pip install "scalecap[dev]"')
 from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Prompt, Usage
 from scalecap.engines.scripted import Scripted
-from scalecap.runner import check
+from scalecap.run.check import check
 from scalecap.scenes.experiments.comparison import BUDGETS, Measured, Variant, ablations, main, methods, page
 from scalecap.scenes.experiments.replies import Kept
 from scalecap.scenes.world import render, sample

@@ -1,0 +1,69 @@
+"""What can be checked of a run before a model loads: its data, its pipeline and where it writes."""
+
+from pathlib import Path
+
+from scalecap.config.settings import Settings
+from scalecap.data import DataError, Source
+from scalecap.data.replacing import is_foreign
+from scalecap.data.sources import open_source
+from scalecap.interpreter.pipeline import Pipeline, PipelineError
+from scalecap.rows import OUTPUT_COLUMNS
+from scalecap.run.outputs import metric_steps
+from scalecap.stats import label
+from scalecap.text.suggestions import did_you_mean
+
+
+def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pipeline]:
+    """Opens the data and builds the pipeline.
+
+    Args:
+        source: the rows, in place of those that `settings.data` names.
+
+    Raises:
+        DataError: the data can't be read or is empty, or a folder to write holds other files.
+        PipelineError: a step, `write` or `objective` does not fit; the message lists all problems.
+    """
+    source = source or open_source(settings.data)
+    _check_rows(settings, source)
+    pipeline = Pipeline.build(
+        settings.pipeline.steps,
+        source.columns,
+        imports=settings.pipeline.imports,
+        sampling=settings.sampling,
+        budget=settings.pipeline.budget,
+    )
+    if not pipeline.steps:
+        raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
+    if missing := pipeline.missing():
+        raise PipelineError(missing)
+    _check_write(settings, source, pipeline)
+    _check_objective(settings, pipeline)
+    return source, pipeline
+
+
+def _check_rows(settings: Settings, source: Source) -> None:
+    if source.total == 0:
+        shard = settings.data.shard
+        reason = f", so its shard {shard} is empty" if shard else ""
+        raise DataError(f"data={settings.data.source} has no rows{reason}")
+
+
+def _check_write(settings: Settings, source: Source, pipeline: Pipeline) -> None:
+    columns = [*source.columns, *pipeline.writers, *OUTPUT_COLUMNS]
+    if problems := settings.write.column_problems(columns, [step.name for step in pipeline.steps]):
+        raise PipelineError(problems)
+    for name in settings.write.folders:
+        folder = Path(settings.output) / name
+        if is_foreign(folder):
+            raise DataError(
+                f"{folder} already exists and was not written by scalecap; give another output=DIR"
+            )
+
+
+def _check_objective(settings: Settings, pipeline: Pipeline) -> None:
+    metric, steps = label((settings.objective or "").lstrip("-")), metric_steps(pipeline)
+    if not metric or any(f"{metric}.".startswith(f"{step}.") for step in steps):
+        return
+    step = metric.partition(".")[0]
+    hint = did_you_mean(step, steps) if steps else "; the pipeline has no metrics: add one with evaluate=…"
+    raise PipelineError([f"objective={settings.objective}: no step {step} writes numbers{hint}"])
