@@ -1,4 +1,4 @@
-"""Each line of README's table of faults: what is kept, what is said, the exit code."""
+"""Each row of the table of faults in `scalecap/run/README.md`: what is kept, what is shown, the exit code."""
 
 import builtins
 import errno
@@ -23,21 +23,21 @@ from scalecap.engines.base import Choose, Chosen, EngineDead, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.run import watchdog as stalls
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-LINES = re.findall(
-    r"^\| (.+?) \| .+ \| .+ \| (.+?) \|$",
-    README.partition("<!-- faults -->")[2].partition("<!-- end -->")[0],
+TABLE = (Path(__file__).parent.parent / "scalecap" / "run" / "README.md").read_text(encoding="utf-8")
+ROWS = re.findall(
+    r"^\| \*\*(.+?)\*\*.* \| .+ \| .+ \| (.+?) \|$",
+    TABLE.partition("<!-- faults -->")[2].partition("<!-- end -->")[0],
     re.MULTILINE,
 )
-CODES = {what: {int(code) for code in re.findall(r"\d+", codes)} for what, codes in LINES[2:]}
-"""What happens, to the exit codes that README tells."""
+CODES = {fault: {int(code) for code in re.findall(r"\d+", codes)} for fault, codes in ROWS}
+"""The name of each fault, in bold in the table, to its exit codes there."""
 tested: set[str] = set()
 
 
-def line(what: str) -> Any:
-    """Marks a test as that of a line of the table; the test gets the exit codes told there."""
-    tested.add(what)
-    return pytest.mark.parametrize("codes", [pytest.param(CODES.get(what, set()), id=what)])
+def fault(name: str) -> Any:
+    """Marks a test as that of a row of the table; the test gets the exit codes from there."""
+    tested.add(name)
+    return pytest.mark.parametrize("codes", [pytest.param(CODES.get(name, set()), id=name)])
 
 
 def captions(folder: Path) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@line("a picture is missing, broken or too large, or a line of the data can't be read")
+@fault("Unreadable row")
 def test_a_row_that_cannot_be_read(typed, rows, tmp_path: Path, codes: set[int]):
     rows(4, broken=(1,))
     with (tmp_path / "rows.jsonl").open("a") as file:
@@ -160,7 +160,7 @@ def test_a_network_disk_that_fails_for_one_picture(
     assert "Traceback" not in capsys.readouterr().err
 
 
-@line("a stage raises")
+@fault("Stage error")
 def test_a_stage_that_raises(typed, stages, rows, engines, tmp_path: Path, codes: set[int]):
     def says(request: Request) -> str | float:
         if (
@@ -185,7 +185,7 @@ def test_a_stage_that_raises(typed, stages, rows, engines, tmp_path: Path, codes
     assert failed["final_caption"]
 
 
-@line("a stage holds up the event loop")
+@fault("Blocking stage")
 def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]):
     monkeypatch.setattr(stalls, "LONG", 0.2)
     monkeypatch.setattr(stalls, "PAUSE", 0.02)
@@ -200,7 +200,7 @@ def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]
     assert re.search(r"outside_faults\.py:14: work that takes long belongs in a thread", told)
 
 
-@line("a server answers 429 or 5xx for a while")
+@fault("Busy server")
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_is_busy(asks, server: Server, status: int, codes: set[int]):
     server.headers = {"Retry-After": "0"}
@@ -216,7 +216,7 @@ def test_a_server_that_is_busy(asks, server: Server, status: int, codes: set[int
     assert len(captions(Path("out"))) == 6
 
 
-@line("a server answers garbage, half an answer or nothing, or drops the connection, once")
+@fault("Garbled reply")
 @pytest.mark.parametrize("body", [b"{garbage", b"<html>", "half", "nothing", "reset"])
 def test_a_server_that_stumbles(asks, server: Server, body: Any, codes: set[int]):
     seen: set[str] = set()
@@ -233,7 +233,7 @@ def test_a_server_that_stumbles(asks, server: Server, body: Any, codes: set[int]
     assert len(captions(Path("out"))) == 6
 
 
-@line("a server refuses or garbles one request for good, or does not answer it in time")
+@fault("Failing request")
 @pytest.mark.parametrize(
     "answer", [(500, b"oops"), (200, b"{garbage"), (200, "reset"), (200, "hang"), (400, b"no")]
 )
@@ -256,7 +256,7 @@ def test_a_request_that_always_fails(asks, server: Server, answer: Any, codes: s
     assert asks(*words) == 0
 
 
-@line("a server restarts in mid-run")
+@fault("Server restart")
 def test_a_server_that_restarts(asks, server: Server, capsys, codes: set[int]):
     def restart() -> None:
         while len(server.asked) < 20:
@@ -273,7 +273,7 @@ def test_a_server_that_restarts(asks, server: Server, capsys, codes: set[int]):
     assert "waiting up to 600 s" in capsys.readouterr().err
 
 
-@line("one of several servers dies in mid-run")
+@fault("Lost server")
 def test_one_of_several_servers_dies(asks, server: Server, codes: set[int]):
     others = [Server(storyteller) for _ in range(2)]
 
@@ -298,7 +298,7 @@ def test_one_of_several_servers_dies(asks, server: Server, codes: set[int]):
     assert re.match(rf"{server.url} was away \(once\); others answered \d+ of its requests", away)
 
 
-@line("a server stays away for `engine.timeout` seconds")
+@fault("No server")
 def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int]):
     def leave() -> None:
         while len(server.asked) < 60:
@@ -324,7 +324,7 @@ def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int])
     assert len(server.asked) - before < 12 * 12 - before + 30
 
 
-@line("the engine's process dies, or its memory is not enough")
+@fault("Engine crash")
 def test_an_engine_that_dies(typed, engines, answer, capsys, codes: set[int]):
     number = 0
 
@@ -344,14 +344,14 @@ def test_an_engine_that_dies(typed, engines, answer, capsys, codes: set[int]):
     assert not errors(Path("out"))
 
 
-@line("so many rows fail as `max_failures` says, at first all of 20")
+@fault("Too many failures")
 def test_a_run_that_can_only_fail(typed, rows, capsys, codes: set[int]):
     assert {typed("data=jsonl", rows(40, broken=tuple(range(40))), "output=out")} == codes
     assert "20 of the first 20 rows failed (max_failures=100%)" in capsys.readouterr().out
     assert 20 <= len(captions(Path("out"))) < 40
 
 
-@line("most checks of a step are unanswered, after 50 of them (`min_mass`)")
+@fault("Unanswered checks")
 def test_checks_that_are_not_answered(typed, rows, engines, answer, capsys, codes: set[int]):
     def says(request: Request) -> Any:
         return Chosen((0.9, 0.1), mass=1e-6) if isinstance(request, Choose) else answer(request)
@@ -362,7 +362,7 @@ def test_checks_that_are_not_answered(typed, rows, engines, answer, capsys, code
     assert len(captions(Path("out"))) == 25
 
 
-@line("the output's disk is full")
+@fault("Full disk")
 def test_a_full_disk(typed, disk, capsys, codes: set[int]):
     folder = disk("size=64k")
     assert {typed("data.count=40", f"output={folder}/out")} == codes
@@ -380,7 +380,7 @@ def test_a_full_disk(typed, disk, capsys, codes: set[int]):
     assert len(captions(folder / "out")) == 40
 
 
-@line("the cache's disk is full")
+@fault("Full cache disk")
 def test_a_full_disk_under_the_cache(typed, disk, capsys, codes: set[int]):
     folder = disk("size=160k")
     assert {typed("output=out", f"cache.dir={folder}")} == codes
@@ -390,7 +390,7 @@ def test_a_full_disk_under_the_cache(typed, disk, capsys, codes: set[int]):
     assert len(captions(Path("out"))) == 24
 
 
-@line("the output can't be written at all")
+@fault("Unwritable output")
 def test_an_output_that_cannot_be_written(typed, opened, disk, capsys, codes: set[int]):
     folder = disk("size=64k,ro")
     assert {typed(f"output={folder}/out")} == codes
@@ -400,7 +400,7 @@ def test_an_output_that_cannot_be_written(typed, opened, disk, capsys, codes: se
     assert not opened
 
 
-@line("the output's file system has no locks, or the system has none (Windows, which is not tested; WSL has)")
+@fault("No file locks")
 def test_no_locks(typed, monkeypatch, capsys, codes: set[int]):
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -412,7 +412,7 @@ def test_no_locks(typed, monkeypatch, capsys, codes: set[int]):
     assert len(captions(Path("out"))) == 2
 
 
-@line("the data set raises while it is read")
+@fault("Data error")
 def test_data_that_breaks_in_the_middle(typed, capsys, tmp_path: Path, codes: set[int]):
     import datasets
 
@@ -435,7 +435,7 @@ def test_data_that_breaks_in_the_middle(typed, capsys, tmp_path: Path, codes: se
     assert "(5 from an earlier run)" in capsys.readouterr().out
 
 
-@line("a line of the journal or a page of the cache is damaged")
+@fault("Damaged file")
 def test_damaged_files(typed, engines, answer, tmp_path: Path, codes: set[int]):
     words = ("data.limit=4", "output=out", f"cache.dir={tmp_path}/cache")
     assert typed(*words) == 0
@@ -452,7 +452,7 @@ def test_damaged_files(typed, engines, answer, tmp_path: Path, codes: set[int]):
     assert captions(Path("out")) == before
 
 
-def test_every_line_is_tested():
+def test_every_row_is_tested():
     # kills and signals are in test_kills.py, in processes of their own
-    elsewhere = {"Ctrl-C or SIGTERM, once", "a second one, SIGKILL, or the machine goes down"}
+    elsewhere = {"Interrupt", "Kill"}
     assert tested | elsewhere == set(CODES)
