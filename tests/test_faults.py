@@ -427,7 +427,7 @@ def test_data_that_breaks_in_the_middle(typed, capsys, tmp_path: Path, codes: se
     path.write_bytes(whole[:200])
     words = ("data=hub", "data.path=set", "data.streaming=true", "output=out")
     assert {typed(*words)} == codes
-    assert "'set' can't be read on after 5 rows" in capsys.readouterr().out
+    assert "can't read 'set' beyond its first 5 rows" in capsys.readouterr().out
     assert len(captions(Path("out"))) == 5
     path.write_bytes(whole)
     assert typed(*words) == 0

@@ -51,7 +51,7 @@ def test_no_text_leaves_and_no_picture_from_outside(written: Callable[..., Any],
     assert contents == [picture()] * 3 + [None] * 4
     told = " ".join(summary.notes)
     assert f"Images left out of dataset/: {3 if words else 2} (" in told
-    assert "other.png' is outside of the data's folder; data.allow_outside=true lets it be used" in told
+    assert "other.png' is outside of the data's folder; set data.allow_outside=true to use it" in told
     assert summary.done == (7 if words else 5), "pictures from anywhere are captioned"
 
 
@@ -61,7 +61,7 @@ def test_pictures_from_outside_leave_where_that_is_allowed(written: Callable[...
     again, contents = written(*JUDGED, "data.allow_outside=true")  # goes on, and captions nothing anew
     assert again.reused == summary.done == 7
     assert contents == [*[picture()] * 3, None, picture(), None, picture()]
-    assert "secret.txt' is not a picture in a format known here" in " ".join(again.notes)
+    assert "secret.txt' is not an image in a supported format" in " ".join(again.notes)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

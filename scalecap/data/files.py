@@ -1,4 +1,4 @@
-"""Files on this disk or wherever fsspec reads (`s3://…`, `hf://…`, `memory://…`), by name or pattern."""
+"""Local files and those that fsspec opens (`s3://…`, `hf://…`, `memory://…`), by name or pattern."""
 
 import glob
 import os
@@ -14,22 +14,22 @@ from scalecap.data import DataError
 from scalecap.rows import RowError
 
 READ_AHEAD_BYTES = 2**16
-"""Bytes that a remote file is read ahead: more would fetch pictures that are passed over."""
+"""Read-ahead of remote files; more would download images that are skipped."""
 MAX_BRACE_FILES = 1_000_000
-"""Files that one pair of braces may stand for."""
+"""Most files that one pair of braces may expand to."""
 _VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What file systems call that which changes when a file is replaced; the best first."""
+"""Keys of fsspec's `info` that change when a file is replaced, the most reliable first."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file by its URL, or by its absolute path on this disk; `name` is what texts call it."""
+    """A file by its URL or absolute local path; `name` is used in messages and ids."""
 
     url: str
     name: str
 
     def stat(self) -> tuple[int | None, str]:
-        """Its size in bytes, and a stamp that is another one when it is replaced. Raises RowError."""
+        """The size in bytes, if known, and a stamp that changes if the file is replaced. Raises RowError."""
         try:
             system, path = url_to_fs(self.url)
             info = system.info(path)
@@ -41,13 +41,13 @@ class File:
         return info.get("size"), f"{self.name}: {info.get('size')} bytes of {version}"
 
     def open(self) -> IO[bytes]:
-        """Opens it for reading here and there. Raises whatever the file system raises."""
+        """Opens the file for random access. Raises whatever the file system raises."""
         system, path = url_to_fs(self.url)
         opened: IO[bytes] = system.open(path, "rb", block_size=READ_AHEAD_BYTES, cache_type="readahead")
         return opened
 
     def read(self, start: int, size: int) -> bytes:
-        """The bytes there and no others, fewer where the file ends. Raises RowError."""
+        """Reads one range of bytes, shorter at the end of the file. Raises RowError."""
         try:
             system, path = url_to_fs(self.url)
             content: bytes = system.cat_file(path, start=start, end=start + size)
@@ -62,16 +62,18 @@ class File:
 
 
 def error_text(error: Exception) -> str:
-    """What an error says, or its kind where it says nothing."""
+    """The message of an error, or its type where it has none."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def find_files(pattern: str, suffix: str) -> list[File]:
-    """The files of a name or pattern (`{000..099}`, `{a,b}`, `*`, `?`, `[…]`), in order.
+    """The files that match a name or pattern (`{000..099}`, `{a,b}`, `*`, `?`, `[…]`), in order.
 
-    Web servers and chained URLs (`…::…`) are not searched: for them, braces alone are a pattern. A folder
-    stands for the files below it with that suffix, but for names that begin with a dot. No two of them have
-    the same name. Raises DataError when there are none, and when nothing installed reads the URL.
+    HTTP servers and chained URLs (`…::…`) can't be listed: for them only braces are expanded. A folder means
+    all files below it with that suffix, hidden ones excepted. The names returned are unique.
+
+    Raises:
+        DataError: no file matches, or no installed library reads the URL.
     """
     try:
         found = _with_unique_names(
@@ -80,18 +82,18 @@ def find_files(pattern: str, suffix: str) -> list[File]:
     except DataError:
         raise
     except (ImportError, ValueError) as error:
-        raise DataError(f"{pattern!r} can't be read from: {error}") from error
+        raise DataError(f"can't read {pattern!r}: {error}") from error
     except Exception as error:  # file systems raise their own kinds
-        raise DataError(f"{pattern!r} can't be looked up: {error_text(error)}") from error
+        raise DataError(f"can't list {pattern!r}: {error_text(error)}") from error
     if not found and Path(pattern).expanduser().is_dir():
-        raise DataError(f"no file below {pattern!r} ends in {suffix}")
+        raise DataError(f"no {suffix} file below {pattern!r}")
     if not found:
-        raise DataError(f"no file is named {pattern!r}; data.path=… takes names, patterns and folders")
+        raise DataError(f"no file matches data.path={pattern!r}; expected a name, a pattern or a folder")
     return found
 
 
 def _with_unique_names(files: Iterable[File]) -> list[File]:
-    """The files; one that is there again, or differs in its URL's query alone, as `NAME (2)`."""
+    """The files; a repeated name (URLs that differ only in their query) becomes `NAME (2)`."""
     found: dict[str, File] = {}
     for file in files:
         name, number = file.name, 1
@@ -129,13 +131,13 @@ def _local(name: str, suffix: str) -> Iterator[File]:
 
 
 def redact_urls(text: str) -> str:
-    """The text, its URLs without what lets their reader in: a user's name, password or token, a query."""
+    """The text without credentials in URLs: user names, passwords, tokens and query strings."""
     text = re.sub(r"(?<=://)[^/@\s'\"]*@", "", text)
     return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
-    """`{000..010}` counted, with its zeros, and `{a,b}` listed; other braces are themselves."""
+    """Expands `{000..010}` (zero-padded) and `{a,b}`; other braces are taken literally."""
     for found in re.finditer(r"\{([^{}]*)\}", pattern):
         head, tail = pattern[: found.start()], pattern[found.end() :]
         if options := list(_options(found[1])):
@@ -149,7 +151,7 @@ def _options(inside: str) -> Any:
     if counted := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
         first, last = counted.groups()
         if int(last) - int(first) >= MAX_BRACE_FILES:
-            raise DataError(f"{{{inside}}} stands for more than {MAX_BRACE_FILES:,} files")
+            raise DataError(f"{{{inside}}} expands to more than {MAX_BRACE_FILES:,} files")
         padded = any(len(each) > 1 and each.startswith("0") for each in (first, last))
         width = max(len(first), len(last)) if padded else 0
         return (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))

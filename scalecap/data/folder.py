@@ -1,7 +1,6 @@
-"""`data=folder`: the pictures below a folder, in the order of their paths.
+"""`data=folder`: the images below a folder, ordered by path.
 
-Links to files are followed; links to folders are not, so there are no loops. Names that begin
-with a dot are left out.
+Links to files are followed, links to folders are not (they could form loops). Hidden files are skipped.
 """
 
 import os
@@ -29,21 +28,22 @@ SUFFIXES = (
     ".tiff",
     ".webp",
 )
-"""A file with another suffix is no picture here."""
+"""File extensions taken for images, in lower case."""
 
 
 def open_folder(data: DataSettings) -> RowSource:
-    """A row for each picture; its path relative to the folder is its id and its one column.
+    """One row per image; its path relative to the folder is both the id and the only column.
 
-    Raises DataError.
+    Raises:
+        DataError: the folder does not exist or has no images.
     """
     folder = Path(required_path(data)).expanduser().absolute()
     if not folder.is_dir():
         what = "is a file: data.path names the folder" if folder.is_file() else "does not exist"
-        raise DataError(f"{data.path!r} {what}; data=folder reads the pictures below a folder")
+        raise DataError(f"{data.path!r} {what}; data=folder reads the images below a folder")
     total = sum(1 for _ in _walk(folder))
     if not total:
-        raise DataError(f"no picture below {data.path!r}: there is no file that ends in {' '.join(SUFFIXES)}")
+        raise DataError(f"no image below {data.path!r}; expected files that end in {' '.join(SUFFIXES)}")
     return RowSource({data.image: "text"}, total, partial(_rows, folder, data.image))
 
 
@@ -62,7 +62,7 @@ def _rows(folder: Path, column: str) -> Iterator[Row]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:
-    """Pictures in order; a folder that can't be read stands there itself, with the error."""
+    """Image paths in order; an unreadable folder is yielded itself, with its error."""
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -81,5 +81,5 @@ def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:
 def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a locked folder: opening it will tell
+    except OSError:  # a link to itself or into a locked folder, which fails when it is opened
         return False

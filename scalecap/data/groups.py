@@ -1,4 +1,4 @@
-"""Rows on their way into files, in groups of a bounded size, with the files of their pictures."""
+"""Batches finished rows for the sinks, in groups of bounded size, with their image files."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,37 +11,37 @@ from scalecap.messages import MessageCounts
 from scalecap.rows import Row, RowError
 
 GROUP_ROWS = 1000
-"""Rows held in memory at once, which are a row group of parquet."""
+"""Most rows of a group, which is a row group in parquet."""
 GROUP_BYTES = 64 * 10**6
-"""Pictures held in memory at once: a group with so many bytes is full."""
+"""A group is full once its images have this many bytes."""
 IMAGE_READERS = 16
-"""Pictures read at the same time."""
+"""Threads that read images."""
 
 T = TypeVar("T")
 Record = Mapping[str, Any]
 
 
 class Export(NamedTuple):
-    """A row to be written."""
+    """One row to write."""
 
     row: dict[str, Any]
-    """As in `captions.jsonl`."""
+    """Its columns, as in `captions.jsonl`."""
     record: Record
-    """As the journal holds it."""
+    """Its journal record."""
     source: Row | None
-    """The data's row in its place; None without the data, and where that has none."""
-    picture: bytes | None = None
-    """The picture's file, if it is read and could be."""
+    """The source's row with the same index; None if the data is not open or has no such row."""
+    image_file: bytes | None = None
+    """Content of the image's file; None where it was not read."""
 
 
 class Sink(Protocol):
-    """A context manager's value that takes all rows, group by group."""
+    """Receives all rows, group by group; used as a context manager."""
 
     def add(self, group: Sequence[Export]) -> None: ...
 
 
 def with_source_rows(records: Iterable[Record], rows: Iterable[Row]) -> Iterator[tuple[Record, Row | None]]:
-    """Each record with the data's row in its place, if there is one."""
+    """Joins records to the source's rows by index; both are in ascending order."""
     found = iter(rows)
     row: Row | None = None
     for record in records:
@@ -52,28 +52,28 @@ def with_source_rows(records: Iterable[Record], rows: Iterable[Row]) -> Iterator
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last of what is left."""
+    """Lists of `size` items; the last may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 
 def in_groups(exports: Iterable[Export]) -> Iterator[list[Export]]:
-    """The rows in groups, no picture read."""
+    """Groups of rows without their images."""
     return batches(exports, GROUP_ROWS)
 
 
 def with_images(exports: Iterable[Export], image: str, missing: MessageCounts) -> Iterator[list[Export]]:
-    """The rows in groups, with the files of their pictures; the reasons of those that lack are counted."""
+    """Groups of rows with their image files; why one is missing is counted in `missing`."""
     group: list[Export] = []
     size = 0
-    with ThreadPoolExecutor(IMAGE_READERS, "pictures") as pool:
+    with ThreadPoolExecutor(IMAGE_READERS, "images") as pool:
         for batch in batches(exports, IMAGE_READERS):
             for each, content in zip(batch, pool.map(partial(_read_image, image), batch), strict=True):
                 if isinstance(content, str):
                     missing.add(content)
                     content = None
-                group.append(each._replace(picture=content))
+                group.append(each._replace(image_file=content))
                 size += len(content or b"")
                 if size >= GROUP_BYTES or len(group) >= GROUP_ROWS:
                     yield group
@@ -83,14 +83,14 @@ def with_images(exports: Iterable[Export], image: str, missing: MessageCounts) -
 
 
 def captioned_row(each: Export) -> Row:
-    """The data's row that was captioned. Raises RowError when another one is there now."""
+    """The source row that was captioned. Raises RowError if the source now has another row at its index."""
     if each.source is None or each.source.id != each.record.get("id", each.source.id):
-        raise RowError("other_row", "the data has another row there now")
+        raise RowError("other_row", "the data now has another row at this index")
     return each.source
 
 
 def check_unchanged(each: Export, image: str, hash: str = "") -> None:
-    """Raises RowError when the picture is another one than was captioned, by the surest that is known."""
+    """Raises RowError if the image was replaced since it was captioned (see `Fingerprint`)."""
     row, record = captioned_row(each), each.record
     captioned = Fingerprint(
         record.get("image") or "", record.get("stamp") or "", image_name(record["input"].get(image))
@@ -100,17 +100,17 @@ def check_unchanged(each: Export, image: str, hash: str = "") -> None:
 
 
 def _read_image(image: str, each: Export) -> bytes | str | None:
-    """A picture's file, or why it is not to be had; None where its row says so itself."""
+    """The image's file, or the reason why it is missing; None where the row's own error says so."""
     error = each.record["error"]
     if error and error["step"] in (None, "image"):
         return None
     try:
         row = captioned_row(each)
         if row.read_image is None:
-            return "the data does not give the files of its pictures"
+            return "the data source can't read image files"
         content = row.read_image()
         name = image_name(each.record["input"].get(image))
         check_unchanged(each, image, open_image({"bytes": content, "path": name}).hash)
-    except Exception as error:  # whatever became of it since its row was done
+    except Exception as error:  # the file may have changed in any way since the row was done
         return str(error)
     return content

@@ -1,8 +1,8 @@
 """`data=hub`: any Hugging Face data set, by its hub name or from local files.
 
-`data.path` is a hub name, a folder (parquet, webdataset tars, pictures, save_to_disk), or files by
-name or pattern (`shards/*.tar`). Pictures are read undecoded, so that a corrupt one fails its own
-row and not the iterator; with `data.streaming=true` nothing is downloaded ahead. A row's id is its index.
+`data.path` is a hub name, a folder (parquet, webdataset tars, images, save_to_disk), or files by name or
+pattern (`shards/*.tar`). Images are decoded by scalecap, so that a corrupt one fails its own row and not the
+iterator; with `data.streaming=true` nothing is downloaded in advance. A row's id is its index.
 """
 
 import itertools
@@ -33,19 +33,26 @@ _BUILDERS = {
     ".json": "json",
     ".jsonl": "json",
 }
-"""What reads files of each suffix; folders and hub names tell by themselves."""
+"""Builder of `datasets` for a file extension; it finds its own for folders and hub names."""
 
 
 def open_hub(data: DataSettings) -> RowSource:
-    """The rows of one split. Raises DataError: not there, not reachable, no such split or column."""
+    """The rows of one split.
+
+    Raises:
+        DataError: the data set, split or image column does not exist, or the hub is not reachable.
+    """
     path = required_path(data)
     if not path.startswith(("hf://", "http://", "https://")):
         path = str(Path(path).expanduser())
-    return rows_of(_loaded(path, data), path, data)
+    return rows_of(_load_checked(path, data), path, data)
 
 
 def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) -> RowSource:
-    """The rows of a data set that is open; `path` is where it was opened, or what it is called in messages.
+    """The rows of a loaded data set.
+
+    Args:
+        path: where it was loaded from, for messages and relative image paths.
 
     Raises:
         DataError: it has no rows, or no column `data.image`.
@@ -53,7 +60,7 @@ def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) 
     total = _total(opened, data.split)
     stream = opened.to_iterable_dataset() if hasattr(opened, "to_iterable_dataset") else opened
     if stream.features is None:
-        columns = infer_kinds(json_safe(row) for row in _guarded(islice(stream, SCHEMA_SAMPLE_ROWS), path))
+        columns = infer_kinds(json_safe(row) for row in _checked(islice(stream, SCHEMA_SAMPLE_ROWS), path))
     else:
         columns = {name: _kind(feature) for name, feature in stream.features.items()}
         stream = stream.decode(False)
@@ -61,14 +68,13 @@ def rows_of(opened: "Dataset | IterableDataset", path: str, data: DataSettings) 
         raise DataError(f"{path!r} has no rows" + (f" in its split {data.split!r}" if data.path else ""))
     if data.image not in columns:
         raise DataError(
-            f"{path!r} has no column {data.image!r}: data.image names the picture's"
-            f"{did_you_mean(data.image, columns)}"
+            f"data.image={data.image}: {path!r} has no such column{did_you_mean(data.image, columns)}"
         )
     iterate_shard = partial(_rows, opened, stream, path, data)
     return RowSource(columns, total, iterate_shard, iterate_shard=iterate_shard)
 
 
-def _loaded(path: str, data: DataSettings) -> "Dataset | IterableDataset":
+def _load_checked(path: str, data: DataSettings) -> "Dataset | IterableDataset":
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HFValidationError
 
@@ -78,15 +84,15 @@ def _loaded(path: str, data: DataSettings) -> "Dataset | IterableDataset":
         raise
     except (DatasetNotFoundError, HFValidationError) as error:
         raise DataError(
-            f"{path!r} is neither a local file or folder nor a data set on the hub that may be read:"
-            f" {error} (a gated one needs `hf auth login`)"
+            f"{path!r} is neither a local file or folder nor an accessible data set on the hub: {error}"
+            " (for a gated one, log in with `hf auth login`)"
         ) from error
     except ConnectionError as error:
         raise DataError(
-            f"the hub can't be reached for {path!r} ({error}): give data.path a local file or folder, or set"
-            " HF_HUB_OFFLINE=1 to use what was fetched before"
+            f"can't reach the hub for {path!r} ({error}); set data.path to a local file or folder, or"
+            " HF_HUB_OFFLINE=1 to use the local cache"
         ) from error
-    except Exception as error:  # builders raise whatever their files make them raise
+    except Exception as error:  # builders raise many types
         raise DataError(f"can't open {path!r}: {error} {error.__cause__ or ''}".rstrip()) from error
 
 
@@ -105,9 +111,9 @@ def _load(path: str, data: DataSettings) -> "Dataset | IterableDataset":
     builder = None if where.is_dir() else _BUILDERS.get(where.suffix)
     if not local and not any(each in path for each in "*?[:"):
         if builder:
-            raise DataError(f"no such file: {path!r}; give a file, folder or hub name as data.path=…")
+            raise DataError(f"no such file: data.path={path!r}; expected a file, a folder or a hub name")
         if path.startswith(("/", "./", "../")):
-            raise DataError(f"no such folder: {path!r}; give a file, folder or hub name as data.path=…")
+            raise DataError(f"no such folder: data.path={path!r}; expected a file, a folder or a hub name")
     source = builder or path
     more = {"revision": data.revision} | ({"data_files": path} if builder else {})
     try:
@@ -120,19 +126,19 @@ def _load(path: str, data: DataSettings) -> "Dataset | IterableDataset":
 
 
 def _no_split(path: str, split: str, names: list[str]) -> DataError:
-    return DataError(f"{path!r} has no split {split!r}: data.split names it{did_you_mean(split, names)}")
+    return DataError(f"data.split={split}: {path!r} has no such split{did_you_mean(split, names)}")
 
 
 def _total(opened: "Dataset | IterableDataset", split: str) -> int | None:
     if hasattr(opened, "num_rows"):
         return int(opened.num_rows)
-    told = (opened.info.splits or {}).get(split)
-    rows: int | None = told.num_examples if told is not None else None
+    info = (opened.info.splits or {}).get(split)
+    rows: int | None = info.num_examples if info is not None else None
     return rows or None
 
 
 def _kind(feature: Any) -> str:
-    """A column's kind by its declared feature."""
+    """The kind of a column by its feature type."""
     inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
     if inner is not None:
         return "texts" if _kind(inner) == "text" else "any"
@@ -142,15 +148,15 @@ def _kind(feature: Any) -> str:
     return "number" if re.match(r"u?int\d|float\d", dtype) else "any"
 
 
-def _guarded(rows: Iterator[Any], path: str) -> Iterator[dict[str, Any]]:
-    """The rows; what their reader raises ends them as DataError."""
+def _checked(rows: Iterator[Any], path: str) -> Iterator[dict[str, Any]]:
+    """The rows; whatever their reader raises becomes a DataError."""
     count = 0
     try:
         for row in rows:
             yield row
             count += 1
-    except Exception as error:  # readers raise whatever broken files make them raise
-        raise DataError(f"{path!r} can't be read on after {count} rows: {error}") from error
+    except Exception as error:  # readers of broken files raise many types
+        raise DataError(f"can't read {path!r} beyond its first {count} rows: {error}") from error
 
 
 def _rows(
@@ -160,18 +166,18 @@ def _rows(
     data: DataSettings,
     shard: Shard = WHOLE,
 ) -> Iterator[Row]:
-    """The rows of a shard. A set on this disk is read nowhere else; of a stream the others' pictures come
-    along, and are dropped unhashed."""
+    """The rows of a shard. A local data set is read only there; of a stream, the images of other shards' rows
+    are downloaded too, and dropped without being hashed."""
     where = Path(path)
     local = where.exists()
     folders = [where if where.is_dir() else where.parent, Path.cwd()] if local else [Path.cwd()]
-    within = None if data.allow_outside else [*folders[:-1], *_caches()]
+    within = None if data.allow_outside else [*folders[:-1], *_cache_folders()]
     places: Iterable[int] = itertools.count()
     if shard != WHOLE and hasattr(opened, "select"):
         places = shard.select(range(len(opened)))
         stream = opened.select(places).to_iterable_dataset().decode(False)
     index = -1
-    for index, row in zip(places, _guarded(iter(stream), path), strict=False):
+    for index, row in zip(places, _checked(iter(stream), path), strict=False):
         if not shard.contains(index):
             continue
         cell = row.get(data.image)
@@ -188,25 +194,25 @@ def _rows(
 
 
 def _open(cell: Any, folders: list[Path], allow_urls: bool, local: bool) -> Image:
-    return open_image(_held(cell, local), folders=folders, allow_urls=allow_urls)
+    return open_image(_resolve_cell(cell, local), folders=folders, allow_urls=allow_urls)
 
 
 def _read(cell: Any, folders: list[Path], allow_urls: bool, local: bool, within: list[Path] | None) -> bytes:
-    return read_image(_held(cell, local), folders=folders, allow_urls=allow_urls, within=within)
+    return read_image(_resolve_cell(cell, local), folders=folders, allow_urls=allow_urls, within=within)
 
 
-def _caches() -> list[Path]:
-    """Where the libraries put what they fetch and unpack; cells of a hub's set name files there."""
+def _cache_folders() -> list[Path]:
+    """Cache folders of `datasets` and the hub client, where the files that cells name may be."""
     from datasets import config
     from huggingface_hub import constants
 
     return [Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
 
 
-def _held(cell: Any, local: bool) -> Any:
-    """The cell; a picture that a streamed set names only by its place inside the set is read now.
+def _resolve_cell(cell: Any, local: bool) -> Any:
+    """The cell; of a streamed data set, an image inside an archive or on the hub is read now.
 
-    A set on this disk has its pictures there: no cell of it leads to the hub.
+    Cells of a local data set may not point to the hub.
     """
     if isinstance(cell, Mapping) and cell.get("bytes") is None:
         place = str(cell.get("path") or "")

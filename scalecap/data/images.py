@@ -1,14 +1,11 @@
-"""Opens pictures: whatever a cell holds becomes upright, opaque, 8-bit RGB with a hash.
+"""Opens images: any cell (path, bytes, URL, Pillow image) becomes upright, opaque, 8-bit RGB with a hash.
 
-Three rules of its own, stated once:
-
-- Transparent parts become white.
-- Grey levels deeper than 8 bits are scaled by their full scale, never clipped: 16-bit values by 65535;
-  32-bit integers above that by their own maximum; floats by 1, 255 or 65535, the first that
-  holds all values. Negative values are black.
-- A very thin picture is padded with white below or on the right until it is 100 times as long as
-  wide (processors refuse 200), after one longer than 20,000 pixels is scaled down to that. A picture
-  under 28 pixels on a side is enlarged by a whole factor, so that it fills at least one vision token.
+- Transparent pixels become white.
+- Grey levels deeper than 8 bits are rescaled, never clipped: 16-bit values by 65535, larger integers by their
+  maximum, floats by the first of 1, 255 and 65535 that is at least their maximum. Negative values are black.
+- The aspect ratio is at most 100 (processors refuse 200): a thinner image is scaled down to 20,000 pixels
+  where it is longer, then padded with white at the bottom or right. An image with a side under 28 pixels is
+  enlarged by an integer factor, so that it fills at least one vision token.
 """
 
 import hashlib
@@ -37,7 +34,7 @@ MIN_SIDE = 28
 URL_TIMEOUT_SECONDS = 30.0
 MAX_URL_BYTES = 64 * 2**20
 
-# Pillow warns of a bomb and goes on; here it is refused by its size, and the row tells.
+# Pillow only warns of decompression bombs; here their size is an error of the row.
 warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112
@@ -53,15 +50,19 @@ _UPRIGHT = {
 
 
 def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = False) -> Image:
-    """The picture in a cell: a path, bytes, `{"bytes", "path"}` or a Pillow image.
+    """Opens the image in a cell: a path, URL, bytes, `{"bytes", "path"}` or a Pillow image.
 
-    A relative path is looked for in `folders`, in order. A URL is fetched only with `allow_urls`.
-    Raises RowError, whose message names the file.
+    Args:
+        folders: searched in order for a relative path.
+        allow_urls: whether `http(s)://` is fetched; otherwise it is an error.
+
+    Raises:
+        RowError: the image can't be read; the message names the file.
     """
     if isinstance(cell, Mapping) and cell.keys() & {"bytes", "path"}:
         content, path = cell.get("bytes"), cell.get("path")
         if isinstance(content, bytes | bytearray):
-            return _decode(io.BytesIO(content), repr(path) if path else "the picture's bytes")
+            return _decode(io.BytesIO(content), repr(path) if path else "the image's bytes")
         cell = path
     if isinstance(cell, str | os.PathLike):
         name = os.fspath(cell)
@@ -75,11 +76,11 @@ def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
             except OSError as error:
                 raise RowError("unreadable_image", f"can't read {str(path)!r}: {error.strerror}") from error
     if isinstance(cell, bytes | bytearray):
-        return _decode(io.BytesIO(cell), "the picture's bytes")
+        return _decode(io.BytesIO(cell), "the image's bytes")
     if isinstance(cell, Pillow.Image):
-        return _to_image(cell, "the picture")
-    held = "nothing" if cell is None or cell == "" else f"{type(cell).__name__}: {_truncated(repr(cell))}"
-    raise RowError("bad_cell", f"the picture's cell holds {held}; it must hold a path or a picture's bytes")
+        return _to_image(cell, "the image")
+    got = "nothing" if cell is None or cell == "" else f"{type(cell).__name__}: {_truncated(repr(cell))}"
+    raise RowError("bad_cell", f"expected the path or bytes of an image, got {got}")
 
 
 def read_image(
@@ -89,9 +90,13 @@ def read_image(
     allow_urls: bool = False,
     within: Sequence[Path] | None = None,
 ) -> bytes:
-    """The file that `open_image` opens, as it is, be it a picture or not. Raises RowError.
+    """The raw bytes of the file that `open_image` would open, whether it is an image or not.
 
-    A path that leads out of all folders in `within` is refused; None allows every path.
+    Args:
+        within: a path must be inside one of these folders; None allows every path.
+
+    Raises:
+        RowError: the file can't be read, or is outside of `within`.
     """
     if isinstance(cell, Mapping):
         cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
@@ -103,7 +108,7 @@ def read_image(
         return file.getvalue()
     name = os.fspath(cell) if isinstance(cell, str | os.PathLike) else ""
     if not name:
-        raise RowError("bad_cell", "the picture's cell holds neither a path nor a picture's bytes")
+        raise RowError("bad_cell", "expected the path or bytes of an image")
     if is_url(name):
         return _fetch(name, allow_urls)
     path = _check_within(_resolve(name, folders), within)
@@ -114,30 +119,30 @@ def read_image(
 
 
 def find_image(cell: Any, *, folders: Sequence[Path] = (), within: Sequence[Path] | None = None) -> Path:
-    """Where the file is that a cell names, refused as `read_image` does. Raises RowError."""
+    """The path of the local file that a cell names; arguments and errors as of `read_image`."""
     if isinstance(cell, Mapping) and cell.get("bytes") is None:
         cell = cell.get("path")
     name = os.fspath(cell) if isinstance(cell, str | os.PathLike) else ""
     if not name or is_url(name):
-        raise RowError("no_file", "the picture is no file on this disk")
+        raise RowError("no_file", "the image is not a local file")
     return _check_within(_resolve(name, folders), within)
 
 
 def _check_within(path: Path, within: Sequence[Path] | None) -> Path:
-    """The path, if it leads out of no folder in `within`; None allows every path."""
+    """The path if it is inside one of `within`; None allows every path."""
     if within is not None and not any(_is_inside(path, folder) for folder in within):
         raise RowError(
             "outside_data",
-            f"{str(path)!r} is outside of the data's folder; data.allow_outside=true lets it be used",
+            f"{str(path)!r} is outside of the data's folder; set data.allow_outside=true to use it",
         )
     return path
 
 
 def image_stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
-    """What tells whether a cell's picture is still the same, without decoding it.
+    """A cheap fingerprint that changes when a cell's image is replaced, without decoding it.
 
-    The size and time of a file, a digest of bytes and of a `data:` URL; empty for all else, and for a file
-    that is not there.
+    Size and modification time of a file, a digest of bytes or of a `data:` URL; empty for anything else and
+    for a missing file.
     """
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
@@ -155,29 +160,29 @@ def image_stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
 
 
 class Fingerprint(NamedTuple):
-    """What tells a picture from another one in its place, the surest first; what is not known is empty."""
+    """Identifies an image, by its most reliable known field first; unknown fields are empty."""
 
     hash: str
-    """Of the pixels; see `scalecap.engines.base.Image`."""
+    """Hash of the pixels, see `scalecap.engines.base.Image`."""
     stamp: str
-    """Of the file; see `stamp`."""
+    """See `image_stamp`."""
     name: str
-    """What the data calls it."""
+    """Name in the data set, see `image_name`."""
 
     def matches(self, other: "Fingerprint") -> bool:
-        """Whether both are of one picture, by the surest that is known of both; False where nothing is."""
+        """Whether the first field known of both is equal; False if there is none."""
         known = ((one, two) for one, two in zip(self, other, strict=True) if one and two)
         return next((one == two for one, two in known), False)
 
 
 def image_name(cell: Any) -> str:
-    """What the data calls the picture in a cell; empty where it has no name."""
+    """The path by which a cell names its image; empty if it has none."""
     name = cell.get("path") if isinstance(cell, Mapping) else cell
     return name if isinstance(name, str) else ""
 
 
 def is_url(name: str) -> bool:
-    """Whether the text is an address (`http://…`, `data:…`) and not a file's path."""
+    """Whether the text is a URL (`http://…`, `data:…`) rather than a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", name) is not None
 
 
@@ -186,7 +191,7 @@ def _truncated(text: str) -> str:
 
 
 def _resolve(name: str, folders: Sequence[Path]) -> Path:
-    """The file of that name; a name that begins with `/` is looked for nowhere else."""
+    """The first existing file of that name in `folders`; an absolute path is taken as it is."""
     places = [folder / name for folder in folders] or [Path(name)]
     try:
         for path in places:
@@ -198,21 +203,19 @@ def _resolve(name: str, folders: Sequence[Path]) -> Path:
                 raise RowError("unreadable_image", f"{str(path)!r} {what}")
     except (OSError, ValueError) as error:
         raise RowError("missing_file", f"{_truncated(name)!r} can't be looked up: {error}") from error
-    looked = " or ".join(dict.fromkeys(repr(str(path)) for path in places))
-    raise RowError("missing_file", f"no such file: {looked}")
+    tried = " or ".join(dict.fromkeys(repr(str(path)) for path in places))
+    raise RowError("missing_file", f"no such file: {tried}")
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether the path stands in the folder as it is written, or where links lead."""
+    """Whether the path is inside the folder, before or after links are resolved."""
     written = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     return written or path.resolve().is_relative_to(folder.resolve())
 
 
 def _fetch(url: str, allow_urls: bool) -> bytes:
     if not allow_urls and not url.lower().startswith("data:"):
-        raise RowError(
-            "url_refused", f"{_truncated(url)!r} is a URL; data.allow_urls=true lets it be fetched"
-        )
+        raise RowError("url_refused", f"{_truncated(url)!r} is a URL; set data.allow_urls=true to fetch it")
     if not url.lower().startswith(("http://", "https://", "data:")):
         raise RowError("url_refused", f"{_truncated(url)!r}: only http, https and data URLs are fetched")
     request = urllib.request.Request(
@@ -221,7 +224,7 @@ def _fetch(url: str, allow_urls: bool) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as reply:
             content: bytes = reply.read(MAX_URL_BYTES + 1)
-    except Exception as error:  # urllib raises OSError, HTTPException and ValueError for what servers send
+    except Exception as error:  # urllib raises OSError, HTTPException and ValueError
         raise RowError("url_failed", f"{_truncated(url)!r} could not be fetched: {error}") from error
     if len(content) > MAX_URL_BYTES:
         raise RowError("too_large", f"{_truncated(url)!r} sends more than {MAX_URL_BYTES // 2**20} MiB")
@@ -233,7 +236,7 @@ def _decode(file: BinaryIO, name: str) -> Image:
         raise RowError("empty_file", f"{name} is empty (0 bytes)")
     file.seek(0)
     try:
-        # EPS is the one format for which Pillow starts another program.
+        # For EPS alone Pillow starts an external program.
         Pillow.init()
         with Pillow.open(file, formats=[each for each in Pillow.ID if each != "EPS"]) as picture:
             return _to_image(picture, name)
@@ -242,19 +245,17 @@ def _decode(file: BinaryIO, name: str) -> Image:
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise RowError("too_large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise RowError("unreadable_image", f"{name} is not a picture in a format known here") from error
-    except Exception as error:  # decoders raise nearly anything on broken input
+        raise RowError("unreadable_image", f"{name} is not an image in a supported format") from error
+    except Exception as error:  # decoders of broken input raise many types
         raise _decode_error(name, error) from error
 
 
 def _to_image(picture: Pillow.Image, name: str) -> Image:
-    """The first frame as `Image`. Raises RowError, and what decoders raise."""
+    """The first frame as `Image`. Raises RowError and whatever decoders raise."""
     width, height = picture.size
     most = Pillow.MAX_IMAGE_PIXELS
     if most is not None and width * height > most:
-        raise RowError(
-            "too_large", f"{name} has {width}×{height} pixels; at most {most} are decoded: scale it down"
-        )
+        raise RowError("too_large", f"{name} has {width}×{height} pixels; the limit is {most}: scale it down")
     if not width * height:
         raise RowError("unreadable_image", f"{name} has {width}×{height} pixels")
     picture.load()
@@ -264,8 +265,8 @@ def _to_image(picture: Pillow.Image, name: str) -> Image:
 def _decode_error(name: str, error: Exception) -> RowError:
     cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
     if cut:
-        return RowError("truncated_image", f"{name} is cut off: {error}")
-    return RowError("unreadable_image", f"{name} can't be decoded: {error or type(error).__name__}")
+        return RowError("truncated_image", f"{name} is truncated: {error}")
+    return RowError("unreadable_image", f"can't decode {name}: {error or type(error).__name__}")
 
 
 def _to_rgb(picture: Pillow.Image) -> Pillow.Image:
@@ -286,16 +287,16 @@ def _to_8_bits(picture: Pillow.Image) -> Pillow.Image:
 
 
 def _orient(pixels: Pillow.Image, source: Pillow.Image) -> Pillow.Image:
-    """Turned as the EXIF of `source` says; a broken EXIF says nothing."""
+    """Applies the EXIF orientation of `source`; broken EXIF is ignored."""
     try:
         turn = _UPRIGHT.get(source.getexif().get(_ORIENTATION, 1))
-    except Exception:  # metadata of any kind of brokenness must not cost the picture
+    except Exception:  # broken metadata must not fail an image whose pixels are fine
         turn = None
     return pixels if turn is None else pixels.transpose(turn)
 
 
 def _fit_size(pixels: Pillow.Image) -> Pillow.Image:
-    """Neither thinner nor smaller than models take: see the rules at the top."""
+    """Pads or enlarges to sizes that image processors accept (see the module's docstring)."""
     long, short = max(pixels.size), min(pixels.size)
     if long > MAX_ASPECT_RATIO * short:
         if long > MAX_THIN_SIDE:

@@ -1,7 +1,7 @@
-"""`data=jsonl`: one JSON object a line, its picture's path under `data.image`.
+"""`data=jsonl`: one JSON object per line, with the image's path under the key `data.image`.
 
-A line that can't be read is a row with an error; blank lines are none. Relative paths start at
-the file's own folder, and then at the working folder (`data.relative_to=cwd`: only there).
+A malformed line is a row with an error; blank lines are skipped. Relative paths are resolved against the
+file's folder, then against the working directory (`data.relative_to=cwd`: only against the latter).
 """
 
 import json
@@ -20,30 +20,36 @@ from scalecap.text.suggestions import did_you_mean
 
 
 def open_jsonl(data: DataSettings) -> RowSource:
-    """The rows of a JSON lines file (UTF-8). Raises DataError for a file that holds none."""
+    """The rows of a UTF-8 JSON lines file.
+
+    Raises:
+        DataError: the file can't be read or has no valid row.
+    """
     path = Path(required_path(data)).expanduser()
     if path.is_dir():
-        raise DataError(f"{str(path)!r} is a folder: name the file, or use data=folder for pictures in it")
+        raise DataError(
+            f"expected a file, got the folder {str(path)!r}; use data=folder for the images in it"
+        )
     try:
         total = sum(1 for _ in _lines(path))
     except OSError as error:
-        raise DataError(f"can't read {str(path)!r}: {error.strerror}; data.path names the file") from error
+        raise DataError(f"can't read data.path={str(path)!r}: {error.strerror}") from error
     if not total:
-        raise DataError(f"{str(path)!r} holds no rows: write one JSON object a line")
+        raise DataError(f"{str(path)!r} has no rows; expected one JSON object per line")
     own = Path.cwd() if data.relative_to == "cwd" else path.parent.absolute()
     folders = list(dict.fromkeys([own, Path.cwd()]))
     rows = RowSource({}, total, partial(_rows, path, data, folders))
-    looked = list(islice(rows, SCHEMA_SAMPLE_ROWS))
-    read = [row for row in looked if row.error is None or row.error.kind == "missing_key"]
+    first = list(islice(rows, SCHEMA_SAMPLE_ROWS))
+    read = [row for row in first if row.error is None or row.error.kind == "missing_key"]
     if not read:
-        raise DataError(f"no line of {str(path)!r} is a row (looked at {len(looked)}); {looked[0].error}")
+        raise DataError(f"none of the first {len(first)} lines of {str(path)!r} is a row: {first[0].error}")
     if all(row.error for row in read):
-        raise DataError(f"{read[0].error}; data.image names the key of the picture")
+        raise DataError(f"{read[0].error}; set data.image to the key of the image's path")
     return RowSource(infer_kinds(row.columns for row in read), total, rows.iterate)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers from 1 on."""
+    """The non-blank lines with their line numbers, from 1."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line := (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
@@ -64,7 +70,7 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
             continue
         cell = columns[data.image]
         if isinstance(cell, str) and cell.startswith("data:"):
-            columns[data.image] = None  # it is the pixels
+            columns[data.image] = None  # the pixels themselves
         opened = partial(open_image, cell, folders=folders, allow_urls=data.allow_urls)
         within = None if data.allow_outside else folders[:1]
         read = partial(read_image, cell, folders=folders, allow_urls=data.allow_urls, within=within)
@@ -83,5 +89,5 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RowError("invalid_json", f"{where} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise RowError("invalid_json", f"{where} is not a JSON object but a {type(value).__name__}")
+        raise RowError("invalid_json", f"{where}: expected a JSON object, got {type(value).__name__}")
     return value

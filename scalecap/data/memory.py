@@ -1,4 +1,4 @@
-"""Data sets that a program holds: what `Captioner.map` takes, as rows, and with the captions again."""
+"""In-memory data of `Captioner.map`: converted to a `Dataset`, read as rows, joined with the captions."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
-    """The data as a data set, pictures undecoded in a column of `datasets.Image`.
+    """Converts data to a `Dataset` with undecoded images in a column of `datasets.Image`.
 
     Args:
-        data: a `Dataset` or `IterableDataset` (returned as it is), a pandas frame, or a sequence of pictures
-            (paths, bytes, PIL images) or of mappings that have one under `image`.
+        data: a `Dataset` or `IterableDataset` (returned unchanged), a pandas DataFrame, or a sequence of
+            images (paths, bytes, PIL images) or of mappings.
+        image: the column or key of the images.
 
     Raises:
-        DataError: it is none of these, or has no pictures.
+        DataError: the data is none of these, or has no images.
     """
     import datasets
     import pandas as pd
@@ -34,7 +35,7 @@ def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
     if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
         splits = ", ".join(map(str, data))
         raise DataError(
-            f"expected one split, got a DatasetDict: give one of {splits}, as in map(data['train'])"
+            f"expected a Dataset, got a DatasetDict; pass one split ({splits}), as in map(data['train'])"
         )
     if isinstance(data, pd.DataFrame):
         columns = {str(name): data[name].tolist() for name in data.columns}
@@ -46,9 +47,9 @@ def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
             columns = {image: list(data)}
     else:
         raise DataError(
-            f"expected a Dataset, a pandas frame or a list of pictures or mappings, got {type(data).__name__}"
+            f"expected a Dataset, a DataFrame or a list of images or mappings, got {type(data).__name__}"
             + (
-                "; of one picture, call captioner(picture)"
+                "; for a single image, call captioner(image)"
                 if isinstance(data, str | bytes | os.PathLike)
                 else ""
             )
@@ -56,9 +57,7 @@ def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
     if not columns or not next(iter(columns.values())):
         raise DataError("the data has no rows")
     if image not in columns:
-        raise DataError(
-            f"the data has no column {image!r}: image= names the pictures'; it has {', '.join(columns)}"
-        )
+        raise DataError(f"image={image!r}: the data has no such column; available: {', '.join(columns)}")
     feature = datasets.Image()
     cells = [_encode_cell(feature, cell, row) for row, cell in enumerate(columns.pop(image))]
     pictures = datasets.Dataset.from_dict({image: cells}, features=datasets.Features({image: feature}))
@@ -69,7 +68,7 @@ def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
 
 
 def _encode_cell(feature: Any, cell: Any, row: int) -> Any:
-    """A picture as the data set holds it; one that can't be held is left to fail as its own row."""
+    """An image encoded for `datasets`."""
     if cell is None:
         return None
     if isinstance(cell, os.PathLike):
@@ -83,18 +82,18 @@ def _encode_cell(feature: Any, cell: Any, row: int) -> Any:
 
 
 def open_memory(table: "Dataset | IterableDataset", data: DataSettings) -> RowSource:
-    """The rows of a data set in memory; a picture without a path is known by its bytes.
+    """The rows of a data set in memory.
 
     Raises:
-        DataError: it has no rows, or no column of pictures.
+        DataError: it has no rows, or no column of images.
     """
-    return rows_of(table, "the data", replace(data, allow_outside=True))  # the program itself names the files
+    return rows_of(table, "the data", replace(data, allow_outside=True))  # paths are the caller's own
 
 
 def with_captions(table: "Dataset | IterableDataset", written: Path) -> "Dataset":
-    """The data with the columns of a run's `dataset/` folder beside its own.
+    """Joins the data with the columns that a run wrote to `written`, its `dataset/` folder.
 
-    A stream's rows are read from the folder, pictures too: they were written there as files.
+    A stream can't be joined: its rows are read from the folder, where their images were written too.
     """
     import datasets
 
@@ -109,7 +108,7 @@ def with_captions(table: "Dataset | IterableDataset", written: Path) -> "Dataset
     if not isinstance(table, datasets.Dataset):
         return captions
     kept = table.select_columns([name for name in table.column_names if name not in OUTPUT_COLUMNS])
-    if len(captions) < len(kept):  # of a preview
+    if len(captions) < len(kept):  # a preview
         kept = kept.select([int(id) for id in captions["row_id"]])
     new = captions.select_columns([name for name in captions.column_names if name not in kept.column_names])
     return datasets.concatenate_datasets([kept, new], axis=1)

@@ -1,10 +1,9 @@
-"""`data=parquet`: parquet files, their pictures in a column of bytes, or of paths.
+"""`data=parquet`: parquet files whose image column holds bytes or paths.
 
-A row's id is `file#row`, the file as `data.path` names it and the row counted from 0.
+A row's id is `file#row`: the file as `data.path` names it, and the row's number in it from 0.
 
-Columns are read less the bytes; pictures in the file are streamed when their rows ask for them, a row group
-at a time, and a row group whose rows are all finished is not read at all: how many it has is in the
-file's footer.
+All columns but bytes are read first. Image bytes are streamed row group by row group when a row needs them.
+A row group whose rows are all finished is skipped unread; its size is in the file's footer.
 """
 
 import functools
@@ -30,41 +29,41 @@ from scalecap.engines.base import Image
 from scalecap.rows import Row, RowError, unreadable_row
 from scalecap.text.suggestions import did_you_mean
 
-ROWS = 256
-"""Rows read at once, without their pictures."""
-PICTURES = 8
-"""Pictures read at once."""
-HELD = 4
-"""Batches of pictures held of a row group: rows ask for theirs nearly in order."""
-STREAMS = 8
-"""Row groups whose pictures are read at the same time. Of each that is not yet at its end a page is held,
-the least that parquet reads; many writers make a page of up to 1,024 pictures."""
-BUFFER = 2**20
-"""Bytes read at once; without a buffer a whole column of a row group is."""
-FOOTERS = 16
-"""Footers read at the same time."""
+BATCH_ROWS = 256
+"""Rows per batch, without images."""
+BATCH_IMAGES = 8
+"""Images per batch."""
+MAX_BATCHES = 4
+"""Batches of images kept of each row group; rows need their images nearly in order."""
+MAX_STREAMS = 8
+"""Row groups whose images are streamed at the same time. Each holds a page, the smallest unit that parquet
+reads; many writers make pages of up to 1,024 images."""
+BUFFER_BYTES = 2**20
+"""Buffer of a stream; without one, a whole column chunk is read at once."""
+FOOTER_THREADS = 16
+"""Footers read in parallel."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """One file as its footer tells it."""
+class FileInfo:
+    """One parquet file, as its footer describes it."""
 
     file: File
     stamp: str = ""
     groups: tuple[int, ...] = ()
-    """Rows of each row group."""
+    """Number of rows of each row group."""
     kinds: tuple[tuple[str, str], ...] = ()
-    """Columns by name with their kinds."""
+    """Name and kind of each column."""
     leaves: tuple[str, ...] = ()
-    """What is read of a row at first: everything but bytes."""
+    """Leaf columns that are read first: all but bytes."""
     pixels: str = ""
-    """The leaf that holds pictures' bytes; empty when the picture's column has paths."""
+    """Leaf column of the images' bytes; empty where images are given by path."""
     error: RowError | None = None
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A row's picture: its bytes by their place in the file, else a file by its path."""
+class ImageRef:
+    """Reference to a row's image: a place in a parquet file, or a path."""
 
     file: File
     stamp: str
@@ -78,17 +77,17 @@ class Picture:
     within: tuple[Path, ...] | None
 
     def open(self) -> Image:
-        """The picture. Raises RowError."""
+        """Opens the image. Raises RowError."""
         return open_image(self._cell(), folders=self.folders, allow_urls=self.allow_urls)
 
     def read(self) -> bytes:
-        """Its file's bytes. Raises RowError."""
+        """Reads the image's file. Raises RowError."""
         return read_image(self._cell(), folders=self.folders, allow_urls=self.allow_urls, within=self.within)
 
     def find(self) -> Path:
-        """Its file, where the column has paths. Raises RowError."""
+        """Path of the image's file. Raises RowError if it is inside the parquet file."""
         if self.pixels:
-            raise RowError("no_file", "the picture is no file on this disk")
+            raise RowError("no_file", "the image is not a local file")
         return find_image(self.path, folders=self.folders, within=self.within)
 
     def _cell(self) -> Any:
@@ -96,35 +95,35 @@ class Picture:
         if self.pixels:
             try:
                 content = _stream(self.file, self.stamp, self.group, self.pixels).picture(self.row)
-            except Exception as error:  # pyarrow and file systems raise what broken files make them raise
-                reason = f"the picture of {self.name!r} can't be read: {error_text(error)}"
+            except Exception as error:  # pyarrow and file systems raise many types
+                reason = f"can't read the image of {self.name!r}: {error_text(error)}"
                 raise RowError("unreadable_image", reason) from error
         return self.path if content is None else {"bytes": content, "path": self.name}
 
 
-class _Stream:
-    """The pictures of one row group, of which a few are held; one that is behind them begins it anew."""
+class _ImageStream:
+    """Streams the images of one row group and keeps the last few; going further back restarts the stream."""
 
     def __init__(self, file: File, group: int, pixels: str) -> None:
         self._file, self._group, self._pixels = file, group, pixels
         self._lock = threading.Lock()
         self._whole = True
-        """Whether the last read worked: a reader that failed is at its end."""
+        """Whether the last read succeeded; after an error the reader can't continue."""
         self._begin()
 
     def _begin(self) -> None:
-        self._opened = _opened(self._file)
-        self._batches = self._opened.iter_batches(
-            PICTURES, row_groups=[self._group], columns=[self._pixels], use_threads=False
+        self._parquet = _open_file(self._file)
+        self._batches = self._parquet.iter_batches(
+            BATCH_IMAGES, row_groups=[self._group], columns=[self._pixels], use_threads=False
         )
-        self._held: deque[list[Any]] = deque(maxlen=HELD)
-        self._next, self._rows = 0, self._opened.metadata.row_group(self._group).num_rows
+        self._held: deque[list[Any]] = deque(maxlen=MAX_BATCHES)
+        self._next, self._rows = 0, self._parquet.metadata.row_group(self._group).num_rows
 
     def picture(self, row: int) -> bytes | None:
-        """The bytes of a row, counted from 0 in its row group; None where it has none."""
+        """The image of a row (its number in the row group, from 0); None for a null."""
         with self._lock:
             if not self._whole or row < self._next - sum(map(len, self._held)):
-                self._opened.close(force=True)
+                self._parquet.close(force=True)
                 self._begin()
             self._whole = False
             while row >= self._next:
@@ -133,58 +132,62 @@ class _Stream:
                 self._next += len(batch)
                 if self._next == self._rows:
                     self._batches = iter(())
-                    self._opened.close(force=True)
+                    self._parquet.close(force=True)
             cell = [each for batch in self._held for each in batch][row - self._next]
             self._whole = True
         found: bytes | None = cell["bytes"] if isinstance(cell, dict) else cell
         return found
 
 
-@functools.lru_cache(STREAMS)
-def _stream(file: File, stamp: str, group: int, pixels: str) -> _Stream:
-    return _Stream(file, group, pixels)
+@functools.lru_cache(MAX_STREAMS)
+def _stream(file: File, stamp: str, group: int, pixels: str) -> _ImageStream:
+    return _ImageStream(file, group, pixels)
 
 
-def _entered(stack: ExitStack, file: File) -> pq.ParquetFile:
-    return stack.enter_context(_opened(file))
+def _enter(stack: ExitStack, file: File) -> pq.ParquetFile:
+    return stack.enter_context(_open_file(file))
 
 
-def _opened(file: File) -> pq.ParquetFile:
-    return pq.ParquetFile(file.open(), pre_buffer=False, buffer_size=BUFFER)
+def _open_file(file: File) -> pq.ParquetFile:
+    return pq.ParquetFile(file.open(), pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
 def open_parquet(data: DataSettings) -> RowSource:
-    """The rows of all files. Raises DataError when no file can be read."""
+    """The rows of all matching files; an unreadable file is one row with an error.
+
+    Raises:
+        DataError: no file can be read, or all are empty.
+    """
     path = required_path(data)
     files = find_files(path, ".parquet")
-    with ThreadPoolExecutor(FOOTERS, "footers") as pool:
-        tables = list(pool.map(partial(_table, image=data.image), files))
+    with ThreadPoolExecutor(FOOTER_THREADS, "footers") as pool:
+        tables = list(pool.map(partial(_read_info, image=data.image), files))
     read = [table for table in tables if table.error is None]
     if not read:
         raise DataError(str(tables[0].error))
     total = sum(1 if table.error else sum(table.groups) for table in tables)
     if not total:
-        raise DataError(f"{path!r} holds no rows")
+        raise DataError(f"{path!r} has no rows")
     rows = partitioned(partial(_unfinished, tables, data))
     return replace(rows, columns=dict(read[0].kinds), total=total)
 
 
-def _table(file: File, image: str) -> Table:
+def _read_info(file: File, image: str) -> FileInfo:
     try:
         _, stamp = file.stat()
-        with _opened(file) as opened:
-            return _described(file, stamp, opened, image)
+        with _open_file(file) as opened:
+            return _describe(file, stamp, opened, image)
     except RowError as error:
-        return Table(file, error=error)
-    except Exception as error:  # pyarrow and file systems raise what broken files make them raise
-        reason = f"{file.name!r} can't be read as parquet: {error_text(error)}"
-        return Table(file, error=RowError("unreadable_file", reason))
+        return FileInfo(file, error=error)
+    except Exception as error:  # pyarrow and file systems raise many types
+        reason = f"can't read {file.name!r} as parquet: {error_text(error)}"
+        return FileInfo(file, error=RowError("unreadable_file", reason))
 
 
-def _described(file: File, stamp: str, opened: pq.ParquetFile, image: str) -> Table:
+def _describe(file: File, stamp: str, opened: pq.ParquetFile, image: str) -> FileInfo:
     schema = opened.schema_arrow
     if image not in schema.names:
-        reason = f"{file.name!r} has no column {image!r}: data.image names the picture's"
+        reason = f"data.image={image}: {file.name!r} has no such column"
         raise RowError("missing_key", f"{reason}{did_you_mean(image, schema.names)}")
     held = schema.field(image).type
     pixels = ""
@@ -193,11 +196,11 @@ def _described(file: File, stamp: str, opened: pq.ParquetFile, image: str) -> Ta
     elif pa.types.is_binary(held) or pa.types.is_large_binary(held):
         pixels = image
     elif not pa.types.is_string(held) and not pa.types.is_large_string(held):
-        reason = f"column {image!r} of {file.name!r} holds {held}, neither bytes nor paths"
-        raise RowError("bad_cell", f"{reason}; data.image names the picture's")
+        reason = f"data.image={image}: expected a column of bytes or paths, got {held} in {file.name!r}"
+        raise RowError("bad_cell", reason)
     leaves = [opened.schema.column(number) for number in range(len(opened.schema))]
     groups = range(opened.num_row_groups)
-    return Table(
+    return FileInfo(
         file,
         f"{image} in {stamp}",
         tuple(opened.metadata.row_group(group).num_rows for group in groups),
@@ -221,8 +224,8 @@ def _kind(type_: pa.DataType) -> str:
     return "texts" if is_list and _kind(type_.value_type) == "text" else "any"
 
 
-def _unfinished(tables: list[Table], data: DataSettings, finished: FinishedParts) -> Iterator[Row | range]:
-    """The rows of all files; in place of a finished row group the indices of its rows."""
+def _unfinished(tables: list[FileInfo], data: DataSettings, finished: FinishedParts) -> Iterator[Row | range]:
+    """The rows of all files; a finished row group is yielded as the range of its indices."""
     index = 0
     for table in tables:
         if table.error:
@@ -230,9 +233,9 @@ def _unfinished(tables: list[Table], data: DataSettings, finished: FinishedParts
             index += 1
             continue
         with ExitStack() as stack:
-            opened = functools.cache(partial(_entered, stack, table.file))
+            opened = functools.cache(partial(_enter, stack, table.file))
             for group, rows in enumerate(table.groups):
-                # Paths lead to files, which may have changed on their own.
+                # Files named by path may have changed although the parquet file has not.
                 if table.pixels and finished(table.stamp, index, rows):
                     yield range(index, index + rows)
                 else:
@@ -241,35 +244,37 @@ def _unfinished(tables: list[Table], data: DataSettings, finished: FinishedParts
 
 
 def _group(
-    table: Table, opened: Callable[[], pq.ParquetFile], group: int, data: DataSettings, index: int
+    table: FileInfo, opened: Callable[[], pq.ParquetFile], group: int, data: DataSettings, index: int
 ) -> Iterator[Row]:
-    """The rows of one row group; where it can't be read on, each that is left has the error."""
+    """The rows of one row group; after an error, each remaining row has it."""
     rows, before = table.groups[group], sum(table.groups[:group])
     names = [name for name, _ in table.kinds]
     done = 0
     try:
         leaves = list(table.leaves)
-        for batch in opened().iter_batches(ROWS, row_groups=[group], columns=leaves, use_threads=False):
+        for batch in opened().iter_batches(BATCH_ROWS, row_groups=[group], columns=leaves, use_threads=False):
             for values in batch.to_pylist() or [{}] * batch.num_rows:
                 whole = {name: values.get(name) for name in names}
                 yield _row(table, whole, group, done, before + done, data, index + done)
                 done += 1
-    except Exception as cause:  # pyarrow and file systems raise what broken files make them raise
-        error = RowError("unreadable_file", f"{table.file.name!r} can't be read on: {error_text(cause)}")
+    except Exception as cause:  # pyarrow and file systems raise many types
+        error = RowError(
+            "unreadable_file", f"can't read the rest of {table.file.name!r}: {error_text(cause)}"
+        )
         for number in range(done, rows):
             cell = f"{table.file.name}#{before + number}"
             yield unreadable_row(index + number, {data.image: cell}, error, id=cell)
 
 
 def _row(
-    table: Table, values: dict[str, Any], group: int, row: int, number: int, data: DataSettings, index: int
+    table: FileInfo, values: dict[str, Any], group: int, row: int, number: int, data: DataSettings, index: int
 ) -> Row:
     place, held = f"{table.file.name}#{number}", values[data.image]
     path = (held or {}).get("path") if table.pixels and not isinstance(held, str) else held
     here = () if "://" in table.file.url else (Path(table.file.url).parent,)
     folders = (*here, Path.cwd())
     within = None if data.allow_outside else here
-    picture = Picture(
+    picture = ImageRef(
         *(table.file, table.stamp, table.pixels, group, row, path, path or place, folders),
         allow_urls=data.allow_urls,
         within=within,

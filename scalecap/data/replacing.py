@@ -1,4 +1,4 @@
-"""A folder of the run that each run writes anew."""
+"""Output folders that every run replaces atomically."""
 
 import errno
 import shutil
@@ -6,28 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MARK = ".scalecap"
-"""The file by which a folder is known as a run's own."""
+MARKER = ".scalecap"
+"""Marker file of a folder that scalecap wrote and may therefore replace."""
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether something is there that no run wrote."""
-    return folder.exists() and not (folder / MARK).exists()
+    """Whether the path exists and was not written by scalecap."""
+    return folder.exists() and not (folder / MARKER).exists()
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block ends well.
+    """Yields an empty folder that replaces `folder` when the block succeeds.
 
     Raises:
-        FileExistsError: what is there was written by no run.
+        FileExistsError: `folder` exists and was not written by scalecap.
     """
     if is_foreign(folder):
         raise FileExistsError(errno.EEXIST, f"{folder} was not written by scalecap")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    (part / MARK).write_text("Each run in the folder above replaces this one.\n", encoding="utf-8")
+    (part / MARKER).write_text("Each run in the folder above replaces this one.\n", encoding="utf-8")
     yield part
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

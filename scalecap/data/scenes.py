@@ -1,4 +1,4 @@
-"""`data=scenes`: pictures of the embedded world with their truth."""
+"""`data=scenes`: images of the embedded world with their ground truth."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def open_scenes(data: DataSettings) -> RowSource:
-    """The packaged sample, or `data.count` generated scenes that were never trained on.
+    """The packaged sample, or `data.count` generated scenes that are not in the training data.
 
-    Columns: `image` (the picture's name) and `truth`. A generated picture is drawn when it is
-    opened. A `data.seed` without a count generates as many as the sample has.
+    Columns are `image` (its name) and `truth`. A generated scene is rendered when its image is opened.
+    `data.seed` without `data.count` generates as many scenes as the sample has.
     """
     from scalecap.data.jsonl import open_jsonl
     from scalecap.scenes.world import SAMPLE
@@ -41,16 +41,16 @@ def _rows(seed: int, count: int) -> Iterator[Row]:
         scene = sample(unseen(seed, index))
         columns = {"image": f"scene-{scene.seed}.png", "truth": scene.truth()}
         stamp = f"scene {scene.seed}"
-        yield Row(index, columns, partial(_drawn, scene), stamp=stamp, read_image=partial(_png, scene))
+        yield Row(index, columns, partial(_rendered, scene), stamp=stamp, read_image=partial(_encoded, scene))
 
 
-def _drawn(scene: "Scene") -> Image:
+def _rendered(scene: "Scene") -> Image:
     from scalecap.scenes.world import render
 
     return open_image(render(scene))
 
 
-def _png(scene: "Scene") -> bytes:
+def _encoded(scene: "Scene") -> bytes:
     from scalecap.scenes.world import render
 
     return read_image(render(scene))

@@ -1,34 +1,34 @@
-"""Texts that were there before, in 8 bytes each, so that the ids of many millions of rows can be held."""
+"""A compact set of strings: 8 bytes each, so that the ids of many millions of rows fit in memory."""
 
 import hashlib
 
 import numpy as np
 
-RECENT = 2**16
-"""Texts held as Python's own numbers before they are packed."""
+MAX_RECENT = 2**16
+"""Digests kept in a Python set before they are packed into an array."""
 
 
 def digest(text: str) -> int:
-    """64 bits of the text, never 0. Of a hundred million texts, two are confused once in 3,700 times."""
+    """A 64-bit digest, never 0. Among 100 million strings, a collision has a probability of 1 in 3,700."""
     content = text.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
 
 
 class Seen:
-    """A set of texts that only grows. Sorted arrays, each at least twice as long as the next, are merged
-    as they fill up, so a look-up takes a few binary searches."""
+    """An append-only set of string digests: sorted arrays, each at least twice as long as the next (merged as
+    they fill up), so that a lookup is a few binary searches."""
 
     def __init__(self) -> None:
         self._recent: set[int] = set()
         self._packed: list[np.ndarray] = []
 
     def add(self, text: str) -> bool:
-        """Whether the text is new."""
+        """Adds a string; returns whether it is new."""
         found = digest(text)
-        if found in self._recent or any(_holds(each, found) for each in self._packed):
+        if found in self._recent or any(_contains(each, found) for each in self._packed):
             return False
         self._recent.add(found)
-        if len(self._recent) == RECENT:
+        if len(self._recent) == MAX_RECENT:
             self._pack()
         return True
 
@@ -40,6 +40,6 @@ class Seen:
         self._packed.append(packed)
 
 
-def _holds(packed: np.ndarray, value: int) -> bool:
+def _contains(packed: np.ndarray, value: int) -> bool:
     at = int(np.searchsorted(packed, np.uint64(value)))
     return at < len(packed) and int(packed[at]) == value

@@ -1,4 +1,4 @@
-"""`data.shard`: one of several parts of a data set, a run each; `scalecap.run.merge` joins them."""
+"""`data.shard`: one of n shards of a data set, a run each; `scalecap.run.merge` joins the runs."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -11,9 +11,9 @@ from scalecap.rows import Row
 
 
 class Shard(NamedTuple):
-    """Every `of`-th row from `number` on, by the index in the whole data.
+    """Rows i, i+n, i+2n, … of the whole data set, where i is `number` and n is `of`.
 
-    Shards are as large as each other, give or take a row, and keep their rows when the data grows.
+    The sizes of shards differ by at most one row, and a shard keeps its rows when the data set grows.
     """
 
     number: int
@@ -23,24 +23,24 @@ class Shard(NamedTuple):
         return f"{self.number}/{self.of}"
 
     def total(self, rows: int | None) -> int | None:
-        """How many of so many rows are in it."""
+        """The size of the shard for a data set of this size; None if unknown."""
         return None if rows is None else len(range(self.number, rows, self.of))
 
     def select(self, indices: range) -> range:
-        """Its own of consecutive indices."""
+        """The indices of a range that are in the shard."""
         return indices[(self.number - indices.start) % self.of :: self.of]
 
     def contains(self, index: int) -> bool:
         return index % self.of == self.number
 
     def filter(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Its rows."""
+        """The rows that are in the shard."""
         return (row for row in rows if self.contains(row.index))
 
     def skip_finished(
         self, rows: Callable[[FinishedParts], Iterator[Row | range]], finished: FinishedParts
     ) -> Iterator[Row | range]:
-        """Its rows, and its indices in parts that are finished; its own last row of a part tells of it."""
+        """The shard's rows, and its indices in finished parts; its last row of each part has `Row.part`."""
         last: Row | None = None
         try:
             for each in rows(partial(finished, shard=self)):
@@ -69,8 +69,8 @@ WHOLE = Shard(0, 1)
 
 
 def parse_shard(text: str) -> Shard:
-    """The shard that "3/16" names. DataError with the mend."""
+    """Parses "3/16". Raises DataError."""
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if found and int(found[1]) < int(found[2]):
         return Shard(int(found[1]), int(found[2]))
-    raise DataError(f"data.shard={text}: shards are counted from 0, as 0/16, 1/16 and so on to 15/16")
+    raise DataError(f"data.shard={text}: expected i/n with i from 0 to n-1, e.g. 0/16 to 15/16")

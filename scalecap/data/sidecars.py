@@ -1,8 +1,8 @@
-"""Sidecars: a text or JSON file for each picture, as trainers of LoRA adapters read them.
+"""Sidecars: one text or JSON file per image, the input format of LoRA trainers.
 
-In a folder of the run its name comes from the row's id, which may be any text: each part of it is cleaned, so
-that it never leads out of the folder, and an id whose name is taken gets a number. Beside the pictures it is
-the picture's own name with another suffix.
+In the run's folder a file is named after its row's id. An id may be any text, so each part of the path is
+sanitized (it never leaves the folder), and a number is appended to a name that is taken. Beside the images, a
+sidecar has its image's name with another extension.
 """
 
 import json
@@ -24,26 +24,27 @@ from scalecap.rows import RowError
 from scalecap.text.templates import PromptError, Template
 
 MAX_PART_BYTES = 200
-"""Bytes of one part of a name; file systems take 255."""
+"""Most bytes of one path component; file systems allow 255."""
 MAX_PARTS = 8
-"""Parts of a name; the rest of them are its last."""
+"""Most path components; further ones are joined to the last."""
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\\/]')
-"""What some file system does not take."""
+"""Characters that some file system forbids."""
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""What Windows takes for a device."""
+"""Names reserved for devices on Windows."""
 
 
 class SidecarText:
-    """What a row's sidecar holds."""
+    """Renders the content of sidecars."""
 
     def __init__(self, settings: WriteSettings) -> None:
         self._settings = settings
         self._template = Template(settings.template)
 
     def of(self, row: Mapping[str, Any]) -> bytes:
-        """Raises PromptError when the template can't be rendered, or makes no text.
+        """The content for a row. Captions are joined to one line, since trainers read only the first.
 
-        A caption is on one line, since trainers read no further than the first.
+        Raises:
+            PromptError: the template fails or renders to nothing.
         """
         if self._settings.sidecars == "json":
             return (json.dumps(row, ensure_ascii=False, indent=2) + "\n").encode()
@@ -55,7 +56,7 @@ class SidecarText:
 
 
 class Sidecars:
-    """Files in a folder of their own, by the rows' ids."""
+    """Sink that writes files named after row ids."""
 
     def __init__(self, folder: Path, settings: WriteSettings, missing: MessageCounts) -> None:
         self._folder, self._text, self._missing = folder, SidecarText(settings), missing
@@ -77,22 +78,21 @@ class Sidecars:
 
 @contextmanager
 def sidecars(folder: Path, settings: WriteSettings, missing: MessageCounts) -> Iterator[Sidecars]:
-    """Takes the rows, and puts their files in place of those that were there; the reasons of those without
-    one are counted in `missing`."""
+    """A sink whose files replace those in `folder`; why a row has none is counted in `missing`."""
     with replacing(folder) as part:
         yield Sidecars(part, settings, missing)
 
 
 class UniqueNames:
-    """Names of files, no two of them alike on any file system."""
+    """Generates file names that are unique on any file system (case-insensitive, NFC)."""
 
     def __init__(self, suffix: str) -> None:
         self._suffix, self._seen = suffix, Seen()
         self._numbers: dict[str, int] = {}
-        """Of the names that several ids make, the last number given."""
+        """By repeated name, the last number appended."""
 
     def new(self, id: str) -> str:
-        """A relative path with the suffix; that a name was there before shows in its number."""
+        """A new relative path for an id, numbered if its name is taken."""
         name = self._clean(id)
         taken = name
         while not self._seen.add(unicodedata.normalize("NFC", taken).casefold()):
@@ -109,13 +109,13 @@ class UniqueNames:
             [*parts[: MAX_PARTS - 1], "_".join(parts[MAX_PARTS - 1 :])] if len(parts) > MAX_PARTS else parts
         )
         *folders, last = map(_truncated, parts)
-        # No folder has a name that a file may have.
+        # A folder must not have the name of a file.
         folders = [part + "_" if part.lower().endswith(self._suffix) else part for part in folders]
         return "/".join([*folders, last])
 
 
 def _clean_part(text: str) -> str:
-    """One part of a path as every file system takes it; empty where nothing is left."""
+    """A path component that every file system allows; empty if nothing is left of it."""
     text = _NOT_IN_NAMES.sub("_", text.encode("utf-8", "replace").decode()).strip(" ").rstrip(". ")
     if text.startswith("."):
         text = "_" + text[1:]
@@ -127,10 +127,10 @@ def _truncated(text: str) -> str:
 
 
 class BesideImages:
-    """Files next to the pictures', under their names."""
+    """Sink that writes files next to the images."""
 
     def __init__(self, image: str, settings: WriteSettings, missing: MessageCounts) -> None:
-        """`image` is the column of the pictures; why a picture got no file is counted in `missing`."""
+        """`image` is the image column; why an image has no sidecar is counted in `missing`."""
         self._image, self._text, self._missing = image, SidecarText(settings), missing
         self._suffix, self._replace = f".{settings.sidecars}", settings.beside == "replace"
         self._seen = Seen()
@@ -144,24 +144,24 @@ class BesideImages:
             except (RowError, PromptError) as error:
                 self._missing.add(str(error))
             except OSError as error:
-                self._missing.add(f"{str(error.filename)!r} can't be written: {error.strerror}")
+                self._missing.add(f"can't write {str(error.filename)!r}: {error.strerror}")
 
     def _path(self, each: Export) -> Path:
-        """Where its file belongs. Raises RowError when the picture is no file, or another one now."""
+        """Path of an image's sidecar. Raises RowError if the image is not a local file or was replaced."""
         row = captioned_row(each)
         if row.find_image is None:
-            raise RowError("no_file", "the picture is no file on this disk")
-        picture = Path(os.path.abspath(row.find_image()))  # what was allowed, whatever its links are
+            raise RowError("no_file", "the image is not a local file")
+        picture = Path(os.path.abspath(row.find_image()))  # the path that was checked, links unresolved
         check_unchanged(each, self._image)
         path = picture.with_suffix(self._suffix)
         if not self._seen.add(str(path)):
-            raise RowError("taken", f"{str(path)!r} belongs to another picture of that name")
+            raise RowError("taken", f"{str(path)!r} is the sidecar of another image")
         if path == picture:
-            raise RowError("taken", f"{str(path)!r} is the picture itself")
+            raise RowError("taken", f"{str(path)!r} is the image itself")
         return path
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Raises RowError when another file is there that must stay, OSError when it can't be written."""
+        """Writes a file. Raises RowError if another one exists and may not be replaced, or OSError."""
         try:
             with path.open("xb") as file:
                 file.write(content)
@@ -171,12 +171,12 @@ class BesideImages:
                 return
             if not self._replace:
                 raise RowError(
-                    "taken", f"{str(path)!r} was there already; write.beside=replace replaces it"
+                    "taken", f"{str(path)!r} already exists; set write.beside=replace to replace it"
                 ) from None
         part = path.with_name(path.name + ".part")
         with part.open("xb") as file:
             file.write(content)
         try:
-            os.replace(part, path)  # a link itself, not what it leads to
+            os.replace(part, path)  # replaces a link, not its target
         finally:
             part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Opens the data set that the settings name, and what all sources share."""
+"""Opens the configured data source; code that all sources share."""
 
 import logging
 import math
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 SOURCES = ("jsonl", "folder", "hub", "webdataset", "parquet", "scenes")
 SCHEMA_SAMPLE_ROWS = 64
-"""Rows looked at to know the columns of a source that does not declare them."""
+"""Rows read to infer the columns of a source without a schema."""
 
 
 @dataclass
 class RowSource:
-    """A source: what its rows hold, how many will come (None: not known), and how to begin.
+    """A `Source` made of functions that iterate over its rows.
 
-    One whose rows stand in parts also says how to pass over those that are finished; one that would read
-    the pictures of rows that another shard has says how to begin with a shard's own.
+    A source with parts (tar shards, row groups) sets `iterate_unfinished`, which skips finished ones unread.
+    A source that can seek sets `iterate_shard`, so that images of other shards' rows are not read.
     """
 
     columns: Mapping[str, str]
@@ -46,7 +46,7 @@ class RowSource:
 
 
 def partitioned(iterate_unfinished: Callable[[FinishedParts], Iterator[Row | range]]) -> RowSource:
-    """Rows that stand in parts; a run that begins passes over none."""
+    """A source whose rows come in parts, of which a new run skips none."""
 
     def iterate() -> Iterator[Row]:
         return (row for row in iterate_unfinished(nothing_finished) if isinstance(row, Row))
@@ -55,15 +55,16 @@ def partitioned(iterate_unfinished: Callable[[FinishedParts], Iterator[Row | ran
 
 
 def open_source(data: DataSettings) -> Source:
-    """The rows of `data.source`: the first `data.limit`, and of those the ones of `data.shard`.
+    """Opens `data.source`, limited to its first `data.limit` rows and to `data.shard` of these.
 
-    Raises DataError with the mend.
+    Raises:
+        DataError: there is no such source, or it can't be read.
     """
     if data.source == "memory":
-        raise DataError("the data was in a program's memory: captioner.report() shows its pictures")
+        raise DataError("the data was in memory and is gone; captioner.report() shows its images")
     if data.source not in SOURCES:
-        raise DataError(f"no data source is named {data.source!r}{did_you_mean(data.source, SOURCES)}")
-    module = import_module(f"scalecap.data.{data.source}")  # none but the one that is needed
+        raise DataError(f"unknown data source {data.source!r}{did_you_mean(data.source, SOURCES)}")
+    module = import_module(f"scalecap.data.{data.source}")  # lazily: each has its own dependencies
     rows: RowSource = getattr(module, f"open_{data.source}")(data)
     if data.id:
         rows = _with_ids_from(data.id, rows)
@@ -82,12 +83,10 @@ def open_source(data: DataSettings) -> Source:
 
 
 def _with_ids_from(column: str, rows: RowSource) -> RowSource:
-    """The rows with the values of a column as ids. All of them are read, since one may be there twice."""
+    """The rows with a column's values as ids. Every row is read, to find duplicates."""
     if column not in rows.columns:
         hint = did_you_mean(column, rows.columns)
-        raise DataError(
-            f"the data has no column {column!r}: data.id names the one that tells rows apart{hint}"
-        )
+        raise DataError(f"data.id={column}: the data has no such column{hint}")
 
     def iterate() -> Iterator[Row]:
         seen = Seen()
@@ -100,18 +99,20 @@ def _with_ids_from(column: str, rows: RowSource) -> RowSource:
             if text and seen.add(text):
                 yield replace(row, id=text)
                 continue
-            kind, what = ("repeated_id", "has the id of a row before it") if text else ("no_id", "has no id")
-            message = (
-                f"row {row.index} {what}: {column!r} is {value!r:.80}; data.id names a column of unique texts"
+            kind, what = (
+                ("repeated_id", "repeats the id of an earlier row") if text else ("no_id", "has no id")
             )
-            error = RowError(kind, f"{message} or whole numbers")
+            message = (
+                f"row {row.index} {what}: {column!r} is {value!r:.80}; expected unique strings or integers"
+            )
+            error = RowError(kind, message)
             yield unreadable_row(row.index, row.columns, error, id=_unused_id(text, row.index, seen))
 
     return RowSource(rows.columns, rows.total, iterate)
 
 
 def _unused_id(text: str, index: int, seen: Seen) -> str:
-    """An id for a row that has none of its own."""
+    """A unique id for a row without a valid one."""
     text = f"{text}#{index}"
     while not seen.add(text):
         text += "#"
@@ -123,7 +124,7 @@ def _shard_below(limit: int, iterate_shard: Callable[[Shard], Iterator[Row]], sh
 
 
 def _take(rows: Source, limit: int, finished: FinishedParts) -> Iterator[Row | range]:
-    """So many rows, those of a part that is passed over counted one by one."""
+    """The first `limit` rows; the rows of a skipped part count too."""
     left = limit
     for each in rows.unfinished(finished):
         taken = each[:left] if isinstance(each, range) else each
@@ -134,22 +135,22 @@ def _take(rows: Source, limit: int, finished: FinishedParts) -> Iterator[Row | r
 
 
 def rows_until_error(source: Source) -> Iterator[Row]:
-    """The rows, as far as the data can be read; where it can't, a warning."""
+    """The rows up to the first DataError, which is logged as a warning."""
     try:
         yield from source
     except DataError as error:
-        log.warning("the pictures from here on are not in the data set: %s", error)
+        log.warning("images of the remaining rows are missing from the data set: %s", error)
 
 
 def required_path(data: DataSettings) -> str:
-    """`data.path`; DataError without one."""
+    """`data.path`. Raises DataError if it is not set."""
     if not data.path:
-        raise DataError(f"data={data.source} needs data.path=…: what to read")
+        raise DataError(f"data={data.source} requires data.path=…")
     return data.path
 
 
 def infer_kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Kind of each column (`text`, `texts`, `number`, `any`) as a few rows show it; nulls say nothing."""
+    """The kind of each column (`text`, `texts`, `number`, `any`), inferred from a few rows; ignores nulls."""
     seen: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.items():
@@ -168,17 +169,17 @@ def _kind(value: Any) -> str:
 
 
 def escaped_name(text: str) -> str:
-    """A name as UTF-8 can hold it, no two of them alike: a backslash is doubled, and a byte that is not UTF-8
-    (a lone surrogate in Python) is written `\\udcXX`."""
+    """An injective encoding of a file name as valid UTF-8: backslashes are doubled, and a byte that is not
+    UTF-8 (in Python a lone surrogate) becomes `\\udcXX`."""
     return text.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
 
 
 def json_safe(value: Any) -> Any:
-    """The value as JSON and UTF-8 can hold it.
+    """Converts a value to one that JSON and UTF-8 can represent.
 
-    Pictures and other bytes are left out: `{"bytes", "path"}` (an undecoded media cell) becomes
-    `{"path"}`, or null without one. NaN and infinities become null, lone surrogates `?`, and what
-    JSON does not know (times, decimals) its text.
+    Images and other bytes are dropped: `{"bytes", "path"}` (an undecoded media cell) becomes `{"path"}`, or
+    null without a path. NaN and infinities become null, lone surrogates `?`, and types that JSON lacks
+    (dates, decimals) become strings.
     """
     if value is None or isinstance(value, bool | int):
         return value
@@ -194,6 +195,6 @@ def json_safe(value: Any) -> Any:
         return [json_safe(each) for each in value]
     if isinstance(value, bytes | bytearray | memoryview):
         return None
-    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars
         return json_safe(value.tolist())
     return json_safe(str(value))

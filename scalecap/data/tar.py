@@ -1,7 +1,7 @@
-"""`webdataset/`: tars of samples, a picture's file and its row as JSON each, for the webdataset library.
+"""`webdataset/`: tar shards whose samples are an image file and its row as JSON, for the webdataset library.
 
-A sample's key is its row's number, so no text of the data becomes a name. Rows that failed, and pictures that
-could not be read, make no sample.
+A sample's key is its row's index, so that no text of the data becomes a file name. Failed rows and unreadable
+images are left out.
 """
 
 import io
@@ -18,11 +18,11 @@ from scalecap.data.groups import Export
 from scalecap.data.replacing import replacing
 
 _SUFFIXES = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "tiff": "tif"}
-"""Where a format is not its own suffix."""
+"""File extensions that differ from Pillow's format names."""
 
 
 class TarWriter:
-    """`train-00000.tar` … in a folder; the next begins where one has so many samples or bytes."""
+    """Sink that writes `train-00000.tar` …, each with at most `samples` samples or about `size` bytes."""
 
     def __init__(self, folder: Path, samples: int, size: int) -> None:
         self._folder, self._most, self._size = folder, samples, size
@@ -41,13 +41,13 @@ class TarWriter:
 
     def add(self, group: Sequence[Export]) -> None:
         for each in group:
-            if each.picture is None or each.row["error"] is not None:
+            if each.image_file is None or each.row["error"] is not None:
                 continue
             if self._samples >= self._most or self._file.tell() >= self._size:
                 self.close()
                 self._begin()
             key = f"{each.record['index']:09d}"
-            self._write(f"{key}.{_suffix(each.picture)}", each.picture)
+            self._write(f"{key}.{_suffix(each.image_file)}", each.image_file)
             self._write(f"{key}.json", json.dumps(each.row, ensure_ascii=False).encode())
             self._samples += 1
 
@@ -55,12 +55,12 @@ class TarWriter:
         member = tarfile.TarInfo(name)
         member.size = len(content)
         self._tar.addfile(member, io.BytesIO(content))
-        self._tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+        self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members
 
 
 @contextmanager
 def tar_shards(folder: Path, *, samples: int, size: int) -> Iterator[TarWriter]:
-    """Takes the rows that become samples, and puts the tars in place of those that were there."""
+    """A sink whose tar shards replace those in `folder`."""
     with replacing(folder) as part:
         written = TarWriter(part, samples, size)
         try:
@@ -70,7 +70,7 @@ def tar_shards(folder: Path, *, samples: int, size: int) -> Iterator[TarWriter]:
 
 
 def _suffix(picture: bytes) -> str:
-    """What a file of the picture's format is called by, whatever its name in the data was."""
+    """The file extension of the image's actual format."""
     with Pillow.open(io.BytesIO(picture)) as opened:
         name = (opened.format or "bin").lower()
     return _SUFFIXES.get(name, name)

@@ -1,15 +1,14 @@
-"""`data=webdataset`: tar shards whose samples are files that share a name up to its first dot.
+"""`data=webdataset`: tar shards in the WebDataset format (a sample's files share a name up to the first dot).
 
-A shard is walked by its headers: a sample's picture is left where it is until its row asks for it, and is
-then read by its place in the tar. Small texts beside it become columns: the keys of `json`, and `txt`,
-`text`, `caption` and `cls` under their own names; a key whose name is taken is `json.<key>`. Other files
-are not read. A member's name is text and never a path.
+Only headers are read while a shard is iterated; an image is read by its offset when its row needs it. Text
+files become columns: the keys of `json` files, and `txt`, `text`, `caption` and `cls` under these names (a
+key whose name is taken becomes `json.<key>`). Other files are not read. Member names are never paths.
 
-A row's id is `shard#key`, the shard as `data.path` names it (a `#` in its name is written `\\#`); a key that
-is there again in its shard has `#2` behind it.
+A row's id is `shard#key`: the shard as `data.path` names it (with `#` escaped as `\\#`) and the sample's key,
+with `#2` appended to a repeated one.
 
-`datasets` streams such tars too (`data=hub`), but reads every body on its way, and its iterator ends at the
-first sample that is not well-formed.
+`datasets` streams such tars too (`data=hub`), but it reads every member on the way, and its iterator ends at
+the first malformed sample.
 """
 
 import json
@@ -42,19 +41,19 @@ from scalecap.rows import Row, RowError, unreadable_row
 
 log = logging.getLogger(__name__)
 
-KEY = "__key__"
-"""The column of a sample's name."""
-TEXTS = ("txt", "text", "caption", "cls")
-LARGEST = 16 * 2**20
-"""Bytes of a text beside a picture."""
+KEY_COLUMN = "__key__"
+"""Column of the sample's key."""
+TEXT_EXTENSIONS = ("txt", "text", "caption", "cls")
+MAX_TEXT_BYTES = 16 * 2**20
+"""Largest text member, in bytes."""
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
-"""What a sample is called, and the rest of a member's name."""
+"""Key and extension of a member."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside of a tar, by its place."""
+    """A file in a tar, by offset and size."""
 
     file: File
     name: str
@@ -65,33 +64,37 @@ class Member:
         return f"{self.file.name}#{self.name}"
 
     def read(self) -> bytes:
-        """Its bytes and no others. Raises RowError."""
+        """Reads the member. Raises RowError."""
         content = self.file.read(self.offset, self.size)
         if len(content) < self.size:
-            raise RowError("truncated_member", f"{str(self)!r} is cut off")
+            raise RowError("truncated_member", f"{str(self)!r} is truncated")
         return content
 
     def open(self) -> Image:
-        """The picture that it is. Raises RowError."""
+        """Opens the member as an image. Raises RowError."""
         return open_image({"bytes": self.read(), "path": str(self)})
 
 
 def open_webdataset(data: DataSettings) -> RowSource:
-    """A row for each sample, its total not known before the end. Raises DataError when none can be read."""
+    """One row per sample; their number is not known in advance.
+
+    Raises:
+        DataError: no sample can be read.
+    """
     path = required_path(data)
     files = find_files(path, ".tar")
     rows = partitioned(partial(_unfinished, files, data.image))
-    looked = list(islice(rows, SCHEMA_SAMPLE_ROWS))
-    read = [row.columns for row in looked if row.error is None]
-    if not looked:
-        raise DataError(f"{path!r} holds no samples: files named KEY.jpg, KEY.json … in a tar")
+    first = list(islice(rows, SCHEMA_SAMPLE_ROWS))
+    read = [row.columns for row in first if row.error is None]
+    if not first:
+        raise DataError(f"{path!r} has no samples; expected tar files with members KEY.jpg, KEY.json, …")
     if not read:
-        raise DataError(f"no sample of {path!r} can be read (looked at {len(looked)}); {looked[0].error}")
+        raise DataError(f"none of the first {len(first)} samples of {path!r} can be read: {first[0].error}")
     return replace(rows, columns=infer_kinds(read))
 
 
 def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Iterator[Row | range]:
-    """The rows of all shards; in place of a finished shard the indices of its rows."""
+    """The rows of all shards; a finished shard is yielded as the range of its indices."""
     index = 0
     for file in files:
         try:
@@ -120,17 +123,17 @@ def _unfinished(files: list[File], image: str, finished: FinishedParts) -> Itera
 
 
 def _id(file: File, key: str | None = None) -> str:
-    """Of a sample, or of a shard that can't be read; no two become the same."""
+    """The unique id of a sample, or of an unreadable shard."""
     shard = escaped_name(file.name).replace("#", "\\#")
     return shard if key is None else f"{shard}#{escaped_name(key)}"
 
 
 def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
-    """The samples of one shard, not yet numbered; what can't be read on ends with the sample it was in."""
+    """The samples of one shard, with index 0; an error ends them with the sample it occurred in."""
     key, members = "", list[Member]()
     try:
         with file.open() as tar:
-            for info in _headers(tar, file.name):
+            for info in _members(tar, file.name):
                 found = _NAME.fullmatch(info.name)
                 if not info.isfile() or info.issparse() or not found:
                     continue
@@ -141,15 +144,15 @@ def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
                 members.append(Member(file, json_safe(info.name), info.offset_data, info.size))
                 if size is not None and info.offset_data + info.size > size:
                     raise RowError(
-                        "truncated_member", f"{str(members[-1])!r} is cut off: its shard ends before it does"
+                        "truncated_member", f"{str(members[-1])!r} is truncated: its shard ends before it"
                     )
             if members:
                 yield _row(key, members, image, tar)
     except RowError as error:
         yield _unreadable(file, key if members else None, image, error)
-    except Exception as error:  # tarfile and file systems raise what broken files make them raise
+    except Exception as error:  # tarfile and file systems raise many types
         where = f" after {key!r}" if members else " as a tar"
-        reason = RowError("unreadable_shard", f"{file.name!r} can't be read{where}: {error_text(error)}")
+        reason = RowError("unreadable_shard", f"can't read {file.name!r}{where}: {error_text(error)}")
         yield _unreadable(file, key if members else None, image, reason)
 
 
@@ -158,29 +161,33 @@ def _unreadable(file: File, key: str | None, image: str, error: RowError) -> Row
     return unreadable_row(0, {image: cell}, error, id=_id(file, key))
 
 
-def _headers(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
-    """The members, by seeking from header to header. Raises tarfile's errors."""
+def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
+    """The members, by seeking from header to header. Raises `tarfile.ReadError`."""
     if file.read(6).startswith(_COMPRESSED):
-        raise tarfile.ReadError("it is compressed, so its members have no place; unpack it to a plain tar")
+        raise tarfile.ReadError("it is compressed, so that members can't be read by offset; decompress it")
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while member := tar.next():
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members
             yield member
-        # tarfile takes a damaged header for the end.
+        # tarfile treats a damaged header as the end of the archive.
         file.seek(tar.offset)
         block = file.read(tarfile.BLOCKSIZE)
         if any(block):
             raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged")
         if not block:
-            log.warning("%s has no end mark: whoever wrote it may have been stopped", name)
+            log.warning("%s has no end-of-archive marker: its writer may have been interrupted", name)
 
 
 def _row(key: str, members: list[Member], image: str, tar: IO[bytes]) -> Row:
     cell, id = f"{members[0].file.name}#{json_safe(key)}", _id(members[0].file, key)
     try:
-        picture = _picture(cell, members, image)
-        columns = {image: str(picture), KEY: json_safe(key), **_texts(members, {image, KEY}, tar)}
+        picture = _image_member(cell, members, image)
+        columns = {
+            image: str(picture),
+            KEY_COLUMN: json_safe(key),
+            **_text_columns(members, {image, KEY_COLUMN}, tar),
+        }
     except RowError as error:
         return unreadable_row(0, {image: cell}, error, id=id)
     return Row(0, columns, picture.open, read_image=picture.read, id=id)
@@ -190,34 +197,34 @@ def _extension(member: Member) -> str:
     return member.name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _picture(cell: str, members: list[Member], image: str) -> Member:
-    """The member that `data.image` names by its extension, else the only one that is a picture."""
+def _image_member(cell: str, members: list[Member], image: str) -> Member:
+    """The member with the extension `data.image`, else the only image."""
     names = ", ".join(member.name for member in members)
     found = [member for member in members if _extension(member) == image.lower()]
     found = found or [member for member in members if member.name.lower().endswith(SUFFIXES)]
     if not found:
-        raise RowError("no_picture", f"sample {cell!r} has no picture: its files are {names}")
+        raise RowError("no_picture", f"sample {cell!r} has no image: its files are {names}")
     if len(found) > 1:
         raise RowError(
             "two_pictures",
-            f"sample {cell!r} has {len(found)} pictures ({', '.join(each.name for each in found)});"
-            " data.image=EXTENSION says which",
+            f"sample {cell!r} has {len(found)} images ({', '.join(each.name for each in found)});"
+            " choose one by data.image=EXTENSION",
         )
     return found[0]
 
 
-def _texts(members: list[Member], taken: set[str], tar: IO[bytes]) -> dict[str, Any]:
-    """The columns that the small texts of a sample make."""
+def _text_columns(members: list[Member], taken: set[str], tar: IO[bytes]) -> dict[str, Any]:
+    """The columns of a sample's text members."""
     columns: dict[str, Any] = {}
     objects: list[Mapping[str, Any]] = []
     for member in members:
         name = _extension(member)
         last = name.rpartition(".")[2]
-        if name in taken or last not in (*TEXTS, "json"):
+        if name in taken or last not in (*TEXT_EXTENSIONS, "json"):
             continue
         if name in columns:
-            raise RowError("two_members", f"{str(member)!r} is there twice")
-        text = _text(member, tar)
+            raise RowError("two_members", f"{str(member)!r} occurs twice")
+        text = _read_text(member, tar)
         try:
             value = json_safe(json.loads(text)) if last == "json" else int(text) if last == "cls" else text
         except (ValueError, RecursionError) as error:
@@ -234,9 +241,9 @@ def _texts(members: list[Member], taken: set[str], tar: IO[bytes]) -> dict[str, 
     return columns
 
 
-def _text(member: Member, tar: IO[bytes]) -> str:
-    if member.size > LARGEST:
-        raise RowError("too_large", f"{str(member)!r} has more than {LARGEST // 2**20} MiB")
+def _read_text(member: Member, tar: IO[bytes]) -> str:
+    if member.size > MAX_TEXT_BYTES:
+        raise RowError("too_large", f"{str(member)!r} has more than {MAX_TEXT_BYTES // 2**20} MiB")
     tar.seek(member.offset)
     try:
         return tar.read(member.size).decode("utf-8")

@@ -1,4 +1,4 @@
-"""The finished rows as files: `captions.jsonl`, parquet shards that `datasets` loads, and other exports."""
+"""Writes finished rows: `captions.jsonl`, parquet shards for `datasets`, and other exports."""
 
 import functools
 import json
@@ -21,56 +21,53 @@ from scalecap.messages import MessageCounts
 from scalecap.rows import Row
 
 SHARD_ROWS = 100_000
-"""A shard with so many rows is full."""
+"""Most rows of a shard."""
 SHARD_BYTES = 500 * 10**6
-"""A shard of so many bytes is full; it is longer by less than its last row group, or sample."""
+"""Target size of a shard; it is exceeded by less than its last row group or sample."""
 ERROR = pa.struct([("step", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 
-Rows = Callable[[], Iterable[Record]]
+ReadRecords = Callable[[], Iterable[Record]]
 
 
 @dataclass
 class WriteResult:
-    """What the reader of the files must know."""
+    """What was not written as usual."""
 
     json_columns: list[str] = field(default_factory=list)
-    """Columns whose rows share no type, which are JSON text in `dataset/`."""
+    """Columns without a common type, written to `dataset/` as JSON strings."""
     missing_images: MessageCounts = field(default_factory=MessageCounts)
-    """Why pictures that a step looked at are not in `dataset/` or `webdataset/`."""
+    """Why images are missing from `dataset/` or `webdataset/`."""
     missing_sidecars: MessageCounts = field(default_factory=MessageCounts)
-    """Why rows that did not fail have no sidecar."""
+    """Why successful rows have no sidecar."""
     left_out: int | None = None
-    """Rows that `select` left out; None without one."""
+    """Rows excluded by `write.select`; None without it."""
     select_errors: MessageCounts = field(default_factory=MessageCounts)
-    """Why it could not tell of some of them."""
+    """Why `write.select` could not be evaluated for some of these."""
 
 
 def write(
     folder: Path,
-    records: Rows,
+    records: ReadRecords,
     columns: Sequence[str],
     settings: WriteSettings | None = None,
     *,
     image: str = "image",
     data: Iterable[Row] | None = None,
 ) -> WriteResult:
-    """Writes `captions.jsonl` and what the settings want in `folder`, in the order of the records.
+    """Writes `captions.jsonl` and the exports chosen by `settings` to `folder`, in the order of the records.
 
-    A record is as the journal holds it; `records` gives them anew on each call. `row_id` is the row's id,
-    null in records of versions that had none. `columns` are the steps' columns in the order wanted; a row
-    that failed has null in those it lacks. In parquet, `flags` and a column whose rows do not share a type
-    are JSON text.
-
-    A picture's file is null in `dataset/`, and not in `webdataset/`, where the row is another one now, and
-    where the file can't be read, is no picture or another one than was captioned.
+    In parquet, `flags` and columns without a common type are JSON strings. An image is left out (null in
+    `dataset/`, no sample in `webdataset/`) if its file can't be read or was replaced since it was captioned.
 
     Args:
-        image: the column of the pictures.
-        data: the data's rows in the order of the records; without them nothing is written that needs
-            `settings.needs_pictures`, and `dataset/` names the pictures.
+        records: returns an iterator over the journal's records; called several times.
+        columns: the steps' columns in their output order; null where a failed row lacks one.
+        image: the image column.
+        data: the source's rows, ordered like the records; required for image files
+            (`settings.needs_pictures`). Without them `dataset/` has the images' names.
 
     Raises:
-        OSError: a file can't be written, or a folder's place is taken.
+        OSError: a file can't be written, or a folder exists that scalecap did not write.
     """
     settings, written = settings or WriteSettings(), WriteResult()
     select = Select(settings.select, columns) if settings.select else None
@@ -100,7 +97,7 @@ def write(
     with ExitStack() as stack:
         sinks: list[Sink] = []
         if "parquet" in settings.format:
-            types = _types(rows)
+            types = _column_types(rows)
             if settings.image == "none":
                 types.pop(image, None)
             written.json_columns = [
@@ -126,7 +123,7 @@ def write(
 def _flagged(
     rows: Iterable[dict[str, Any]], select: Select, written: WriteResult
 ) -> Iterator[dict[str, Any]]:
-    """The rows, those that are left out with the flag that says so; they are counted."""
+    """The rows, with a flag on each that is left out; counts these in `written`."""
     written.left_out = 0
     for row in rows:
         if exclusion := select.exclusion(row):
@@ -139,19 +136,18 @@ def _flagged(
 
 
 class _Shards:
-    """`train-00000-of-00003.parquet` …, in place of what was in the folder, once all are written."""
+    """Sink that writes `train-00000-of-00003.parquet` …; they replace the folder once all are written."""
 
     def __init__(self, folder: Path, types: Mapping[str, pa.DataType | None], image: str | None) -> None:
-        """`types` as `_types` finds them; `image` is the column of pictures' files, if it is to have them."""
+        """`types` as returned by `_column_types`; `image` is the column to fill with image files, if any."""
         self._image = image
         self._folder, self._part = folder, folder.with_name(folder.name + ".part")
-        self._types = dict(types)
+        self._column_types = dict(types)
         if image:
-            self._types[image] = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        self._schema = pa.schema([(name, type_ or pa.string()) for name, type_ in self._types.items()])
+            self._column_types[image] = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        self._schema = pa.schema([(name, type_ or pa.string()) for name, type_ in self._column_types.items()])
         if image:
-            # Imported only here, since it takes as long as all else that a finished run does; of the other
-            # columns' types `datasets` finds its features by itself.
+            # A slow import. `datasets` infers the features of all other columns from their types.
             from datasets import Features, Image
 
             features = Features({**Features.from_arrow_schema(self._schema), image: Image()})
@@ -178,7 +174,7 @@ class _Shards:
 
     def _begin(self) -> None:
         self._file: BinaryIO = self._path(self._count).open("wb")
-        # Pages end at such a batch, and a page is the least that a reader holds.
+        # A page, the smallest unit that a reader holds, ends at a batch.
         self._writer = pq.ParquetWriter(self._file, self._schema, write_batch_size=16)
         self._count += 1
         self._rows = 0
@@ -188,14 +184,14 @@ class _Shards:
             self._writer.close()
 
     def add(self, group: Sequence[Export]) -> None:
-        """Writes a row group, in a new shard if the one before is full."""
+        """Writes a row group, to a new shard if the current one is full."""
         rows = [self._row(each) for each in group]
         if self._rows >= SHARD_ROWS or self._file.tell() >= SHARD_BYTES:
             self._end()
             self._begin()
         arrays = [
             pa.array([_cell(row.get(name), type_) for row in rows], type=self._schema.field(name).type)
-            for name, type_ in self._types.items()
+            for name, type_ in self._column_types.items()
         ]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         self._rows += len(group)
@@ -205,7 +201,7 @@ class _Shards:
             return each.row
         cell = each.row.get(self._image)
         name = cell.get("path") if isinstance(cell, Mapping) else cell
-        picture = {"bytes": each.picture, "path": name} if each.picture else None
+        picture = {"bytes": each.image_file, "path": name} if each.image_file else None
         return {**each.row, self._image: picture}
 
 
@@ -215,26 +211,26 @@ def _cell(value: Any, type_: pa.DataType | None) -> Any:
     return value
 
 
-class _Mixed(Exception):
-    """Values that share no type parquet has."""
+class _NoCommonType(Exception):
+    """The values have no common parquet type."""
 
 
-_EXACT = pa.int32()
-"""Stands for integers that are exact as floats too, while types are being found."""
+_EXACT_INT = pa.int32()
+"""While types are inferred: integers that float64 represents exactly."""
 
 
-def _types(rows: Rows) -> dict[str, pa.DataType | None]:
-    """The type of each column; None where its rows share none, so that it is JSON text."""
+def _column_types(rows: ReadRecords) -> dict[str, pa.DataType | None]:
+    """The type of each column; None (a JSON string) where its values have no common type."""
     types: dict[str, pa.DataType | None] = {}
     for row in rows():
         for name, value in row.items():
             before = types.get(name, pa.null())
             if before is not None:
                 try:
-                    types[name] = _common(before, _type(value))
-                except _Mixed:
+                    types[name] = _common_type(before, _type(value))
+                except _NoCommonType:
                     types[name] = None
-    found = {name: type_ and _settled(type_) for name, type_ in types.items()}
+    found = {name: type_ and _final_type(type_) for name, type_ in types.items()}
     return {**found, "flags": None, "error": ERROR}
 
 
@@ -245,7 +241,7 @@ def _type(value: Any) -> pa.DataType:
         case bool():
             return pa.bool_()
         case int() if abs(value) <= 2**53:
-            return _EXACT
+            return _EXACT_INT
         case int() if -(2**63) <= value < 2**63:
             return pa.int64()
         case float():
@@ -253,41 +249,41 @@ def _type(value: Any) -> pa.DataType:
         case str():
             return pa.string()
         case list():
-            return pa.list_(functools.reduce(_common, map(_type, value), pa.null()))
+            return pa.list_(functools.reduce(_common_type, map(_type, value), pa.null()))
         case dict() if value:
             return pa.struct([(name, _type(each)) for name, each in value.items()])
-    raise _Mixed
+    raise _NoCommonType
 
 
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type that holds both."""
+def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type that can represent values of both."""
     if pa.types.is_null(one) or one == other:
         return other
     if pa.types.is_null(other):
         return one
     pair = {one, other}
-    if pair == {_EXACT, pa.int64()}:
+    if pair == {_EXACT_INT, pa.int64()}:
         return pa.int64()
-    if pair == {_EXACT, pa.float64()}:
+    if pair == {_EXACT_INT, pa.float64()}:
         return pa.float64()
     if pa.types.is_list(one) and pa.types.is_list(other):
-        return pa.list_(_common(one.value_type, other.value_type))
+        return pa.list_(_common_type(one.value_type, other.value_type))
     if pa.types.is_struct(one) and pa.types.is_struct(other):
         fields = {field.name: field.type for field in one}
         for field in other:
-            fields[field.name] = _common(fields.get(field.name, pa.null()), field.type)
+            fields[field.name] = _common_type(fields.get(field.name, pa.null()), field.type)
         return pa.struct(list(fields.items()))
-    raise _Mixed
+    raise _NoCommonType
 
 
-def _settled(type_: pa.DataType) -> pa.DataType:
-    """The type with text in place of unknown."""
+def _final_type(type_: pa.DataType) -> pa.DataType:
+    """The final type: int64 for exact integers, string where all values are null."""
     if pa.types.is_null(type_):
         return pa.string()
-    if type_ == _EXACT:
+    if type_ == _EXACT_INT:
         return pa.int64()
     if pa.types.is_list(type_):
-        return pa.list_(_settled(type_.value_type))
+        return pa.list_(_final_type(type_.value_type))
     if pa.types.is_struct(type_):
-        return pa.struct([(field.name, _settled(field.type)) for field in type_])
+        return pa.struct([(field.name, _final_type(field.type)) for field in type_])
     return type_

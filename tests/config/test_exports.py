@@ -118,7 +118,7 @@ def test_sidecars_beside_the_pictures_of_a_folder(
     assert names(photos) == ["a.jpg", "a.txt", "sub/b.png", "sub/b.txt"]
     assert (photos / "a.txt").read_text() == "mine"
     assert (photos / "sub" / "b.txt").read_text() == "sks, A dog, brown."
-    assert any("a.txt' was there already; write.beside=replace" in note for note in summary.notes)
+    assert any("a.txt' already exists; set write.beside=replace" in note for note in summary.notes)
     run(compose(*words, "write.beside=replace"), engines=engines)
     assert (photos / "a.txt").read_text() == "A dog, brown."
     assert not (tmp_path / "run" / "sidecars").exists()

@@ -59,10 +59,10 @@ def test_a_remote_pattern() -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("nothing-*.tar", "no file is named 'nothing"),
-        (".", "no file below '.' ends in .tar"),
-        ("nowhere://x/y.tar", "'nowhere://x/y.tar' can't be read from"),
-        ("{0..99999999}.tar", "^{0..99999999} stands for more than 1,000,000 files"),
+        ("nothing-*.tar", "no file matches data.path='nothing"),
+        (".", "no .tar file below '.'"),
+        ("nowhere://x/y.tar", "can't read 'nowhere://x/y.tar'"),
+        ("{0..99999999}.tar", "^{0..99999999} expands to more than 1,000,000 files"),
     ],
 )
 def test_what_is_no_file(pattern: str, message: str) -> None:

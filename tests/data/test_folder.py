@@ -78,7 +78,7 @@ def test_a_locked_folder_is_a_row_with_an_error(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("none", "does not exist"), ("a.txt", "is a file"), ("empty", r"no picture below .*\.png")],
+    [("none", "does not exist"), ("a.txt", "is a file"), ("empty", r"no image below .*\.png")],
 )
 def test_nothing_to_read(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "a.txt").touch()

@@ -93,13 +93,13 @@ def test_a_column_may_hold_the_ids(write_jsonl: Callable[..., Path], shard: str 
     assert kinds == bad[1 if shard else 0 :: 2 if shard else 1]
     if not shard:
         assert str(found[2].error).startswith(
-            "row 2 has the id of a row before it: 'sku' is 'x'; data.id names"
+            "row 2 repeats the id of an earlier row: 'sku' is 'x'; expected unique"
         )
-        assert str(found[3].error).startswith("row 3 has no id: 'sku' is None; data.id names")
+        assert str(found[3].error).startswith("row 3 has no id: 'sku' is None; expected unique")
 
 
 def test_a_column_that_is_not_there_is_named(write_jsonl: Callable[..., Path]):
-    with pytest.raises(DataError, match=r"no column 'sku': data\.id names .*: skus"):
+    with pytest.raises(DataError, match=r"data\.id=sku: the data has no such column; .*skus"):
         open_source(DataSettings("jsonl", str(write_jsonl({"image": "red.png", "skus": 1})), id="sku"))
 
 
@@ -111,7 +111,7 @@ def test_ids_of_finished_parts_are_read_again(tmp_path: Path):
 
 
 def test_texts_are_seen_in_little_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(seen, "RECENT", 64)
+    monkeypatch.setattr(seen, "MAX_RECENT", 64)
     found, numbers = Seen(), [number * number % 9973 for number in range(20_000)]
     new = {number for number in numbers if found.add(str(number))}
     assert new == set(numbers)
@@ -130,14 +130,14 @@ def test_a_shard_of_a_hubs_set_looks_at_no_picture_of_another(
         (tmp_path / "saved").rename(tmp_path / "saved.parquet")
     path = str(tmp_path / ("saved.parquet" if streaming else "saved"))
     looked: list[Any] = []
-    monkeypatch.setattr(hub, "stamp", lambda cell, **_: str(looked.append(cell)))
+    monkeypatch.setattr(hub, "image_stamp", lambda cell, **_: str(looked.append(cell)))
     read: list[Any] = []
-    guarded = hub._guarded
+    checked = hub._checked
 
     def counted(rows: Iterator[Any], path: str) -> Iterator[Any]:
-        return (read.append(row) or row for row in guarded(rows, path))
+        return (read.append(row) or row for row in checked(rows, path))
 
-    monkeypatch.setattr(hub, "_guarded", counted)
+    monkeypatch.setattr(hub, "_checked", counted)
     for number in range(3):
         looked.clear(), read.clear()
         source = open_source(DataSettings("hub", path, shard=f"{number}/3", limit=limit, streaming=streaming))

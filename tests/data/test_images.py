@@ -65,7 +65,7 @@ def test_the_file_is_read_as_it_is(tmp_path: Path) -> None:
         assert read_image(cell, folders=[tmp_path]) == picture()
     held = Pillow.open(io.BytesIO(read_image(Pillow.new("RGB", (3, 2), "red"))))
     assert (held.format, held.size) == ("PNG", (3, 2))
-    with pytest.raises(RowError, match="neither a path nor a picture's bytes"):
+    with pytest.raises(RowError, match="expected the path or bytes"):
         read_image(None)
     with pytest.raises(RowError, match="is a URL"):
         read_image("https://host/a.png")
@@ -208,14 +208,14 @@ NOISE = Pillow.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), 
     ("content", "kind", "words"),
     [
         (b"", "empty_file", "0 bytes"),
-        (b"this is no picture\n", "unreadable_image", "not a picture"),
-        (encoded(NOISE, format="JPEG")[:2000], "truncated_image", "cut off"),
-        (encoded(NOISE)[:2000], "truncated_image", "cut off"),
+        (b"this is no picture\n", "unreadable_image", "not an image"),
+        (encoded(NOISE, format="JPEG")[:2000], "truncated_image", "truncated"),
+        (encoded(NOISE)[:2000], "truncated_image", "truncated"),
         (encoded(NOISE, format="WEBP")[:200], "unreadable_image", "bad.png"),
         (b"\x89PNG\r\n\x1a\n" + b"\x00" * 50, "unreadable_image", "bad.png"),
         (png_bomb(60_000, 60_000), "too_large", "pixel"),
         (png_bomb(10_000, 10_000), "too_large", "100000000|10000×10000"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable_image", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable_image", "not an image"),
     ],
     ids=["zero", "text", "cut jpeg", "cut png", "cut webp", "junk", "bomb", "half a bomb", "eps"],
 )
@@ -256,7 +256,7 @@ def test_cut_anywhere_is_a_row_error_or_a_picture(format: str, cut: int) -> None
         (b"", "empty_file", "0 bytes"),
         ("https://example.com/a.png", "url_refused", "data.allow_urls=true"),
         ({"bytes": None, "path": "http://example.com/a.png"}, "url_refused", "data.allow_urls=true"),
-        ("data:image/png;base64,AAAA", "unreadable_image", "not a picture"),
+        ("data:image/png;base64,AAAA", "unreadable_image", "not an image"),
     ],
 )
 def test_bad_cells(tmp_path: Path, cell: Any, kind: str, words: str) -> None:
@@ -300,7 +300,7 @@ def test_urls_are_fetched_when_allowed(server: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RowError, match="404") as caught:
         open_image(f"{server}/none.png", allow_urls=True)
     assert caught.value.kind == "url_failed"
-    monkeypatch.setattr("scalecap.data.images.URL_BYTES", 10)
+    monkeypatch.setattr("scalecap.data.images.MAX_URL_BYTES", 10)
     with pytest.raises(RowError, match="sends more than") as caught:
         open_image(f"{server}/red.png", allow_urls=True)
     assert caught.value.kind == "too_large"

@@ -59,7 +59,7 @@ def test_a_bom_is_no_part_of_the_first_row(write_jsonl: Write) -> None:
     [
         ('{"image": "red.png"', "invalid_json", "line 2 of '.*rows.jsonl' is not valid JSON"),
         ("just text", "invalid_json", "line 2 of"),
-        ('["red.png"]', "invalid_json", "line 2 of .* not a JSON object but a list"),
+        ('["red.png"]', "invalid_json", "line 2 of .*expected a JSON object, got list"),
         (b'{"image": "\xff.png"}', "invalid_json", "line 2 of .* is not UTF-8"),
         ("[" * 100_000, "invalid_json", "line 2 of"),
         ('{"image": ' + "9" * 5000 + "}", "invalid_json", "line 2 of"),
@@ -135,10 +135,10 @@ def test_reading_is_lazy(write_jsonl: Write) -> None:
     ("content", "words"),
     [
         (None, "can't read .*No such file.*data.path"),
-        (b"", "holds no rows"),
-        (b"\n  \n", "holds no rows"),
+        (b"", "has no rows"),
+        (b"\n  \n", "has no rows"),
         (b'[\n{"image": "red.png"}\n]\n', None),
-        (b"[1]\n", "no line of .* is a row .looked at 1.; line 1 of .* not a JSON object"),
+        (b"[1]\n", "none of the first 1 lines of .* is a row: line 1 of .*expected a JSON object"),
         (b'{"picture": "red.png"}\n{"picture": "b.png"}\n', "line 1 of .*no key 'image'.*data.image"),
     ],
 )

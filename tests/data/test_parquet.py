@@ -118,9 +118,9 @@ def test_files_that_are_none_are_one_row_each(write: Write) -> None:
 
 def test_no_file_is_readable(write: Write) -> None:
     path = write({"picture": cells(2)})
-    with pytest.raises(DataError, match=r"0\.parquet' has no column 'image'"):
+    with pytest.raises(DataError, match=r"data\.image=image: .*0\.parquet' has no such column"):
         opened(path)
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         opened(write({"image": pa.array([], pa.binary())}))
 
 

@@ -125,7 +125,7 @@ def test_beside_the_pictures_no_file_that_is_there_is_touched(data: Path, tmp_pa
     assert not (tmp_path / "outside.txt").exists()
     told = " ".join(reasons)
     assert sum(reasons.values()) == 5
-    for part in ("belongs to another picture", "write.beside=replace", "is the picture itself"):
+    for part in ("is the sidecar of another image", "write.beside=replace", "is the image itself"):
         assert part in told
     assert "outside of the data's folder" in told
     assert "no such file" in told

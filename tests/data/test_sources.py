@@ -17,11 +17,11 @@ def test_an_unknown_source_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("source", ["jsonl", "folder", "hub", "webdataset", "parquet"])
 def test_a_path_is_needed(source: str) -> None:
-    with pytest.raises(DataError, match=rf"data={source} needs data\.path"):
+    with pytest.raises(DataError, match=rf"data={source} requires data\.path"):
         open_source(DataSettings(source=source))
 
 
-def test_plain_is_json_without_pixels() -> None:
+def test_json_safe_values_have_no_pixels() -> None:
     value = {
         "image": {"bytes": b"\x89PNG", "path": "a.png"},
         "other": [{"bytes": b"\x89PNG", "path": None}, b"raw"],

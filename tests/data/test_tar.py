@@ -40,7 +40,7 @@ def test_tars_are_bounded_and_read_back(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     settings = WriteSettings(format=["webdataset"])
     written = writer.write(tmp_path, lambda: records, ["x"], settings, data=rows[:6])
-    assert dict(written.missing_images) == {"the data has another row there now": 1}
+    assert dict(written.missing_images) == {"the data now has another row at this index": 1}
     assert not (tmp_path / "dataset").exists()
     tars = sorted(str(path) for path in (tmp_path / "webdataset").glob("*"))
     assert [Path(tar).name for tar in tars if tar.endswith(".tar")] == [

@@ -81,7 +81,7 @@ def test_values_of_no_common_type_are_json_text(tmp_path: Path, values: list[Any
 
 
 def test_types_are_common_to_all_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(groups, "BATCH", 1)
+    monkeypatch.setattr(groups, "GROUP_ROWS", 1)
     _, loaded = written(tmp_path / "", [[], ["a"], None], failed=1)
     assert list(loaded["x"]) == [[], ["a"], None, None]
 
@@ -90,7 +90,7 @@ def test_types_are_common_to_all_batches(tmp_path: Path, monkeypatch: pytest.Mon
 def test_mixed_types_in_several_batches_are_json_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any]
 ):
-    monkeypatch.setattr(groups, "BATCH", 1)
+    monkeypatch.setattr(groups, "GROUP_ROWS", 1)
     _, loaded = written(tmp_path, values)
     assert [json.loads(text) for text in loaded["x"]] == values
 
@@ -113,7 +113,7 @@ def records(count: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("limit", [{"SHARD_ROWS": 4}, {"SHARD_BYTES": 500}])
 def test_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]):
-    monkeypatch.setattr(groups, "BATCH", 2)
+    monkeypatch.setattr(groups, "GROUP_ROWS", 2)
     for name, value in limit.items():
         monkeypatch.setattr(writer, name, value)
     rows = records(11)
@@ -159,7 +159,7 @@ def test_pictures_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
         stamp = stamp or f"stamp {number}"
         return Row(number, {}, lambda: pytest.fail("opened"), stamp=stamp, read_image=read)
 
-    monkeypatch.setattr(groups, "READERS", 3)
+    monkeypatch.setattr(groups, "IMAGE_READERS", 3)
     monkeypatch.setattr(groups, "GROUP_BYTES", 2 * len(png(0)))
     rows = records(9)
     rows[2]["error"] = {"step": "image", "kind": "unreadable_image", "message": "broken"}
@@ -168,7 +168,7 @@ def test_pictures_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     own = [row(n, functools.partial(png, n)) for n in range(8) if n != 6]
     own.insert(6, row(6, gone))
     written = writer.write(tmp_path, lambda: rows, ["x"], WriteSettings(image="bytes"), data=own)
-    assert dict(written.missing_images) == {"gone": 1, "the data has another row there now": 1}
+    assert dict(written.missing_images) == {"gone": 1, "the data now has another row at this index": 1}
     (path,) = (tmp_path / "dataset").iterdir()
     assert pq.read_metadata(path).num_row_groups >= 3
     loaded = datasets.load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "hf"))

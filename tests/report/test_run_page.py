@@ -84,7 +84,7 @@ def test_pictures_are_found_again_whatever_rows_are_left(
     (tmp_path / "4.png").unlink()
     found = thumbnails(made, kept)
     assert [isinstance(each, bytes) for each in found] == [True, False, True, False]
-    assert "is not a picture" in str(found[1])
+    assert "is not an image" in str(found[1])
     assert "no such file" in str(found[3])
     (tmp_path / "rows.jsonl").unlink()
     assert "rows.jsonl" in str(thumbnails(made, kept)[0])
