@@ -29,7 +29,7 @@ from scalecap.data.sources import open_source
 from scalecap.engines.base import EngineDead, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.report.comparison import Comparison
-from scalecap.report.push import lay_out
+from scalecap.report.push import write_repository
 from scalecap.report.run_page import write_report
 from scalecap.run.folder import read_runs
 from scalecap.run.merge import merge
@@ -206,7 +206,7 @@ def compared(folder: Path, *runs: Path) -> list[tuple[list[str | None], str]]:
 
 def pushed(run: Path, to: Path) -> list[tuple[str, str | None]]:
     """Captions with the pictures in the data set that would be uploaded."""
-    lay_out(run, "me/colours", to)
+    write_repository(run, "me/colours", to)
     rows = [row for path in sorted((to / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
     pictures = [row["image"] and Pillow.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
     return [(row["caption"], each and colour_of(each)) for row, each in zip(rows, pictures, strict=True)]

@@ -1,4 +1,4 @@
-"""Pages that show what runs found: `report.html` of one, `comparison.html` of several.
+"""HTML pages of results: `report.html` of one run, `comparison.html` of several; data set cards.
 
-Everything is read from the runs' folders; pictures are opened anew where the data has them.
+Everything is read from the runs' folders; images are read again from the data.
 """

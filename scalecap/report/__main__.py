@@ -9,14 +9,14 @@ from scalecap.run.folder import FolderError
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="scalecap report", description="Writes report.html, a page to look through a run."
+        prog="scalecap report", description="Writes report.html, a page to browse a run and label statements."
     )
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--seed", type=int, default=0, help="of the statements drawn for labelling")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the statements sampled for labelling")
     parser.add_argument(
         "--uncertain",
         action="store_true",
-        help="show those first of which a check is least sure: for estimates, which promise nothing",
+        help="label the least certain statements first (finds errors sooner; gives no guarantee)",
     )
     arguments = parser.parse_args()
     try:

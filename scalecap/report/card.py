@@ -1,4 +1,4 @@
-"""The card of a run's data set: what was done to make it, with what, and how well it went."""
+"""The data set card of a run: models, steps and prompts, counts, metrics, versions, the command."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,25 @@ SIZES = (
     *((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")),
     *((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (1e10, "1B<n<10B"), (1e11, "10B<n<100B")),
 )
-"""Fewer rows than this, and how the hub calls so many."""
-MORE = "100B<n<1T"
-LOOKED = 1000
-"""Rows looked through for one to show."""
+"""Exclusive upper bounds on the number of rows, with the hub's size categories."""
+LARGEST = "100B<n<1T"
+MAX_SEARCHED = 1000
+"""Rows searched for an example."""
 
 
-def card(run: Run, repo: str, licence: str, columns: pa.Schema) -> DatasetCard:
-    """The card of a finished run's data set, as it will stand in `repo`; `columns` are its shards'."""
+def card(run: Run, repo: str, license: str, columns: pa.Schema) -> DatasetCard:
+    """The card of a finished run's data set.
+
+    Args:
+        repo: its name on the hub.
+        columns: the schema of its shards.
+    """
     rows = run.summary["rows"]
     count = rows["done"] + rows["failed"] - (rows.get("left_out") or 0)
     data = DatasetCardData(
-        license=licence,
+        license=license,
         task_categories=["image-to-text"],
-        size_categories=[next((name for most, name in SIZES if count < most), MORE)],
+        size_categories=[next((name for most, name in SIZES if count < most), LARGEST)],
         tags=["scalecap", "image-captioning", "synthetic"],
         configs=[
             {
@@ -39,68 +44,68 @@ def card(run: Run, repo: str, licence: str, columns: pa.Schema) -> DatasetCard:
             }
         ],
     )
-    parts = [f"---\n{data.to_yaml()}\n---", *_parts(run, repo, licence, _pictures(run, columns))]
+    parts = [f"---\n{data.to_yaml()}\n---", *_parts(run, repo, license, _pictures(run, columns))]
     return DatasetCard("\n\n".join(parts) + "\n")
 
 
 def _pictures(run: Run, columns: pa.Schema) -> str:
-    """Whether the pictures are in the data set."""
+    """Whether the images are in the data set."""
     if run.image not in columns.names:
-        return "The pictures are not in it."
+        return "The images are not included."
     kind = columns.field(run.image).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return f"The pictures are in the column {code(run.image)}."
-    return f"The pictures are not in it; the column {code(run.image)} names them."
+        return f"The images are in the column {code(run.image)}."
+    return f"The images are not included; the column {code(run.image)} has their names."
 
 
-def _parts(run: Run, repo: str, licence: str, pictures: str) -> Iterator[str]:
+def _parts(run: Run, repo: str, license: str, pictures: str) -> Iterator[str]:
     """The card's paragraphs."""
-    told = run.summary
+    summary = run.summary
     yield f"# {_plain(repo.rpartition('/')[2])}"
     yield (
-        "Captions made with scalecap: a vision-language model describes a picture, what it said is checked"
-        " against the picture, and a caption is made of what passed. They were written by models and hold"
-        f" their mistakes. {pictures}"
+        "Captions made with scalecap: a vision-language model describes an image, its statements are checked"
+        " against the image, and a caption is written from those that passed. Models wrote them, so they may"
+        f" contain errors. {pictures}"
     )
     yield fenced(f'import datasets\n\nrows = datasets.load_dataset("{repo}", split="train")', "python")
-    if licence == "unknown":
+    if license == "unknown":
         yield (
-            "**Licence:** not stated by whoever made this. The pictures, and the terms of the models below,"
-            " may each set their own."
+            "**License:** not stated by the authors. The images and the models below may come with terms of"
+            " their own."
         )
-    yield from _counts(told, run.promises)
-    captions = ((column, row[column]) for row in _good(run) if (column := run.caption_column(row)))
+    yield from _counts(summary, run.promises)
+    captions = ((column, row[column]) for row in _done_rows(run) if (column := run.caption_column(row)))
     if shown := next((each for each in captions if each[1]), None):
-        yield "## A row"
-        yield f"Its column {code(shown[0])}:"
+        yield "## Example"
+        yield f"The column {code(shown[0])} of a row:"
         yield fenced(str(shown[1]))
-    if told.get("metrics"):
-        yield "## Measured"
-        yield from _metrics(told["metrics"])
+    if summary.get("metrics"):
+        yield "## Metrics"
+        yield from _metrics(summary["metrics"])
     yield "## How it was made"
-    yield _table(("role", "model"), [(role, code(name)) for role, name in told.get("models", {}).items()])
-    yield "Each step writes the column that it is named by:"
+    yield _table(("role", "model"), [(role, code(name)) for role, name in summary.get("models", {}).items()])
+    yield "Each step writes the column of its name:"
     for name, step in run.steps.items():
         yield f"### {code(name)}"
         yield from _step(step)
     yield "The command:"
-    yield fenced(redact_urls(str(told.get("command", ""))))
-    yield _table(("library", "version"), list(told.get("versions", {}).items()))
+    yield fenced(redact_urls(str(summary.get("command", ""))))
+    yield _table(("library", "version"), list(summary.get("versions", {}).items()))
 
 
-def _counts(told: Mapping[str, Any], promised: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    rows = told["rows"]
+def _counts(summary: Mapping[str, Any], promised: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    rows = summary["rows"]
     yield "## Rows"
     yield (
-        f"{rows['done']:,} rows are done; {rows['failed']:,} failed and have their reason in the column"
-        " `error`. `row_id` names each, `flags` tells, as JSON, what happened on the way."
+        f"{rows['done']:,} rows succeeded; {rows['failed']:,} failed, with the reason in the column `error`."
+        " `row_id` is unique; `flags` lists, as JSON, what happened at each step (truncated, unanswered, …)."
     )
     if rows.get("left_out"):
-        yield f"Of them {rows['left_out']:,} were left out of the data set, failed ones among them."
-    checks = told.get("checks", {})
+        yield f"{rows['left_out']:,} of them, including failed ones, were excluded from the data set."
+    checks = summary.get("checks", {})
     if checks:
         cells = [(code(step), f"{n['kept']:,}", f"{n['dropped']:,}") for step, n in checks.items()]
-        yield "What the checks made of sentences and answers:"
+        yield "Sentences and answers kept by each check:"
         yield _table(("check", "kept", "dropped"), cells)
     promises = [f"{code(step)}: {_plain(each['sentence'])}." for step, each in promised.items()]
     if promises:
@@ -122,34 +127,34 @@ def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _step(step: Mapping[str, Any]) -> Iterator[str]:
-    """A step's stage and settings, its prompt apart, as it was asked."""
+    """A step's stage, settings and prompt."""
     settings = {name: value for name, value in step.items() if name not in ("stage", "prompt")}
     yield f"Stage {code(str(step.get('stage', '')))}"
     if settings:
         yield fenced(OmegaConf.to_yaml(OmegaConf.create(settings)).rstrip(), "yaml")
     if isinstance(step.get("prompt"), str):
-        yield "asks:"
+        yield "Prompt:"
         yield fenced(step["prompt"], "jinja")
 
 
-def _good(run: Run) -> Iterator[Row]:
-    """The first rows that did not fail."""
-    return (row for row in islice(run.rows(), LOOKED) if not row.get("error"))
+def _done_rows(run: Run) -> Iterator[Row]:
+    """The first rows without an error."""
+    return (row for row in islice(run.rows(), MAX_SEARCHED) if not row.get("error"))
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def fenced(text: str, language: str = "") -> str:
-    """The text in a block of code that nothing in it ends: the fence is longer than any of its own."""
+    """The text in a code block whose fence is longer than any run of backticks in it."""
     fence = "`" * max(3, _longest(text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def code(text: str) -> str:
-    """The text as code inside of a line or a table's cell."""
+    """The text as inline code, also in a table."""
     line = " ".join(text.split()).replace("|", "\\|")
     ticks = "`" * (_longest(line) + 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"

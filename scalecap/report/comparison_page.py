@@ -1,4 +1,4 @@
-"""`comparison.html`: the table of runs, quality against cost, and captions side by side."""
+"""`comparison.html`: a table of runs, a plot of quality against cost, and captions side by side."""
 
 import re
 from collections.abc import Iterator
@@ -9,27 +9,28 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from scalecap.report.page import Block, batches, block, picture_blocks, templates
-from scalecap.report.pictures import thumbnails
+from scalecap.report.thumbnails import thumbnails
 from scalecap.run.folder import WORD, Row, Run
 from scalecap.stats import label
 
 if TYPE_CHECKING:
     from scalecap.report.comparison import Comparison
 
-MOST = 500
-"""Rows shown side by side; of a larger data set the first so many."""
-PIECE = re.compile(
+MAX_ROWS = 500
+"""Most rows shown side by side."""
+TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]\s*|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’-]\w+)*\s*|[^\w\s]\s*|\s+"
 )
-"""A word, a mark, or in Chinese and Japanese a character, with the white space after it."""
+"""A word, a punctuation mark, or a Chinese or Japanese character, with the white space after it."""
 
 Segments = list[tuple[int, str]]
+"""Pieces of text that are unchanged (0), added (1) or removed (-1)."""
 
 
 def page(comparison: "Comparison", folder: Path) -> str:
-    """The whole page as HTML, for a file in `folder`."""
+    """The HTML of the page; links are relative to `folder`."""
     jobs = [line.run.name for line in comparison.lines]
-    rows = list(islice(comparison.baseline.rows(), MOST)) if comparison.baseline else []
+    rows = list(islice(comparison.baseline.rows(), MAX_ROWS)) if comparison.baseline else []
     template = templates().get_template("comparison.html.j2")
     return template.render(
         comparison=comparison,
@@ -42,7 +43,7 @@ def page(comparison: "Comparison", folder: Path) -> str:
 
 
 def _report(run: Run, folder: Path) -> str | None:
-    """Where a run's own page is as seen from `folder`; None when there is none below it."""
+    """Relative link to a run's report; None if there is none below `folder`."""
     path = run.folder.resolve() / "report.html"
     if not path.is_file() or not path.is_relative_to(folder.resolve()):
         return None
@@ -50,17 +51,17 @@ def _report(run: Run, folder: Path) -> str | None:
 
 
 def _blocks(comparison: "Comparison", jobs: list[str], rows: list[Row]) -> Iterator[Block]:
-    told = _side_by_side(comparison, rows)
-    for number, batch in enumerate(batches(told)):
+    compared = _side_by_side(comparison, rows)
+    for number, batch in enumerate(batches(compared)):
         yield block(f"rows-{number}", batch)
     if comparison.baseline:
         yield from picture_blocks(thumbnails(comparison.baseline, rows))
-    yield block("index", _index(comparison, told))
+    yield block("index", _index(comparison, compared))
     yield block("chart", _chart(comparison, jobs))
 
 
 def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
-    """Points: by number the mean and both ends of each job, by cost its value."""
+    """Data of the plot: by measure, each job's [mean, low, high]; by cost, each job's value."""
     lines = comparison.lines
     costs: dict[str, list[float | None]] = {
         name: [line.cost(name) for line in lines] for name in comparison.costs
@@ -69,7 +70,7 @@ def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
     if "words" in comparison.names:
         words = [line.numbers.get("words") for line in lines]
         costs["words of the caption"] = [each.value.mean if each else None for each in words]
-    names = dict.fromkeys([*comparison.told, *comparison.names])  # the plot begins with what the table tells
+    names = dict.fromkeys([*comparison.table_names, *comparison.names])  # those of the table first
     return {
         "jobs": jobs,
         "numbers": {
@@ -83,33 +84,33 @@ def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
 
 
 def _partners(comparison: "Comparison", run: Run, most: int) -> dict[int, Row]:
-    """The run's rows of the baseline's first pictures, by the places of those."""
+    """The run's rows that are paired with the baseline's first rows, by the indices of these."""
     rows = zip(comparison.partners[run.name].tolist(), run.rows(), strict=True)
-    return {place: row for place, row in rows if 0 <= place < most}
+    return {index: row for index, row in rows if 0 <= index < most}
 
 
 def _side_by_side(comparison: "Comparison", own: list[Row]) -> list[dict[str, Any]]:
-    """For each row of the baseline, every job's caption as it differs from the baseline's."""
+    """For each row of the baseline, the difference of every job's caption to the baseline's."""
     captions = [_partners(comparison, run, len(own)) for run in comparison.runs] if own else []
     rows = []
-    for place, row in enumerate(own):
+    for index, row in enumerate(own):
         assert comparison.baseline
         first = _caption(comparison.baseline, row)
-        told = []
-        for run, theirs in zip(comparison.runs, captions, strict=True):
-            there = theirs.get(place)
-            text = None if there is None else _caption(run, there)
-            error = there and there.get("error")
-            told.append(
+        jobs = []
+        for run, partners in zip(comparison.runs, captions, strict=True):
+            partner = partners.get(index)
+            text = None if partner is None else _caption(run, partner)
+            error = partner and partner.get("error")
+            jobs.append(
                 {
                     "job": run.name,
                     "segments": None if text is None else difference(first or "", text),
                     "same": text == first and run is not comparison.baseline,
-                    "why": str(error["message"]) if error else "" if there else "the job has no such row",
-                    "numbers": [] if there is None else _numbers(comparison, run, there),
+                    "reason": str(error["message"]) if error else "" if partner else "this job lacks the row",
+                    "numbers": [] if partner is None else _metrics(comparison, run, partner),
                 }
             )
-        rows.append({"name": comparison.baseline.picture_name(row), "jobs": told})
+        rows.append({"name": comparison.baseline.picture_name(row), "jobs": jobs})
     return rows
 
 
@@ -119,7 +120,7 @@ def _caption(run: Run, row: Row) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _numbers(comparison: "Comparison", run: Run, row: Row) -> list[tuple[str, float]]:
+def _metrics(comparison: "Comparison", run: Run, row: Row) -> list[tuple[str, float]]:
     return [
         (label(name), round(count / of, 4))
         for name, (count, of) in run.numbers(row)
@@ -128,10 +129,10 @@ def _numbers(comparison: "Comparison", run: Run, row: Row) -> list[tuple[str, fl
 
 
 def difference(first: str, second: str) -> Segments:
-    """How the second text differs: pieces that both have (0), that it adds (1), that it lacks (-1)."""
+    """The word-level difference from the first text to the second."""
     if first == second:
         return [(0, first)]
-    one, other = PIECE.findall(first), PIECE.findall(second)
+    one, other = TOKEN.findall(first), TOKEN.findall(second)
     matcher = SequenceMatcher(None, [*map(str.strip, one)], [*map(str.strip, other)], autojunk=False)
     found: Segments = []
     for tag, begin, end, start, stop in matcher.get_opcodes():
@@ -144,11 +145,11 @@ def difference(first: str, second: str) -> Segments:
 
 
 def _index(comparison: "Comparison", rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What rows are filtered and sorted by, as `scalecap.report.run_page.index`."""
+    """Filters and sort keys of rows, in the form of `scalecap.report.run_page.index`."""
     tags = ["captions differ", "captions are the same", "failed or missing in a job"]
     metrics = list(map(label, comparison.metrics))
     numbers = ["changed words", *(f"spread of {name}" for name in metrics)]
-    told = []
+    compared = []
     for row in rows:
         segments = [each["segments"] for each in row["jobs"]]
         present = [each for each in segments if each is not None]
@@ -158,5 +159,5 @@ def _index(comparison: "Comparison", rows: list[dict[str, Any]]) -> dict[str, An
         for name in metrics:
             found = [value for each in row["jobs"] for known, value in each["numbers"] if known == name]
             values.append(max(found) - min(found) if found else None)
-        told.append([own, values])
-    return {"tags": tags, "numbers": numbers, "rows": told}
+        compared.append([own, values])
+    return {"tags": tags, "numbers": numbers, "rows": compared}

@@ -1,7 +1,7 @@
-"""What both pages share: templates, packed rows, pictures.
+"""Shared by both pages: the template environment, packed blocks of rows and thumbnails.
 
-A page is one file that needs nothing else: rows and pictures lie in it as blocks of base64, which the
-page's script unpacks when they are looked at. No text of a run is ever part of its HTML or script.
+A page is one self-contained file. Rows and images are embedded as compressed base64 blocks, which the page's
+script unpacks when they scroll into view. No text of a run is ever part of the HTML or script.
 """
 
 import base64
@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 import jinja2
 from markupsafe import Markup, escape
 
-BLOCK = 50
-"""Rows that are unpacked together."""
+BLOCK_ROWS = 50
+"""Rows per block; `BLOCK` of `templates/page.js`."""
 
 T = TypeVar("T")
 
 
 class Block(NamedTuple):
-    """A piece of the page that is unpacked when it is needed."""
+    """Packed data of the page, unpacked by its script on demand."""
 
     id: str
     content: str
@@ -33,64 +33,69 @@ class Block(NamedTuple):
 
 @cache
 def templates() -> jinja2.Environment:
-    """The pages' templates; all that they print is escaped."""
-    made = jinja2.Environment(
+    """The Jinja environment of the pages; output is autoescaped."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("scalecap.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["asset"] = asset
-    made.filters |= {"number": shown, "whole": _whole, "brief": brief, "breakable": _breakable}
-    return made
+    environment.globals["asset"] = asset
+    environment.filters |= {
+        "number": format_number,
+        "whole": _format_count,
+        "brief": shorten,
+        "breakable": _breakable,
+    }
+    return environment
 
 
 def asset(name: str) -> Markup:
-    """A script or style of this package, as it is."""
+    """The content of a script or style sheet of this package, not escaped."""
     return Markup(files("scalecap.report").joinpath(name).read_text(encoding="utf-8"))
 
 
-def shown(value: float) -> str:
-    """A number for reading: whole from 1000 on, three digits after the point below 10."""
+def format_number(value: float) -> str:
+    """A rounded number: an integer from 1000 on, three decimals below 10, else one."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{3 if abs(value) < 10 else 1}f}"
 
 
-def brief(value: str) -> str:
-    """A value without the digits that nobody reads."""
+def shorten(value: str) -> str:
+    """A config value; long decimals are rounded to four digits."""
     try:
         return f"{float(value):.4g}" if "." in value and len(value) > 6 else value
     except ValueError:
         return value
 
 
-def _whole(value: int | None) -> str:
+def _format_count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
 def _breakable(name: str) -> Markup:
-    """A dotted name that a narrow column may break at its dots."""
+    """A dotted name with line break opportunities."""
     return Markup(re.sub(r"([./_])", r"\1<wbr>", str(escape(name))))
 
 
 def block(name: str, value: Any) -> Block:
-    """Packs a value that JSON can hold."""
+    """Packs a JSON value."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     packed = gzip.compress(text.encode("utf-8", "replace"), mtime=0)
     return Block(name, base64.b64encode(packed).decode())
 
 
-def batches(values: Iterable[T], size: int = BLOCK) -> Iterator[list[T]]:
+def batches(values: Iterable[T], size: int = BLOCK_ROWS) -> Iterator[list[T]]:
     iterator = iter(values)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def picture_blocks(pictures: Sequence[bytes | str]) -> Iterator[Block]:
-    """Thumbnails (WebP), or why there is none, in blocks beside those of their rows."""
+    """Packs thumbnails (WebP), or the reason why there is none, in blocks parallel to those of the rows."""
     for number, batch in enumerate(batches(pictures)):
         cells = [
             {"none": each} if isinstance(each, str) else {"webp": base64.b64encode(each).decode()}
             for each in batch
         ]
-        yield block(f"pictures-{number}", cells)
+        yield block(f"images-{number}", cells)

@@ -1,9 +1,8 @@
-"""Which rows of two runs are of the same picture.
+"""Pairs the rows of two runs that show the same image.
 
-Rows are paired by their ids where both runs read the same data, and by the pixels of their pictures
-where these are there once in either run. Rows of versions before ids are paired by the picture's name,
-where that is there once. Rows whose picture was replaced between the runs stay apart; nothing is paired by
-its place.
+Runs over the same data are paired by row id, others by the hash of the pixels, if it occurs once in each run.
+Rows without an id (of early versions) are paired by the image's name, if it occurs once. A row whose image
+was replaced between the runs is not paired. Rows are never paired by position.
 """
 
 from array import array
@@ -15,12 +14,12 @@ from scalecap.data.images import image_name
 from scalecap.data.seen import digest
 from scalecap.run.folder import Run
 
-ALONE = -1
-"""In place of a partner: there is none."""
+UNPAIRED = -1
+"""Index of a partner that does not exist."""
 
 
 class Keys(NamedTuple):
-    """What rows are known by, each (rows,) 64-bit digests in the order of the captions; 0 for none."""
+    """Keys of a run's rows, in order: arrays (rows,) of 64-bit digests, 0 where unknown."""
 
     id: np.ndarray
     hash: np.ndarray
@@ -29,7 +28,7 @@ class Keys(NamedTuple):
 
 
 def keys(run: Run) -> Keys:
-    """Of the run's captions; what tells their pictures is looked up in its journal."""
+    """The keys of a run's captions; hashes and stamps of images are read from its journal."""
     found = array("Q")
     for row in run.rows():
         found.extend((_digest(row.get("row_id")), _digest(image_name(row.get(run.image)))))
@@ -37,7 +36,7 @@ def keys(run: Run) -> Keys:
     journal = array("Q")
     for texts in run.image_records():
         journal.extend(map(_digest, texts))
-    records = np.array(journal, np.uint64).reshape(-1, 3)[::-1]  # the last of each row counts
+    records = np.array(journal, np.uint64).reshape(-1, 3)[::-1]  # the last record of a row is valid
     known, at = np.unique(records[:, 0], return_index=True)
     place = np.searchsorted(known, ids).clip(max=max(0, len(known) - 1))
     there = (known[place] == ids) & (ids != 0) if len(known) else np.zeros(len(ids), bool)
@@ -47,8 +46,8 @@ def keys(run: Run) -> Keys:
 
 
 def pair(keys: Keys, baseline: Keys, *, same_data: bool) -> np.ndarray:
-    """Of each row the place of its partner in the baseline, ALONE where it has none."""
-    partner = np.full(len(keys.id), ALONE)
+    """The index of each row's partner in the baseline, or UNPAIRED."""
+    partner = np.full(len(keys.id), UNPAIRED)
     if same_data:
         own, other = _matches(keys.id, baseline.id)
         _join(partner, own, other, _is_same(keys, baseline, own, other))
@@ -60,7 +59,7 @@ def pair(keys: Keys, baseline: Keys, *, same_data: bool) -> np.ndarray:
 
 
 def _matches(own: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places in both of each value that is there once in either."""
+    """Indices in both arrays of the values that occur exactly once in each."""
     (one, at), (two, there) = map(_single, (own, other))
     _, first, second = np.intersect1d(one, two, assume_unique=True, return_indices=True)
     return at[first], there[second]
@@ -68,19 +67,19 @@ def _matches(own: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _single(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found, at, count = np.unique(values, return_index=True, return_counts=True)
-    alone = (count == 1) & (found != 0)
-    return found[alone], at[alone]
+    unique = (count == 1) & (found != 0)
+    return found[unique], at[unique]
 
 
 def _join(partner: np.ndarray, own: np.ndarray, other: np.ndarray, allowed: np.ndarray | bool = True) -> None:
-    """Writes down the pairs of which neither has a partner yet."""
-    free = allowed & (partner[own] == ALONE) & ~np.isin(other, partner)
+    """Adds the allowed pairs of rows that are not paired yet."""
+    free = allowed & (partner[own] == UNPAIRED) & ~np.isin(other, partner)
     partner[own[free]] = other[free]
 
 
 def _is_same(one: Keys, two: Keys, own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Whether the pictures of these pairs are the same, by the surest that is known of both
-    (`scalecap.data.images.Fingerprint`); of pictures without a name there is the id alone."""
+    """Whether the images of these pairs are the same, by the most reliable field known of both
+    (`scalecap.data.images.Fingerprint`); images without a name are identified by the row's id."""
     same: np.ndarray = one.name[own] == two.name[other]
     for first, second in ((one.stamp, two.stamp), (one.hash, two.hash)):
         known = (first[own] != 0) & (second[other] != 0)

@@ -1,147 +1,212 @@
-"""A row as the report shows it: captions, drafts, checks, answers and parts of the picture."""
+"""View models of a report's rows: captions, drafts, checked texts, answers and image regions, as JSON."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Required, TypedDict
 
 from scalecap.rows import OUTPUT_COLUMNS
 from scalecap.run.folder import WORD, Row, Run, checks
 from scalecap.stats import is_part, label, parts
-from scalecap.text import segmentation as clauses
+from scalecap.text.segmentation import sentences
 
-NEAR = 0.6
-"""Share of a sentence's words that a text must have to be told as its source."""
+MIN_OVERLAP = 0.6
+"""Share of a sentence's words that a text must contain to be shown as its source."""
 
 
-def numbers(run: Run, row: Row) -> Iterator[tuple[str, float]]:
+class TextView(TypedDict, total=False):
+    """A text, with its score and verdict where a check read it."""
+
+    text: Required[str]
+    p: float
+    """P(yes), or the likelihood."""
+    kept: bool
+    reason: str
+    """Why it was dropped."""
+    replaces: str
+    """The refuted text that this one repairs."""
+    clauses: Sequence[Mapping[str, Any]]
+    tokens: Sequence[Mapping[str, Any]]
+
+
+class SentenceView(TypedDict, total=False):
+    """A sentence of the final caption, with the checked text that it comes from."""
+
+    text: Required[str]
+    source: str
+    source_column: str
+    kept: bool
+    """Whether the check kept the source."""
+
+
+class Section(TypedDict, total=False):
+    """One column of a row; `kind` says which of the other keys are set."""
+
+    kind: Required[Literal["text", "final", "scored", "answers", "drafts", "regions"]]
+    column: Required[str]
+    text: str
+    texts: Sequence[TextView | SentenceView | Mapping[str, Any]]
+    pairs: Sequence[tuple[str, TextView]]
+    """Questions and answers."""
+    regions: Sequence[Mapping[str, Any] | None]
+
+
+class RowView(TypedDict):
+    """A row as the page shows it."""
+
+    name: str
+    error: Mapping[str, Any] | None
+    flags: Mapping[str, Sequence[str]]
+    numbers: Sequence[tuple[str, float]]
+    sections: Sequence[Section]
+    """In the order of the columns."""
+    other: Sequence[tuple[str, str]]
+    """All other columns as text."""
+
+
+def row_metrics(run: Run, row: Row) -> Iterator[tuple[str, float]]:
     """The row's metrics, without their parts."""
     for name, (count, of) in run.metrics(row):
         if of and not is_part(name):
             yield name, round(count / of, 4)
 
 
-def told(run: Run, row: Row) -> dict[str, Any]:
-    """A row as the page shows it: its parts in the order of the columns."""
-    steps, scored = run.steps, dict(checks(row))
-    final = run.caption_column(row)
-    sides = (f"{name}_{side}" for name in scored for side in ("scores", "refuted"))
-    ranked = (f"{name}_ranks" for name, step in steps.items() if step.get("stage") == "best_of")
-    hidden = {*OUTPUT_COLUMNS, run.image, *sides, *ranked}
-    measured = list(numbers(run, row))
-    hidden |= {parts(name)[0] for name, _ in measured}
-    shown: list[dict[str, Any]] = []
-    rest: list[tuple[str, str]] = []
-    answered = _answered(steps, scored)
+def row_view(run: Run, row: Row) -> RowView:
+    """The view of one row of `captions.jsonl`."""
+    scores = dict(checks(row))
+    side_columns = {f"{name}_{side}" for name in scores for side in ("scores", "refuted")}
+    rankings = {f"{name}_ranks" for name, step in run.steps.items() if step.get("stage") == "best_of"}
+    metrics = list(row_metrics(run, row))
+    hidden = {*OUTPUT_COLUMNS, run.image, *side_columns, *rankings, *(parts(name)[0] for name, _ in metrics)}
+    views = _Views(run.steps, row, scores, run.caption_column(row), _answers(run.steps, scores))
+    sections, other = [], []
     for column, value in row.items():
-        step = steps.get(column, {})
         if column in hidden or value is None:
             continue
-        if column == final and (column in steps or not steps) and isinstance(value, str):
-            shown.append({"is": "final", "column": column, "texts": origins(value, scored)})
-        elif column in answered and _texts(value) and _texts(row.get(answered[column].questions)):
-            check = answered[column].check
-            checked = {each["text"]: each for each in scored.get(check, [])}
-            told_answers = [
-                _score(checked[each], steps.get(check, {})) if each in checked else {"text": each}
-                for each in value
-            ]
-            pairs = list(zip(row[answered[column].questions], told_answers, strict=False))
-            shown.append({"is": "answers", "column": column, "pairs": pairs})
-        elif column in scored and column not in {each.check for each in answered.values()}:
-            texts = [_score(each, step) | _instead(each, step, steps, row) for each in scored[column]]
-            shown.append({"is": "scored", "column": column, "texts": texts})
-        elif _regions(value):
-            shown.append({"is": "regions", "column": column, "regions": value})
-        elif step.get("stage") == "generate" and (step.get("samples") or step.get("views")) and _texts(value):
-            texts = _ranked(column, value, steps, row)
-            shown.append({"is": "drafts", "column": column, "texts": texts})
-        elif step.get("stage") == "generate" and step.get("image") and isinstance(value, str):
-            shown.append({"is": "text", "column": column, "text": value})
+        if section := views.section(column, value):
+            sections.append(section)
         else:
-            rest.append((column, value if isinstance(value, str) else _pretty(value)))
+            other.append((column, value if isinstance(value, str) else _pretty(value)))
     return {
         "name": run.picture_name(row),
         "error": row.get("error"),
         "flags": row.get("flags") or {},
-        "numbers": [(label(name), value) for name, value in measured],
-        "parts": shown,
-        "rest": rest,
+        "numbers": [(label(name), value) for name, value in metrics],
+        "sections": sections,
+        "other": other,
     }
 
 
-def _regions(value: Any) -> bool:
-    """Whether it is a column of parts of the picture, at least one of which is there."""
-    if not isinstance(value, list) or not any(value):
-        return False
-    return all(each is None or (isinstance(each, dict) and each.keys() == {"box", "of"}) for each in value)
-
-
-def _ranked(
-    column: str, drafts: Sequence[str], steps: Mapping[str, Mapping[str, Any]], row: Row
-) -> list[dict[str, Any]]:
-    """Drafts, each with its score and whether it was taken, where a step chose among them."""
-    for name, step in steps.items():
-        ranks = row.get(f"{name}_ranks")
-        if step.get("stage") == "best_of" and step.get("texts") == column and isinstance(ranks, list):
-            return [
-                dict(rank) for rank in ranks if isinstance(rank, dict) and isinstance(rank.get("text"), str)
-            ]
-    return [{"text": draft} for draft in drafts]
-
-
-def _instead(
-    score: Mapping[str, Any], step: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]], row: Row
-) -> dict[str, str]:
-    """The text that a repaired statement stands for, which was refuted."""
-    if step.get("stage") != "choose":
-        return {}
-    each = steps.get(str(step.get("about")).removesuffix("_about"), {}).get("each")
-    column = next(iter(each.values()), "") if isinstance(each, Mapping) else ""
-    refuted, place = row.get(column), score.get("about")
-    if not isinstance(refuted, list) or not isinstance(place, int) or not 0 <= place < len(refuted):
-        return {}
-    return {"instead": str(refuted[place])}
-
-
 class _Answers(NamedTuple):
-    """Where the questions of a column of answers stand, and the check that read it ("": none)."""
+    """Where the questions of a column of answers are, and the check that read the answers ("": none)."""
 
     questions: str
     check: str
 
 
-def _answered(steps: Mapping[str, Mapping[str, Any]], scored: Mapping[str, Any]) -> dict[str, _Answers]:
-    """Columns of answers about the picture, one a question."""
-    readers = {str(step.get("texts")): name for name, step in steps.items() if name in scored}
+@dataclass(frozen=True)
+class _Views:
+    """Makes the sections of one row."""
+
+    steps: Mapping[str, Mapping[str, Any]]
+    row: Row
+    scores: Mapping[str, Sequence[Mapping[str, Any]]]
+    final: str | None
+    """The column of the final caption."""
+    answers: Mapping[str, _Answers]
+
+    def section(self, column: str, value: Any) -> Section | None:
+        """The section of a column; None for one that is shown as plain text."""
+        step = self.steps.get(column, {})
+        generated = step.get("stage") == "generate"
+        if column == self.final and (column in self.steps or not self.steps) and isinstance(value, str):
+            return {"kind": "final", "column": column, "texts": origins(value, self.scores)}
+        if column in self.answers and _texts(value) and _texts(self.row.get(self.answers[column].questions)):
+            return {"kind": "answers", "column": column, "pairs": self._pairs(column, value)}
+        if column in self.scores and column not in {each.check for each in self.answers.values()}:
+            texts = [self._checked(score, step) for score in self.scores[column]]
+            return {"kind": "scored", "column": column, "texts": texts}
+        if _regions(value):
+            return {"kind": "regions", "column": column, "regions": value}
+        if generated and (step.get("samples") or step.get("views")) and _texts(value):
+            return {"kind": "drafts", "column": column, "texts": self._drafts(column, value)}
+        if generated and step.get("image") and isinstance(value, str):
+            return {"kind": "text", "column": column, "text": value}
+        return None
+
+    def _pairs(self, column: str, answers: Sequence[str]) -> list[tuple[str, TextView]]:
+        questions, check = self.answers[column]
+        scores = {each["text"]: each for each in self.scores.get(check, [])}
+        step = self.steps.get(check, {})
+        views: list[TextView] = [
+            _checked_text(scores[each], step) if each in scores else {"text": each} for each in answers
+        ]
+        return list(zip(self.row[questions], views, strict=False))
+
+    def _checked(self, score: Mapping[str, Any], step: Mapping[str, Any]) -> TextView:
+        """A scored text, with the refuted text that it repairs."""
+        view = _checked_text(score, step)
+        if step.get("stage") == "choose":
+            each = self.steps.get(str(step.get("about")).removesuffix("_about"), {}).get("each")
+            column = next(iter(each.values()), "") if isinstance(each, Mapping) else ""
+            refuted, place = self.row.get(column), score.get("about")
+            if isinstance(refuted, list) and isinstance(place, int) and 0 <= place < len(refuted):
+                view["replaces"] = str(refuted[place])
+        return view
+
+    def _drafts(self, column: str, drafts: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+        """Drafts, with their scores where a step chose among them."""
+        for name, step in self.steps.items():
+            ranks = self.row.get(f"{name}_ranks")
+            if step.get("stage") == "best_of" and step.get("texts") == column and isinstance(ranks, list):
+                return [
+                    each for each in ranks if isinstance(each, dict) and isinstance(each.get("text"), str)
+                ]
+        return [{"text": draft} for draft in drafts]
+
+
+def _answers(steps: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> dict[str, _Answers]:
+    """The columns of answers about the image, one for each question."""
+    checks_of = {str(step.get("texts")): name for name, step in steps.items() if name in scores}
     found: dict[str, _Answers] = {}
     for name, step in steps.items():
         each = step.get("each")
         if step.get("image") and isinstance(each, Mapping) and each:
-            found[name] = _Answers(str(next(iter(each.values()))), readers.get(name, ""))
+            found[name] = _Answers(str(next(iter(each.values()))), checks_of.get(name, ""))
     return found
+
+
+def _regions(value: Any) -> bool:
+    """Whether the value is a list of image regions, at least one of which is not null."""
+    if not isinstance(value, list) or not any(value):
+        return False
+    return all(each is None or (isinstance(each, dict) and each.keys() == {"box", "of"}) for each in value)
 
 
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-def _score(score: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, Any]:
-    """A scored text with the reason why it was dropped."""
-    found = {name: score[name] for name in ("text", "clauses", "tokens") if score.get(name)}
-    found |= {"text": score["text"], "kept": bool(score["kept"])}
+def _checked_text(score: Mapping[str, Any], step: Mapping[str, Any]) -> TextView:
+    view: TextView = {"text": score["text"], "kept": bool(score["kept"])}
+    if score.get("clauses"):
+        view["clauses"] = score["clauses"]
+    if score.get("tokens"):
+        view["tokens"] = score["tokens"]
     p = score.get("p_yes", score.get("likelihood"))
     if isinstance(p, int | float):
-        found["p"] = round(float(p), 3)
+        view["p"] = round(float(p), 3)
     if not score["kept"]:
-        found["why"] = _reason(score, step)
-    return found
+        view["reason"] = _reason(score, step)
+    return view
 
 
 def _reason(score: Mapping[str, Any], step: Mapping[str, Any]) -> str:
+    """Why a text was dropped."""
     if isinstance(score.get("reason"), str):
         return str(score["reason"])
     if score.get("asked") is False:
-        return "not asked about: no request was left"
+        return "not checked: the request budget was used up"
     threshold = step.get("threshold")
     limit = f" is below {threshold:g}" if isinstance(threshold, int | float) else ""
     if isinstance(score.get("p_yes"), int | float):
@@ -149,38 +214,39 @@ def _reason(score: Mapping[str, Any], step: Mapping[str, Any]) -> str:
     if isinstance(score.get("likelihood"), int | float):
         return f"likelihood {score['likelihood']:.2g}{limit or ' is too low'}"
     if isinstance(score.get("mass"), int | float):
-        return f"unanswered: the options together have a probability of {score['mass']:.3f}"
+        return f"unanswered: yes and no together have a probability of only {score['mass']:.3f}"
     gaps = [each["gap"] for each in score.get("clauses") or [] if isinstance(each.get("gap"), int | float)]
     if gaps:
         return f"largest gap {max(gaps):.2f} does not exceed {threshold if threshold is not None else 0}"
-    return "the model did not say yes"
+    return "the model did not answer yes"
 
 
-def origins(caption: str, scored: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The caption's sentences, each with the checked text that has the most of its words.
+def origins(caption: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[SentenceView]:
+    """The caption's sentences, each with the checked text that contains most of its words.
 
-    A sentence is told to come from a text only when that has at least `NEAR` of its words; a kept
-    text goes before a dropped one.
+    A text counts as the source of a sentence only with at least `MIN_OVERLAP` of its words. Of equally good
+    ones, a kept text is preferred.
     """
     sources = [
-        (column, each, set(_words(each["text"]))) for column, scores in scored.items() for each in scores
+        (column, score, set(_words(score["text"]))) for column, each in scores.items() for score in each
     ]
-    found = []
-    for start, end in clauses.sentences(caption):
-        part: dict[str, Any] = {"text": caption[start:end]}
+    views: list[SentenceView] = []
+    for start, end in sentences(caption):
+        view: SentenceView = {"text": caption[start:end]}
         words = set(_words(caption[start:end]))
 
-        def share(
+        def overlap(
             source: tuple[str, Mapping[str, Any], set[str]], words: set[str] = words
         ) -> tuple[float, bool]:
             return len(words & source[2]) / max(1, len(words)), bool(source[1]["kept"])
 
         if words and sources:
-            best = max(sources, key=share)
-            if share(best)[0] >= NEAR:
-                part |= {"from": best[0], "source": best[1]["text"], "kept": bool(best[1]["kept"])}
-        found.append(part)
-    return found
+            best = max(sources, key=overlap)
+            if overlap(best)[0] >= MIN_OVERLAP:
+                column, score, _ = best
+                view |= {"source_column": column, "source": score["text"], "kept": bool(score["kept"])}
+        views.append(view)
+    return views
 
 
 def _words(text: str) -> list[str]:

@@ -27,7 +27,7 @@ DECIDE = 1.35
 KEY = 0.28
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 SHOWN = """before => {
-  const image = document.querySelector("#label-picture img");
+  const image = document.querySelector("#label-image img");
   return image?.naturalWidth && document.getElementById("label-count").innerText !== before;
 }"""
 

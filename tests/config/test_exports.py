@@ -15,7 +15,7 @@ from scalecap.config.exports import Select
 from scalecap.config.settings import Settings
 from scalecap.engines.base import Request
 from scalecap.engines.scripted import Scripted
-from scalecap.report.push import lay_out
+from scalecap.report.push import write_repository
 from scalecap.run.merge import merge
 from scalecap.runner import RunError, run
 
@@ -80,7 +80,7 @@ def test_rows_that_select_refuses_are_in_captions_alone_and_another_select_asks_
     assert json.loads((folder / "summary.json").read_text())["rows"]["left_out"] == 4
     assert "write.select: 2 of 6 rows exported, 4 left out" in summary.screen()
     assert "webdataset  tars of pictures" in summary.screen()
-    lay_out(folder, "me/dogs", tmp_path / "pushed")
+    write_repository(folder, "me/dogs", tmp_path / "pushed")
     card = (tmp_path / "pushed" / "README.md").read_text()
     assert "Of them 4 were left out of the data set" in card
     assert sum(len(pq.read_table(path)) for path in (tmp_path / "pushed" / "data").iterdir()) == 2

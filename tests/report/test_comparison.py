@@ -124,7 +124,9 @@ def test_rows_without_a_partner_are_counted(make: Make):
     runs = [make("0", [1, 1, 1], images="abc"), make("1", [1, 1], images="ax")]
     found = Comparison(runs)
     assert found.paired(runs[1]) == (1, 1, 2)
-    assert "Job 1: 1 rows are paired; 1 of its own and 2 of job 0's have no partner." in found.notes
+    assert (
+        "Job 1: 1 rows are paired with job 0; 1 of its rows and 2 of the baseline's are not." in found.notes
+    )
     lines = list(csv.DictReader(found.csv().splitlines()))
     assert (lines[1]["rows paired"], lines[1]["rows without a partner"]) == ("1", "1")
 
@@ -166,11 +168,11 @@ def test_parts_and_captions_before_are_left_to_the_csv(make: Make):
     names = ("scenes.first.f1", "scenes.final.f1", "scenes.final.sort.count.f1")
     run.summary["metrics"] |= dict.fromkeys(names, each)
     found = Comparison([run])
-    assert set(found.names) - set(found.told) == {"scenes.first.f1", "scenes.final.sort.count.f1"}
+    assert set(found.names) - set(found.table_names) == {"scenes.first.f1", "scenes.final.sort.count.f1"}
     assert "scenes.final.sort.count.f1" in found.csv()
     assert "sort.count" not in found.markdown()
-    assert "2 more numbers" in found.screen()
-    assert "scenes.first.f1" in Comparison([run], objective="scenes.first.f1").told
+    assert "2 more (breakdowns" in found.screen()
+    assert "scenes.first.f1" in Comparison([run], objective="scenes.first.f1").table_names
 
 
 def test_a_sign_stands_where_the_interval_leaves_zero_out(make: Make):
@@ -207,7 +209,7 @@ def test_files_that_were_cut_off_are_as_if_not_there(make: Make):
 def test_runs_over_other_pictures_are_told(make: Make):
     runs = [make("0", [0.1, 0.2]), make("1", [0.3, 0.4], images="xy"), make("2", [None, 0.2])]
     (told,) = [note for note in Comparison(runs).notes if note.startswith("Job ")]
-    assert told.startswith("Job 1 has no row that can be paired with one of job 0")
+    assert told.startswith("Job 1 has no row in common with job 0")
 
 
 def test_only_what_differs_has_a_column(make: Make):
@@ -267,7 +269,7 @@ def test_the_command_reads_runs_made_apart(make: Make, tmp_path: Path, monkeypat
     [
         (["nowhere"], "'nowhere' is not a folder"),
         (["."], "no run in ."),
-        (["sweep", "--baseline", "7"], "there is no run '7'"),
+        (["sweep", "--baseline", "7"], "baseline=7: there is no such run"),
         (["sweep", "--objective", "god"], "no run has objective=god; did you mean 'good'"),
         (["damaged"], "line 1 of damaged/captions.jsonl is not JSON"),
     ],

@@ -124,15 +124,15 @@ async def test_from_keys_to_a_promise(
         await told(page, "label-count", "20 of 58 labelled")
         assert await page.inner_text("#label-text") == before
         assert await page.input_value("#label-author") == "Ada"
-        await page.wait_for_selector("#label-picture img")
-        assert await page.locator("#label-picture img").evaluate("each => each.naturalWidth") == 30
+        await page.wait_for_selector("#label-image img")
+        assert await page.locator("#label-image img").evaluate("each => each.naturalWidth") == 30
         await label(page, 37)
         await page.get_by_role("button", name="Yes").click()  # the last, wherever it belongs
         await told(page, "label-count", "58 of 58 labelled")
         await page.get_by_role("button", name="Undo").click()
         await told(page, "label-count", "57 of 58 labelled")
         await label(page, 1)
-        await told(page, "label-text", "All statements that were drawn are labelled.")
+        await told(page, "label-text", "All statements in the sample are labelled.")
         assert await page.get_by_role("button", name="Yes").is_disabled()
         async with page.expect_download() as waiting:
             await page.get_by_role("button", name="Download labels.jsonl").click()
@@ -175,7 +175,7 @@ async def test_from_keys_to_a_promise(
 async def test_no_statement_is_decided_about_before_it_is_seen(hostile: Path, browser: Browser):
     async with browser(hostile / "report.html") as page:
         await page.get_by_role("button", name="Label statements").click()
-        await page.wait_for_selector("#label-picture img")
+        await page.wait_for_selector("#label-image img")
         press = "window.dispatchEvent(new KeyboardEvent('keydown', {key: 'y'}));"
         await page.evaluate(f"() => {{ {press * 3} }}")  # faster than the next picture is there
         await page.wait_for_function("() => /^[1-9]/.test(document.getElementById('label-count').innerText)")
@@ -213,4 +213,4 @@ async def test_a_page_of_unsure_statements_promises_nothing(hostile: Path, brows
     page_of = write_report(hostile, uncertain=True)
     async with browser(page_of) as page:
         await page.get_by_role("button", name="Label statements").click()
-        assert "no promise can be made from them" in await page.inner_text("#label")
+        assert "no guarantee can be made from these labels" in await page.inner_text("#label")

@@ -100,7 +100,7 @@ async def test_a_report_is_searched_filtered_and_sorted(hostile: Path, browser: 
         assert await names(page) == ["Row 58, 57.png"]
         await page.fill("#search", "no such text")
         await counted(page, "0 of 60 rows")
-        assert "No row matches." in await page.inner_text("main")
+        assert "No matching rows." in await page.inner_text("main")
         await page.fill("#search", "")
         await page.select_option("#tag", label="failed (2)")
         await counted(page, "2 of 60 rows")
@@ -183,9 +183,9 @@ async def test_contrast_scores_and_metrics_are_shown(browser: Browser, tmp_path:
         text = await first.inner_text()
         assert "dropped: largest gap -0.50 does not exceed 0" in text
         assert "chair.s\n0.25" in text
-        assert "No picture: " in text
+        assert "No image: " in text
         assert "s\t0.250 (0.100 to 0.400)" in await page.locator("header").inner_text()
-        assert "was dropped before" in await page.locator("article").nth(1).inner_text()
+        assert "from a dropped text" in await page.locator("article").nth(1).inner_text()
         await page.select_option("#sort", label="chair.s, lowest first")
         await counted(page, "2 rows")
 
@@ -231,7 +231,7 @@ async def test_a_comparison_shows_table_plot_and_differences(hostile: Path, brow
         first = page.locator("article").first
         assert await first.get_by_role("insertion").all_inner_texts() == ["was really ", "<i>"]
         assert await first.get_by_role("deletion").all_inner_texts() == ["is "]
-        assert "the job has no such row" in await first.inner_text()
+        assert "this job lacks the row" in await first.inner_text()
         for words, found in (("it was REALLY brown", "58 of 60 rows"), ("is was really", "0 of 60 rows")):
             await page.fill("#search", words)
             await counted(page, found)

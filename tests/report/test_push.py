@@ -59,9 +59,9 @@ def test_a_folder_loads_as_the_hub_would(
     card = DatasetCard.load(to / "README.md")
     assert card.data.license == "cc-by-4.0"
     assert card.data.size_categories == ["n<1K"]
-    assert "2 rows are done; 1 failed" in card.text
-    assert "The pictures are in the column `image`." in card.text
-    assert "Licence" not in card.text
+    assert "2 rows succeeded; 1 failed" in card.text
+    assert "The images are in the column `image`." in card.text
+    assert "License" not in card.text
 
 
 def test_the_card_tells_how_it_was_made(ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path):
@@ -71,8 +71,8 @@ def test_the_card_tells_how_it_was_made(ran: Callable[..., Path], pushed: Callab
     assert card.data.license == "unknown"
     summary = json.loads((folder / "summary.json").read_text())
     for words in (
-        "**Licence:** not stated",
-        "The pictures are not in it; the column `image` names them.",
+        "**License:** not stated",
+        "The images are not included; the column `image` has their names.",
         'load_dataset("me/dogs"',
         "| `golden_sentences` | 2 | 2 |",
         "| `density.final_caption.words` | 3 | 3 to 3 | 2 |",
@@ -136,12 +136,12 @@ def test_code_in_a_line(text: str, told: str):
     ("spoil", "message"),
     [
         (lambda folder: shutil.rmtree(folder / "dataset"), "has no data set"),
-        (lambda folder: (folder / "summary.json").unlink(), "is no finished run"),
+        (lambda folder: (folder / "summary.json").unlink(), "is not finished"),
         (
             lambda folder: (folder / "summary.json").write_text('{"status": "interrupted", "reason": ""}'),
-            "is no finished run (interrupted)",
+            "is not finished (interrupted)",
         ),
-        (lambda folder: shutil.rmtree(folder), "holds no run: give the folder of one"),
+        (lambda folder: shutil.rmtree(folder), "expected the folder of a run"),
         (lambda folder: (folder.parent.parent / "to" / "mine").mkdir(parents=True), "is not empty"),
     ],
 )

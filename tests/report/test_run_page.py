@@ -18,11 +18,11 @@ from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.report import __main__ as command
-from scalecap.report import pictures
+from scalecap.report import thumbnails as module
 from scalecap.report.comparison_page import difference
-from scalecap.report.pictures import thumbnails
 from scalecap.report.row import origins
 from scalecap.report.run_page import calibration, write_report
+from scalecap.report.thumbnails import thumbnails
 from scalecap.rows import Row
 from scalecap.run.folder import FolderError, Run
 from scalecap.runner import run
@@ -111,7 +111,7 @@ def test_the_working_folder_of_the_run_is_remembered(
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "out")])
     command.main()
     assert "report.html" in capsys.readouterr().out
-    (cell,) = packed(tmp_path / "out" / "report.html", "pictures-0")
+    (cell,) = packed(tmp_path / "out" / "report.html", "images-0")
     with Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))) as picture:
         assert picture.size == (448, 224)
 
@@ -122,15 +122,15 @@ def test_a_folder_without_captions_is_one_message(tmp_path: Path, monkeypatch: A
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
     with pytest.raises(SystemExit, match="1"):
         command.main()
-    assert "give the folder of a run" in capsys.readouterr().err
+    assert "expected the folder of a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("side", [side for _, side in pictures.SIDES])
+@pytest.mark.parametrize("side", [side for _, side in module.SIZES])
 def test_a_thumbnail_is_bounded_in_pixels_and_bytes(tmp_path: Path, side: int):
     noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
     Pillow.fromarray(noise).save(tmp_path / "noise.png")
     row = Row(0, {}, lambda: open_image(str(tmp_path / "noise.png")))
-    found = pictures._thumbnail(row, "", None, side)
+    found = module._thumbnail(row, "", None, side)
     assert isinstance(found, bytes)
     assert len(found) <= side * side / 6
     with Pillow.open(io.BytesIO(found)) as picture:
@@ -138,7 +138,7 @@ def test_a_thumbnail_is_bounded_in_pixels_and_bytes(tmp_path: Path, side: int):
 
 
 def test_thumbnails_shrink_as_rows_grow():
-    assert [pictures.side_of(rows) for rows in (1, 200, 201, 1_000_000)] == [448, 448, 320, 192]
+    assert [module.thumbnail_size(rows) for rows in (1, 200, 201, 1_000_000)] == [448, 448, 320, 192]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_sentences_of_the_final_caption_name_their_source():
     caption = "A dog runs.  The dog is small and brown! A cat sleeps. It is a masterpiece of art. 没有。"
     found = origins(caption, scored)
     assert "".join(part["text"] for part in found) == caption
-    assert [part.get("from") for part in found] == ["golden", "details", "golden", None, None]
+    assert [part.get("source_column") for part in found] == ["golden", "details", "golden", None, None]
     assert [part.get("kept") for part in found] == [True, True, False, None, None]
     assert origins("", scored) == []
 
@@ -185,7 +185,7 @@ def test_odd_columns_are_shown_as_they_are(compose: Compose, engines: dict[str, 
     row |= {"golden_sentences_scores": [{"text": 3}, None, "x"], "raw_answers": {"a": [1]}, "flags": None}
     path.write_text(json.dumps(row | {"more": [[1], {"b": "</script>"}]}) + "\n")
     (told,) = packed(write_report(tmp_path / "run"), "rows-0")
-    rest = dict(told["rest"])
+    rest = dict(told["other"])
     assert json.loads(rest["raw_answers"]) == {"a": [1]}
     assert "</script>" in rest["more"]
 
@@ -215,7 +215,7 @@ def test_a_text_without_an_answer_tells_why_it_was_dropped(
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     blocks = re.findall(r'id="data-[^"]*">([^<]*)<', page)
     told = " ".join(gzip.decompress(base64.b64decode(each)).decode() for each in blocks)
-    assert "unanswered: the options together have a probability of 0.020" in told
+    assert "unanswered: yes and no together have a probability of only 0.020" in told
 
 
 def dense(request: Request) -> Any:
@@ -233,15 +233,15 @@ def test_drafts_parts_and_repaired_claims_are_shown(compose: Compose, tmp_path: 
     engine = Scripted(dense)
     run(compose("data.limit=1", "pipeline=dense"), engines={"vlm": engine, "llm": engine})
     (row,) = packed(tmp_path / "run" / "report.html", "rows-0")
-    parts = {part["column"]: part for part in row["parts"]}
+    parts = {part["column"]: part for part in row["sections"]}
     assert parts["drafts"] == {
-        "is": "drafts",
+        "kind": "drafts",
         "column": "drafts",
         "texts": [{"text": "A dog. The ball is red."}] * 4,
     }
     assert [each["of"] for each in parts["parts"]["regions"]] == [[336, 336]] * 4
     (repaired,) = parts["repaired"]["texts"]
-    assert (repaired["instead"], repaired["text"], repaired["kept"]) == (
+    assert (repaired["replaces"], repaired["text"], repaired["kept"]) == (
         "The ball is red.",
         "The ball is blue.",
         True,
@@ -260,7 +260,7 @@ def test_the_draft_that_was_taken_is_told(compose: Compose, tmp_path: Path):
     settings = compose("data.limit=1", "pipeline=best_of_n", "pipeline.steps.drafts.samples=3")
     run(settings, engines={"vlm": engine, "llm": engine})
     (row,) = packed(tmp_path / "run" / "report.html", "rows-0")
-    shown = next(part for part in row["parts"] if part["is"] == "drafts")
+    shown = next(part for part in row["sections"] if part["kind"] == "drafts")
     assert shown["texts"] == [
         {"text": text, "score": score, "taken": text == "A dog."}
         for text, score in (("A cat.", 0.1), ("A dog.", 0.9), ("A cat.", 0.1))

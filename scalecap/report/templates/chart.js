@@ -1,20 +1,20 @@
-// Draws points {x, y: [mean, low, high], label} with their intervals, by uPlot, whenever `content` may have
-// changed: it gives {points, across, up} (names of the axes), and `square` for two shares and their diagonal.
+// Returns a function that plots points {x, y: [mean, low, high], label} with their intervals by uPlot.
+// `content` returns {points, xLabel, yLabel}, and `square` for two axes from 0 to 1 and their diagonal.
 function chart(place, content) {
-  const named = (label, size, ink, line) => ({
+  const axis = (label, size, ink, line) => ({
     label, size, stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 },
     font: "12px system-ui", labelFont: "bold 12px system-ui",
   });
-  const spread = (values) => {
+  const padded = (values) => {
     const [low, high] = [Math.min(...values), Math.max(...values)];
-    const room = (high - low) * 0.12 || Math.abs(high) * 0.1 || 1;
-    return [low - room, high + room];
+    const margin = (high - low) * 0.12 || Math.abs(high) * 0.1 || 1;
+    return [low - margin, high + margin];
   };
   const ratio = window.devicePixelRatio || 1;
   let drawn;
 
   function draw() {
-    const { points, across, up, square } = content();
+    const { points, xLabel, yLabel, square } = content();
     const style = getComputedStyle(document.documentElement);
     const [ink, line, mark] = ["--ink", "--line", "--link"].map((name) => style.getPropertyValue(name).trim());
 
@@ -49,10 +49,10 @@ function chart(place, content) {
       legend: { show: false },
       cursor: { show: false },
       scales: {
-        x: { time: false, range: () => (square ? [0, 1.06] : spread(points.map((point) => point.x))) },
-        y: { range: () => (square ? [-0.04, 1.04] : spread(points.flatMap((point) => point.y))) },
+        x: { time: false, range: () => (square ? [0, 1.06] : padded(points.map((point) => point.x))) },
+        y: { range: () => (square ? [-0.04, 1.04] : padded(points.flatMap((point) => point.y))) },
       },
-      axes: [named(across, 44, ink, line), named(up, 64, ink, line)],
+      axes: [axis(xLabel, 44, ink, line), axis(yLabel, 64, ink, line)],
       series: [{}, { paths: () => null, points: { show: true, size: 9, fill: mark, stroke: mark } }],
       hooks: { draw: [intervals] },
     }, [points.map((point) => point.x), points.map((point) => point.y[0])], place);

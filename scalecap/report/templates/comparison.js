@@ -1,21 +1,22 @@
 
-const marked = { 0: (text) => text, 1: (text) => el("ins", {}, text), "-1": (text) => el("del", {}, text) };
+// Elements of a piece of text that both captions have (0), or one alone (1, -1).
+const pieces = { 0: (text) => text, 1: (text) => el("ins", {}, text), "-1": (text) => el("del", {}, text) };
 
-async function compared(number) {
+async function card(number) {
   const row = await rowAt(number);
   const caption = (job) => {
-    if (!job.segments) return el("p", { class: "warning" }, job.why || "no caption");
-    if (job.same) return el("p", { class: "about" }, "the baseline's caption, word for word");
-    return el("p", {}, ...job.segments.map(([sign, text]) => marked[sign](text)));
+    if (!job.segments) return el("p", { class: "warning" }, job.reason || "no caption");
+    if (job.same) return el("p", { class: "about" }, "same as the baseline's caption");
+    return el("p", {}, ...job.segments.map(([sign, text]) => pieces[sign](text)));
   };
   const jobs = row.jobs.map((job) =>
     el("section", {}, el("h3", {}, `job ${job.job}`), caption(job),
       job.numbers.length ? el("dl", { class: "measured" }, ...job.numbers.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))])) : null));
   return el("article", { tabindex: -1, "aria-label": `Row ${number + 1}${row.name ? `, ${row.name}` : ""}` },
-    el("div", {}, await picture(number, row.name)), el("div", { class: "jobs" }, ...jobs));
+    el("div", {}, await image(number, row.name)), el("div", { class: "jobs" }, ...jobs));
 }
 
-// Quality against cost: a point for each job with its interval and name.
+// Plots quality against cost: a labelled point with an interval for each job.
 function plot(data) {
   const [quality, cost] = ["quality", "cost"].map((id) => document.getElementById(id));
   const names = Object.keys(data.numbers);
@@ -26,7 +27,7 @@ function plot(data) {
   names.forEach((name) => quality.append(el("option", {}, name)));
   Object.keys(data.costs).forEach((name) => cost.append(el("option", {}, name)));
 
-  // Jobs at one point share it.
+  // Jobs with equal values share one point.
   function content() {
     const points = [];
     data.jobs.forEach((label, at) => {
@@ -36,7 +37,7 @@ function plot(data) {
       if (there) there.label += `, ${label}`;
       else points.push({ x, y, label });
     });
-    return { points: points.sort((a, b) => a.x - b.x), across: cost.value, up: quality.value };
+    return { points: points.sort((a, b) => a.x - b.x), xLabel: cost.value, yLabel: quality.value };
   }
 
   const draw = chart(document.getElementById("chart"), content);
@@ -45,10 +46,10 @@ function plot(data) {
 }
 
 block("chart").then(plot);
-// Each job's caption whole, though it is in pieces that differ or do not.
+// The full captions of all jobs, joined from their pieces.
 function captionsOf(row) {
   const captions = row.jobs.map((job) => (job.segments || []).filter(([sign]) => sign >= 0).map(([, text]) => text).join(""));
   return [row.name, ...captions].join("\n").toLowerCase();
 }
 
-block("index").then((index) => browse(index, compared, captionsOf));
+block("index").then((index) => browse(index, card, captionsOf));

@@ -1,5 +1,5 @@
 
-// The labelling mode: statements one by one, verdicts by key or button, kept in the browser's own storage.
+// Labelling mode: one statement at a time, verdicts by key or button, saved in localStorage.
 const VERDICTS = { y: "yes", n: "no", "?": "unsure" };
 
 function labelling(drawn) {
@@ -8,7 +8,7 @@ function labelling(drawn) {
   const buttons = [...section.querySelectorAll("[data-verdict]")];
   let step = drawn.steps[0];
   let turn = 0;
-  let shown = null; // the statement on the screen beside its picture, the only one that can be decided about
+  let shown = null; // the statement on screen whose image is loaded; only it can be labelled
 
   drawn.steps.forEach((each, number) => choice.append(el("option", { value: number }, each.step.replaceAll("_", " "))));
 
@@ -16,19 +16,19 @@ function labelling(drawn) {
   const read = (name, otherwise) => {
     try { return JSON.parse(localStorage.getItem(name)) ?? otherwise; } catch { return otherwise; }
   };
-  const held = new Map(); // verdicts of this visit, should the browser keep nothing
-  const verdictsOf = (each) => held.get(key(each)) ?? read(key(each), {});
+  const memory = new Map(); // verdicts of this visit, in case localStorage is unavailable
+  const verdictsOf = (each) => memory.get(key(each)) ?? read(key(each), {});
   const name = ([, row, text]) => JSON.stringify([row, text]);
 
-  function keep(storageKey, value) {
+  function store(storageKey, value) {
     try {
       localStorage.setItem(storageKey, JSON.stringify(value));
     } catch {
-      by("warning").textContent = "This browser keeps nothing for this page: download the labels before you leave it.";
+      by("warning").textContent = "This browser can't save labels: download the labels before you leave the page.";
     }
   }
 
-  const waiting = () => {
+  const nextStatement = () => {
     const verdicts = verdictsOf(step);
     return step.statements.find((each) => !(name(each) in verdicts));
   };
@@ -36,8 +36,8 @@ function labelling(drawn) {
   async function show() {
     const now = ++turn;
     shown = null;
-    const statement = waiting();
-    const figure = statement ? await picture(statement[0], "") : "";
+    const statement = nextStatement();
+    const figure = statement ? await image(statement[0], "") : "";
     if (statement) await figure.querySelector("img")?.decode().catch(() => {});
     if (now !== turn) return;
     shown = statement;
@@ -49,16 +49,16 @@ function labelling(drawn) {
     by("progress").value = done.length;
     for (const each of buttons) each.disabled = !statement;
     by("undo").disabled = !done.length;
-    by("text").textContent = statement ? statement[2] : "All statements that were drawn are labelled.";
-    by("picture").replaceChildren(figure);
+    by("text").textContent = statement ? statement[2] : "All statements in the sample are labelled.";
+    by("image").replaceChildren(figure);
   }
 
-  function decide(verdict) {
+  function label(verdict) {
     if (!shown) return;
     const verdicts = verdictsOf(step);
     verdicts[name(shown)] = { verdict, time: new Date().toISOString(), author: author.value.trim() };
-    held.set(key(step), verdicts);
-    keep(key(step), verdicts);
+    memory.set(key(step), verdicts);
+    store(key(step), verdicts);
     show();
   }
 
@@ -68,8 +68,8 @@ function labelling(drawn) {
       .reduce((a, b) => (a && verdicts[name(a)].time > verdicts[name(b)].time ? a : b), null);
     if (!last) return;
     delete verdicts[name(last)];
-    held.set(key(step), verdicts);
-    keep(key(step), verdicts);
+    memory.set(key(step), verdicts);
+    store(key(step), verdicts);
     show();
   }
 
@@ -77,9 +77,9 @@ function labelling(drawn) {
     const lines = drawn.steps.flatMap((each) => {
       const verdicts = verdictsOf(each);
       return each.statements.filter((statement) => name(statement) in verdicts).map((statement) => {
-        const { verdict, author: by_whom, time } = verdicts[name(statement)];
+        const { verdict, author, time } = verdicts[name(statement)];
         const [, row_id, text] = statement;
-        return JSON.stringify({ row_id, step: each.step, text, verdict, author: by_whom, time, run: each.run, draw: drawn.draw });
+        return JSON.stringify({ row_id, step: each.step, text, verdict, author, time, run: each.run, draw: drawn.draw });
       });
     });
     const url = URL.createObjectURL(new Blob(lines.map((line) => `${line}\n`), { type: "application/jsonl" }));
@@ -87,7 +87,7 @@ function labelling(drawn) {
     setTimeout(() => URL.revokeObjectURL(url), 1000);
   }
 
-  function enter(inside) {
+  function toggle(inside) {
     document.body.classList.toggle("labelling", inside);
     section.hidden = !inside;
     if (inside) show();
@@ -95,24 +95,24 @@ function labelling(drawn) {
   }
 
   author.value = read("scalecap author", "");
-  author.addEventListener("change", () => keep("scalecap author", author.value.trim()));
+  author.addEventListener("change", () => store("scalecap author", author.value.trim()));
   choice.addEventListener("change", () => { step = drawn.steps[Number(choice.value)]; show(); });
   section.querySelector("form").addEventListener("submit", (event) => { event.preventDefault(); by("title").focus(); });
-  for (const each of buttons) each.addEventListener("click", () => decide(each.dataset.verdict));
+  for (const each of buttons) each.addEventListener("click", () => label(each.dataset.verdict));
   by("undo").addEventListener("click", undo);
   by("download").addEventListener("click", download);
-  by("close").addEventListener("click", () => enter(false));
-  open.addEventListener("click", () => enter(true));
-  // Before the page's own keys, which walk through rows that are hidden now.
+  by("close").addEventListener("click", () => toggle(false));
+  open.addEventListener("click", () => toggle(true));
+  // Captured before the page's own shortcuts, which move through the hidden rows.
   window.addEventListener("keydown", (event) => {
     if (section.hidden || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target === author && event.key !== "Escape") return;
     event.stopPropagation();
     const verdict = VERDICTS[event.key.toLowerCase()];
     if (event.repeat && event.key !== "Escape") return;
-    if (verdict) decide(verdict);
+    if (verdict) label(verdict);
     else if (event.key === "u") undo();
-    else if (event.key === "Escape") enter(false);
+    else if (event.key === "Escape") toggle(false);
     else return;
     event.preventDefault();
   }, true);

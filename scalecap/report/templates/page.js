@@ -1,9 +1,9 @@
 "use strict";
-// Rows come as text and are put on the page as text: `el` makes elements, nothing here parses HTML.
+// Rows are data and stay text: `el` creates elements, nothing here parses HTML.
 
-const BLOCK = 50; // rows of a block, as scalecap/report/page.py packs them
-const BATCH = 8; // rows put on the page at once
-const KEPT = 12; // blocks that stay unpacked
+const BLOCK = 50; // rows per block, BLOCK_ROWS of scalecap/report/page.py
+const BATCH = 8; // rows rendered at once
+const MAX_CACHED = 12; // unpacked blocks
 
 function el(name, attributes, ...children) {
   const made = document.createElement(name);
@@ -17,7 +17,7 @@ function el(name, attributes, ...children) {
 
 const unpacked = new Map();
 
-// The value in a block; the blocks looked at last stay unpacked.
+// The value of a block; the most recently used ones are cached.
 function block(id) {
   const known = unpacked.get(id);
   if (known) {
@@ -27,7 +27,7 @@ function block(id) {
   }
   const promise = unpack(id);
   unpacked.set(id, promise);
-  if (unpacked.size > KEPT) unpacked.delete(unpacked.keys().next().value);
+  if (unpacked.size > MAX_CACHED) unpacked.delete(unpacked.keys().next().value);
   return promise;
 }
 
@@ -41,25 +41,25 @@ async function rowAt(number) {
   return (await block(`rows-${Math.floor(number / BLOCK)}`))[number % BLOCK];
 }
 
-async function picture(number, name) {
-  const cell = (await block(`pictures-${Math.floor(number / BLOCK)}`))[number % BLOCK];
+async function image(number, name) {
+  const cell = (await block(`images-${Math.floor(number / BLOCK)}`))[number % BLOCK];
   const shown = cell.webp
-    ? el("img", { src: `data:image/webp;base64,${cell.webp}`, alt: name || `picture ${number + 1}`, decoding: "async" })
-    : el("p", { class: "warning" }, `No picture: ${cell.none}`);
+    ? el("img", { src: `data:image/webp;base64,${cell.webp}`, alt: name || `image ${number + 1}`, decoding: "async" })
+    : el("p", { class: "warning" }, `No image: ${cell.none}`);
   return el("figure", {}, shown, el("figcaption", {}, `${number + 1}${name ? ` · ${name}` : ""}`));
 }
 
-// Every text in a row, in small letters, for the search.
+// All text of a row in lower case, for the search.
 function textOf(value, key = "") {
-  if (typeof value === "string") return key === "is" || key === "column" || key === "from" ? "" : `${value.toLowerCase()}\n`;
+  if (typeof value === "string") return ["kind", "column", "source_column"].includes(key) ? "" : `${value.toLowerCase()}\n`;
   if (Array.isArray(value)) return value.map((each) => textOf(each)).join("");
   if (value && typeof value === "object") return Object.entries(value).map(([name, each]) => textOf(each, name)).join("");
   return "";
 }
 
-// A list of rows that grows as it is scrolled. `index` is {tags, numbers, rows: [[tag ids], [values]]}; `says`
-// is a row's text, in small letters, that is searched.
-function browse(index, render, says = textOf) {
+// A list of rows with infinite scrolling. `index` is {tags, numbers, rows: [[tag ids], [values]]}; `textOfRow`
+// returns the lower-case text that is searched.
+function browse(index, render, textOfRow = textOf) {
   const list = document.getElementById("rows");
   const more = document.getElementById("more");
   const [search, tag, sort] = ["search", "tag", "sort"].map((id) => document.getElementById(id));
@@ -84,7 +84,7 @@ function browse(index, render, says = textOf) {
     if (words) {
       const hits = [];
       for (const number of found) {
-        if (says(await rowAt(number)).includes(words)) hits.push(number);
+        if (textOfRow(await rowAt(number)).includes(words)) hits.push(number);
         if (now !== turn) return null;
       }
       found = hits;
@@ -113,16 +113,16 @@ function browse(index, render, says = textOf) {
     count.textContent = order.length === all ? `${all} rows` : `${order.length} of ${all} rows`;
   }
 
-  // One batch after another, however often it is asked for.
+  // Renders the next batch; concurrent calls are serialized.
   function grow() {
     growing = growing.then(async () => {
       const now = turn;
       const batch = order.slice(shown, shown + BATCH);
-      const made = await Promise.all(batch.map((number) => render(number).catch((error) => broken(number, error))));
+      const made = await Promise.all(batch.map((number) => render(number).catch((error) => errorCard(number, error))));
       if (now !== turn) return;
       list.append(...made);
       shown += batch.length;
-      more.textContent = shown < order.length ? `${order.length - shown} more rows…` : order.length ? "" : "No row matches.";
+      more.textContent = shown < order.length ? `${order.length - shown} more rows…` : order.length ? "" : "No matching rows.";
       watch.unobserve(more);
       if (shown < order.length) watch.observe(more);
     });
@@ -162,7 +162,7 @@ function browse(index, render, says = textOf) {
   refresh();
 }
 
-// In place of a row that can't be shown; the others can.
-function broken(number, error) {
+// Shown in place of a row that can't be rendered.
+function errorCard(number, error) {
   return el("article", { tabindex: -1 }, el("p", { class: "warning" }, `Row ${number + 1} can't be shown: ${error}`));
 }

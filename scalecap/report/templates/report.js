@@ -1,21 +1,21 @@
 
 const percent = (p) => p.toFixed(2);
 
-// A checked text: coloured by its probability or, word by word, by what the picture adds to it.
+// A checked text, coloured by its probability or by the contrastive gap of each word.
 function scored(text) {
   const marks = { class: `${"p" in text ? "scored" : "kept" in text ? "verdict" : ""}${text.kept === false ? " dropped" : ""}` };
   if ("p" in text) marks["--p"] = text.p;
-  const inner = text.tokens ? rated(text.text, text.tokens) : text.clauses ? clauses(text.clauses) : [text.text];
+  const inner = text.tokens ? byToken(text.text, text.tokens) : text.clauses ? clauses(text.clauses) : [text.text];
   const shown = el(text.kept === false ? "del" : "span", marks, ...inner);
-  const instead = text.instead ? [el("del", { class: "verdict dropped" }, text.instead), " → "] : [];
+  const repaired = text.replaces ? [el("del", { class: "verdict dropped" }, text.replaces), " → "] : [];
   const note = text.kept === false
-    ? el("small", { class: "why" }, ` dropped: ${text.why}`)
+    ? el("small", { class: "why" }, ` dropped: ${text.reason}`)
     : "p" in text ? el("small", {}, ` ${percent(text.p)}`, el("span", { class: "hidden" }, " probability of yes, kept")) : null;
-  return [...instead, shown, note];
+  return [...repaired, shown, note];
 }
 
-// Tokens in the colours of their gaps; what lies between them stays.
-function rated(text, tokens) {
+// Colours tokens by their gaps; the text between them is kept.
+function byToken(text, tokens) {
   const widest = Math.max(0.01, ...tokens.map((token) => Math.abs(token.gap ?? 0)));
   const parts = [];
   let at = 0;
@@ -38,7 +38,8 @@ function clauses(all) {
   ]);
 }
 
-const part = {
+// Elements of a section, by its kind.
+const sections = {
   text: (each) => [el("p", {}, each.text)],
   scored: (each) => [el("ul", { class: "texts" }, ...each.texts.map((text) => el("li", {}, ...scored(text))))],
   drafts: (each) => [
@@ -48,14 +49,14 @@ const part = {
         typeof draft.score === "number" ? el("small", {}, ` ${percent(draft.score)}`) : null,
         draft.taken ? el("small", {}, " taken") : null)))),
   ],
-  // Cut out of the row's own thumbnail, which is scaled so that the part fills its frame.
-  regions: (each, shown) => {
-    const source = shown.querySelector("img");
+  // Regions are cropped from the thumbnail by CSS, scaled to fill their frames.
+  regions: (each, figure) => {
+    const source = figure.querySelector("img");
     return [el("p", { class: "regions" }, ...each.regions.map((region, at) => {
       if (!region || !source) return el("small", {}, region ? `${at + 1}: ${region.box.join(", ")} ` : `${at + 1}: none `);
       const [left, top, right, bottom] = region.box;
       const [width, height] = [right - left, bottom - top];
-      const alt = `part ${at + 1}: ${region.box.join(", ")} of ${region.of.join(" by ")} pixels`;
+      const alt = `region ${at + 1}: ${region.box.join(", ")} of ${region.of.join(" by ")} pixels`;
       return el("span", { class: "region", title: alt, "--ratio": width / height, "--wide": region.of[0] / width, "--left": left / width, "--top": top / height },
         el("img", { src: source.src, alt }));
     }))];
@@ -66,16 +67,16 @@ const part = {
       el("dl", { class: "answers" }, ...each.pairs.flatMap(([question, answer]) => [el("dt", {}, question), el("dd", {}, ...scored(answer))]))),
   ],
   final: (each) => {
-    const columns = [...new Set(each.texts.map((text) => text.from).filter(Boolean))];
+    const columns = [...new Set(each.texts.map((text) => text.source_column).filter(Boolean))];
     const texts = each.texts.map((text) => {
-      if (!text.from) return el("span", { class: "from none", title: "in none of the checked texts" }, text.text);
-      const origin = `from ${text.kept ? "" : "what was dropped at "}${text.from}`;
-      return el("span", { class: `from origin-${columns.indexOf(text.from) % 5}${text.kept ? "" : " again"}`, title: `${origin}: ${text.source}` },
+      if (!text.source_column) return el("span", { class: "from none", title: "matches none of the checked texts" }, text.text);
+      const origin = `from ${text.kept ? "" : "a text dropped at "}${text.source_column}`;
+      return el("span", { class: `from origin-${columns.indexOf(text.source_column) % 5}${text.kept ? "" : " again"}`, title: `${origin}: ${text.source}` },
         text.text, el("span", { class: "hidden" }, ` (${origin}) `));
     });
     const known = columns.map((column, at) => el("span", { class: `from origin-${at % 5}` }, `from ${column}`));
-    if (each.texts.some((text) => text.from && !text.kept)) known.push(el("span", { class: "from again" }, "was dropped before"));
-    if (each.texts.some((text) => !text.from)) known.push(el("span", { class: "from none" }, "from no single text"));
+    if (each.texts.some((text) => text.source_column && !text.kept)) known.push(el("span", { class: "from again" }, "from a dropped text"));
+    if (each.texts.some((text) => !text.source_column)) known.push(el("span", { class: "from none" }, "from no single text"));
     return [el("p", { class: "final" }, ...texts), el("p", { class: "origins" }, ...known)];
   },
 };
@@ -89,16 +90,16 @@ async function card(number) {
   const error = row.error
     ? el("p", { class: "warning" }, `Failed at ${row.error.step || "row"} (${row.error.kind}): ${row.error.message}`)
     : null;
-  const rest = row.rest.length
-    ? el("details", {}, el("summary", {}, "Other columns"), ...row.rest.flatMap(([column, text]) => [el("h3", {}, column), el("pre", {}, text)]))
+  const rest = row.other.length
+    ? el("details", {}, el("summary", {}, "Other columns"), ...row.other.flatMap(([column, text]) => [el("h3", {}, column), el("pre", {}, text)]))
     : null;
-  const shown = await picture(number, row.name);
-  const parts = row.parts.flatMap((each) => [el("h3", {}, each.column.replaceAll("_", " ")), ...part[each.is](each, shown)]);
+  const figure = await image(number, row.name);
+  const parts = row.sections.flatMap((each) => [el("h3", {}, each.column.replaceAll("_", " ")), ...sections[each.kind](each, figure)]);
   return el("article", { tabindex: -1, "aria-label": `Row ${number + 1}${row.name ? `, ${row.name}` : ""}` },
-    el("div", {}, shown, facts, ...flags),
+    el("div", {}, figure, facts, ...flags),
     el("div", {}, error, ...parts, rest));
 }
 
 block("calibration").then((steps) => steps.forEach((points, at) =>
-  chart(document.getElementById(`calibration-${at}`), () => ({ points, across: "P(yes)", up: "share true", square: true }))));
+  chart(document.getElementById(`calibration-${at}`), () => ({ points, xLabel: "P(yes)", yLabel: "share true", square: true }))));
 block("index").then((index) => browse(index, card));
