@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 from omegaconf import OmegaConf
 
 from scalecap.calibration.record import CalibrationError
-from scalecap.calibration.use import Applied, apply, check_models, check_scope
+from scalecap.calibration.use import AppliedPromise, apply_promises, check_models, check_scope
 from scalecap.config.compose import compose
 from scalecap.config.settings import CONF, DataSettings, Settings, from_config
 from scalecap.data import DataError
@@ -100,7 +100,7 @@ class Captioner:
         self._cache: Cache | None = None
         self._dispatcher: asyncio.Task[Dispatcher] | None = None
         self._closed = False
-        self._promises: Mapping[str, Applied] = {}
+        self._promises: Mapping[str, AppliedPromise] = {}
         self._pipelines: dict[tuple[tuple[str, str], ...] | None, Pipeline] = {}
         """By the columns beside a picture: most pictures have the same, and templates are compiled once."""
         self._build(None)
@@ -209,7 +209,7 @@ class Captioner:
         if key in self._pipelines:
             return self._pipelines[key]
         try:
-            settings, self._promises = apply(self.settings)
+            settings, self._promises = apply_promises(self.settings)
             given = settings.pipeline
             pipeline = Pipeline.build(
                 given.steps, columns, imports=given.imports, sampling=settings.sampling, budget=given.budget

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalecap.calibration.record import CalibrationError
-from scalecap.calibration.use import Applied, apply, check_models, check_scope, fallbacks, notes, told
+from scalecap.calibration.use import (
+    AppliedPromise,
+    apply_promises,
+    check_models,
+    check_scope,
+    data_notes,
+    describe_promises,
+    fallback_notes,
+)
 from scalecap.config.settings import Settings
 from scalecap.data import DataError, Source
 from scalecap.data.files import redact_urls
@@ -59,7 +67,7 @@ class Job(NamedTuple):
     """With the thresholds that a calibration sets."""
     source: Source
     pipeline: Pipeline
-    promises: Mapping[str, Applied]
+    promises: Mapping[str, AppliedPromise]
     """By check: the promise of the calibration."""
 
 
@@ -90,7 +98,7 @@ def run(
     with _expected_errors():
         with summary.phase("check"):
             job = prepare(settings, source)
-            summary.notes += notes(job.promises, job.settings)
+            summary.notes += data_notes(job.promises, job.settings)
             journal = _open_journal(job)
         with journal, _open_cache(settings) as cache:
             with _disk_errors(summary.output):
@@ -119,7 +127,7 @@ def _expected_errors() -> Iterator[None]:
 
 def prepare(settings: Settings, source: Source | None = None) -> Job:
     """Checks all that can be checked before a model loads. DataError, PipelineError, CalibrationError."""
-    settings, promises = apply(settings)
+    settings, promises = apply_promises(settings)
     source, pipeline = check(settings, source)
     if settings.edits:
         source = Edited(source, read_edits(Path(settings.edits), pipeline.steps))
@@ -313,8 +321,8 @@ def _write_outputs(job: Job, rows: PendingRows, summary: Summary) -> None:
     edited = {step: flags["edited"] for step, flags in summary.flags.items()}
     # Rows of another config may have been made with other thresholds.
     kept = {} if rows.journal.changes else job.promises
-    summary.promises = told(kept, job.pipeline, edited)
-    summary.notes += fallbacks(job.promises, job.pipeline, summary.flags)
+    summary.promises = describe_promises(kept, job.pipeline, edited)
+    summary.notes += fallback_notes(job.promises, job.pipeline, summary.flags)
     summary.write()
 
 

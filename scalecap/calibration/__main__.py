@@ -2,8 +2,8 @@
 
     scalecap calibrate RUN --labels labels.jsonl --wrong 0.05 --confidence 0.95
 
-tells how good the run's checks are, and for each promise the loosest threshold that keeps it; writes
-RUN/calibration.json, which `calibration=` of a run reads.
+prints the accuracy of the run's checks and, for several error rates, the lowest threshold that guarantees it;
+writes RUN/calibration.json, which `calibration=` of a run reads.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scalecap.calibration.calibrate import Outcome, calibrate
-from scalecap.calibration.record import NAME, CalibrationError, Promise, sentence
+from scalecap.calibration.record import FILE_NAME, CalibrationError, Promise, promise_text
 from scalecap.calibration.statistics import Share
 from scalecap.config.settings import SettingsError
 from scalecap.interpreter.binding import PipelineError
@@ -22,51 +22,49 @@ from scalecap.run.journal import JournalError
 
 
 def table(outcome: Outcome, wrong: float) -> Iterator[str]:
-    """What was found of one check, for a terminal; the promise asked for is marked."""
+    """The results for one check as lines of text; `wrong` is the promise to mark."""
     made, verdicts = outcome.calibration, outcome.verdicts
-    unsure = f", {verdicts['unsure']} unsure (taken as no)" if verdicts["unsure"] else ""
+    unsure = f", {verdicts['unsure']} unsure (counted as no)" if verdicts["unsure"] else ""
     counted = f"{verdicts['yes']} yes, {verdicts['no']} no{unsure}"
     one_each = made.labels == made.images
-    images = ", one an image" if one_each else f" of {made.images} images"
+    images = ", one per image" if one_each else f" of {made.images} images"
     yield f"{outcome.step}: {made.labels} labels{images}: {counted}"
     if made.given:
-        yield "  the statements are the data's, so promises are about statements like those"
+        yield "  the statements come from the data, so guarantees are about statements like these"
     yield from (f"  {each}" for each in outcome.left_out)
     yield (
-        f"  at the run's threshold {outcome.threshold:g}: {_share(outcome.accuracy)} right,"
-        f" {_share(outcome.true_kept)} of the true kept, {_share(outcome.wrong_dropped)} of the wrong dropped"
+        f"  at the run's threshold {outcome.threshold:g}: accuracy {_share(outcome.accuracy)},"
+        f" true kept {_share(outcome.true_kept)}, wrong dropped {_share(outcome.wrong_dropped)}"
     )
     if not verdicts["no"] and not verdicts["unsure"]:
         yield (
-            "  no statement is labelled no: if only the good ones were labelled, what follows promises"
-            " nothing; label every statement that is drawn"
+            "  no statement is labelled no: if only good ones were labelled, the guarantees below are void;"
+            " label every sampled statement"
         )
-    yield "  P(yes)  labels  true, with 95 % intervals"
+    yield "  P(yes)  labels  share true (95 % interval)"
     for point in made.reliability:
         mean, low, high = point["y"]
         yield f"    {point['x']:.2f}  {point['label']:>6}  {mean:.2f} ({low:.2f} to {high:.2f})"
     if not made.promises:
-        yield "  These labels were drawn unsure first, so they are no random draw: nothing can be promised,"
-        yield "  and the shares above are of statements that the check finds hard."
+        yield "  Not a random sample (uncertain statements first): no guarantee is possible, and the rates"
+        yield "  above are those of statements that are hard for the check."
         return
     if outcome.looks > 1:
         yield (
-            f"  This is calibration {outcome.looks} of this run, each with other labels: each look may find"
-            f" a threshold by luck, so the confidence is {100 * made.confidence:g} %"
+            f"  This is calibration {outcome.looks} of this run, with different labels each: multiple looks"
+            f" lower the confidence to {100 * made.confidence:g} %"
         )
     yield "  at most wrong  threshold   true kept               of all kept   labels kept, wrong"
     if not one_each:
         alone = [f"{each.wrong:g}" for each in made.promises if each.bound == "binomial"]
         others = [f"{each.wrong:g}" for each in made.promises if each.bound == "betting"]
-        told = (
-            [f"{', '.join(alone)} tested on one label an image, drawn at random (binomial bound)"]
-            if alone
-            else []
+        bounds = (
+            [f"{', '.join(alone)} tested on one random label per image (binomial bound)"] if alone else []
         )
-        told += [f"{', '.join(others)} on all labels (betting bound)"] if others else []
-        yield f"  ({'; '.join(told)})"
+        bounds += [f"{', '.join(others)} on all labels (betting bound)"] if others else []
+        yield f"  ({'; '.join(bounds)})"
     for promise in made.promises:
-        mark = "  <- asked for" if promise.wrong == wrong else ""
+        mark = "  <- requested" if promise.wrong == wrong else ""
         yield f"  {promise.wrong:>13.3g}  {_promise(promise, outcome)}{mark}"
 
 
@@ -75,8 +73,8 @@ def _promise(promise: Promise, outcome: Outcome) -> str:
         made = outcome.calibration
         what = "labels" if made.labels == made.images else "labelled images"
         if promise.images_needed is None:
-            return f"none: not even 10,000 {what} like these are likely to find one"
-        return f"none: about {max(promise.images_needed - made.images, 1):,} more {what} may find one"
+            return f"none: 10,000 {what} like these would probably not suffice"
+        return f"none: about {max(promise.images_needed - made.images, 1):,} more {what} may suffice"
     mean, low, high = promise.true_kept or (0.0, 0.0, 1.0)
     return (
         f"{promise.threshold:<10.4g}  {mean:.2f} ({low:.2f} to {high:.2f})"
@@ -100,17 +98,19 @@ def main() -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="label files of its report; without them, the labels that its data has (labels=…)",
+        help="label files downloaded from its report (default: the labels of its data, see labels=…)",
     )
     parser.add_argument(
         "--wrong",
         type=_share_of_one,
         default=0.05,
         metavar="SHARE",
-        help="the promise: at most this share wrong",
+        help="guaranteed upper bound on the share of wrong statements among those kept",
     )
-    parser.add_argument("--confidence", type=_share_of_one, default=0.95, help="how sure the promise must be")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw among several labels of an image")
+    parser.add_argument("--confidence", type=_share_of_one, default=0.95, help="confidence of the guarantee")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed for sampling one of several labels of an image"
+    )
     arguments = parser.parse_args()
     wrong = arguments.wrong
     try:
@@ -130,13 +130,13 @@ def main() -> None:
         parser.exit(1, f"error: {error}\n")
     for outcome in found:
         print("\n".join(table(outcome, wrong)))
-    path = arguments.run / NAME
-    print(f"{path}  what was found; `scalecap report {shlex.quote(str(arguments.run))}` plots it")
+    path = arguments.run / FILE_NAME
+    print(f"{path}  the calibration; plot it with `scalecap report {shlex.quote(str(arguments.run))}`")
     print(next_step(found, path, wrong))
 
 
 def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
-    """What to do with the calibration, and what is promised then."""
+    """How to use the calibration, and what it guarantees."""
     thresholds = {
         each.step: made.threshold
         for each in found
@@ -148,7 +148,7 @@ def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
         )
         less = min((each for each in kept if each > wrong), default=None)
         hint = f"; wrong={less:g} has a threshold" if less is not None else ""
-        return f"No threshold is shown to keep wrong={wrong:g}: label more, or promise less{hint}."
+        return f"No threshold guarantees wrong={wrong:g}: label more, or relax it{hint}."
     later = {each.step: before for each in found if (before := _moved(each, thresholds))}
     now = [step for step in thresholds if step not in later]
     promise = f"wrong={wrong:g}"
@@ -159,18 +159,18 @@ def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
     command = "a captioning run's command" if given else "the run's own command"
     lines = [
         f"Next: {command} with\n  calibration={shlex.quote(str(path))} {promise}",
-        f"promises, with {100 * confidence:g} % confidence: {sentence(wrong, given=given)}",
+        f"guarantees with {100 * confidence:g} % confidence: {promise_text(wrong, given=given)}",
     ]
     lines += [
-        f"{step} is about what {' and '.join(before)} kept, which changes with that promise: label {step} in"
-        " the report of the run with the promise, and give both label files there."
+        f"{step} depends on what {' and '.join(before)} keeps, which this threshold changes: label {step} in"
+        " the report of the new run, and calibrate that run with both label files."
         for step, before in later.items()
     ]
     return "\n".join(lines)
 
 
 def _moved(outcome: Outcome, thresholds: Mapping[str, float]) -> list[str]:
-    """The checks before this one whose thresholds would not be those that it was labelled with."""
+    """Earlier checks whose thresholds would differ from those that this check was labelled with."""
     steps = outcome.calibration.scope["steps"]
     return [
         step

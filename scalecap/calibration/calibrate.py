@@ -1,4 +1,4 @@
-"""A run and its labels in, a calibration and what to tell of it out."""
+"""Calibrates the checks of a run with its labels."""
 
 import hashlib
 from collections import Counter
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from scalecap.calibration.losses import bet, images_needed, loosest_by_losses
+from scalecap.calibration.losses import betting_wealth, images_needed, loosest_threshold_by_betting
 from scalecap.calibration.record import (
-    NAME,
+    FILE_NAME,
     Bound,
     Calibration,
     CalibrationError,
@@ -21,46 +21,60 @@ from scalecap.calibration.record import (
     StepCalibration,
     read_calibration,
 )
-from scalecap.calibration.scope import identities, pictures, scope
-from scalecap.calibration.statements import Labelled, Statement, arrays, match, of_the_data, one_an_image
-from scalecap.calibration.statistics import THRESHOLDS, Share, counts, labels_needed, loosest, most_wrong
-from scalecap.calibration.use import hand
+from scalecap.calibration.scope import describe_data, identities, scope
+from scalecap.calibration.statements import (
+    LabelledArrays,
+    Statement,
+    data_statements,
+    match_labels,
+    one_per_image,
+    to_arrays,
+)
+from scalecap.calibration.statistics import (
+    THRESHOLDS,
+    Share,
+    kept_counts,
+    labels_needed,
+    loosest_threshold,
+    max_wrong_kept,
+)
+from scalecap.calibration.use import hand_edits
 from scalecap.config.settings import Settings, from_config
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.metrics.labels import Label
 from scalecap.run.folder import Run, checks
 from scalecap.run.journal import Journal
 
-PROMISES = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""Wrong shares that are always tried, beside the one asked for."""
-MANY = 20
-"""From so many wrong ones on, promised of all images (`wrong` times images), the losses of images say more
-than one label of each; below, betting on them costs more than the further labels bring."""
-SHOWN = 3
-"""Failed rows that are named."""
+DEFAULT_PROMISES = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Values of `wrong` that are always tested, besides the requested one."""
+MIN_EXPECTED_WRONG = 20
+"""From this value of `wrong` times images on, the betting bound on all labels is tighter than the exact one
+on one label per image."""
+MAX_FAILED_LISTED = 3
+"""Most failed rows that are listed."""
 UNCERTAIN = "uncertain"
-"""How labels were drawn that promise nothing: those first of which the check was least sure."""
+"""`draw` of labels that are not a random sample: the least certain statements first."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found of one check."""
+    """The calibration of one check, with statistics to print."""
 
     step: str
     calibration: StepCalibration
     verdicts: Mapping[str, int]
-    """Labels used, by verdict."""
+    """Number of labels by verdict."""
     threshold: float
-    """The run's own."""
+    """The threshold of the run."""
     accuracy: Share
-    """Of the labelled statements, those on the right side of the run's own threshold."""
+    """Share of labelled statements classified correctly at this threshold."""
     true_kept: Share
     wrong_dropped: Share
     run_kept: Mapping[float, Share]
-    """By threshold of a promise, the share of all statements of the run that it keeps."""
+    """By threshold of a promise, the share of all the run's statements that it keeps."""
     looks: int
     left_out: Sequence[str]
-    """Rows of the run of which nothing is labelled, for reading."""
+    """Messages about rows without labelled statements."""
 
 
 def calibrate(
@@ -69,27 +83,27 @@ def calibrate(
     """Calibrates each check of a run that has labels, and writes `calibration.json` into its folder.
 
     Args:
-        labels: of any of the run's yes/no checks; None takes those that its data has (`labels=`).
-        wrong: the promise asked for; those in `PROMISES` are tried, too.
-        confidence: of each promise.
-        seed: of the draw of one among several labels of an image.
+        labels: labels of any of the run's yes/no checks; None takes those of its data (`labels=`).
+        wrong: the requested bound on the error rate; those in `DEFAULT_PROMISES` are tested too.
+        confidence: confidence of each promise.
+        seed: seed for sampling one of several labels of an image.
 
     Raises:
-        LabelError: a label doesn't fit the run.
+        LabelError: a label does not match the run.
         CalibrationError: a step can't be calibrated.
-        JournalError: the folder holds no run, or one that is being written.
+        JournalError: the folder has no run, or one that is in progress.
     """
     run = Run(folder, folder.resolve().name)
     settings, pipeline = _read_run(folder)
-    path, check = folder / NAME, settings.labels.check
+    path, check = folder / FILE_NAME, settings.labels.check
     before = read_calibration(path) if path.exists() else Calibration({}, {})
     if labels is not None:
-        labelled = match(labels, run)
+        labelled = match_labels(labels, run)
     elif check is not None:
-        labelled = {check: of_the_data(run, check)}
+        labelled = {check: data_statements(run, check)}
     else:
         raise CalibrationError(
-            f"the data of {folder} has no labels: give those of its report with --labels labels.jsonl, or run"
+            f"the data of {folder} has no labels; pass those of its report as --labels labels.jsonl, or run"
             " with labels=… (conf/labels)"
         )
     edited = Counter(
@@ -99,23 +113,23 @@ def calibrate(
     found, steps, looks = [], dict(before.steps), dict(before.looks)
     for step, statements in labelled.items():
         threshold = _threshold(pipeline, step)
-        if by_hand := hand(pipeline, step, check is not None, edited):
+        if edits := hand_edits(pipeline, step, check is not None, edited):
             raise CalibrationError(
-                f"{folder}: {by_hand}, so that its statements are not all the pipeline's: label a run without"
-                " edits=, in another output= (equal requests come from the cache)"
+                f"{folder}: {edits}, so that not all statements come from the pipeline; label a run without"
+                " edits= in another output= (its requests are cached)"
             )
         looks[step] = list(dict.fromkeys([*looks.get(step, []), _digest(statements, seed)]))
         uncertain = any(label.step == step and label.draw == UNCERTAIN for label in labels or ())
-        told_confidence = 0.0 if uncertain else max(0.0, 1 - (1 - confidence) * len(looks[step]))
-        every, given = arrays(statements), check is not None
-        drawn = arrays(one_an_image(statements, seed))
-        wrongs = [] if uncertain else sorted({*PROMISES, wrong})
+        final_confidence = 0.0 if uncertain else max(0.0, 1 - (1 - confidence) * len(looks[step]))
+        every, given = to_arrays(statements), check is not None
+        drawn = to_arrays(one_per_image(statements, seed))
+        wrongs = [] if uncertain else sorted({*DEFAULT_PROMISES, wrong})
         steps[step] = StepCalibration(
             labels=len(statements),
             images=every.images,
             given=given,
-            pictures=pictures(settings),
-            confidence=round(told_confidence, 6),
+            pictures=describe_data(settings),
+            confidence=round(final_confidence, 6),
             scope=scope(pipeline, step, settings, given=given),
             identities=identities(pipeline, step, run.summary.get("models", {}), given=given),
             reliability=tuple(reliability(every)),
@@ -141,27 +155,27 @@ def calibrate(
 
 
 def promises(
-    every: Labelled, drawn: Labelled, wrongs: Iterable[float], confidence: float
+    every: LabelledArrays, drawn: LabelledArrays, wrongs: Iterable[float], confidence: float
 ) -> Iterable[Promise]:
-    """For each share of wrong statements the loosest threshold that keeps it, where there is one.
+    """The lowest threshold that guarantees each value of `wrongs`, if there is one.
 
-    Which bound is used depends on the numbers of images and labels, not on what the labels say.
+    The bound is chosen by the numbers of images and labels alone, not by the verdicts.
 
     Args:
         every: all labels.
-        drawn: one of each image.
+        drawn: one label of each image.
     """
     for wrong in wrongs:
-        several = 2 * len(every.true) >= 3 * every.images and wrong * every.images >= MANY
+        several = 2 * len(every.true) >= 3 * every.images and wrong * every.images >= MIN_EXPECTED_WRONG
         labels = every if several else drawn
-        kept, kept_wrong = counts(labels.p_yes, labels.true)
+        kept, kept_wrong = kept_counts(labels.p_yes, labels.true)
         bound: Bound = "betting" if several else "binomial"
         if several:
-            wealth = bet(*every, wrong)
-            place = loosest_by_losses(wealth, every.images, confidence)
+            wealth = betting_wealth(*every, wrong)
+            place = loosest_threshold_by_betting(wealth, every.images, confidence)
             needed = images_needed(wealth, confidence) if place is None else None
         else:
-            place = loosest(kept, kept_wrong, most_wrong(len(drawn.true), wrong, confidence))
+            place = loosest_threshold(kept, kept_wrong, max_wrong_kept(len(drawn.true), wrong, confidence))
             needed = labels_needed(kept, kept_wrong, wrong, confidence) if place is None else None
         if place is None:
             yield Promise(wrong, None, images_needed=needed, bound=bound)
@@ -178,12 +192,12 @@ def promises(
 
 
 def share(hits: np.ndarray, among: np.ndarray, image: np.ndarray) -> Share:
-    """The share of hits among some of the statements, each (n,), `image` their images' numbers."""
+    """The share of `hits` in `among`, both masks (n,) over statements; `image` (n,) has their images' ids."""
     return Share(int((hits & among).sum()), int(among.sum()), len(np.unique(image[among])))
 
 
-def reliability(labels: Labelled) -> Iterable[dict[str, Any]]:
-    """The calibration plot's points (see `StepCalibration.reliability`)."""
+def reliability(labels: LabelledArrays) -> Iterable[dict[str, Any]]:
+    """The points of the reliability diagram (see `StepCalibration.reliability`)."""
     tenths = np.minimum((labels.p_yes * 10).astype(int), 9)
     for tenth in range(10):
         inside = (tenths == tenth) & (labels.p_yes >= 0)
@@ -201,7 +215,7 @@ def _read_run(folder: Path) -> tuple[Settings, Pipeline]:
     with Journal(folder, None) as journal:
         if journal.mixed:
             raise CalibrationError(
-                f"{folder} has rows of several configs (resume=force): label a run that was made with one"
+                f"{folder} has rows of several configs (resume=force); label a run with a single one"
             )
         config = {name: value for name, value in journal.config.items() if name != "code"}
     settings = from_config(OmegaConf.create(config | {"output": str(folder)}))
@@ -212,12 +226,12 @@ def _read_run(folder: Path) -> tuple[Settings, Pipeline]:
 
 
 def _threshold(pipeline: Pipeline, step: str) -> float:
-    """The step's own; CalibrationError where there is no threshold of P(yes)."""
+    """The step's threshold. Raises CalibrationError if it has none on P(yes)."""
     found = next(each for each in pipeline.steps if each.name == step)
     if found.stage.name != "verify" or found.settings["mode"] != "choose":
         raise CalibrationError(
-            f"{step} can't be calibrated: it has no threshold of P(yes)"
-            f" (stage {found.stage.name}); label a step with `stage: verify` and `mode: choose`"
+            f"can't calibrate {step}: it has no threshold on P(yes) (stage {found.stage.name}); label a step"
+            " with `stage: verify` and `mode: choose`"
         )
     return float(found.settings["threshold"])
 
@@ -225,18 +239,18 @@ def _threshold(pipeline: Pipeline, step: str) -> float:
 def _left_out(run: Run) -> list[str]:
     found = []
     failed = [(row.get("row_id"), row["error"]) for row in run.rows() if row.get("error")]
-    for row_id, error in failed[:SHOWN]:
+    for row_id, error in failed[:MAX_FAILED_LISTED]:
         message = error.get("message") if isinstance(error, Mapping) else error
-        found.append(f"row {row_id!r:.80} failed and has no part in it: {message!s:.300}")
-    if len(failed) > SHOWN:
-        found.append(f"and {len(failed) - SHOWN} rows more; captions.jsonl says why, in `error`")
+        found.append(f"row {row_id!r:.80} failed and is excluded: {message!s:.300}")
+    if len(failed) > MAX_FAILED_LISTED:
+        found.append(f"and {len(failed) - MAX_FAILED_LISTED} more rows; see `error` in captions.jsonl")
     if run.status != "finished":
-        found.append(f"the run is {run.status}: rows that are not done have no part in it")
+        found.append(f"the run is {run.status}: unfinished rows are excluded")
     return found
 
 
 def _run_kept(run: Run, step: str, promises: Sequence[Promise]) -> dict[float, Share]:
-    """Of all statements of the run, those that each promise's threshold keeps."""
+    """The share of all the run's statements that each promise's threshold keeps."""
     p_yes = [
         score["p_yes"] if isinstance(score.get("p_yes"), int | float) else -1.0
         for row in islice(run.rows(), None)
@@ -250,7 +264,7 @@ def _run_kept(run: Run, step: str, promises: Sequence[Promise]) -> dict[float, S
 
 
 def _digest(statements: Sequence[Statement], seed: int) -> str:
-    """Of the labels, and of the draw among several of an image."""
+    """A digest of the labels, and of the seed if one of several labels of an image is sampled."""
     lines = sorted(f"{each.row_id}\n{each.text}\n{each.verdict}" for each in statements)
     if len({each.image for each in statements}) < len(statements):
         lines.append(f"seed {seed}")

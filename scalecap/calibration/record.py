@@ -1,4 +1,4 @@
-"""`calibration.json`: by step, which threshold keeps which promise, and what the labels depended on."""
+"""`calibration.json`: by step, the threshold of each promise and the scope in which it holds."""
 
 import hashlib
 import json
@@ -9,65 +9,66 @@ from pathlib import Path
 from typing import Any, Literal
 
 FORMAT = 2
-NAME = "calibration.json"
+FILE_NAME = "calibration.json"
 
 
 Bound = Literal["binomial", "betting"]
-"""What a threshold was tested by: `statistics`, one label an image; or `losses`, all labels of each."""
+"""The test: exact binomial on one label per image (`statistics`), or betting on all labels (`losses`)."""
 
 
 class CalibrationError(Exception):
-    """No promise can be made or kept; the message says why and what to do."""
+    """A promise can't be made or does not apply; the message says why and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What a threshold was found to keep."""
+    """A guaranteed bound on the error rate, with the lowest threshold that guarantees it."""
 
     wrong: float
-    """The most that is promised: the probability that a kept statement of a random picture is wrong."""
+    """Upper bound on the probability that a kept statement of a random image is wrong."""
     threshold: float | None
-    """The loosest that keeps it; None when no threshold can be shown to."""
+    """None if no threshold passed the test."""
     kept: int = 0
-    """Labelled statements that it keeps, and how many of them are wrong."""
+    """Labelled statements at or above the threshold."""
     kept_wrong: int = 0
+    """Wrong ones among them."""
     true_kept: tuple[float, float, float] | None = None
-    """Share of the true statements that it keeps, with its exact 95 % interval."""
+    """Share of true statements kept, with the bounds of its exact 95 % interval."""
     images_needed: int | None = None
-    """Where there is no threshold: about how many labelled images may find one; None when none may."""
+    """Without a threshold: estimated number of labelled images that would suffice; None if over 10,000."""
     bound: Bound = "binomial"
 
 
-def sentence(wrong: float, *, given: bool = False) -> str:
-    """The promise in plain words; of `given` statements the data had the labels."""
-    like = "pictures and statements" if given else "pictures"
+def promise_text(wrong: float, *, given: bool = False) -> str:
+    """The promise as a sentence; `given` if the data had the labelled statements."""
+    like = "images and statements" if given else "images"
     return (
-        "a statement that is kept, drawn at random from a picture drawn at random, is wrong with a"
-        f" probability of at most {100 * wrong:g} %, on {like} like those labelled"
+        "a kept statement, drawn at random from a random image, is wrong with a probability of at most"
+        f" {100 * wrong:g} %, for {like} like those labelled"
     )
 
 
 @dataclass(frozen=True)
 class StepCalibration:
-    """One check, calibrated."""
+    """The calibration of one check."""
 
     labels: int
-    """Labelled statements."""
+    """Number of labelled statements."""
     images: int
-    """Images that they are of."""
+    """Number of images that they are about."""
     given: bool
-    """Whether the data had the statements with their labels (`labels=`), so that no step before the check
-    counts; else they are the pipeline's own."""
+    """Whether the data had the labelled statements (`labels=`), so that earlier steps do not matter."""
     pictures: str
-    """Where the labelled pictures came from, for reading."""
+    """Description of the labelled images' source."""
     confidence: float
-    """Of each promise, earlier looks at the run's labels accounted for."""
+    """Confidence of each promise, corrected for earlier calibrations of the run with other labels."""
     scope: Mapping[str, Any]
-    """What the statements depend on (`scalecap.calibration.scope`)."""
+    """What the statements and their P(yes) depend on (`scalecap.calibration.scope`)."""
     identities: Mapping[str, str]
+    """By role, the identity of the model."""
     reliability: tuple[Mapping[str, Any], ...]
-    """For each tenth of P(yes) that has labels: their mean P(yes) `x`, the share that is true with its exact
-    95 % interval `y`, and their number `label`."""
+    """Reliability diagram: for each tenth of P(yes) with labels, mean P(yes) `x`, share of true statements
+    with its exact 95 % interval `y`, and the number of labels `label`."""
     promises: tuple[Promise, ...]
 
     def promise(self, wrong: float) -> Promise | None:
@@ -76,11 +77,11 @@ class StepCalibration:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The file's content."""
+    """The content of the file."""
 
     steps: Mapping[str, StepCalibration]
     looks: Mapping[str, list[str]]
-    """By step, a digest of the labels of each calibration of this run, in the order they were made."""
+    """By step, digests of the label sets that this run was calibrated with, in order."""
 
     def write(self, path: Path) -> None:
         steps = {name: asdict(step) for name, step in self.steps.items()}
@@ -92,8 +93,8 @@ class Calibration:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Raises CalibrationError when the file is not there, not a calibration, or was changed by hand."""
-    again = "make it with `scalecap calibrate RUN --labels labels.jsonl`"
+    """Reads a calibration. Raises CalibrationError if the file is missing, invalid, or was edited."""
+    again = "create it with `scalecap calibrate RUN --labels labels.jsonl`"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -101,9 +102,9 @@ def read_calibration(path: Path) -> Calibration:
     except ValueError as error:
         raise CalibrationError(f"calibration={path} is not JSON ({error}); {again}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CalibrationError(f"{path} is no calibration of this version of scalecap; {again}")
+        raise CalibrationError(f"{path} is not a calibration file of this version of scalecap; {again}")
     if content.pop("digest", None) != _digest(content):
-        raise CalibrationError(f"{path} was changed after it was made, so it promises nothing; {again}")
+        raise CalibrationError(f"{path} was edited after it was created, so it guarantees nothing; {again}")
     return Calibration(
         {name: _step(step) for name, step in content["steps"].items()},
         {name: list(looks) for name, looks in content["looks"].items()},

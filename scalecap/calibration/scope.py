@@ -1,4 +1,4 @@
-"""What labelled statements depend on: a promise made from them holds where all of it is the same."""
+"""The scope of a promise: everything that the labelled statements and their P(yes) depend on."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -15,17 +15,16 @@ from scalecap.text.templates import Template
 
 
 def scope(pipeline: Pipeline, step: str, settings: Settings, *, given: bool = False) -> dict[str, Any]:
-    """The settings that make the step's statements and their P(yes), for JSON.
+    """The settings that determine a step's statements and their P(yes), as JSON.
 
-    They are those of the step, its own threshold left out, of all steps that it reads from, directly or
-    not, and of the models that these ask; an outside stage's code counts too. Of `given` statements, which
-    the data had, the step alone counts, wherever its texts are from. A model in a local folder is not known
-    by the folder's name, but by `identities`, once it is loaded.
+    They are those of the step (without its threshold), of all steps upstream of it, and of their models, and
+    the code of external stages. For `given` statements, which come from the data, only the step itself
+    matters. A model in a local folder is identified by `identities` once it is loaded, not by its path.
     """
     steps, models, code = upstream(pipeline, step, given), settings.by_role(), pipeline.code
     described = {each.name: _settings(each, own=each.name == step) for each in steps}
     if given:
-        for key in ("texts", "sampling"):  # which draws texts, and no answer of one token
+        for key in ("texts", "sampling"):  # sampling does not affect single-token answers
             del described[step][key]
     return {
         "steps": described,
@@ -39,17 +38,17 @@ def scope(pipeline: Pipeline, step: str, settings: Settings, *, given: bool = Fa
 def identities(
     pipeline: Pipeline, step: str, models: Mapping[str, str], *, given: bool = False
 ) -> dict[str, str]:
-    """By role, what answered or will answer the step's requests and those of the steps that it reads from.
+    """By role, the identities of the models used by the step and upstream of it.
 
     Args:
         models: by role, the identity of each loaded model.
-        given: the step alone counts, as in `scope`.
+        given: whether only the step itself matters, as in `scope`.
     """
     return {role: models.get(role, "") for role in _roles(upstream(pipeline, step, given))}
 
 
 def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
-    """What differs, for reading, by dotted names."""
+    """The differences between two scopes as messages, by dotted key."""
     if isinstance(labelled, Mapping) and isinstance(now, Mapping):
         keys = dict.fromkeys([*labelled, *now])
         below = (differences(labelled.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
@@ -57,13 +56,13 @@ def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
     return [] if labelled == now else [f"{name}: was {labelled}, is {now}"]
 
 
-def pictures(settings: Settings) -> str:
-    """Where the pictures come from, for reading."""
+def describe_data(settings: Settings) -> str:
+    """A description of the images' source."""
     return redact_urls(f"data={settings.data.source} {settings.data.path or ''}".rstrip())
 
 
 def upstream(pipeline: Pipeline, step: str, given: bool) -> list[Step]:
-    """The step after all that it reads from, in the pipeline's order; of given statements the step alone."""
+    """The steps that the step depends on, itself last; only itself for given statements."""
     if given:
         return [each for each in pipeline.steps if each.name == step]
     wanted: set[str] = set()
@@ -100,7 +99,7 @@ def _plain(value: Any) -> Any:
 
 def _model(model: ModelSettings) -> dict[str, Any]:
     known = determining(asdict(model), ModelSettings)
-    del known["engine"]  # what runs the model is part of its identity
+    del known["engine"]  # part of the model's identity
     if Path(model.name).expanduser().is_dir():
         known["name"] = "a local folder"
     return known

@@ -1,4 +1,4 @@
-"""Labelled statements of a run, by its report or by its data, and one drawn of each image."""
+"""Labelled statements of a run, from its report or its data."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,28 +20,31 @@ class Statement:
     row_id: str
     text: str
     p_yes: float
-    """-1 for one that the model did not answer."""
+    """-1 if unanswered."""
     verdict: Verdict
     image: str
-    """The hash of its image, since several rows may show one; the row's id where the image is not known."""
+    """Hash of its image, which several rows may share; the row's id where the hash is unknown."""
 
     @property
     def true(self) -> bool:
         return self.verdict == "yes"
 
 
-def match(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
-    """By step the labelled statements of the run, each once.
+def match_labels(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
+    """Matches labels to the run's statements; duplicates are merged.
+
+    Returns:
+        Labelled statements by step.
 
     Raises:
-        LabelError: a row, step or statement that the run doesn't have, labels of another run, or two verdicts
-            that contradict each other.
+        LabelError: a row, step or statement is not in the run, labels are of another run, or two verdicts
+            contradict each other.
     """
     rows = list(run.labelable_rows())
     known = {str(row["row_id"]): dict(checks(row)) for row in rows}
     steps = list(dict.fromkeys(step for checked in known.values() for step in checked))
     digests = {step: statements_digest(rows, step) for step in steps}
-    images = _images(run)
+    images = _image_hashes(run)
     found: dict[str, list[Statement]] = {}
     for label in distinct(labels):
         if label.step not in digests:
@@ -49,28 +52,28 @@ def match(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
             raise LabelError(f"{label.place}: the run has no check {label.step!r:.80}{close}")
         if label.row_id not in known:
             raise LabelError(
-                f"{label.place}: {run.folder} has no row {label.row_id!r:.80}; is it a label of another run?"
+                f"{label.place}: {run.folder} has no row {label.row_id!r:.80}; is this label of another run?"
             )
         if label.run != digests[label.step]:
             raise LabelError(
-                f"{label.place} was drawn from run {label.run:.12}, but {run.folder} is run"
-                f" {digests[label.step]} at {label.step}: its statements are others, so that a draw from them"
-                " says nothing here. Give the folder whose report was labelled, or label this one's"
+                f"{label.place} was sampled from run {label.run:.12}, but {run.folder} is run"
+                f" {digests[label.step]} at {label.step}, with different statements; pass the folder whose"
+                " report was labelled, or label the report of this one"
             )
         record = _record(known[label.row_id].get(label.step, []), label)
         image = images.get(label.row_id, label.row_id)
-        statement = Statement(label.row_id, label.text, _answered(record), label.verdict, image)
+        statement = Statement(label.row_id, label.text, _p_yes(record), label.verdict, image)
         found.setdefault(label.step, []).append(statement)
     return found
 
 
-def of_the_data(run: Run, step: str) -> list[Statement]:
-    """The statements that the run's data has labels of (`labels.check`), failed rows left out.
+def data_statements(run: Run, step: str) -> list[Statement]:
+    """The statements labelled in the run's data (`labels.check`), without failed rows.
 
     Raises:
         LabelError: there are none.
     """
-    images = _images(run)
+    images = _image_hashes(run)
     found, failed = [], 0
     for row in run.rows():
         if row.get("error"):
@@ -79,20 +82,20 @@ def of_the_data(run: Run, step: str) -> list[Statement]:
         row_id = str(row["row_id"])
         parts = zip(row[STEP], row[f"{STEP}_verdicts"], row[f"{step}_scores"], strict=True)
         found += [
-            Statement(row_id, text, _answered(score), verdict, images.get(row_id, row_id))
+            Statement(row_id, text, _p_yes(score), verdict, images.get(row_id, row_id))
             for text, verdict, score in parts
         ]
     if not found:
-        raise LabelError(f"{run.folder} has no labelled statement: {failed} rows failed, see captions.jsonl")
+        raise LabelError(f"{run.folder} has no labelled statements: {failed} rows failed, see captions.jsonl")
     return found
 
 
-def _images(run: Run) -> dict[str, str]:
-    """The hash of each row's image, where it is known."""
+def _image_hashes(run: Run) -> dict[str, str]:
+    """Known image hashes by row id."""
     return {row_id: image for row_id, image, _ in run.image_records() if image}
 
 
-def _answered(record: Mapping[str, Any]) -> float:
+def _p_yes(record: Mapping[str, Any]) -> float:
     p_yes = record.get("p_yes")
     return float(p_yes) if isinstance(p_yes, int | float) else -1.0
 
@@ -106,38 +109,39 @@ def _record(scores: Sequence[Mapping[str, Any]], label: Label) -> Mapping[str, A
     )
 
 
-def one_an_image(statements: Sequence[Statement], seed: int) -> list[Statement]:
-    """One labelled statement of each image, drawn at random whatever their order.
+def one_per_image(statements: Sequence[Statement], seed: int) -> list[Statement]:
+    """One random labelled statement of each image, so that labels are independent.
 
-    Labels of one image are not independent of each other.
+    The sample does not depend on the order of the statements.
     """
 
-    def drawn(statement: Statement) -> bytes:
+    def random_key(statement: Statement) -> bytes:
         return hashlib.sha256(f"{seed}\n{statement.row_id}\n{statement.text}".encode()).digest()
 
     chosen: dict[str, Statement] = {}
-    for statement in sorted(statements, key=drawn):
+    for statement in sorted(statements, key=random_key):
         chosen.setdefault(statement.image, statement)
     return list(chosen.values())
 
 
-class Labelled(NamedTuple):
+class LabelledArrays(NamedTuple):
     """Labelled statements as arrays, each (n,)."""
 
     p_yes: np.ndarray
-    """-1 for one that the model did not answer."""
+    """-1 if unanswered."""
     true: np.ndarray
     image: np.ndarray
-    """The number of its image, from 0 on."""
+    """Image ids, from 0."""
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return int(self.image.max(initial=-1)) + 1
 
 
-def arrays(statements: Sequence[Statement]) -> Labelled:
-    """As `scalecap.calibration.statistics` and `.losses` take them."""
+def to_arrays(statements: Sequence[Statement]) -> LabelledArrays:
+    """Converts statements to arrays."""
     numbers: dict[str, int] = {}
     image = np.array([numbers.setdefault(each.image, len(numbers)) for each in statements], int)
     p_yes = np.array([each.p_yes for each in statements], float)
-    return Labelled(p_yes, np.array([each.true for each in statements], bool), image)
+    return LabelledArrays(p_yes, np.array([each.true for each in statements], bool), image)

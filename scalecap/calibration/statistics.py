@@ -1,10 +1,10 @@
 """Thresholds with a guarantee: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052).
 
-One labelled statement a picture makes the labels independent. Of the statements that a threshold keeps, the
-wrong ones are then binomial, so that whether their share is at most `wrong` has an exact test (the one of
-Clopper and Pearson 1934). Thresholds are tested in a fixed sequence, from strict to loose, each at the whole
-risk, until one fails; the last that passed is taken. Testing many costs nothing, because a mistake needs the
-first threshold that breaks the promise to pass.
+With one labelled statement per image, labels are independent, so the number of wrong ones among those that a
+threshold keeps is binomial, and whether the error rate is at most `wrong` has an exact test (Clopper and
+Pearson 1934). Thresholds are tested in a fixed sequence from high to low, each at the full level, until one
+fails; the last that passed is taken. Fixed-sequence testing needs no correction for multiple tests: an error
+requires that the first threshold that violates the guarantee passes.
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ import numpy as np
 from scipy.stats import beta, binom
 
 THRESHOLDS = np.append(1 / (1 + np.exp(np.arange(-160, 161) / 10)), 0.0)
-"""All that are tested, strictest first: log-odds 16 to -16 in tenths, then 0, which keeps every answer."""
-START = 0.25
-"""Share of the labels that the first threshold tested keeps at most, so that it can bear a wrong one."""
+"""Candidates, highest first: log-odds from 16 to -16 in steps of 0.1, then 0, which keeps every answer."""
+START_SHARE = 0.25
+"""Largest share of labels that the first threshold keeps; enough for it to tolerate a wrong one."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share with its exact 95 % interval (Clopper and Pearson 1934); nan of nothing."""
+    """A proportion with its exact 95 % interval (Clopper and Pearson 1934); NaN if `of` is 0."""
 
     hits: int
     of: int
     images: int | None = None
-    """Of so many images; None is one each. Statements of one image may all be alike, so the interval is that
-    of as many independent ones as there are images, which is too wide rather than too narrow."""
+    """Number of images; None if it is `of`. Statements of one image may be fully dependent, so the effective
+    sample size is the number of images, which makes the interval conservative."""
 
     @property
     def mean(self) -> float:
@@ -43,12 +43,12 @@ class Share:
         return low, high
 
 
-def counts(p_yes: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many statements each of `THRESHOLDS` keeps, and how many of these are wrong.
+def kept_counts(p_yes: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of statements kept by each threshold, and of wrong ones among them, both (thresholds,).
 
     Args:
-        p_yes: of each statement (n,); below 0 for one that was not answered, which nothing keeps.
-        true: whether it is (n,).
+        p_yes: P(yes) of each statement, (n,); below 0 if unanswered (kept by no threshold).
+        true: labels, (n,).
     """
     p_all, p_wrong = np.sort(p_yes), np.sort(p_yes[~true])
     kept = len(p_all) - np.searchsorted(p_all, THRESHOLDS, "left")
@@ -56,31 +56,30 @@ def counts(p_yes: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return kept, wrong
 
 
-def most_wrong(labels: int, wrong: float, confidence: float) -> np.ndarray:
-    """By number of statements kept, 0 to `labels`: the most wrong ones with which the test passes.
+def max_wrong_kept(labels: int, wrong: float, confidence: float) -> np.ndarray:
+    """Critical values of the exact binomial test: most wrong statements among 0 to `labels` kept ones.
 
-    It passes when so few would be seen with a probability of at most 1 - `confidence` if a share of `wrong`
-    or more of all kept statements were wrong. -1 where not even none is few enough.
+    The test passes if so few wrong ones have a probability of at most 1 - `confidence` at an error rate of
+    `wrong`. -1 where even none does not suffice. Shape (labels + 1,).
     """
     kept = np.arange(labels + 1)
     most = binom.ppf(1 - confidence, kept, wrong)
     return np.where(binom.cdf(most, kept, wrong) <= 1 - confidence, most, most - 1).astype(int)
 
 
-def loosest(kept: np.ndarray, wrong_kept: np.ndarray, most: np.ndarray) -> int | None:
-    """The place in `THRESHOLDS` of the loosest one that keeps the promise; None when none does.
+def loosest_threshold(kept: np.ndarray, wrong_kept: np.ndarray, most: np.ndarray) -> int | None:
+    """Index in `THRESHOLDS` of the lowest one that passes the test; None if none does.
 
-    The first that is tested is chosen by the number of statements kept alone, not by their labels: the
-    strictest that keeps as many as let the test bear as many wrong ones as it can with `START` of the labels
-    (or none). That leaves the guarantee as it is: between two thresholds at which the share of wrong ones is
-    just the promised one, labels are as likely to be wrong wherever the sequence begins.
+    The sequence starts at the highest threshold that keeps enough statements for the test to tolerate as many
+    wrong ones as it does with `START_SHARE` of the labels. This choice depends on the numbers kept, not on
+    the labels, so the guarantee is unaffected.
 
     Args:
-        kept, wrong_kept: as `counts` has them.
-        most: as `most_wrong` has it.
+        kept, wrong_kept: see `kept_counts`.
+        most: see `max_wrong_kept`.
     """
     labels = len(most) - 1
-    bears = most[int(START * labels)]
+    bears = most[int(START_SHARE * labels)]
     start = int(np.argmax(most >= max(bears, 0)))
     passes = (kept >= start) & (wrong_kept <= most[kept])
     tested = np.flatnonzero(kept >= start)
@@ -88,21 +87,21 @@ def loosest(kept: np.ndarray, wrong_kept: np.ndarray, most: np.ndarray) -> int |
 
 
 def last_passed(passes: np.ndarray, first: int) -> int | None:
-    """The last threshold that passes, from `first` on to the first that fails; None when that is `first`."""
+    """Index before the first failure from `first` on; None if `first` itself fails."""
     failed = np.flatnonzero(~passes[first:])
     last = first + int(failed[0]) - 1 if len(failed) else len(passes) - 1
     return last if last >= first else None
 
 
 def labels_needed(kept: np.ndarray, wrong_kept: np.ndarray, wrong: float, confidence: float) -> int | None:
-    """About how many labels a promise would take, were more of them like those that are there (n > 0).
+    """Estimated number of labels like the given ones (at least one) that a guarantee takes.
 
-    None when no threshold has fewer wrong ones than promised, or when 10,000 labels are too few.
+    None if no threshold has an error rate below `wrong`, or if 10,000 labels are too few.
     """
     labels = int(kept[-1])
     best: int | None = None
     for k, w in sorted(set(zip(kept.tolist(), wrong_kept.tolist(), strict=True))):
-        share = (w + 0.5) / (k + 1)  # none wrong among k is no proof that none ever is
+        share = (w + 0.5) / (k + 1)  # smoothed: no errors among k labels does not mean an error rate of 0
         if k and share < wrong:
             sizes = np.unique(np.geomspace(1, 10_000, 400).astype(int))
             enough = binom.cdf(np.round(share * sizes), sizes, wrong) <= 1 - confidence

@@ -1,4 +1,4 @@
-"""A calibration used: thresholds set from promises, and refused where what was labelled is not what runs."""
+"""Applies a calibration to a run: sets its thresholds, after checking that its scope matches."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -7,16 +7,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from scalecap.calibration.record import CalibrationError, StepCalibration, read_calibration, sentence
-from scalecap.calibration.scope import differences, identities, pictures, scope, upstream
+from scalecap.calibration.record import CalibrationError, StepCalibration, promise_text, read_calibration
+from scalecap.calibration.scope import describe_data, differences, identities, scope, upstream
 from scalecap.config.settings import Settings
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.text.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
-class Applied:
-    """A promise that a run keeps at one of its checks."""
+class AppliedPromise:
+    """A promise in effect at one of a run's checks."""
 
     wrong: float
     threshold: float
@@ -26,19 +26,22 @@ class Applied:
         made = self.calibration
         found = made.promise(self.wrong)
         assert found is not None
-        labels = f"{made.images} labels, one an image"
+        labels = f"{made.images} labels, one per image"
         if found.bound == "betting":
             labels = f"{made.labels} labels of {made.images} images"
-        whose = " has them; not this pipeline's statements" if made.given else ""
+        whose = ", not this pipeline's statements" if made.given else ""
         return (
-            f"promised with {100 * made.confidence:g} % confidence:"
-            f" {sentence(self.wrong, given=made.given)} ({labels}, {found.bound} bound;"
+            f"guaranteed with {100 * made.confidence:g} % confidence:"
+            f" {promise_text(self.wrong, given=made.given)} ({labels}, {found.bound} bound;"
             f" {made.pictures}{whose})"
         )
 
 
-def apply(settings: Settings) -> tuple[Settings, dict[str, Applied]]:
-    """The settings with thresholds that keep what `wrong` promises, and each promise by its step.
+def apply_promises(settings: Settings) -> tuple[Settings, dict[str, AppliedPromise]]:
+    """Sets the thresholds of the calibrated steps to those that guarantee `wrong`.
+
+    Returns:
+        The new settings, and the promises by step.
 
     Raises:
         CalibrationError: there is no such calibration, step or promise.
@@ -57,37 +60,40 @@ def apply(settings: Settings) -> tuple[Settings, dict[str, Applied]]:
             there = [name for name in found.steps if isinstance(steps.get(name), dict)]
             others = ", ".join(f"{name}: {share}" for name in there) or "STEP: SHARE"
             raise CalibrationError(
-                f"{settings.calibration} promises something of the step {step}, which this pipeline does not"
-                f" have; name those that it has: wrong={{{others}}}"
+                f"{settings.calibration} is about the step {step}, which this pipeline does not have; name"
+                f" the steps that it has: wrong={{{others}}}"
             )
         applied[step] = _applied(step, float(share), found.steps[step], settings.calibration)
         steps[step]["threshold"] = applied[step].threshold
     return replace(settings, pipeline=replace(settings.pipeline, steps=steps)), applied
 
 
-def _applied(step: str, wrong: float, made: StepCalibration, path: str) -> Applied:
+def _applied(step: str, wrong: float, made: StepCalibration, path: str) -> AppliedPromise:
     promise = made.promise(wrong)
     if not made.promises:
-        raise CalibrationError(f"{path} promises nothing of {step}: its labels were drawn unsure first")
+        raise CalibrationError(
+            f"{path} guarantees nothing about {step}: its labels are not a random sample (uncertain first)"
+        )
     if made.confidence <= 0:
         raise CalibrationError(
-            f"{path} promises nothing of {step}: too many calibrations of one run, each with other labels;"
+            f"{path} guarantees nothing about {step}: the run was calibrated too often with different labels;"
             " label another run"
         )
     if promise is None or promise.threshold is None:
-        there = [f"{each.wrong:g}" for each in made.promises if each.threshold is not None]
-        fix = f"it has thresholds for {', '.join(there)}" if there else "it has a threshold for none"
-        why = (
-            f"was not made with --wrong {wrong:g}"
+        available = [f"{each.wrong:g}" for each in made.promises if each.threshold is not None]
+        reason = (
+            f"was not created with --wrong {wrong:g}"
             if promise is None
-            else f"found no threshold that keeps it with its {made.labels} labels"
+            else f"has no threshold for it with its {made.labels} labels"
         )
-        raise CalibrationError(f"wrong={wrong:g}: {path} {why} for {step}: {fix}; or label more")
-    return Applied(wrong, promise.threshold, made)
+        raise CalibrationError(
+            f"wrong={wrong:g}: {path} {reason} for {step}; available: {', '.join(available) or 'none'}"
+        )
+    return AppliedPromise(wrong, promise.threshold, made)
 
 
-def check_scope(applied: Mapping[str, Applied], pipeline: Pipeline, settings: Settings) -> None:
-    """CalibrationError where the check, a step that it reads from or a model is not as it was labelled."""
+def check_scope(applied: Mapping[str, AppliedPromise], pipeline: Pipeline, settings: Settings) -> None:
+    """Raises CalibrationError if the settings of a check, of its upstream steps or models differ."""
     for step, promise in applied.items():
         now = scope(pipeline, step, settings, given=promise.calibration.given)
         if changes := differences(promise.calibration.scope, now):
@@ -95,9 +101,9 @@ def check_scope(applied: Mapping[str, Applied], pipeline: Pipeline, settings: Se
 
 
 def check_models(
-    applied: Mapping[str, Applied], pipeline: Pipeline, settings: Settings, models: Mapping[str, str]
+    applied: Mapping[str, AppliedPromise], pipeline: Pipeline, settings: Settings, models: Mapping[str, str]
 ) -> None:
-    """CalibrationError where a loaded model (its identity by role) is not the one that was labelled."""
+    """Raises CalibrationError if a loaded model differs; `models` are identities by role."""
     for step, promise in applied.items():
         now = identities(pipeline, step, models, given=promise.calibration.given)
         if changes := differences(promise.calibration.identities, now):
@@ -107,34 +113,33 @@ def check_models(
 def _refused(step: str, settings: Settings, changes: list[str]) -> str:
     shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
     return (
-        f"{settings.calibration} promises nothing about this run's {step}: what it was labelled with has"
-        f" changed ({shown}). Run without calibration=, label that run's report and calibrate it, or put"
-        " the setting back"
+        f"{settings.calibration} does not apply to this run's {step}: the labelled run differs ({shown});"
+        " restore these settings, or run without calibration=, then label and calibrate that run"
     )
 
 
-def notes(applied: Mapping[str, Applied], settings: Settings) -> list[str]:
-    """What a reader must know of labels of other pictures than the run's."""
+def data_notes(applied: Mapping[str, AppliedPromise], settings: Settings) -> list[str]:
+    """Notes on promises whose labels are of other data than the run's."""
     return [
-        f"{step}: labelled were pictures of {promise.calibration.pictures}; the promise holds for these if"
-        " they are drawn from the same kind."
+        f"{step}: labels are of images from {promise.calibration.pictures}; the guarantee holds if this run's"
+        " images come from the same distribution."
         for step, promise in applied.items()
-        if not promise.calibration.given and promise.calibration.pictures != pictures(settings)
+        if not promise.calibration.given and promise.calibration.pictures != describe_data(settings)
     ]
 
 
-def fallbacks(
-    applied: Mapping[str, Applied], pipeline: Pipeline, flags: Mapping[str, Mapping[str, int]]
+def fallback_notes(
+    applied: Mapping[str, AppliedPromise], pipeline: Pipeline, flags: Mapping[str, Mapping[str, int]]
 ) -> list[str]:
-    """What a reader must know of rows that may have kept their first caption.
+    """Notes on rows that may have kept their unchecked first caption.
 
     Args:
-        flags: by step, how many rows have each flag there.
+        flags: by step, the number of rows with each flag.
     """
     return [
-        f"{step.name}: {rows} rows fell back: where no sentence passed, the caption is the first one,"
-        " unchecked, and nothing is promised of it."
-        f" pipeline.steps.{step.name}.fallback=empty leaves it empty."
+        f"{step.name}: {rows} rows fell back: where no sentence passed, the caption is the initial one,"
+        " unchecked and without a guarantee;"
+        f" set pipeline.steps.{step.name}.fallback=empty to leave it empty."
         for step in pipeline.steps
         if applied
         and step.settings.get("fallback") == "initial"
@@ -142,33 +147,33 @@ def fallbacks(
     ]
 
 
-def told(
-    applied: Mapping[str, Applied], pipeline: Pipeline, edited: Mapping[str, int] = MappingProxyType({})
+def describe_promises(
+    applied: Mapping[str, AppliedPromise],
+    pipeline: Pipeline,
+    edited: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, dict[str, Any]]:
-    """By check with a threshold, what is promised about it: {threshold, wrong, sentence}.
-
-    `wrong` is None when nothing is.
+    """By check with a threshold, its guarantee: {threshold, wrong, sentence}; `wrong` is None without one.
 
     Args:
-        edited: by step, how many rows somebody edited there: a check that reads them promises nothing.
+        edited: by step, the number of rows edited by hand, which void the promises of checks that read them.
     """
     found: dict[str, dict[str, Any]] = {}
     for step in pipeline.steps:
         threshold = step.settings.get("threshold")
         promise = applied.get(step.name)
-        if promise and (by_hand := hand(pipeline, step.name, promise.calibration.given, edited)):
-            nothing = f"{by_hand}: nothing is promised"
-            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": nothing}
+        if promise and (edits := hand_edits(pipeline, step.name, promise.calibration.given, edited)):
+            void = f"{edits}: no guarantee"
+            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": void}
         elif promise:
             found[step.name] = {"threshold": threshold, "wrong": promise.wrong, "sentence": str(promise)}
         elif "scores" in step.stage.side and threshold is not None and step.settings.get("mode") != "sampled":
-            by_hand = f"threshold {threshold:g} set by hand: nothing is promised"
-            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": by_hand}
+            manual = f"threshold {threshold:g} set by hand: no guarantee"
+            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": manual}
     return found
 
 
-def hand(pipeline: Pipeline, step: str, given: bool, edited: Mapping[str, int]) -> str:
-    """Which rows of a check, or of a step that it reads from, were edited by hand; empty for none."""
+def hand_edits(pipeline: Pipeline, step: str, given: bool, edited: Mapping[str, int]) -> str:
+    """Describes the rows edited by hand at a check or upstream of it; empty for none."""
     names = [each.name for each in upstream(pipeline, step, given) if edited.get(each.name)]
     rows = max((edited[name] for name in names), default=0)
     return f"{rows} row{'s' * (rows > 1)} edited by hand at {', '.join(names)}" if rows else ""

@@ -107,7 +107,7 @@ def calibration(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
 
 def _labelled(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The same for checks that `scalecap calibrate` calibrated."""
-    path = folder / record.NAME
+    path = folder / record.FILE_NAME
     try:
         steps = record.read_calibration(path).steps if path.exists() else {}
     except record.CalibrationError as error:

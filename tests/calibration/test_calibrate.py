@@ -33,12 +33,10 @@ def calibrate(monkeypatch: pytest.MonkeyPatch, made: Path, tmp_path: Path) -> Ca
 def test_a_promise_from_labels(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture):
     assert calibrate(labels_of(made, "golden_sentences"), "--wrong", "0.1") == 0
     told = capsys.readouterr().out
-    assert "golden_sentences: 120 labels, one an image: 60 yes, 60 no" in told
+    assert "golden_sentences: 120 labels, one per image: 60 yes, 60 no" in told
     # Dogs get 0.6 to 0.961, cats 0.11 to 0.59: 12 of 60 cats are kept at 0.5.
-    assert (
-        "at the run's threshold 0.5: 0.90 (0.83 to 0.95) right, 1.00 (0.94 to 1.00) of the true kept" in told
-    )
-    assert "0.80 (0.68 to 0.89) of the wrong dropped" in told
+    assert "at the run's threshold 0.5: accuracy 0.90 (0.83 to 0.95), true kept 1.00 (0.94 to 1.00)" in told
+    assert "wrong dropped 0.80 (0.68 to 0.89)" in told
     made_file = read_calibration(made / "calibration.json")
     step = made_file.steps["golden_sentences"]
     promise = step.promise(0.1)
@@ -50,7 +48,7 @@ def test_a_promise_from_labels(made: Path, calibrate: Calibrate, capsys: pytest.
     none = step.promise(0.01)
     assert none is not None
     assert none.threshold is None
-    assert "more labels may find one" in told
+    assert "more labels may suffice" in told
     assert step.identities == {"vlm": "scripted"}
     assert set(step.scope["steps"]) == {"init_caption", "sentences", "golden_sentences"}
     assert "threshold" not in step.scope["steps"]["golden_sentences"]
@@ -60,12 +58,13 @@ def test_a_promise_from_labels(made: Path, calibrate: Calibrate, capsys: pytest.
 def test_labels_that_promise_nothing_say_so(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture):
     labels = labels_of(made, "golden_sentences")
     assert calibrate(labels[:20]) == 0
-    assert "No threshold is shown to keep wrong=0.05: label more, or promise less." in capsys.readouterr().out
+    assert "No threshold guarantees wrong=0.05: label more, or relax it." in capsys.readouterr().out
     assert calibrate([label for label in labels if label["verdict"] == "yes"]) == 0
-    assert "no statement is labelled no: if only the good ones were labelled" in capsys.readouterr().out
+    assert "no statement is labelled no: if only good ones were labelled" in capsys.readouterr().out
     assert calibrate([label | {"draw": "uncertain"} for label in labels]) == 0
     assert (
-        "drawn unsure first, so they are no random draw: nothing can be promised" in capsys.readouterr().out
+        "Not a random sample (uncertain statements first): no guarantee is possible"
+        in capsys.readouterr().out
     )
     assert not read_calibration(made / "calibration.json").steps["golden_sentences"].promises
 
@@ -76,7 +75,7 @@ def test_looking_again_with_more_labels_costs_confidence(
     labels = labels_of(made, "golden_sentences")
     for given in (labels[:60], labels[:60], labels):
         assert calibrate(given, "--wrong", "0.2") == 0
-    assert "This is calibration 2 of this run, each with other labels" in capsys.readouterr().out
+    assert "This is calibration 2 of this run, with different labels each" in capsys.readouterr().out
     assert read_calibration(made / "calibration.json").steps["golden_sentences"].confidence == 0.9
 
 
@@ -106,12 +105,12 @@ def test_a_calibration_changed_by_hand_is_refused(made: Path, calibrate: Calibra
     assert calibrate(labels_of(made, "golden_sentences"), "--wrong", "0.1") == 0
     path = made / "calibration.json"
     path.write_text(path.read_text().replace('"kept_wrong": 0', '"kept_wrong": -1'))
-    with pytest.raises(CalibrationError, match="was changed after it was made"):
+    with pytest.raises(CalibrationError, match="was edited after it was created"):
         read_calibration(path)
     with pytest.raises(CalibrationError, match="can't read calibration="):
         read_calibration(tmp_path / "none.json")
     path.write_text("{}")
-    with pytest.raises(CalibrationError, match="is no calibration of this version"):
+    with pytest.raises(CalibrationError, match="is not a calibration file of this version"):
         read_calibration(path)
     path.write_text("nothing")
     with pytest.raises(CalibrationError, match="is not JSON"):

@@ -5,20 +5,26 @@ import pytest
 
 from scalecap.calibration import losses
 from scalecap.calibration.calibrate import promises
-from scalecap.calibration.losses import STAKES, WEIGHTS, bet, images_needed, loosest_by_losses
-from scalecap.calibration.statements import Labelled
-from scalecap.calibration.statistics import THRESHOLDS, Share, counts, loosest, most_wrong
+from scalecap.calibration.losses import (
+    STAKES,
+    WEIGHTS,
+    betting_wealth,
+    images_needed,
+    loosest_threshold_by_betting,
+)
+from scalecap.calibration.statements import LabelledArrays
+from scalecap.calibration.statistics import THRESHOLDS, Share, kept_counts, loosest_threshold, max_wrong_kept
 
 World = tuple[list[np.ndarray], list[np.ndarray]]
 IMAGES = 1_000
 """Of each world."""
 
 
-def labelled(world: World, images: np.ndarray) -> Labelled:
+def labelled(world: World, images: np.ndarray) -> LabelledArrays:
     """All statements of these images, which may be drawn more than once."""
     p_yes, true = world
     sizes = [len(p_yes[each]) for each in images]
-    return Labelled(
+    return LabelledArrays(
         np.concatenate([p_yes[each] for each in images]),
         np.concatenate([true[each] for each in images]),
         np.repeat(np.arange(len(images)), sizes),
@@ -27,7 +33,7 @@ def labelled(world: World, images: np.ndarray) -> Labelled:
 
 def rates(world: World) -> np.ndarray:
     """By threshold, how likely a kept statement is wrong, of a random image and a random one of its own."""
-    each = [counts(p_yes, true) for p_yes, true in zip(*world, strict=True)]
+    each = [kept_counts(p_yes, true) for p_yes, true in zip(*world, strict=True)]
     sizes = np.array([len(p_yes) for p_yes in world[0]])[:, None]
     kept, wrong = (np.array(parts) / sizes for parts in zip(*each, strict=True))
     with np.errstate(invalid="ignore"):
@@ -71,9 +77,9 @@ def test_a_promise_is_broken_in_at_most_one_draw_of_twenty(name: str):
     found, naive = [], []
     for _ in range(draws):
         labels = labelled(world, dice.integers(IMAGES, size=images))
-        found.append(loosest_by_losses(bet(*labels, wrong), images, 0.95))
-        tests = most_wrong(len(labels.true), wrong, 0.95)
-        naive.append(loosest(*counts(labels.p_yes, labels.true), tests))
+        found.append(loosest_threshold_by_betting(betting_wealth(*labels, wrong), images, 0.95))
+        tests = max_wrong_kept(len(labels.true), wrong, 0.95)
+        naive.append(loosest_threshold(*kept_counts(labels.p_yes, labels.true), tests))
     assert broken(found, known, wrong) <= most
     if name == "rising, of one piece":  # labels of one image taken as independent
         assert broken(naive, known, wrong) > 2 * most
@@ -84,7 +90,7 @@ def test_a_promise_is_broken_in_at_most_one_draw_of_twenty(name: str):
 def test_the_wealth_is_the_mean_of_products_over_images():
     dice = np.random.default_rng(0)
     p_yes, true, image = dice.random(50), dice.random(50) < 0.8, dice.integers(12, size=50)
-    wealth = bet(p_yes, true, image, 0.1)
+    wealth = betting_wealth(p_yes, true, image, 0.1)
     for place in (100, 160, 321):
         kept = p_yes >= THRESHOLDS[place]
         products = [1.0, 1.0]
@@ -104,27 +110,27 @@ def test_neither_order_nor_pieces_matter(monkeypatch: pytest.MonkeyPatch):
     dice = np.random.default_rng(0)
     labels = dice.random(60), dice.random(60) < 0.8, dice.integers(20, size=60)
     mixed = dice.permutation(60)
-    before = bet(*labels, 0.1)
-    monkeypatch.setattr(losses, "CHUNK", 7)
-    after = bet(*(each[mixed] for each in labels), 0.1)
+    before = betting_wealth(*labels, 0.1)
+    monkeypatch.setattr(losses, "CHUNK_SIZE", 7)
+    after = betting_wealth(*(each[mixed] for each in labels), 0.1)
     for one, other in zip(before, after, strict=True):
         np.testing.assert_allclose(one, other)
 
 
 def test_few_images_promise_nothing_however_many_labels():
     image = np.repeat(np.arange(20), 50)
-    wealth = bet(np.full(1000, 0.9), np.ones(1000, bool), image, 0.05)
-    assert loosest_by_losses(wealth, 20, 0.95) is None
+    wealth = betting_wealth(np.full(1000, 0.9), np.ones(1000, bool), image, 0.05)
+    assert loosest_threshold_by_betting(wealth, 20, 0.95) is None
     assert 60 <= (images_needed(wealth, 0.95) or 0) <= 400
-    wealth = bet(np.full(1000, 0.9), np.zeros(1000, bool), image, 0.05)
+    wealth = betting_wealth(np.full(1000, 0.9), np.zeros(1000, bool), image, 0.05)
     assert images_needed(wealth, 0.95) is None
 
 
 def test_the_bound_is_chosen_by_the_numbers_of_images_and_labels_alone():
     def bounds(images: int, each: int, true: bool) -> dict[float, str]:
         image = np.repeat(np.arange(images), each)
-        every = Labelled(np.full(len(image), 0.9), np.full(len(image), true), image)
-        drawn = Labelled(np.full(images, 0.9), np.full(images, true), np.arange(images))
+        every = LabelledArrays(np.full(len(image), 0.9), np.full(len(image), true), image)
+        drawn = LabelledArrays(np.full(images, 0.9), np.full(images, true), np.arange(images))
         return {p.wrong: p.bound for p in promises(every, drawn, (0.05, 0.1, 0.2), 0.95)}
 
     for true in (True, False):
@@ -138,9 +144,11 @@ def test_more_labels_of_an_image_find_looser_thresholds():
     dice, gained = np.random.default_rng(3), []
     for _ in range(30):
         labels = labelled(world, dice.integers(IMAGES, size=150))
-        all_of_them = loosest_by_losses(bet(*labels, 0.2), 150, 0.95)
+        all_of_them = loosest_threshold_by_betting(betting_wealth(*labels, 0.2), 150, 0.95)
         one = slice(None, None, 3)
-        alone = loosest(*counts(labels.p_yes[one], labels.true[one]), most_wrong(150, 0.2, 0.95))
+        alone = loosest_threshold(
+            *kept_counts(labels.p_yes[one], labels.true[one]), max_wrong_kept(150, 0.2, 0.95)
+        )
         gained.append((all_of_them or 0) - (alone or 0))
     assert np.mean(gained) > 0
     assert np.nanmax(known) > 0.2  # so that not every threshold keeps the promise

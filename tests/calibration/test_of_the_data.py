@@ -134,7 +134,7 @@ def promised(
     ("labels", "schema", "statements", "labelled", "texts"),
     [
         ("pope", pope, 180, "120 yes, 60 no", "There is a dog in the image."),
-        ("haldec", haldec, 180, "60 yes, 60 no, 60 unsure (taken as no)", "There is a dog."),
+        ("haldec", haldec, 180, "60 yes, 60 no, 60 unsure (counted as no)", "There is a dog."),
         ("detailverify", detailverify, 180, "120 yes, 60 no", "There is a dog."),
     ],
 )
@@ -159,8 +159,8 @@ def test_labels_of_benchmarks_promise_something_of_a_pipelines_check(
     assert "init_caption" not in row
     told = calibrate("--wrong", "0.2")
     assert f"golden_sentences: {statements} labels of 60 images: {labelled}" in told
-    assert "the statements are the data's, so promises are about statements like those" in told
-    assert "tested on one label an image, drawn at random (binomial bound)" in told
+    assert "the statements come from the data, so guarantees are about statements like these" in told
+    assert "tested on one random label per image (binomial bound)" in told
     made = read_calibration(tmp_path / "labelled" / "calibration.json").steps["golden_sentences"]
     assert (made.labels, made.images, made.given) == (statements, 60, True)
     assert made.scope["steps"] == {
@@ -178,9 +178,9 @@ def test_labels_of_benchmarks_promise_something_of_a_pipelines_check(
     summary = promised(wrong=str(found.wrong))
     promise = summary.promises["golden_sentences"]["sentence"]
     assert (
-        "on pictures and statements like those labelled (60 labels, one an image, binomial bound;" in promise
+        "for images and statements like those labelled (60 labels, one per image, binomial bound;" in promise
     )
-    assert promise.endswith("benchmark.jsonl has them; not this pipeline's statements)")
+    assert promise.endswith("benchmark.jsonl, not this pipeline's statements)")
     assert "statements like those labelled" in (tmp_path / "promised" / "report.html").read_text()
 
 
@@ -214,7 +214,7 @@ def test_a_run_with_another_check_is_refused(
     calibrate("--wrong", "0.2")
     with pytest.raises(RunError) as error:
         promised(*changed.pop("overrides", []), wrong="0.2", **changed)
-    assert "promises nothing about this run's golden_sentences" in str(error.value)
+    assert "does not apply to this run's golden_sentences" in str(error.value)
     assert difference in str(error.value)
 
 
@@ -242,8 +242,8 @@ def test_rows_without_labels_fail_with_column_and_fix(
     assert errors["4"].startswith("column 'answer' has no label: say what it means with")
     assert errors["5"].startswith("column 'question': expected a text or a list of texts, got 7")
     told = calibrate("--wrong", "0.2")
-    assert "  row '4' failed and has no part in it: column 'answer' has no label: say what it means" in told
-    assert "  row '5' failed and has no part in it: column 'question': expected a text or a list" in told
+    assert "  row '4' failed and is excluded: column 'answer' has no label: say what it means" in told
+    assert "  row '5' failed and is excluded: column 'question': expected a text or a list" in told
 
 
 def test_a_data_set_without_any_label_makes_no_calibration(
@@ -253,7 +253,7 @@ def test_a_data_set_without_any_label_makes_no_calibration(
     for row in rows:
         row["description_tag"] = None
     benchmark(rows, "labels=detailverify")
-    assert "has no labelled statement: 3 rows failed, see captions.jsonl" in calibrate()
+    assert "has no labelled statements: 3 rows failed, see captions.jsonl" in calibrate()
 
 
 def test_a_captioning_run_has_no_labels_of_its_own(made: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -261,8 +261,7 @@ def test_a_captioning_run_has_no_labels_of_its_own(made: Path, monkeypatch: pyte
     with pytest.raises(SystemExit):
         main()
     assert (
-        "has no labels: give those of its report with --labels labels.jsonl, or run"
-        in capsys.readouterr().err
+        "has no labels; pass those of its report as --labels labels.jsonl, or run" in capsys.readouterr().err
     )
 
 

@@ -6,10 +6,10 @@ import pytest
 from scalecap.calibration.statistics import (
     THRESHOLDS,
     Share,
-    counts,
+    kept_counts,
     labels_needed,
-    loosest,
-    most_wrong,
+    loosest_threshold,
+    max_wrong_kept,
 )
 
 
@@ -29,7 +29,7 @@ def test_thresholds_go_from_strict_to_loose():
 
 def test_kept_and_wrong_are_counted_as_a_check_would_keep_them():
     p = np.array([0.9, 0.5, 0.5, 0.2, -1.0])
-    kept, wrong = counts(p, np.array([True, False, True, False, True]))
+    kept, wrong = kept_counts(p, np.array([True, False, True, False, True]))
     for threshold, k, w in zip(THRESHOLDS, kept, wrong, strict=True):
         assert (k, w) == (
             (p >= threshold).sum(),
@@ -39,34 +39,38 @@ def test_kept_and_wrong_are_counted_as_a_check_would_keep_them():
 
 
 def test_the_test_is_the_binomial_one():
-    most = most_wrong(100, 0.05, 0.95)
+    most = max_wrong_kept(100, 0.05, 0.95)
     assert most[58] == -1  # 0.95 ** 58 is above 0.05
     assert most[59] == 0
     assert most[92] == 0
     assert most[93] == 1  # P(at most 1 of 93) is 0.0498
-    assert most_wrong(10, 0.2, 0.95)[0] == -1
+    assert max_wrong_kept(10, 0.2, 0.95)[0] == -1
 
 
 def test_too_few_labels_promise_nothing():
-    kept, wrong = counts(np.full(50, 0.9), np.ones(50, bool))
-    assert loosest(kept, wrong, most_wrong(50, 0.05, 0.95)) is None
-    kept, wrong = counts(np.full(60, 0.9), np.ones(60, bool))
-    assert loosest(kept, wrong, most_wrong(60, 0.05, 0.95)) == len(THRESHOLDS) - 1
-    assert loosest(*counts(np.empty(0), np.empty(0, bool)), most_wrong(0, 0.05, 0.95)) is None
+    kept, wrong = kept_counts(np.full(50, 0.9), np.ones(50, bool))
+    assert loosest_threshold(kept, wrong, max_wrong_kept(50, 0.05, 0.95)) is None
+    kept, wrong = kept_counts(np.full(60, 0.9), np.ones(60, bool))
+    assert loosest_threshold(kept, wrong, max_wrong_kept(60, 0.05, 0.95)) == len(THRESHOLDS) - 1
+    assert (
+        loosest_threshold(*kept_counts(np.empty(0), np.empty(0, bool)), max_wrong_kept(0, 0.05, 0.95)) is None
+    )
 
 
 def test_the_sequence_ends_at_its_first_failure():
     kept = np.minimum(np.arange(len(THRESHOLDS)), 100)
     wrong = np.zeros_like(kept)
-    assert loosest(kept, wrong, most_wrong(100, 0.1, 0.95)) == len(THRESHOLDS) - 1
+    assert loosest_threshold(kept, wrong, max_wrong_kept(100, 0.1, 0.95)) == len(THRESHOLDS) - 1
     wrong[200] = 50
-    assert loosest(kept, wrong, most_wrong(100, 0.1, 0.95)) == 199  # not the last, which passes alone
+    assert (
+        loosest_threshold(kept, wrong, max_wrong_kept(100, 0.1, 0.95)) == 199
+    )  # not the last, which passes alone
     # It begins at 29 kept (none may be wrong), since 46 (one may be) are more than a quarter of the labels.
-    assert most_wrong(100, 0.1, 0.95)[[28, 29, 45, 46]].tolist() == [-1, 0, 0, 1]
+    assert max_wrong_kept(100, 0.1, 0.95)[[28, 29, 45, 46]].tolist() == [-1, 0, 0, 1]
     wrong[28] = 5
-    assert loosest(kept, wrong, most_wrong(100, 0.1, 0.95)) == 199
+    assert loosest_threshold(kept, wrong, max_wrong_kept(100, 0.1, 0.95)) == 199
     wrong[29] = 5
-    assert loosest(kept, wrong, most_wrong(100, 0.1, 0.95)) is None
+    assert loosest_threshold(kept, wrong, max_wrong_kept(100, 0.1, 0.95)) is None
 
 
 def broken(rate, wrong: float, labels: int, draws: int = 4000) -> float:
@@ -78,12 +82,14 @@ def broken(rate, wrong: float, labels: int, draws: int = 4000) -> float:
     edges[-1] = 1
     totals = np.append(0, np.cumsum(rate(fine))) / 100_000
     share = np.interp(edges, np.append(0, fine), totals) / np.maximum(edges, 1e-9)
-    most = most_wrong(labels, wrong, 0.95)
+    most = max_wrong_kept(labels, wrong, 0.95)
     times = 0
     for _ in range(draws):
         quantile = dice.random(labels)
-        kept, wrong_kept = counts(1 / (1 + np.exp(32 * quantile - 16)), dice.random(labels) >= rate(quantile))
-        found = loosest(kept, wrong_kept, most)
+        kept, wrong_kept = kept_counts(
+            1 / (1 + np.exp(32 * quantile - 16)), dice.random(labels) >= rate(quantile)
+        )
+        found = loosest_threshold(kept, wrong_kept, most)
         times += found is not None and bool(share[found] > wrong + 1e-3)
     return times / draws
 
@@ -107,11 +113,11 @@ def test_a_promise_is_broken_in_at_most_one_draw_of_twenty(name: str, labels: in
 def test_how_many_labels_a_promise_would_take():
     dice = np.random.default_rng(0)
     p = dice.random(100)
-    kept, wrong = counts(p, dice.random(100) < p)
-    assert loosest(kept, wrong, most_wrong(100, 0.05, 0.95)) is None
+    kept, wrong = kept_counts(p, dice.random(100) < p)
+    assert loosest_threshold(kept, wrong, max_wrong_kept(100, 0.05, 0.95)) is None
     needed = labels_needed(kept, wrong, 0.05, 0.95)
     assert needed is None or needed > 100
-    kept, wrong = counts(np.full(40, 0.9), np.ones(40, bool))
+    kept, wrong = kept_counts(np.full(40, 0.9), np.ones(40, bool))
     assert 60 <= (labels_needed(kept, wrong, 0.05, 0.95) or 0) <= 400
-    kept, wrong = counts(np.full(40, 0.9), np.zeros(40, bool))
+    kept, wrong = kept_counts(np.full(40, 0.9), np.zeros(40, bool))
     assert labels_needed(kept, wrong, 0.05, 0.95) is None

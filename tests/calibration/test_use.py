@@ -53,15 +53,15 @@ def test_a_promise_sets_the_threshold_and_is_told(calibration: str, again: Again
     assert by_hand == {
         "threshold": 0.5,
         "wrong": None,
-        "sentence": "threshold 0.5 set by hand: nothing is promised",
+        "sentence": "threshold 0.5 set by hand: no guarantee",
     }
     summary = again(calibration, "wrong={golden_sentences: 0.1}")
     assert before["checks"]["golden_sentences"] == {"kept": 144, "dropped": 96}
     assert (summary.kept["golden_sentences"], summary.dropped["golden_sentences"]) == (120, 120)
     promise = (
-        "promised with 95 % confidence: a statement that is kept, drawn at random from a picture drawn"
-        " at random, is wrong with a probability of at most 10 %, on pictures like those labelled"
-        " (120 labels, one an image, binomial bound; data=jsonl"
+        "guaranteed with 95 % confidence: a kept statement, drawn at random from a random image, is wrong"
+        " with a probability of at most 10 %, for images like those labelled"
+        " (120 labels, one per image, binomial bound; data=jsonl"
     )
     assert f"golden_sentences: 120 kept, 120 dropped; {promise}" in summary.screen()
     assert "final_details: 120 kept, 0 dropped; threshold 0.5 set by hand" in summary.screen()
@@ -80,8 +80,8 @@ def test_the_card_tells_the_promise(calibration: str, again: Again, tmp_path: Pa
     folder = tmp_path / "again"
     (shard,) = (folder / "dataset").glob("*.parquet")
     text = str(card(Run(folder, "again"), "me/photos", "cc0-1.0", pq.read_schema(shard)))
-    assert "- `golden_sentences`: promised with 95 % confidence" in text
-    assert "- `final_details`: threshold 0.5 set by hand: nothing is promised." in text
+    assert "- `golden_sentences`: guaranteed with 95 % confidence" in text
+    assert "- `final_details`: threshold 0.5 set by hand: no guarantee." in text
 
 
 @pytest.mark.parametrize(("otherwise", "told"), [("initial: init_caption", True), ("fallback: empty", False)])
@@ -95,7 +95,7 @@ def test_captions_that_no_check_passed_are_told(calibration: str, again: Again, 
     screen = again(*promise, engine=never, steps=STEPS[:-1] + fuse).screen()
     assert "final_caption: 3 fallback" in screen
     note = (
-        "final_caption: 3 rows fell back: where no sentence passed, the caption is the first one, unchecked"
+        "final_caption: 3 rows fell back: where no sentence passed, the caption is the initial one, unchecked"
     )
     assert (note in screen) == told
 
@@ -104,7 +104,7 @@ def test_a_promise_for_all_checks_needs_labels_of_what_runs(calibration: str, ag
     # The details were labelled with sentences kept from 0.5 on; the promise keeps fewer, so they are others.
     with pytest.raises(RunError) as error:
         again(calibration, "wrong=0.1")
-    assert "promises nothing about this run's final_details" in str(error.value)
+    assert "does not apply to this run's final_details" in str(error.value)
     assert "steps.golden_sentences.threshold: was 0.5, is 0.59" in str(error.value)
 
 
@@ -136,7 +136,7 @@ def test_another_step_is_refused(
     assert changed != STEPS
     with pytest.raises(RunError) as error:
         again(calibration, "wrong={golden_sentences: 0.1}", steps=changed)
-    assert "what it was labelled with has changed" in str(error.value)
+    assert "the labelled run differs" in str(error.value)
     assert difference in str(error.value)
     assert not (tmp_path / "again").exists()  # before the folder is begun, or a model loaded
 
@@ -156,8 +156,8 @@ def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
 @pytest.mark.parametrize(
     ("draw", "looks", "message"),
     [
-        ("uncertain", 1, "promises nothing of golden_sentences: its labels were drawn unsure first"),
-        ("random", 3, "too many calibrations of one run, each with other labels"),
+        ("uncertain", 1, "guarantees nothing about golden_sentences: its labels are not a random sample"),
+        ("random", 3, "the run was calibrated too often with different labels"),
     ],
 )
 def test_what_promises_nothing_is_refused(
@@ -191,9 +191,9 @@ def test_what_changes_nothing_is_not_refused(calibration: str, again: Again):
     [
         (
             ["wrong=0.07"],
-            "was not made with --wrong 0.07 for golden_sentences: it has thresholds for 0.05, 0.1",
+            "was not created with --wrong 0.07 for golden_sentences; available: 0.05, 0.1",
         ),
-        (["wrong=0.01"], "found no threshold that keeps it with its 120 labels for golden_sentences"),
+        (["wrong=0.01"], "has no threshold for it with its 120 labels for golden_sentences"),
         (["wrong={golden_sentence: 0.1}"], "has no step 'golden_sentence'; did you mean 'golden_sentences'"),
         (
             ["~pipeline.steps.final_details", "wrong=0.1"],
@@ -232,7 +232,7 @@ def test_rows_of_other_thresholds_void_the_promise(calibration: str, again: Agai
     again("data.limit=10")
     summary: Any = again(calibration, "wrong={golden_sentences: 0.1}", "resume=force")
     assert summary.promises["golden_sentences"]["wrong"] is None
-    assert "nothing is promised" in summary.screen()
+    assert "no guarantee" in summary.screen()
 
 
 def edited(folder: Path, path: Path, **columns: Any) -> str:
@@ -253,9 +253,9 @@ def test_rows_edited_by_hand_void_the_promise_of_the_checks_that_they_reach(
     assert summary.promises["golden_sentences"] == {
         "threshold": pytest.approx(0.5987, abs=1e-4),
         "wrong": None,
-        "sentence": "1 row edited by hand at sentences: nothing is promised",
+        "sentence": "1 row edited by hand at sentences: no guarantee",
     }
-    assert "nothing is promised" in again(*promise).screen()  # of the same folder, the edits given before
+    assert "no guarantee" in again(*promise).screen()  # of the same folder, the edits given before
 
 
 def test_edited_statements_are_not_calibrated(made: Path, again: Again, tmp_path: Path):
@@ -272,7 +272,7 @@ def test_a_run_over_other_pictures_says_whose_labels_they_are(
 ):
     other = tmp_path / "other.jsonl"
     other.write_text((tmp_path / "rows.jsonl").read_text())
-    note = "golden_sentences: labelled were pictures of data=jsonl"
+    note = "golden_sentences: labels are of images from data=jsonl"
     promise = (calibration, "wrong={golden_sentences: 0.1}", "data.limit=3")
     assert not any(each.startswith(note) for each in again(*promise).notes)
     (told,) = (
@@ -280,4 +280,4 @@ def test_a_run_over_other_pictures_says_whose_labels_they_are(
         for each in again(*promise, f"data.path={other}", f"output={tmp_path}/other").notes
         if each.startswith(note)
     )
-    assert told.endswith("the promise holds for these if they are drawn from the same kind.")
+    assert told.endswith("the guarantee holds if this run's images come from the same distribution.")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from labelled import labels_of, write_labels
 
-from scalecap.calibration.statements import Statement, arrays, match, one_an_image
+from scalecap.calibration.statements import Statement, match_labels, one_per_image, to_arrays
 from scalecap.metrics.labels import LabelError, read_labels
 from scalecap.run.folder import Run
 
@@ -42,7 +42,7 @@ def test_malformed_lines_are_told_by_file_and_line(tmp_path: Path, text: str, me
 def test_labels_find_their_statements(made: Path, tmp_path: Path):
     labels = labels_of(made, "golden_sentences") + labels_of(made, "final_details")[:3]
     path = write_labels(tmp_path / "labels.jsonl", [*labels, labels[5]])  # one of them twice
-    found = match(read_labels([path]), Run(made, "run"))
+    found = match_labels(read_labels([path]), Run(made, "run"))
     assert {step: len(each) for step, each in found.items()} == {"golden_sentences": 120, "final_details": 3}
     first = found["golden_sentences"][0]
     assert first == Statement("0", "There is a dog.", 0.6, "yes", first.image)
@@ -57,14 +57,14 @@ def test_labels_find_their_statements(made: Path, tmp_path: Path):
     [
         ({"step": "golden_sentence"}, "no check 'golden_sentence'; did you mean 'golden_sentences'"),
         ({"row_id": "1000"}, "has no row '1000'; is it a label of another run?"),
-        ({"run": "0123456789ab"}, "line 1 was drawn from run 0123456789ab, but"),
+        ({"run": "0123456789ab"}, "line 1 was sampled from run 0123456789ab, but"),
         ({"text": "There is a cow."}, "row '0' has no statement 'There is a cow.' at golden_sentences"),
     ],
 )
 def test_labels_of_something_else_are_refused(made: Path, tmp_path: Path, changed: dict, message: str):
     label = labels_of(made, "golden_sentences")[0] | changed
     with pytest.raises(LabelError) as error:
-        match(read_labels([write_labels(tmp_path / "labels.jsonl", [label])]), Run(made, "run"))
+        match_labels(read_labels([write_labels(tmp_path / "labels.jsonl", [label])]), Run(made, "run"))
     assert message in str(error.value)
 
 
@@ -73,25 +73,26 @@ def test_contradicting_verdicts_name_both_lines(made: Path, tmp_path: Path):
     one = write_labels(tmp_path / "one.jsonl", [label])
     other = write_labels(tmp_path / "other.jsonl", [label | {"verdict": "unsure", "author": "you"}])
     with pytest.raises(
-        LabelError, match=r"one.jsonl line 1 and .*other.jsonl line 1 contradict each other \(yes, unsure\)"
+        LabelError,
+        match=r"one.jsonl line 1 and .*other.jsonl line 1 contradict each other \(yes, unsure\)",
     ):
-        match(read_labels([one, other]), Run(made, "run"))
+        match_labels(read_labels([one, other]), Run(made, "run"))
 
 
 def test_one_statement_of_each_image_is_drawn_whatever_the_order():
     statements = [Statement(str(n // 2), f"text {n}", 0.5, "yes", f"image {n // 3}") for n in range(90)]
-    chosen = one_an_image(statements, 0)
+    chosen = one_per_image(statements, 0)
     assert sorted(each.image for each in chosen) == sorted({each.image for each in statements})
-    assert set(one_an_image(statements[::-1], 0)) == set(chosen)
-    assert set(one_an_image(statements, 1)) != set(chosen)
+    assert set(one_per_image(statements[::-1], 0)) == set(chosen)
+    assert set(one_per_image(statements, 1)) != set(chosen)
     places = [int(each.text.split()[1]) % 3 for each in chosen]
     assert {places.count(place) > 3 for place in range(3)} == {True}  # none is preferred
 
 
 def test_unsure_counts_as_no():
     statements = [("0", "unsure", "x"), ("1", "yes", "y"), ("2", "yes", "x")]
-    labelled = arrays([Statement(row, "a", 0.5, verdict, image) for row, verdict, image in statements])
+    labelled = to_arrays([Statement(row, "a", 0.5, verdict, image) for row, verdict, image in statements])
     assert labelled.p_yes.tolist() == [0.5, 0.5, 0.5]
     assert labelled.true.tolist() == [False, True, True]
     assert (labelled.image.tolist(), labelled.images) == ([0, 1, 0], 2)
-    assert arrays([]).images == 0
+    assert to_arrays([]).images == 0

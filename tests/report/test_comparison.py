@@ -268,7 +268,7 @@ def test_the_command_reads_runs_made_apart(make: Make, tmp_path: Path, monkeypat
     ("words", "message"),
     [
         (["nowhere"], "'nowhere' is not a folder"),
-        (["."], "no run in ."),
+        (["."], "no run found in ."),
         (["sweep", "--baseline", "7"], "baseline=7: there is no such run"),
         (["sweep", "--objective", "god"], "no run has objective=god; did you mean 'good'"),
         (["damaged"], "line 1 of damaged/captions.jsonl is not JSON"),

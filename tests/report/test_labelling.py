@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from scalecap.calibration.__main__ import main as calibrate
 from scalecap.config.settings import Settings
 from scalecap.engines.scripted import Scripted
-from scalecap.report import labelling, pictures
+from scalecap.report import labelling, thumbnails
 from scalecap.report.labelling import draw
 from scalecap.report.run_page import write_report
 from scalecap.run.folder import Run
@@ -65,13 +65,13 @@ def test_the_unsure_come_first_when_asked_for():
 
 
 def test_pictures_that_are_labelled_first_are_large(monkeypatch: pytest.MonkeyPatch, hostile: Path):
-    monkeypatch.setattr(pictures, "SIDES", ((2, 24), (100, 8)))
-    monkeypatch.setattr(pictures, "BITS", 0.01)  # of so small a picture more than a few bytes
+    monkeypatch.setattr(thumbnails, "SIZES", ((2, 24), (100, 8)))
+    monkeypatch.setattr(thumbnails, "PIXELS_PER_BYTE", 0.01)  # so that tiny images are not compressed further
     run = Run(hostile, "run")
-    shown = pictures.thumbnails(run, list(run.rows()), large={5, 7})
+    shown = thumbnails.thumbnails(run, list(run.rows()), large={5, 7})
     sides = [max(Pillow.open(io.BytesIO(each)).size) for each in shown if isinstance(each, bytes)]
     assert sorted(sides, reverse=True) == [24, 24] + [8] * 56
-    monkeypatch.setattr(labelling, "LARGE", 3)
+    monkeypatch.setattr(labelling, "LARGE_IMAGES", 3)
     steps = draw(ROWS)["steps"]
     assert labelling.large({"steps": steps}) == {number for number, *_ in steps[0]["statements"][:3]}
 
@@ -87,7 +87,7 @@ async def label(page: Any, count: int) -> None:
         )
 
 
-async def told(page: Any, place: str, words: str) -> None:
+async def wait_for_text(page: Any, place: str, words: str) -> None:
     """Waits until the place has these words: a statement is shown once its picture is."""
     await page.wait_for_function(
         "([place, words]) => document.getElementById(place).innerText.includes(words)", arg=[place, words]
@@ -110,29 +110,29 @@ async def test_from_keys_to_a_promise(
         await page.get_by_label("Your name").fill("Ad")
         await page.keyboard.type("a\n")  # is a name, then keys are verdicts again
         await page.keyboard.press("j")  # walks nowhere
-        await told(page, "label-count", "0 of 58 labelled")
+        await wait_for_text(page, "label-count", "0 of 58 labelled")
         await label(page, 20)
         assert "20 of 58 labelled" in await page.inner_text("#label-count")
         before = await page.inner_text("#label-text")
         await page.keyboard.press("?")
-        await told(page, "label-count", "1 unsure")
+        await wait_for_text(page, "label-count", "1 unsure")
         await page.keyboard.press("u")
-        await told(page, "label-count", "20 of 58 labelled")
+        await wait_for_text(page, "label-count", "20 of 58 labelled")
         assert await page.inner_text("#label-text") == before
         await page.reload()
         await page.get_by_role("button", name="Label statements").click()
-        await told(page, "label-count", "20 of 58 labelled")
+        await wait_for_text(page, "label-count", "20 of 58 labelled")
         assert await page.inner_text("#label-text") == before
         assert await page.input_value("#label-author") == "Ada"
         await page.wait_for_selector("#label-image img")
         assert await page.locator("#label-image img").evaluate("each => each.naturalWidth") == 30
         await label(page, 37)
         await page.get_by_role("button", name="Yes").click()  # the last, wherever it belongs
-        await told(page, "label-count", "58 of 58 labelled")
+        await wait_for_text(page, "label-count", "58 of 58 labelled")
         await page.get_by_role("button", name="Undo").click()
-        await told(page, "label-count", "57 of 58 labelled")
+        await wait_for_text(page, "label-count", "57 of 58 labelled")
         await label(page, 1)
-        await told(page, "label-text", "All statements in the sample are labelled.")
+        await wait_for_text(page, "label-text", "All statements in the sample are labelled.")
         assert await page.get_by_role("button", name="Yes").is_disabled()
         async with page.expect_download() as waiting:
             await page.get_by_role("button", name="Download labels.jsonl").click()
@@ -152,7 +152,7 @@ async def test_from_keys_to_a_promise(
     words = ["calibrate", str(hostile), "--labels", str(tmp_path / "labels.jsonl"), "--wrong", "0.2"]
     monkeypatch.setattr(sys, "argv", words)
     calibrate()
-    assert "golden_sentences: 58 labels, one an image" in capsys.readouterr().out
+    assert "golden_sentences: 58 labels, one per image" in capsys.readouterr().out
     async with browser(write_report(hostile)) as page:
         region = page.get_by_role("region", name="Calibration of golden_sentences")
         assert await region.locator("canvas").count() == 1

@@ -18,7 +18,7 @@ from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.report import __main__ as command
-from scalecap.report import thumbnails as module
+from scalecap.report import thumbnails as images
 from scalecap.report.comparison_page import difference
 from scalecap.report.row import origins
 from scalecap.report.run_page import calibration, write_report
@@ -125,12 +125,12 @@ def test_a_folder_without_captions_is_one_message(tmp_path: Path, monkeypatch: A
     assert "expected the folder of a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("side", [side for _, side in module.SIZES])
+@pytest.mark.parametrize("side", [side for _, side in images.SIZES])
 def test_a_thumbnail_is_bounded_in_pixels_and_bytes(tmp_path: Path, side: int):
     noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
     Pillow.fromarray(noise).save(tmp_path / "noise.png")
     row = Row(0, {}, lambda: open_image(str(tmp_path / "noise.png")))
-    found = module._thumbnail(row, "", None, side)
+    found = images._thumbnail(row, "", None, side)
     assert isinstance(found, bytes)
     assert len(found) <= side * side / 6
     with Pillow.open(io.BytesIO(found)) as picture:
@@ -138,7 +138,7 @@ def test_a_thumbnail_is_bounded_in_pixels_and_bytes(tmp_path: Path, side: int):
 
 
 def test_thumbnails_shrink_as_rows_grow():
-    assert [module.thumbnail_size(rows) for rows in (1, 200, 201, 1_000_000)] == [448, 448, 320, 192]
+    assert [images.thumbnail_size(rows) for rows in (1, 200, 201, 1_000_000)] == [448, 448, 320, 192]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason='needs pip install "scalecap[dev]"')
 
-from scalecap.calibration.calibrate import PROMISES
+from scalecap.calibration.calibrate import DEFAULT_PROMISES
 from scalecap.calibration.statistics import THRESHOLDS
 from scalecap.scenes.experiments.promise import CHECKS, LABELS, World, lines, main, rates, world, write
 
@@ -50,7 +50,7 @@ def test_every_picture_counts_the_same_in_what_is_promised():
 
 def test_promises_are_counted_over_draws():
     found = list(lines("final_details", world(rows(300), "final_details"), draws=50))
-    assert [(line.labels, line.wrong) for line in found] == [(n, w) for n in LABELS for w in PROMISES]
+    assert [(line.labels, line.wrong) for line in found] == [(n, w) for n in LABELS for w in DEFAULT_PROMISES]
     assert all(line.broken <= 0.1 for line in found)
     last = found[-1]
     assert (last.labels, last.wrong, last.found) == (400, 0.2, 1.0)
@@ -62,7 +62,8 @@ def test_the_page_and_the_plot(tmp_path: Path):
     text = (tmp_path / "promise.md").read_text()
     assert "python -m scalecap.scenes.experiments.promise DIR --count 40 --seed 1 --draws 5" in text
     assert (
-        sum(line.startswith("| details |") for line in text.splitlines()) == len(LABELS) * len(PROMISES) + 1
+        sum(line.startswith("| details |") for line in text.splitlines())
+        == len(LABELS) * len(DEFAULT_PROMISES) + 1
     )
     assert ElementTree.parse(tmp_path / "promise.svg").getroot().tag.endswith("svg")
 
@@ -73,7 +74,7 @@ def test_the_promises_in_the_docs_were_kept():
     table = [line.split("|") for line in told.splitlines() if line.startswith("| ") and line.count("|") == 10]
     rows = [[cell.strip() for cell in cells[1:-1]] for cells in table if cells[2].strip()[:1].isdigit()]
     assert {row[0] for row in rows} == set(CHECKS.values())
-    assert len(rows) == len(CHECKS) * len(LABELS) * len(PROMISES)
+    assert len(rows) == len(CHECKS) * len(LABELS) * len(DEFAULT_PROMISES)
     assert all(float(row[4].rstrip("%")) <= 5 + 2.1 for row in rows)  # three standard errors of 1,000 draws
 
 

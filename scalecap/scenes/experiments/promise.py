@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scalecap.calibration.calibrate import PROMISES
-from scalecap.calibration.statistics import THRESHOLDS, counts, loosest, most_wrong
+from scalecap.calibration.calibrate import DEFAULT_PROMISES
+from scalecap.calibration.statistics import THRESHOLDS, kept_counts, loosest_threshold, max_wrong_kept
 from scalecap.metrics.scenes import scenes
 from scalecap.scenes.experiments.harness import captioned, parsed, parser, svg_pyplot
 
@@ -99,7 +99,7 @@ def world(rows: Sequence[Mapping[str, Any]], check: str) -> World:
 
 def rates(world: World) -> Rates:
     """What each threshold keeps in the world."""
-    each = [counts(p_yes, true) for p_yes, true in zip(world.p_yes, world.true, strict=True)]
+    each = [kept_counts(p_yes, true) for p_yes, true in zip(world.p_yes, world.true, strict=True)]
     kept, wrong = (np.array(parts, float) for parts in zip(*each, strict=True))
     sizes = np.array([len(p_yes) for p_yes in world.p_yes])[:, None]
     with np.errstate(invalid="ignore"):
@@ -115,25 +115,25 @@ def lines(check: str, world: World, draws: int, seed: int = 0) -> Iterator[Line]
     dice = np.random.default_rng(seed)
     known = rates(world)
     for labels in LABELS:
-        tests = {wrong: most_wrong(labels, wrong, CONFIDENCE) for wrong in PROMISES}
-        safe: dict[float, list[int]] = {wrong: [] for wrong in PROMISES}
-        naive: dict[float, list[int]] = {wrong: [] for wrong in PROMISES}
+        tests = {wrong: max_wrong_kept(labels, wrong, CONFIDENCE) for wrong in DEFAULT_PROMISES}
+        safe: dict[float, list[int]] = {wrong: [] for wrong in DEFAULT_PROMISES}
+        naive: dict[float, list[int]] = {wrong: [] for wrong in DEFAULT_PROMISES}
         for _ in range(draws):
             drawn = dice.integers(len(world.p_yes), size=labels)
             places = [dice.integers(len(world.p_yes[scene])) for scene in drawn]
             pairs = list(zip(drawn, places, strict=True))
-            kept, kept_wrong = counts(
+            kept, kept_wrong = kept_counts(
                 np.array([world.p_yes[scene][place] for scene, place in pairs]),
                 np.array([world.true[scene][place] for scene, place in pairs]),
             )
             for wrong, most in tests.items():
-                found = loosest(kept, kept_wrong, most)
+                found = loosest_threshold(kept, kept_wrong, most)
                 if found is not None:
                     safe[wrong].append(found)
                 seems = np.flatnonzero((kept > 0) & (kept_wrong <= wrong * kept))
                 if len(seems):
                     naive[wrong].append(int(seems[-1]))
-        for wrong in PROMISES:
+        for wrong in DEFAULT_PROMISES:
             keeps = known.true_kept[known.wrong <= wrong]
             yield Line(
                 check=check,
@@ -226,7 +226,7 @@ def plot(found: Sequence[Line], file: Path) -> None:
         *(2, len(checks)), figsize=(9.6, 6), sharex=True, sharey="row", squeeze=False
     )
     for (above, below), check in zip(axes.T, checks, strict=True):
-        for wrong, colour in zip(PROMISES, COLOURS, strict=True):
+        for wrong, colour in zip(DEFAULT_PROMISES, COLOURS, strict=True):
             mine = [line for line in found if line.check == check and line.wrong == wrong]
             labels = [line.labels for line in mine]
             for draws, values, style in (
@@ -248,7 +248,8 @@ def plot(found: Sequence[Line], file: Path) -> None:
     axes[0][0].set_ylabel("promise broken, % of draws")
     axes[1][0].set_ylabel("true statements kept, %")
     shown = [
-        Line2D([], [], color=c, label=f"{w:.0%} promised") for w, c in zip(PROMISES, COLOURS, strict=True)
+        Line2D([], [], color=c, label=f"{w:.0%} promised")
+        for w, c in zip(DEFAULT_PROMISES, COLOURS, strict=True)
     ]
     shown += [
         Line2D([], [], color="black", marker="o", label="calibrated"),
