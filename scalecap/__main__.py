@@ -1,8 +1,8 @@
 """The command line: `scalecap [run|check|report|compare|calibrate|merge|push|cache|test]`.
 
-Each command has a module of its own; that of `run`, which may be left out, and `check` is `scalecap.cli.app`.
+Each command has its own module; that of `run` (the default) and `check` is `scalecap.cli.app`.
 
-Exit codes: 0 every row done, 3 some rows failed, 1 the run could not be done, 130 interrupted.
+Exit codes: 0 all rows done, 3 some rows failed, 1 the run failed or was stopped, 130 interrupted.
 """
 
 import sys
@@ -10,7 +10,7 @@ from importlib import import_module
 
 from scalecap import __version__
 
-VERBS = {
+COMMANDS = {
     "report": "scalecap.report.__main__",
     "compare": "scalecap.report.comparison",
     "calibrate": "scalecap.calibration.__main__",
@@ -19,27 +19,28 @@ VERBS = {
     "cache": "scalecap.cli.cache",
     "test": "scalecap.cli.cases",
 }
-"""Each with the module that does it, which is `python -m <module>` too."""
+"""The module of each command, which can also be run as `python -m <module>`."""
 
 
 def main() -> int:
-    """Run what the command line asks for; the exit code.
+    """Runs the command; returns the exit code.
 
-    Only what it asks for is imported: a run's modules and Hydra take half a second.
+    Only its module is imported: Hydra and the modules of a run take half a second.
     """
-    words = sys.argv[1:]
-    if words and words[0] in VERBS:
-        sys.argv = [f"scalecap {words[0]}", *words[1:]]
-        return import_module(VERBS[words[0]]).main() or 0
-    if words and words[0] in ("run", "check"):
-        words = [*words[1:], *(["check=true"] if words[0] == "check" else [])]
-    if "--version" in words:  # Hydra would tell its own
+    arguments = sys.argv[1:]
+    command = arguments[0] if arguments else ""
+    if command in COMMANDS:
+        sys.argv = [f"scalecap {command}", *arguments[1:]]
+        return import_module(COMMANDS[command]).main() or 0
+    if command in ("run", "check"):
+        arguments = [*arguments[1:], *(["check=true"] if command == "check" else [])]
+    if "--version" in arguments:  # Hydra would print its own
         print(f"scalecap {__version__}")
         return 0
-    if {"--help", "-h"} & set(words):
-        print(import_module("scalecap.cli.help").text(words))
+    if {"--help", "-h"} & set(arguments):
+        print(import_module("scalecap.cli.help").text(arguments))
         return 0
-    code: int = import_module("scalecap.cli.app").main(words)
+    code: int = import_module("scalecap.cli.app").main(arguments)
     return code
 
 

@@ -99,7 +99,7 @@ def test_options_and_overrides_may_be_mixed(typed: Typed, tmp_path: Path, capsys
             "evaluate=x",
             "of evaluate/ begins with `# @package _global_`",
         ),
-        ("data/x", "source: folder", "data = x", "write key=value, without spaces"),
+        ("data/x", "source: folder", "data = x", "write key=value without spaces"),
     ],
 )
 def test_a_file_that_is_not_as_it_must_be(
@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_the_code_it_was_begun_with(
 
 def test_a_wrong_objective_is_told_and_costs_no_row(typed: Typed, tmp_path: Path, capsys: Any):
     assert typed("evaluate=scenes", "objective=scenes.precison", "output=run", "data.limit=1") == 1
-    assert "no row has objective=scenes.precison; metrics that rows have: scenes." in capsys.readouterr().err
+    assert "no row has objective=scenes.precison; available metrics: scenes." in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]["done"] == 1
     assert not (tmp_path / "run" / ".hydra" / "error.txt").exists()
     words = ("-m", "seed=1,2", "evaluate=scenes", "objective=scenes.precison", "data.limit=1")
@@ -190,21 +190,21 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ("sampling.repetition_penalty=0", "sampling.repetition_penalty=0.0: must be above 0"),
         (
             "max_failures=many",
-            "max_failures=many: must be a count from 1 on, a share such as 5%, or null",
+            "max_failures=many: expected a count (1 or more), a percentage (5%) or null",
         ),
         (
             "max_failures=101%",
-            "max_failures=101%: must be a count from 1 on, a share such as 5%, or null",
+            "max_failures=101%: expected a count (1 or more), a percentage (5%) or null",
         ),
         ("min_mass=1.1", "min_mass=1.1: must be a probability, from 0 to 1"),
-        ("resume=yes", "resume=yes: must be same or force"),
-        ("data.relative_to=cdw", "data.relative_to=cdw: must be file or cwd"),
-        ("write.image=byte", "write.image=byte: no such form; did you mean 'bytes'"),
-        ("write.format=[webdatset]", "write.format=webdatset: no such form; did you mean 'webdataset'"),
-        ("write.sidecars=text", "write.sidecars=text: no such form; did you mean 'txt'"),
-        ("write.sidecars=txt write.beside=old", "write.beside=old: no such form; available: new, replace"),
-        ("write.beside=new", "write.beside=new needs write.sidecars=txt or json"),
-        ("write.prefix=sks", "write.prefix: only write.sidecars=txt has such a text"),
+        ("resume=yes", "resume=yes: expected same or force"),
+        ("data.relative_to=cdw", "data.relative_to=cdw: expected file or cwd"),
+        ("write.image=byte", "write.image=byte: invalid value; did you mean 'bytes'"),
+        ("write.format=[webdatset]", "write.format=webdatset: invalid value; did you mean 'webdataset'"),
+        ("write.sidecars=text", "write.sidecars=text: invalid value; did you mean 'txt'"),
+        ("write.sidecars=txt write.beside=old", "write.beside=old: invalid value; available: new, replace"),
+        ("write.beside=new", "write.beside=new requires write.sidecars=txt or json"),
+        ("write.prefix=sks", "write.prefix: requires write.sidecars=txt"),
         ("write.select=')('", "write.select: ')(' is not an expression"),
         ("write.sidecars=txt write.template='{{'", "write.template: line 1"),
         ("engine.name=vlm", "engine.name=vlm: no such engine; did you mean 'vllm'"),
@@ -222,7 +222,7 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ),
         (
             "evaluate=density evaluate.caption=null",
-            "evaluate.caption=COLUMN must say which captions are judged",
+            "evaluate.caption=COLUMN is required: the captions to score",
         ),
     ],
 )
@@ -320,7 +320,7 @@ def test_check_loads_nothing_and_leaves_nothing(typed: Typed, opened: list[Any],
         ("evaluate=[scenes,densty]", "evaluate=densty: no such option; did you mean 'density'"),
         ("evaluate=[densty]", "evaluate=densty: no such option; did you mean 'density'"),
         ("prompts.verfy=x", "did you mean 'prompts.verify'"),
-        ("pipeline/check=both", "pipeline/check: not a choice here; it goes with pipeline=scalecap"),
+        ("pipeline/check=both", "pipeline/check: not available here; it belongs to pipeline=scalecap"),
         ("hydra.foo=1", "hydra.foo: no such key"),
         ("data.limit=many", "data.limit: Value 'many' of type 'str' could not be converted to Integer"),
         ("data.limit=0", "data.limit=0: must be 1 or more"),

@@ -98,7 +98,7 @@ def test_a_run_without_a_model_opens_none(typed: Callable[..., int], opened: lis
 
 
 def test_which_captions_must_be_said(compose: Compose, typed: Callable[..., int], capsys: Any):
-    with pytest.raises(SettingsError, match=r"evaluate\.caption=COLUMN must say which captions are judged"):
+    with pytest.raises(SettingsError, match=r"evaluate\.caption=COLUMN is required"):
         compose("pipeline=none", "evaluate=density")
     assert typed("evaluate=density", "evaluate.caption=final_captoin", "check=true") == 1
     assert "did you mean 'final_caption'" in capsys.readouterr().err

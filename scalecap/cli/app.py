@@ -11,43 +11,42 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scalecap.cli import sweep
+from scalecap.config.compose import with_model_group
 from scalecap.config.errors import explain
 from scalecap.config.settings import CONF, SettingsError
 from scalecap.runner import RunError, process_engines
 
 
-def main(words: Sequence[str]) -> int:
-    """Run what these words ask for; the exit code."""
-    words = list(words)
-    logging.raiseExceptions = False  # a full disk under the log is told by what can't go on without it
-    sweep.start(words)
-    if "check=true" in (word.lower() for word in words):
-        # A check leaves nothing behind.
-        words += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
-    groups = {word.partition("=")[0] for word in words}
-    if "model.vlm.name" in groups and "model" not in groups:
-        # A name alone is no embedded model, whose group would choose its prompts.
-        words.append("model=own")
-    sys.argv = ["scalecap", *sweep.order_overrides(words)]  # the name that usage errors tell
+def main(arguments: Sequence[str]) -> int:
+    """Runs or checks, as the arguments say; returns the exit code."""
+    logging.raiseExceptions = False  # a disk full under the log is reported by what fails without it
+    sweep.start(arguments)
+    overrides = with_model_group(arguments)
+    if _is_check(arguments):
+        # A check writes no file: Hydra must neither create the run's folder nor a log.
+        overrides += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
+    sys.argv = ["scalecap", *sweep.order_overrides(overrides)]  # the program name in usage errors
     short = "HYDRA_FULL_ERROR" not in os.environ
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through, where Hydra prints and exits
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raises errors, where Hydra would print and exit
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(sweep.job)()
     except sweep.Interrupted:
-        return 130  # the job has said it
+        return 130  # the job has reported it
     except KeyboardInterrupt:
-        print("Interrupted before the first row; the same command begins again", file=sys.stderr)
+        print("Interrupted before the first row; run the same command to start again", file=sys.stderr)
         return 130
     except (RunError, SettingsError):
-        return 1  # the job has said it
+        return 1  # the job has reported it
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         if not short:
             raise
-        return _complain(error)
+        return _print_error(error)
     except OSError as error:
         if error.filename is None or not short:
             raise
-        return _complain(RunError(f"can't write {error.filename}: {error.strerror}; give another output=DIR"))
+        return _print_error(
+            RunError(f"can't write {error.filename}: {error.strerror}; give another output=DIR")
+        )
     finally:
         if short:
             del os.environ["HYDRA_FULL_ERROR"]
@@ -55,6 +54,12 @@ def main(words: Sequence[str]) -> int:
     return sweep.exit_code()
 
 
-def _complain(error: Exception) -> int:
+def _is_check(arguments: Sequence[str]) -> bool:
+    """Whether `check=true` (or yes, on, 1) is among the overrides; the last one counts."""
+    values = [each.partition("=")[2] for each in arguments if each.lstrip("+").startswith("check=")]
+    return bool(values) and values[-1].strip("'\"").lower() in ("true", "yes", "on", "1", "y", "t")
+
+
+def _print_error(error: Exception) -> int:
     print(f"error: {explain(error)}", file=sys.stderr)
     return 1

@@ -9,8 +9,12 @@ from scalecap.interpreter.cache import Cache, CacheError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scalecap cache", description="The cache of replies.")
-    parser.add_argument("dir", nargs="?", default=CacheSettings.dir, help="cache.dir (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="scalecap cache", description="Print the size of the reply cache, or delete it."
+    )
+    parser.add_argument(
+        "dir", nargs="?", default=CacheSettings.dir, help="folder of the cache (default: %(default)s)"
+    )
     parser.add_argument("--clear", action="store_true", help="delete the replies of all hosts")
     arguments = parser.parse_args()
     try:

@@ -1,22 +1,22 @@
-"""Cases of a pipeline: "this row, these scripted replies → these columns", run without a model.
+"""Test cases of a pipeline: a row and scripted replies, and the columns they should give, without a model.
 
-A pipeline's YAML carries them beside its steps:
+They are in the YAML file of the pipeline, next to its steps:
 
     cases:
       - case: an invented cat is dropped
-        row: {}                                # columns beside the picture; `image` may be a colour or a path
+        row: {}                                # further columns; `image` may be a colour or a path
         replies:                               # by step, in the order of its requests …
           init_caption: There is a dog. There is a cat.
           golden_sentences: {dog: 0.9, cat: 0.1}   # … or by a word of the prompt
         expect:
           golden_sentences: [There is a dog.]
 
-A text answers a request for text; a number is P(yes) for a yes/no check, and for a rated text what the
-picture adds to the log-probability of each of its tokens.
+A text is the reply to a request for text; a number is P(yes) of a yes/no check, or for a scored text what the
+image adds to the log-probability of each token.
 
     scalecap test seed my_pipeline.yaml
 
-runs them and shows what differs.
+runs them and prints the differences.
 """
 
 import argparse
@@ -50,23 +50,23 @@ from scalecap.text.suggestions import did_you_mean
 
 
 class CaseError(Exception):
-    """A case can't be read; the message names it, the key and the fix."""
+    """A case is invalid; the message names it, the key and the fix."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row, what the model replies about it, and what the steps should write."""
+    """One row, the scripted replies, and the columns that the steps should write."""
 
     case: str
-    """What it shows, in a few words."""
+    """Its name: what it tests."""
     expect: Mapping[str, Any]
-    """Column to value; other columns may hold anything."""
+    """Expected value by column; other columns are not compared."""
     row: Mapping[str, Any] = field(default_factory=dict)
     replies: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_cases(listed: Any) -> list[Case]:
-    """The cases as YAML holds them. Raises CaseError."""
+    """Parses the cases of a YAML file. Raises CaseError."""
     if not isinstance(listed, list):
         raise CaseError(f"cases: expected a list, got {listed!r:.80}")
     known = {"case", "row", "replies", "expect"}
@@ -84,17 +84,17 @@ def read_cases(listed: Any) -> list[Case]:
             if not isinstance(each.get(key, {}), Mapping):
                 raise CaseError(f"{where} ({each['case']}): {key}: expected a mapping, got {each[key]!r:.80}")
         if not each.get("expect"):
-            raise CaseError(f"{where} ({each['case']}): expects nothing: name columns under `expect:`")
+            raise CaseError(f"{where} ({each['case']}): nothing is expected; add columns under `expect:`")
         found.append(Case(**{str(key): value for key, value in each.items()}))
     return found
 
 
 def run_case(case: Case, settings: Settings) -> list[str]:
-    """Takes the case's row through the pipeline; what differs from its expectations, a text a column.
+    """Runs the case; returns the differences from what it expects, one message per column.
 
     Raises:
-        CaseError: it names a step or column that is not there.
-        PipelineError: the pipeline can't run.
+        CaseError: it names an unknown step or column.
+        PipelineError: the pipeline is invalid.
     """
     offered = {
         "image": "any",
@@ -107,11 +107,11 @@ def run_case(case: Case, settings: Settings) -> list[str]:
         sampling=settings.sampling,
         budget=settings.pipeline.budget,
     )
-    asking = [step.name for step in pipeline.steps if step.role]
+    callers = [step.name for step in pipeline.steps if step.role]
     for name in case.replies:
-        if name not in asking:
+        if name not in callers:
             raise CaseError(
-                f"{case.case}: replies: no step {name!r} asks a model{did_you_mean(name, asking)}"
+                f"{case.case}: replies: no step {name!r} calls a model{did_you_mean(name, callers)}"
             )
     columns = [*offered, *pipeline.writers, "error", "flags"]
     for name in case.expect:
@@ -130,19 +130,19 @@ async def _take(case: Case, pipeline: Pipeline, script: "Script") -> Finished:
 
 
 def _picture(cell: Any) -> Any:
-    """A colour is a small picture of it; else a path."""
+    """A small image of one colour, or the image at a path."""
     with suppress(ValueError):
         cell = Pillow.new("RGB", (28, 28), ImageColor.getrgb(str(cell)))
     return open_image(cell, folders=[Path.cwd()])
 
 
 class Script:
-    """What the interpreter asks in place of a dispatcher: each step has replies of its own."""
+    """Stands in for the dispatcher: each step has its own scripted replies."""
 
     def __init__(self, replies: Mapping[str, Any], settings: Settings) -> None:
         self._settings = settings
         self.unused: dict[str, list[Any]] = {}
-        """By step: replies in a list that no request took, words of a mapping that no prompt had."""
+        """By step: replies that no request used, or words that were in no prompt."""
         self._steps: dict[str, Dispatcher] = {}
         for step, given in replies.items():
             if isinstance(given, Mapping):
@@ -168,25 +168,25 @@ class Script:
         return Dispatcher(roles, None, settings.sampling, settings.seed, RunUsage(), settings.min_mass)
 
     def _in_order(self, step: str, lines: Sequence[Any]) -> Callable[[Request], Line]:
-        left = self.unused[step] = list(lines)
+        unused = self.unused[step] = list(lines)
 
         def answer(request: Request) -> Line:
-            if not left:
+            if not unused:
                 count = f"more requests than the case has replies ({len(lines)})"
                 raise EngineError(f"{count}: {_shown(request)}")
-            return _line(left.pop(0), request)
+            return _line(unused.pop(0), request)
 
         return answer
 
     def _by_word(self, step: str, replies: Mapping[str, Any]) -> Callable[[Request], Line]:
-        left = self.unused[step] = list(replies)
+        unused = self.unused[step] = list(replies)
 
         def answer(request: Request) -> Line:
             text = f"{request.prompt.text} {request.text if isinstance(request, Score) else ''}"
             for word, reply in replies.items():
                 if str(word) in text:
-                    if word in left:
-                        left.remove(word)
+                    if word in unused:
+                        unused.remove(word)
                     return _line(reply, request)
             raise EngineError(f"none of the words {', '.join(map(str, replies))} is in {_shown(request)}")
 
@@ -202,7 +202,7 @@ def _shown(request: Request) -> str:
 
 
 def _line(reply: Any, request: Request) -> Line:
-    """The reply as the scripted engine takes it."""
+    """The reply in the form of the scripted engine."""
     if isinstance(request, Score) and isinstance(reply, int | float):
         return float(reply) if request.prompt.image else 0.0
     if isinstance(request, Choose) and isinstance(reply, bool):  # YAML reads a bare yes as true
@@ -214,30 +214,30 @@ def _differences(case: Case, finished: Finished, script: Script) -> Iterator[str
     got = finished.columns | {"error": finished.error, "flags": finished.flags}
     if finished.error and "error" not in case.expect:
         yield f"{finished.error['step']}: {finished.error['message']}"
-    for column, wanted in case.expect.items():
+    for column, expected in case.expect.items():
         if column not in got:
             yield f"{column}: was not written"
-        elif got[column] != wanted:
-            differing = difflib.ndiff(_lines(wanted), _lines(got[column]))
+        elif got[column] != expected:
+            differing = difflib.ndiff(_lines(expected), _lines(got[column]))
             yield "\n  ".join([f"{column}: - expected, + got", *differing])
-    for step, left in script.unused.items():
-        if left and not finished.error:
-            yield f"{step}: replies that nothing asked for: {', '.join(map(repr, left))}"
+    for step, unused in script.unused.items():
+        if unused and not finished.error:
+            yield f"{step}: unused replies: {', '.join(map(repr, unused))}"
 
 
 def _lines(value: Any) -> list[str]:
-    """The value as YAML, a line an item."""
+    """The value as YAML, one line per item."""
     text: str = yaml.safe_dump(json_safe(value), allow_unicode=True, width=10_000, sort_keys=False)
     return [line for line in text.splitlines() if line != "..."]
 
 
 def pipeline_settings(name: str, overrides: Sequence[str], config_dir: str | None) -> Settings:
-    """The settings of a pipeline: an option of the group, or a YAML file anywhere. SettingsError."""
+    """The settings of a pipeline: an option of the group, or any YAML file. Raises SettingsError."""
     file = Path(name)
     if file.suffix not in (".yaml", ".yml"):
         return from_config(compose([f"pipeline={name}", *overrides, "output=."], config_dir=config_dir)[0])
     if not file.is_file():
-        raise SettingsError(f"no such file: {name}; give a YAML file, or the name of a pipeline")
+        raise SettingsError(f"no such file: {name}; give a YAML file or the name of a pipeline")
     with tempfile.TemporaryDirectory() as folder:
         group = Path(folder) / "pipeline"
         shutil.copytree(file.parent, group) if file.parent.name == "pipeline" else group.mkdir()
@@ -245,25 +245,25 @@ def pipeline_settings(name: str, overrides: Sequence[str], config_dir: str | Non
         return from_config(compose(["pipeline=tested", *overrides, "output=."], config_dir=folder)[0])
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """`scalecap test`: 0 when all cases pass, 1 when one differs or can't be read."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`scalecap test`; returns 0 when all cases pass, 1 when one fails or is invalid."""
     parser = argparse.ArgumentParser(
-        prog="scalecap test", description="Runs the cases that pipelines carry, on scripted replies."
+        prog="scalecap test", description="Run the test cases of pipelines on scripted replies."
     )
     parser.add_argument(
-        "pipelines", nargs="*", help="options of pipeline=, or YAML files; none is all options"
+        "pipelines", nargs="*", help="options of pipeline=, or YAML files (default: all options)"
     )
     parser.add_argument("--config-dir", help="folder of your own YAML files")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override")
-    arguments = parser.parse_args(words)
-    names = arguments.pipelines or sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml"))
+    options = parser.parse_args(arguments)
+    names = options.pipelines or sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml"))
     passed = failed = 0
     for name in names:
         try:
-            settings = pipeline_settings(name, arguments.set, arguments.config_dir)
+            settings = pipeline_settings(name, options.set, options.config_dir)
             cases = read_cases(settings.pipeline.cases)
-            if not cases and arguments.pipelines:
-                print(f"{name}: has no cases: give it some under `cases:`")
+            if not cases and options.pipelines:
+                print(f"{name}: no cases; add some under `cases:`")
             for case in cases:
                 if problems := run_case(case, settings):
                     failed += 1

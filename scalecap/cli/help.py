@@ -1,6 +1,6 @@
-"""What `scalecap --help` prints: the text of `conf/hydra/help/scalecap.yaml` with the options of each group.
+"""`scalecap --help`: the text of `conf/hydra/help/scalecap.yaml` with the options of each group.
 
-Hydra would print the same, but composes a configuration first, and copies it for each group that it lists.
+Hydra prints the same, but much slower: it composes a configuration, and copies it for each group.
 """
 
 from argparse import ArgumentParser
@@ -14,18 +14,18 @@ from omegaconf import OmegaConf
 from scalecap.config.settings import CONF
 
 
-def text(words: Sequence[str]) -> str:
-    """The help; options of the folder that `--config-dir` among the words names are listed, too."""
+def text(arguments: Sequence[str]) -> str:
+    """The help text, with the options in the folder of `--config-dir`, if given."""
     parser = ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
-    own: Path | None = parser.parse_known_args(words)[0].config_dir
+    own: Path | None = parser.parse_known_args(arguments)[0].config_dir
     groups = _groups(CONF, *filter(None, [own]))
     config = OmegaConf.create({"hydra": {"help": OmegaConf.load(CONF / "hydra" / "help" / "scalecap.yaml")}})
     return Template(config.hydra.help.template).substitute(APP_CONFIG_GROUPS=groups)
 
 
 def _groups(*folders: Path) -> str:
-    """A line for each group: its name and its options."""
+    """One line per group: its name and options."""
     options: defaultdict[str, set[str]] = defaultdict(set)
     for folder in folders:
         for file in folder.glob("*/**/*.yaml"):

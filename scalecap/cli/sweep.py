@@ -1,7 +1,7 @@
-"""One job of the command line, alone or in a sweep, and what a sweep ends with.
+"""One job of the command line, alone or in a sweep, and the comparison at the end of a sweep.
 
-Launchers that run jobs in other processes (joblib, submitit) import `job` from here; what jobs found
-out is read from their folders.
+Launchers that run jobs in other processes (joblib, submitit) import `job` from here; results of these jobs
+are read from their folders.
 """
 
 import logging
@@ -31,43 +31,43 @@ from scalecap.runner import RunError, plan, run
 log = logging.getLogger(__name__)
 
 MODELS_FIRST = ("model", "engine")
-"""Groups that say which engine is loaded."""
+"""Groups that determine which engine is loaded."""
 
 _command_line: list[str] = []
-"""The words after `python -m scalecap`; none in a process that a launcher began."""
+"""Arguments of `python -m scalecap`; empty in a process that a launcher started."""
 _exit_codes: list[int] = []
 """Exit codes of the jobs so far."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A job was told to stop, and its last screen is written."""
+    """A job was interrupted, and has printed its last screen."""
 
 
-def start(words: Sequence[str]) -> None:
-    """Before the first job: what was typed, for the record."""
-    _command_line[:] = words
+def start(arguments: Sequence[str]) -> None:
+    """Resets the state before the first job, and keeps the command line for the record."""
+    _command_line[:] = arguments
     _exit_codes.clear()
 
 
 def exit_code() -> int:
-    """The exit code of all jobs together: the worst."""
+    """The worst exit code of all jobs."""
     return max(_exit_codes, default=0, key=[0, 3, 1, 130].index)
 
 
 def job(config: DictConfig) -> float | None:
-    """One run; in a sweep the mean of its `objective`.
+    """Runs one job; in a sweep, returns the mean of its `objective`.
 
-    `.hydra` in its folder says what was asked, and a job that fails leaves `error.txt` there; one that was
-    refused because the folder holds another run leaves that run's record as it is. The grid goes on with the
-    next; another sweeper is told by the exception.
+    `.hydra` in its folder records the config, and a job that fails writes `error.txt` there; a job that is
+    rejected because the folder holds another run leaves that run's record alone. A grid continues with the
+    next job; other sweepers get the exception.
     """
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
-    folder, begun = Path(hydra.runtime.output_dir), False
+    folder, started = Path(hydra.runtime.output_dir), False
 
     def record() -> None:
-        nonlocal begun
-        begun = True
+        nonlocal started
+        started = True
         _record(folder, config)
 
     try:
@@ -81,7 +81,7 @@ def job(config: DictConfig) -> float | None:
         print(f"error: {reason}", file=sys.stderr)
         if not known:
             log.exception("the job failed")
-        if not config.check and (begun or sweep or not (folder / JOURNAL).exists()):
+        if not config.check and (started or sweep or not (folder / JOURNAL).exists()):
             with suppress(OSError):  # the disk may be what is full
                 record()
                 (folder / ".hydra" / ERROR_FILE).write_text(reason + "\n", encoding="utf-8")
@@ -91,7 +91,7 @@ def job(config: DictConfig) -> float | None:
 
 
 def _record(folder: Path, config: DictConfig) -> None:
-    """What was asked, as Hydra would write it."""
+    """Writes `.hydra` with the config and overrides, as Hydra does."""
     record = folder / ".hydra"
     record.mkdir(parents=True, exist_ok=True)
     (record / ERROR_FILE).unlink(missing_ok=True)
@@ -103,10 +103,10 @@ def _record(folder: Path, config: DictConfig) -> None:
 
 def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]) -> float | None:
     if sweep and any(each.startswith("output=") for each in hydra.overrides.task):
-        raise SettingsError("output= names the folder of a single run; a sweep's is hydra.sweep.dir=DIR")
+        raise SettingsError("output= is the folder of a single run; use hydra.sweep.dir=DIR in a sweep")
     settings = from_config(config)
     if sweep and not _is_grid(hydra) and not settings.objective:
-        raise SettingsError("this sweeper needs objective=…: the metric that it makes as high as it can")
+        raise SettingsError("this sweeper requires objective=…, the metric to maximise")
     if sweep and settings.report is None:
         settings.report = False  # the comparison shows all jobs side by side
     if settings.check:
@@ -114,15 +114,16 @@ def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]
         _exit_codes.append(0)
         return None
     settings.output = hydra.runtime.output_dir
-    words = _command_line or hydra.overrides.task  # a job that went to another process can be done alone, too
-    summary = run(settings, command=shlex.join(["python", "-m", "scalecap", *words]), on_start=record)
+    arguments = _command_line or hydra.overrides.task  # in another process, only the job's own are known
+    command = shlex.join(["python", "-m", "scalecap", *arguments])
+    summary = run(settings, command=command, on_start=record)
     _print(summary.screen(alone=not sweep))
     if summary.status == "interrupted":
         raise Interrupted
     value = summary.value(settings.objective)
     if value is not None and math.isnan(value) and not (sweep and _is_grid(hydra)):
         known = ", ".join(summary.metrics) or "none"
-        reason = f"no row has objective={settings.objective}; metrics that rows have: {known}"
+        reason = f"no row has objective={settings.objective}; available metrics: {known}"
         if sweep:
             raise RunError(reason)
         print(f"error: {reason}", file=sys.stderr)
@@ -132,7 +133,7 @@ def _job(config: DictConfig, hydra: Any, sweep: bool, record: Callable[[], None]
 
 
 def _print(text: str) -> None:
-    """Prints what a job found; that nobody reads on, as after `| head`, is no failure of it."""
+    """Prints to stdout, and ignores that it is closed (`| head`)."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -140,50 +141,50 @@ def _print(text: str) -> None:
 
 
 def _is_grid(hydra: Any) -> bool:
-    """Whether the sweeper only lists jobs, and so neither needs their values nor survives their errors."""
+    """Whether the sweeper is Hydra's grid, which needs no values and would stop at an error."""
     return str(hydra.sweeper["_target_"]).endswith(".BasicSweeper")
 
 
-def order_overrides(words: Sequence[str]) -> list[str]:
-    """Options, then overrides, as Hydra wants them, however they were typed.
+def order_overrides(arguments: Sequence[str]) -> list[str]:
+    """Options first, then overrides, as Hydra requires.
 
-    In a sweep those about models come first: all jobs of one model are then done one after the other.
+    In a sweep, overrides of models come first, so that all jobs of one model run one after the other.
     """
 
-    def later(word: str) -> bool:
-        return word.lstrip("+").partition("=")[0].partition(".")[0] not in MODELS_FIRST
+    def is_late(argument: str) -> bool:
+        return argument.lstrip("+").partition("=")[0].partition(".")[0] not in MODELS_FIRST
 
-    options = [word for word in words if not _is_override(word)]
-    overrides = [word for word in words if _is_override(word)]
+    options = [each for each in arguments if not _is_override(each)]
+    overrides = [each for each in arguments if _is_override(each)]
     if {"-m", "--multirun"} & set(options):
-        overrides.sort(key=later)
+        overrides.sort(key=is_late)
     return [*options, *overrides]
 
 
-def _is_override(word: str) -> bool:
-    return word.startswith("~") or ("=" in word and not word.startswith("-"))
+def _is_override(argument: str) -> bool:
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
 class WriteComparison(Callback):
-    """Hydra's hook at a sweep's end: `comparison.md`, `.csv` and `.html` in its folder, and a table."""
+    """Hydra callback at the end of a sweep: writes `comparison.md`, `.csv`, `.html`, and prints a table."""
 
     def __init__(self) -> None:
-        self._begun = 0.0
+        self._started = 0.0
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self._begun = time.time()
+        self._started = time.time()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         runs = read_runs([folder])
-        # A launcher may have run the jobs elsewhere: how they ended is in their folders.
-        _exit_codes.extend(each.exit_code for each in runs if each.started_at >= self._begun)
+        # A launcher may have run the jobs in other processes, so exit codes are read from their folders.
+        _exit_codes.extend(each.exit_code for each in runs if each.started_at >= self._started)
         if not runs:
             return
         try:
-            made = Comparison(runs, objective=config.objective)
-        except FolderError as error:  # an objective that none has: the jobs are compared all the same
+            comparison = Comparison(runs, objective=config.objective)
+        except FolderError as error:  # no job has the objective: compare the jobs all the same
             print(f"error: {error}", file=sys.stderr)
             _exit_codes.append(1)
-            made = Comparison(runs)
-        _print(made.save(folder))
+            comparison = Comparison(runs)
+        _print(comparison.save(folder))

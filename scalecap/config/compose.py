@@ -1,4 +1,4 @@
-"""Composes a run's configuration from Python values, as the command line does it from words."""
+"""Composes the configuration of a run from overrides and Python values, as the command line does."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from scalecap.config.errors import explain
 from scalecap.config.settings import CONF, SettingsError
 
 _LOCK = threading.Lock()
-"""Hydra composes with state of the whole process."""
+"""Hydra's state is global to the process."""
 
 
 def compose(
@@ -26,16 +26,16 @@ def compose(
     *,
     config_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[DictConfig, list[str]]:
-    """The configuration of a run, and the overrides that the command line would take for it.
+    """The configuration of a run, and the equivalent overrides of the command line.
 
     Args:
         overrides: as on the command line: `"pipeline/check=both"`, `"sampling.temperature=0.2"`.
-        values: the same as Python values. A text or list chooses options where the key is a group; what
-            stands in a mapping are the keys below: `{"pipeline": "scalecap", "sampling": {"top_p": 1.0}}`.
+        values: the same as Python values. A string or list chooses options of a group; a mapping sets the
+            keys below: `{"pipeline": "scalecap", "sampling": {"top_p": 1.0}}`.
         config_dir: folder of the user's own YAML files, as `--config-dir`.
 
     Raises:
-        SettingsError: a key or value does not fit; the message names it and its neighbours.
+        SettingsError: a key or value is invalid; the message names it and similar ones.
     """
     folders = [CONF, *([Path(config_dir).expanduser().resolve()] if config_dir is not None else [])]
     if missing := next((folder for folder in folders if not folder.is_dir()), None):
@@ -48,7 +48,7 @@ def compose(
             groups.append(f"{key}={_option(value)}")
         else:
             leaves += _leaves(key, value)
-    words = [*overrides, *groups]
+    words = with_model_group([*overrides, *groups], [key for key, _ in leaves])
     searched = [f"hydra.searchpath=[{_quoted(folder.as_uri())}]" for folder in folders[1:]]
     try:
         with _LOCK, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -60,15 +60,28 @@ def compose(
     return config, [*words, *(f"{key}={_quoted(value)}" for key, value in leaves)]
 
 
+def with_model_group(overrides: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
+    """The overrides, with `model=own` where they name a model and choose no option of `model`.
+
+    The default option is the embedded model, which brings its own prompts and precision.
+
+    Args:
+        keys: keys that are set besides, without their values.
+    """
+    given = {override.partition("=")[0] for override in overrides} | set(keys)
+    named = "model.vlm.name" in given and "model" not in given
+    return [*overrides, *(["model=own"] if named else [])]
+
+
 def _option(value: Any) -> str:
-    """A choice of a group: `cache=False` is its option `off`."""
+    """An option of a group: `cache=False` is `off`."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return _quoted(value)
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values; a path becomes its text."""
+    """Dotted keys with their values; a path becomes a string."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name}", inner)
@@ -77,7 +90,7 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _quoted(value: Any) -> str:
-    """The value as Hydra's grammar of overrides reads it."""
+    """The value in Hydra's override grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What a setting affects, as it is marked at its definition in `settings.py`."""
+"""What a setting affects, from the metadata of its field in `settings.py`."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -8,7 +8,7 @@ from scalecap.config.settings import Settings
 
 
 def affects(key: str) -> str:
-    """What a key such as `engine.timeout` affects, as its definition says: rows, steps, cost or nothing."""
+    """What a key such as `engine.timeout` affects: "rows", "steps", "cost" or "nothing"."""
     kind: Any = Settings
     for name in key.split("."):
         found = [each for each in fields(kind) if each.name == name] if is_dataclass(kind) else []
@@ -21,9 +21,12 @@ def affects(key: str) -> str:
 
 
 def determining(config: Mapping[str, Any], kind: Any = Settings, *, whole: bool = True) -> dict[str, Any]:
-    """What in a run's config, as its journal keeps it, determines rows.
+    """The part of a run's config that determines its rows.
 
-    A key that is not there, as in a journal from before an upgrade, has its default (if it is to be `whole`).
+    Args:
+        config: the config of a run, as its journal has it.
+        kind: the dataclass of the config.
+        whole: fill in the defaults of missing keys, as of a journal from before an upgrade.
     """
     known = {each.name: each for each in fields(kind)}
     found = {name: value for name, value in config.items() if name not in known}

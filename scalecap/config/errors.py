@@ -1,4 +1,4 @@
-"""Errors of a config in words: the key at fault and similar valid ones."""
+"""Explains errors of Hydra and OmegaConf: the key at fault, and similar valid ones."""
 
 import re
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from scalecap.config.settings import CONF, schema
 from scalecap.text.suggestions import did_you_mean
 
 HEADERS = {"also": "pipeline", "evaluate": "_global_", "prompts": "prompts"}
-"""Groups whose files say where their keys go."""
+"""Groups whose files need a `# @package` header, and the package that it names."""
 
 
 def explain(error: BaseException) -> str:
-    """The error of a config in one line or a few: the key at fault and similar valid ones."""
+    """The error of a config in one or a few lines: the key at fault, and similar valid ones."""
     if isinstance(error, MissingConfigException) and (file := error.missing_cfg_file):
         group, _, option = file.rpartition("/")
-        # Of one in a list Hydra does not tell what there is.
+        # Hydra does not list the options when the choice is a list.
         options = error.options or [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
         return f"{group}={option}: no such option{did_you_mean(option, options)}"
     if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
         where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
-        return f"{where}: {error.problem}; a text with signs in it stands in quotes, or on lines after `|-`"
+        return f"{where}: {error.problem}; quote text with special characters, or put it on lines after `|-`"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error)
     text = "\n".join(str(each) for each in _causes(error))
@@ -40,10 +40,10 @@ def explain(error: BaseException) -> str:
         return f"{key if key.endswith('.' + found[1]) else found[1]}=… must be given"
     if isinstance(error, OverrideParseException):
         if not re.search(r"[=~]", str(error.override)):
-            return f"{error.override}: no override; write key=value, without spaces around the ="
-        return f"{error.override}: {text.splitlines()[0]}; quote what holds signs: 'key=\"value\"'"
+            return f"{error.override}: not an override; write key=value without spaces around the ="
+        return f"{error.override}: {text.splitlines()[0]}; quote special characters: 'key=\"value\"'"
     if key in set(_groups(CONF)) and "No match in the defaults list" in text:
-        return f"{key}: not a choice here; it goes with {_owners(key)}"
+        return f"{key}: not available here; it belongs to {_owners(key)}"
     if key and re.search(r"not in|No match in the defaults list", text):
         group, *below = key.split(".")
         hint = "" if key == group in HEADERS else _similar_keys(key)
@@ -58,10 +58,11 @@ def explain(error: BaseException) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    told = set[int]()
-    while error is not None and id(error) not in told:  # under a debugger OmegaConf's are their own cause
+    """The error, its cause, the cause of that …"""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:  # under a debugger, OmegaConf's are their own cause
         yield error
-        told.add(id(error))
+        seen.add(id(error))
         error = error.__cause__
 
 
@@ -77,7 +78,7 @@ def _similar_keys(key: str) -> str:
 
 
 def _owners(group: str) -> str:
-    """The options that have a group of their own beneath them, as they are typed."""
+    """The options that the group belongs to, as overrides: `pipeline=scalecap` of `pipeline/check`."""
     above, _, name = group.rpartition("/")
     files = [
         file for file in sorted((CONF / above).glob("*.yaml")) if f"- {name}:" in file.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Labelled statements that the data has already, and the one check that is asked about them."""
+"""Settings of labelled statements in the data, which one check of the pipeline is run on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,38 +7,37 @@ from typing import Any
 from scalecap.text.suggestions import did_you_mean
 
 STEP = "labelled"
-"""The step that reads the statements; `labelled_verdicts` has what the data says of each."""
+"""The step that reads the statements; `labelled_verdicts` holds their labels."""
 
 
 @dataclass
 class LabelsSettings:
-    """Labels from columns of the data: one check of the pipeline is asked about these statements, and nothing
-    else runs. `scalecap calibrate RUN` makes thresholds of them."""
+    """Labels from columns of the data: one check of the pipeline runs on these statements, and no other step.
+    `scalecap calibrate RUN` computes thresholds from them."""
 
     check: str | None = None
-    """The check, a step with `stage: verify`; None runs the pipeline as it is."""
+    """The check, a step with `stage: verify`; None runs the whole pipeline."""
     text: str = "text"
     """Column of a statement, of a list of them, of a list of {text, label}, or of a text with `tags` or
     `tokens`."""
     label: str | None = None
-    """Column of the label, or of a list with one for each statement (or token)."""
+    """Column of the label, or of a list of labels, one per statement (or token)."""
     tokens: str | None = None
-    """Column of a list of words, in the order of the text, that `label` labels. A sentence is wrong when any
-    of its words is."""
+    """Column of a list of words in text order, labelled by `label`. A sentence with a wrong word is wrong."""
     tags: str | None = None
-    """`hallucination`: what stands between `<hallucination>` and `</hallucination>` in the text is wrong, and
-    so is each sentence that has a part of it."""
+    """Name of a tag that marks wrong spans, e.g. `hallucination` for `<hallucination>…</hallucination>`. Each
+    sentence that overlaps one is wrong."""
     statement: str = "{{ text }}"
-    """Jinja template of the statement that the check is asked about, where the text is a question, say."""
+    """Jinja template of the statement to check, e.g. where `text` is a question."""
     right: list[Any] = field(default_factory=lambda: ["yes", "true", 1, "correct"])
-    """Labels that mean true. Case does not matter; null is a label too, if it is listed."""
+    """Labels that mean true, in any case; null counts if it is listed."""
     wrong: list[Any] = field(default_factory=lambda: ["no", "false", 0, "incorrect"])
     """Labels that mean wrong."""
     unsure: list[Any] = field(default_factory=lambda: ["unsure", "unknown"])
-    """Labels that leave it open, which count as wrong."""
+    """Labels that mean undecided, which count as wrong."""
 
     def problems(self, steps: Mapping[str, Any]) -> list[str]:
-        """What does not go together, one line each; `steps` are the pipeline's."""
+        """Invalid values, one message each; `steps` are those of the pipeline."""
         if self.check is None:
             return []
         checks = [name for name, step in steps.items() if isinstance(step, dict) and _is_check(step)]
@@ -53,13 +52,13 @@ class LabelsSettings:
         own = [key for key in ("views", "before", "when") if step.get(key) is not None]
         if own:
             return [
-                f"labels.check={self.check}: its `{own[0]}` needs other steps, which labelled statements do"
-                " not have; choose another check, or label the report of a run"
+                f"labels.check={self.check}: its `{own[0]}` depends on other steps, which do not run on"
+                " labelled statements; choose another check, or label the report of a run"
             ]
         return []
 
     def restrict_steps(self, steps: Mapping[str, Any]) -> dict[str, Any]:
-        """The pipeline's steps with the check alone, asked about the data's statements."""
+        """The steps of the pipeline reduced to the check, which reads the labelled statements."""
         if self.check is None:
             return dict(steps)
         columns = [self.text, self.label, self.tokens]

@@ -1,6 +1,6 @@
-"""Every setting of a run, typed: the schema behind `conf/` and the command line.
+"""All settings of a run, typed: the schema behind `conf/` and the command line.
 
-The text under a field says its unit and effect. Values come from YAML; a key that is not here is refused.
+The docstring below a field gives its unit and effect. Unknown keys are rejected.
 """
 
 import math
@@ -30,12 +30,12 @@ from scalecap.text.suggestions import did_you_mean
 
 RUNNERS = ("local", "ray")
 _OWN_VARIABLES = ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "tools")
-"""Arguments of `apply_chat_template` that are no variables to set."""
+"""Arguments of `apply_chat_template` that are not template variables."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-"""The YAML files: as the wheel carries them, or the checkout's."""
+"""The YAML files, of the wheel or of the checkout."""
 AFFECTS_STEPS = {"affects": "steps"}
-"""Of one that stands in the settings of the steps that use it, and counts there."""
+"""Metadata of a setting that is part of the settings of the steps that use it, and is compared there."""
 
 
 @dataclass
@@ -45,99 +45,98 @@ class DataSettings:
     source: str = MISSING
     """`jsonl`, `folder`, `hub`, `webdataset`, `parquet` or `scenes`."""
     path: str | None = None
-    """File, folder, pattern, URL or hub name, as the source needs it."""
+    """File, folder, glob pattern, URL or hub name, depending on the source."""
     context: list[str] = field(default_factory=list, metadata=AFFECTS_STEPS)
-    """Columns of texts, or of lists of texts, that captions are shown with the picture (also=context)."""
+    """Columns of texts, or lists of texts, that the captioning prompt includes (also=context)."""
     image: str = "image"
-    """Column that holds the picture. With data=webdataset any name, or the extension that chooses among
-    several pictures of a sample."""
+    """Column of the image. With data=webdataset: any name, or the extension that chooses one of several
+    images in a sample."""
     id: str | None = None
-    """Column of texts or whole numbers that are the rows' ids (`row_id` in the output); a row that repeats
-    one fails. None is what the source has: the path with data=folder, `shard#key` with data=webdataset,
-    `file#row` with data=parquet, else the row's index."""
+    """Column of unique strings or integers that identify the rows (`row_id` in the output); a row that
+    repeats one fails. None is the path with data=folder, `shard#key` with data=webdataset, `file#row` with
+    data=parquet, else the index of the row."""
     limit: int | None = field(default=None, metadata=AFFECTS_COST)
-    """Takes the first so many rows; None takes all."""
+    """Maximum number of rows; None takes all."""
     shard: str | None = None
-    """`3/16` takes every sixteenth row from the fourth on; `0/16` to `15/16` together are all."""
+    """`i/n` takes the rows i, i+n, i+2n, …; the shards `0/16` to `15/16` together are all rows."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub dataset."""
     name: str | None = None
-    """Configuration of a hub data set that has several."""
+    """Configuration of a hub dataset that has several."""
     revision: str | None = None
-    """Branch, tag or commit of a hub data set."""
+    """Branch, tag or commit of a hub dataset."""
     streaming: bool = field(default=False, metadata=AFFECTS_COST)
-    """Reads a hub data set while it downloads."""
+    """Streams a hub dataset instead of downloading it first."""
     relative_to: str = "file"
-    """Picture paths start at the JSONL's own folder (`file`) or at the working folder (`cwd`)."""
+    """Relative image paths of a JSONL refer to its folder (`file`) or to the working folder (`cwd`)."""
     allow_urls: bool = field(default=False, metadata=AFFECTS_COST)
-    """Lets pictures be fetched from URLs in the data."""
+    """Allows images to be downloaded from URLs in the data."""
     allow_outside: bool = field(default=False, metadata=AFFECTS_COST)
-    """Lets `write.image=bytes` copy pictures from anywhere on this disk that a row names. Without it, only
-    those below the data's own folder are copied (rows of other pictures are captioned all the same)."""
+    """Allows `write.image=bytes` to copy images from anywhere on this disk that a row names. Otherwise only
+    images below the folder of the data are copied; other rows are captioned all the same."""
     count: int | None = None
-    """Pictures to generate (data=scenes); None is the fixed sample in the package."""
+    """Number of images to generate (data=scenes); None is the sample in the package."""
     seed: int = 0
-    """Seed of generated pictures (data=scenes)."""
+    """Seed of the generated images (data=scenes)."""
 
 
 @dataclass
 class PipelineSettings:
-    """The steps, by the column each writes."""
+    """The steps, by the column that each writes."""
 
     steps: dict[str, Any] = field(default_factory=dict)
-    """Free-form here: `scalecap.interpreter.binding` binds each step to its stage, and says what does not
-    fit."""
+    """Free-form here: `scalecap.interpreter.binding` validates each step against its stage."""
     budget: int | None = None
-    """Most requests an image takes, those answered from the cache included; None is no limit. Steps then
-    ask one after the other, and what is left unasked is marked and counted. A second draw of a faulty reply
-    counts, and is always made; metrics do not count."""
+    """Maximum number of requests per image, cache hits included; None is no limit. With a budget, steps run
+    one after the other, and skipped items are flagged and counted. Retries of an invalid reply count, and
+    are always made; metrics do not count."""
     verified: dict[str, str] = field(
         default_factory=lambda: {"sentences": "golden_sentences", "details": "final_details"},
         metadata=AFFECTS_STEPS,
     )
-    """Columns of what was found true, by the variables of the prompts of `also=` that write from them."""
+    """Columns of verified texts, by the prompt variable of the `also=` steps that read them."""
     imports: list[str] = field(default_factory=list)
-    """Modules to import first, which register stages of their own."""
+    """Modules to import first, which register custom stages."""
     cases: list[Any] = field(default_factory=list, metadata=AFFECTS_NOTHING)
-    """Rows with scripted replies and the columns that they should give: `scalecap test` runs them."""
+    """Test cases for `scalecap test`: rows, scripted replies and expected columns."""
 
 
 @dataclass
 class EvaluateSettings:
-    """What the metrics of `evaluate=` look at."""
+    """Inputs of the metrics of `evaluate=`."""
 
     caption: Any = "final_caption"
-    """The column judged, or a list of them, e.g. `[final_caption,sonnet]`; null with `pipeline=none`."""
+    """Caption column, or a list of them, e.g. `[final_caption,sonnet]`; required with `pipeline=none`."""
     before: list[str] = field(default_factory=lambda: ["init_caption", "golden_sentences", "final_details"])
-    """Columns of earlier steps that metrics without a model tell beside it."""
+    """Columns of earlier steps that metrics without a model also score."""
     initial: str | None = "init_caption"
-    """The caption whose words are not new."""
+    """Column of the first caption, which later ones are compared with."""
     words: int | None = None
-    """Cuts every caption judged at so many words, so that captions of equal length are compared."""
+    """Truncates every caption to this many words, to compare captions of equal length."""
 
 
 @dataclass
 class CacheSettings:
-    """Replies kept between runs: same request to the same model, same reply, no work."""
+    """The cache of replies: the same request to the same model is computed once."""
 
     enabled: bool = True
     dir: str = "~/.cache/scalecap/replies"
-    """Folder of the cache; delete it to forget."""
+    """Folder of the cache."""
 
 
 @dataclass
 class RunnerSettings:
-    """Where rows are taken through the pipeline."""
+    """Where the pipeline runs."""
 
     name: str = "local"
     """`local` or `ray`."""
     actors: int = 1
-    """Processes on the cluster, each with an engine of its own (runner=ray)."""
+    """Number of actors on the cluster, each with its own engine (runner=ray)."""
     gpus_per_actor: float | None = None
-    """GPUs of each; None is one where the cluster has any. Two with `engine.args.tensor_parallel_size=2`."""
+    """GPUs per actor, e.g. 2 with `engine.args.tensor_parallel_size=2`; None is 1 if the cluster has any."""
     address: str | None = None
-    """Of the cluster's head: `auto` on one of its machines, `ray://HOST:10001` from outside; None starts Ray
-    on this machine alone."""
+    """Address of the cluster's head: `auto` on one of its machines, `ray://HOST:10001` from outside; None
+    starts Ray on this machine."""
 
 
 @dataclass
@@ -151,72 +150,72 @@ class Settings:
     prompts: dict[str, str] = field(default_factory=dict, metadata=AFFECTS_STEPS)
     """Jinja text of each role."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How free text is drawn where a step does not say otherwise."""
+    """Sampling parameters, unless a step sets its own."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     cache: CacheSettings = field(default_factory=CacheSettings, metadata=AFFECTS_NOTHING)
     runner: RunnerSettings = field(default_factory=RunnerSettings, metadata=AFFECTS_COST)
     write: WriteSettings = field(default_factory=WriteSettings, metadata=AFFECTS_NOTHING)
     labels: LabelsSettings = field(default_factory=LabelsSettings)
     calibration: str | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """`calibration.json` of a labelled run (`scalecap calibrate`), which sets the thresholds of the
-    checks that it knows so that they keep what `wrong` promises."""
+    """`calibration.json` of a labelled run (`scalecap calibrate`), which sets the thresholds of its checks to
+    the error rate `wrong`."""
     wrong: Any = None
-    """The promise: at most this share of what a check keeps is wrong, e.g. 0.05 for all checks of the
-    calibration, or `{golden_sentences: 0.05}` for some."""
+    """Guaranteed error rate: at most this share of what a check keeps is wrong, e.g. 0.05 for all calibrated
+    checks, or `{golden_sentences: 0.05}` for some."""
     seed: int = 0
-    """Seed of every draw, together with the request's content."""
+    """Random seed; each request derives its own from it and its content."""
     output: str = field(default=MISSING, metadata=AFFECTS_NOTHING)
-    """Folder of this run; a finished row in it is not computed again."""
+    """Folder of the run. A run in an existing folder resumes: finished rows are not redone."""
     resume: str = field(default="same", metadata=AFFECTS_NOTHING)
-    """`same` goes on in a folder only with the config it was begun with; `force` with another too."""
+    """`same` resumes a folder only with its own config; `force` with any config."""
     check: bool = field(default=False, metadata=AFFECTS_NOTHING)
-    """Only checks the config and prints the plan; loads no model."""
+    """Dry run: checks the config and prints the plan, without loading a model."""
     progress: bool = field(default=True, metadata=AFFECTS_NOTHING)
-    """Shows a live bar on a terminal; lines in the log are written either way."""
+    """Shows a live progress bar on a terminal; progress is logged in any case."""
     objective: str | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """Metric whose mean a sweeper such as optuna makes as high as it can, and that a comparison marks the
-    best of; `-metric` where lower is better."""
+    """Metric that a sweeper such as optuna maximises, and whose best value a comparison highlights; prefix
+    `-` to minimise."""
     report: bool | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """Writes `report.html` at the end; None does for a single run of at most 200 rows."""
+    """Writes `report.html` at the end; None writes it for a single run of at most 200 rows."""
     max_failures: str | None = field(default="100%", metadata=AFFECTS_NOTHING)
-    """Stops the run when so many rows failed: a count, or a share of the rows that ended (looked at from
-    the 20th on); null never stops. What is done stays, and the same command goes on."""
+    """Stops the run at this number of failed rows, or at this percentage of the finished ones (from the 20th
+    row on); null never stops. The same command resumes."""
     min_mass: float = 0.1
-    """A check counts as unanswered where its options (yes and no, say) have less probability than this
-    together: the model would say something else. When most checks of a step are unanswered, after 50 of
-    them, the run stops and says why. 0 takes every answer, and never stops."""
+    """A check counts as unanswered when its options (such as yes and no) together have a lower probability
+    than this. If most of the first 50 checks of a step are unanswered, the run stops and says why. 0 accepts
+    every answer, and never stops."""
     max_requests: int | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """Stops the run when so many requests were computed; those answered from the cache do not count. This and
-    the next two hold for one run: each time it goes on, it has as much again."""
+    """Stops the run after this number of requests; cache hits do not count. This limit and the next two apply
+    to one invocation: a resumed run starts counting again."""
     max_tokens: int | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """Stops the run when so many tokens were computed, of prompts and replies."""
+    """Stops the run after this number of tokens, of prompts and replies together."""
     max_cost: float | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """Stops the run when its tokens have cost so much, in the currency of `engine.price`."""
+    """Stops the run at this cost, in the currency of `engine.price`."""
     edits: str | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """File of edited columns, by row id (`scalecap/edits.py`): their rows are done again from there."""
+    """JSONL file of edited columns by row id (`scalecap/run/edits.py`): these rows are redone from there."""
     preview: int | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """Takes so many rows, and estimates what all will take; the same command without it goes on."""
+    """Takes only this many rows, and estimates the cost of all; the same command without it resumes."""
     rows_in_flight: int | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """Rows worked on at once (by each actor, with runner=ray); None keeps the engine busy and the rows'
-    pictures in its KV cache."""
+    """Rows in flight (per actor with runner=ray); None is as many as keep the engine busy while their images
+    stay in its KV cache."""
 
     def by_role(self, used: Collection[str] | None = None) -> dict[str, RoleSettings]:
-        """The model of each role and what runs it; a role with nothing of its own is the `vlm`.
+        """The model and engine of each role; a role without settings of its own uses those of `vlm`.
 
         Args:
-            used: the roles that are wanted; None is all.
+            used: roles to return; None is all.
         """
         models = {role: model for role, model in vars(self.model).items() if used is None or role in used}
-        untouched = ModelSettings(name=self.model.vlm.name)
+        default = ModelSettings(name=self.model.vlm.name)
         found = {}
-        for role, model in models.items():
-            taken = self.model.vlm if model == untouched else model
-            found[role] = RoleSettings(replace(taken, engine={}), own_engine(self.engine, taken.engine))
+        for role, own in models.items():
+            model = self.model.vlm if own == default else own
+            found[role] = RoleSettings(replace(model, engine={}), own_engine(self.engine, model.engine))
         return found
 
     def problems(self) -> list[str]:
-        """Values that have the right type and make no sense, one line each."""
-        at_least = {
+        """Values of the right type that are invalid, one message each."""
+        minimums = {
             "data.limit": (self.data.limit, 1),
             "pipeline.budget": (self.pipeline.budget, 1),
             "evaluate.words": (self.evaluate.words, 1),
@@ -230,22 +229,22 @@ class Settings:
             "runner.gpus_per_actor": (self.runner.gpus_per_actor, 0),
         }
         found = [
-            f"{key}={value}: must be {least} or more"
-            for key, (value, least) in at_least.items()
-            if value is not None and value < least
+            f"{key}={value}: must be {minimum} or more"
+            for key, (value, minimum) in minimums.items()
+            if value is not None and value < minimum
         ]
         found += [f"sampling.{problem}" for problem in self.sampling.problems()]
-        most = re.fullmatch(r"(\d+|\d+(?:\.\d+)?%)", self.max_failures or "100%")
-        if most is None or not 0 < float(most[1].rstrip("%")) <= (100 if "%" in most[1] else math.inf):
+        limit = re.fullmatch(r"(\d+|\d+(?:\.\d+)?%)", self.max_failures or "100%")
+        if limit is None or not 0 < float(limit[1].rstrip("%")) <= (100 if "%" in limit[1] else math.inf):
             found.append(
-                f"max_failures={self.max_failures}: must be a count from 1 on, a share such as 5%, or null"
+                f"max_failures={self.max_failures}: expected a count (1 or more), a percentage (5%) or null"
             )
         if not 0 <= self.min_mass <= 1:
             found.append(f"min_mass={self.min_mass}: must be a probability, from 0 to 1")
         if self.resume not in ("same", "force"):
-            found.append(f"resume={self.resume}: must be same or force")
+            found.append(f"resume={self.resume}: expected same or force")
         if self.data.relative_to not in ("file", "cwd"):
-            found.append(f"data.relative_to={self.data.relative_to}: must be file or cwd")
+            found.append(f"data.relative_to={self.data.relative_to}: expected file or cwd")
         found += [f"write.{problem}" for problem in self.write.problems()]
         found += self.labels.problems(self.pipeline.steps)
         if self.runner.name not in RUNNERS:
@@ -264,16 +263,14 @@ class Settings:
         unpriced = [role for role, (_, each) in self.by_role().items() if None in each.price.needed]
         if self.max_cost is not None and unpriced:
             found.append(
-                f"max_cost={self.max_cost} needs engine.price={{prompt: …, generated: …}} of the engine of"
+                f"max_cost={self.max_cost} requires engine.price={{prompt: …, generated: …}} of the engine of"
                 f" {' and '.join(unpriced)}"
             )
-        judged = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
-        if self.evaluate.caption is None and any(step.get("captions", "") is None for step in judged):
-            found.append("evaluate.caption=COLUMN must say which captions are judged")
+        steps = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
+        if self.evaluate.caption is None and any(step.get("captions", "") is None for step in steps):
+            found.append("evaluate.caption=COLUMN is required: the captions to score")
         if (self.calibration is None) != (self.wrong is None):
-            found.append(
-                "calibration=FILE and wrong=SHARE go together: the one keeps what the other promises"
-            )
+            found.append("calibration=FILE and wrong=SHARE must be given together")
         wrong = self.wrong if isinstance(self.wrong, dict) else {"": self.wrong}
         found += [
             f"wrong={f'{{{step}: {value}}}' if step else value}: must be above 0 and below 1"
@@ -284,11 +281,11 @@ class Settings:
 
 
 class SettingsError(Exception):
-    """Values make no sense; the message names their keys."""
+    """Settings are invalid; the message names their keys."""
 
 
 def schema() -> DictConfig:
-    """`Settings` as the typed config that YAML and command line are merged into."""
+    """`Settings` as a typed config, which the YAML files and overrides are merged into."""
     node = OmegaConf.structured(Settings)
     assert isinstance(node, DictConfig)
     OmegaConf.set_readonly(node.sampling, False)
@@ -302,11 +299,13 @@ def schema() -> DictConfig:
 
 
 def from_config(config: DictConfig) -> Settings:
-    """The settings in a composed config, every interpolation resolved.
+    """The typed settings of a composed config, with interpolations resolved.
 
-    Raises SettingsError, or OmegaConfBaseException for a key, type or interpolation that does not fit.
+    Raises:
+        SettingsError: a value is invalid.
+        OmegaConfBaseException: a key, type or interpolation is invalid.
     """
-    # `+key=value` adds keys to a composed config unseen, so it is held against the schema once more.
+    # `+key=value` adds keys without validation, so the config is merged into the schema once more.
     typed = OmegaConf.merge(schema(), OmegaConf.create(OmegaConf.to_container(config)))
     settings = OmegaConf.to_object(typed)
     assert isinstance(settings, Settings)
@@ -319,12 +318,12 @@ def from_config(config: DictConfig) -> Settings:
 
 
 def _typed_engine(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given of an engine's settings under `key`, each with its type. Raises as `from_config`."""
+    """Validates a role's own engine settings, at `key` of the config. Raises as `from_config`."""
     known = [each.name for each in fields(EngineSettings)]
     for name in given:
         if name not in known:
             raise SettingsError(f"{key}.{name}: no such key{did_you_mean(name, known)}")
-    # At its place in the config, so that an error names the whole key.
+    # At its place in the config, so that errors name the full key.
     node = OmegaConf.create({})
     OmegaConf.update(node, key, OmegaConf.structured(EngineSettings))
     OmegaConf.update(node, key, dict(given))

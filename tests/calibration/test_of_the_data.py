@@ -278,7 +278,7 @@ def test_a_captioning_run_has_no_labels_of_its_own(made: Path, monkeypatch: pyte
         ),
         (
             ["labels=statements", "+pipeline.steps.golden_sentences.when='sentences'"],
-            "labels.check=golden_sentences: its `when` needs other steps",
+            "labels.check=golden_sentences: its `when` depends on other steps",
         ),
     ],
 )

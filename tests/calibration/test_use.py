@@ -210,8 +210,8 @@ def test_a_promise_that_was_not_made(calibration: str, again: Again, overrides: 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["wrong=0.05"], "calibration=FILE and wrong=SHARE go together"),
-        (["calibration=c.json"], "calibration=FILE and wrong=SHARE go together"),
+        (["wrong=0.05"], "calibration=FILE and wrong=SHARE must be given together"),
+        (["calibration=c.json"], "calibration=FILE and wrong=SHARE must be given together"),
         (["calibration=c.json", "wrong=5"], "wrong=5: must be above 0 and below 1"),
         (["calibration=c.json", "wrong={a: much}"], "wrong={a: much}: must be above 0 and below 1"),
     ],

@@ -166,7 +166,7 @@ def test_a_closed_engine_leaves_no_model_in_memory():
     [
         ("objective=final_caption", "objective=final_caption: no step final_caption writes numbers"),
         ("evaluate=scenes|objective=scene.f1", "did you mean 'scenes'"),
-        ("-m|hydra/sweeper=optuna|seed=1,2", "this sweeper needs objective="),
+        ("-m|hydra/sweeper=optuna|seed=1,2", "this sweeper requires objective="),
     ],
 )
 def test_an_objective_that_no_step_writes_is_one_message(
@@ -185,7 +185,7 @@ def test_an_objective_that_no_row_has_ends_a_search(typed: Typed, tmp_path: Path
     words = ["evaluate=scenes", "objective=scenes.nothing", "data.limit=1", "seed=choice(1,2)"]
     words += ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=sweep"]
     assert typed("-m", *words) == 1
-    assert "no row has objective=scenes.nothing; metrics that rows have: scenes." in capsys.readouterr().err
+    assert "no row has objective=scenes.nothing; available metrics: scenes." in capsys.readouterr().err
     assert "scenes.nothing" in (tmp_path / "sweep" / "0" / ".hydra" / "error.txt").read_text()
 
 

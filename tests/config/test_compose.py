@@ -46,6 +46,16 @@ def test_what_does_not_fit_is_named(values: dict[str, Any], message: str):
         compose([], values)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "values"),
+    [(["model.vlm.name=some/model"], {}), ([], {"model": {"vlm": {"name": "some/model"}}})],
+)
+def test_naming_a_model_leaves_the_embedded_ones_prompts(overrides: list[str], values: dict[str, Any]):
+    settings = from_config(compose([*overrides, "output=x"], values)[0])
+    assert settings == from_config(compose(["model=own", "model.vlm.name=some/model", "output=x"])[0])
+    assert settings.model.vlm.dtype == "auto"
+
+
 def test_a_folder_of_own_files_is_searched(tmp_path: Path):
     (tmp_path / "prompts" / "verify").mkdir(parents=True)
     (tmp_path / "prompts" / "verify" / "mine.yaml").write_text(
