@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scalecap import stages
-from scalecap.__main__ import VERBS
+from scalecap.__main__ import COMMANDS
 from scalecap.config.compose import compose
 from scalecap.config.settings import CONF, from_config
 
@@ -115,7 +115,7 @@ def test_files_that_are_named_exist(page: Path):
     assert not missing
 
 
-VERB = "|".join(VERBS)
+VERB = "|".join(COMMANDS)
 COMMAND = re.compile(rf"^(?:PYTHONPATH=\S+ )?(?:python -m )?scalecap (?!(?:{VERB})\b)(.*)", re.MULTILINE)
 
 
