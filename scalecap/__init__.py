@@ -1,7 +1,7 @@
 """scalecap: long, dense, true captions by generate, verify, expand, fuse.
 
-From Python, `Captioner` captions pictures and data sets, `open_run` reads the folder of a run, `compare`
-tabulates several, and `stage` registers a stage of one's own. The command line is `scalecap`.
+`Captioner` captions images and datasets, `open_run` reads the folder of a run, `compare` tabulates several
+runs, and `stage` registers a custom stage. The command line is `scalecap`.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scalecap.runner import RunError
     from scalecap.stages import stage
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CaptionError",
     "Captioner",
@@ -28,7 +28,7 @@ __all__ = [
     "stage",
 ]
 
-_WHERE = {
+_MODULES = {
     "Captioner": "captioner",
     "CaptionError": "captioner",
     "FolderError": "run.folder",
@@ -41,7 +41,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are first used: the command line needs few of them."""
-    if name not in _WHERE:
+    """Imports public names on first use, which keeps `import scalecap` and the command line fast."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'scalecap' has no attribute {name!r}")
-    return getattr(import_module(f"scalecap.{_WHERE[name]}"), name)
+    return getattr(import_module(f"scalecap.{_MODULES[name]}"), name)

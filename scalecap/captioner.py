@@ -1,4 +1,4 @@
-"""Captions from Python: a script, a notebook or an async program.
+"""The Python API, for scripts, notebooks and async programs.
 
     from scalecap import Captioner
 
@@ -6,8 +6,8 @@
         rows = captioner.map(dataset, output="runs/x")
         one = captioner("cat.jpg")
 
-It composes the same configuration as the command line and calls the same `run`: the same checks, run folder,
-cache of replies, resume, failures and summary.
+It composes the same configuration as the command line and calls the same `run`: checks, run folder, cache,
+resume, failure handling and summary are the same.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class CaptionError(Exception):
-    """One picture could not be captioned; `columns` are those that were written before the failure."""
+    """An image could not be captioned; `columns` are those that were written before the failure."""
 
     def __init__(self, message: str, columns: dict[str, Any]) -> None:
         super().__init__(message)
@@ -59,22 +59,22 @@ class CaptionError(Exception):
 
 
 class Captioner:
-    """A pipeline and its models, ready to caption pictures; a context manager that frees the models.
+    """A pipeline and its models; a context manager that frees the models.
 
-    The models are loaded with the first picture and stay until `close` (or the end of the `with` block).
+    The models are loaded with the first image and stay until `close` (or the end of the `with` block).
 
     Args:
         model: hub name, local folder, or an option of `conf/model` such as `"qwen3-vl-4b"`. None is the
-            embedded model, which knows the embedded world and nothing else.
+            embedded model, which knows only the embedded world.
         overrides: as on the command line: `"pipeline/check=both"`, `"model.llm.name=…"`.
         config_dir: folder of your own YAML files, as `--config-dir`.
-        values: the same as Python values: a text or list chooses options of a group, a mapping sets keys:
+        values: the same as Python values: a string or list chooses options of a group, a mapping sets keys:
             `pipeline="scalecap"`, `also=["closing_check"]`, `prompts={"verify": "…{{ text }}…"}`,
             `sampling={"temperature": 0.2}`, `seed=3`.
 
     Raises:
-        SettingsError: a key or value does not fit; the message names it and its neighbours.
-        RunError: the pipeline can't run (unknown stage, missing column …).
+        SettingsError: a key or value is invalid; the message names it and similar ones.
+        RunError: the pipeline is invalid (unknown stage, missing column …).
 
     Example:
         >>> with Captioner() as captioner:
@@ -91,10 +91,10 @@ class Captioner:
     ) -> None:
         self._config, self._overrides = compose([*_model(model), *overrides], values, config_dir=config_dir)
         self.settings: Settings = from_config(self._config)
-        """All settings, typed. What belongs to a data set or a run's folder is given to `map`."""
+        """All settings, typed. Those of a dataset and of the run's folder are arguments of `map`."""
         self._source: RowSource | None = None
         self.summary: Summary | None = None
-        """Counts of the last `map`: rows, requests, tokens, metrics, notes."""
+        """Summary of the last `map`: rows, requests, tokens, metrics, notes."""
         self._engines = Engines()
         self._pictures = picture_pool()
         self._cache: Cache | None = None
@@ -102,7 +102,7 @@ class Captioner:
         self._closed = False
         self._promises: Mapping[str, AppliedPromise] = {}
         self._pipelines: dict[tuple[tuple[str, str], ...] | None, Pipeline] = {}
-        """By the columns beside a picture: most pictures have the same, and templates are compiled once."""
+        """By the kinds of the input columns, so that prompts are compiled once and not per image."""
         self._build(None)
 
     def __enter__(self) -> Self:
@@ -127,49 +127,49 @@ class Captioner:
             self._cache.close()
 
     def plan(self) -> str:
-        """What is done with each picture, step by step, with the prompts; loads no model."""
+        """The steps of the pipeline with their prompts, as text; loads no model."""
         return self._build(None).plan()
 
     def __call__(self, image: Any) -> dict[str, Any]:
-        """The columns of one picture, every step's, and `flags`; writes no folder.
+        """Captions one image; returns the columns of all steps and `flags`, and writes no folder.
 
         Args:
-            image: a path, bytes or a PIL image; or a mapping with the picture under `"image"` and further
+            image: a path, bytes or a PIL image; or a mapping with the image under `"image"` and further
                 columns that the steps read.
 
         Raises:
-            CaptionError: this picture failed; the message says where and why.
-            RunError: no picture can be captioned (a model can't be loaded, a column is missing).
+            CaptionError: this image failed; the message says where and why.
+            RunError: no image can be captioned (a model can't be loaded, a column is missing).
         """
-        with self._shown():
+        with self._log_to_screen():
             return self._engines.run(self._one(image))
 
     async def acaption(self, image: Any) -> dict[str, Any]:
-        """`captioner(image)` for an async program; many may be awaited at once, and share the model."""
-        with self._shown():
+        """`captioner(image)` for async programs; concurrent calls share the model."""
+        with self._log_to_screen():
             return await asyncio.wrap_future(self._engines.loop.submit(self._one(image)))
 
     def map(
         self, data: Any, *, image: str = "image", output: str | os.PathLike[str] | None = None
     ) -> "Dataset":
-        """Captions a data set and returns it with a column for each step, and `row_id`, `flags` and `error`.
+        """Captions a dataset and returns it with a column for each step, and `row_id`, `flags` and `error`.
 
         Args:
             data: a `datasets.Dataset` or `IterableDataset`, a pandas frame, or a list of paths, bytes, PIL
                 images or mappings. Nothing of a `Dataset` is copied to disk.
-            image: the column of the pictures.
-            output: the run's folder; the same folder again goes on where it was stopped. None is a new one
-                below `outputs/`.
+            image: the image column.
+            output: the folder of the run; an existing one resumes its run. None is a new folder below
+                `outputs/`.
 
         Returns:
-            The rows in their order, the pictures still in them. A row that failed has its reason in `error`.
+            The rows in their order, with their images. A failed row has the reason in `error`.
 
         Raises:
-            RunError: nothing could be done, or the run was stopped; what is done stays in the folder.
-            KeyboardInterrupt: interrupted; rows in flight were finished, and the same call goes on.
+            RunError: nothing could be done, or the run was stopped; finished rows stay in the folder.
+            KeyboardInterrupt: interrupted; rows in flight were finished, and the same call resumes.
         """
         if self._closed:
-            raise RunError("the captioner is closed: call it inside of its with block")
+            raise RunError("the captioner is closed; call it inside its with block")
         folder = Path(output) if output is not None else _new_folder()
         own = DataSettings(source="memory", image=image)
         settings = replace(self.settings, data=own, output=str(folder), check=False)
@@ -181,7 +181,7 @@ class Captioner:
         streamed = not hasattr(table, "num_rows")
         write = replace(settings.write, format=list(dict.fromkeys(["parquet", *settings.write.format])))
         settings = replace(settings, write=replace(write, image="bytes") if streamed else write)
-        with self._shown():
+        with self._log_to_screen():
             self.summary = run(
                 settings,
                 source=self._source,
@@ -190,18 +190,18 @@ class Captioner:
                 on_start=partial(self._record, folder, settings),
             )
         if self.summary.status == "interrupted":
-            raise KeyboardInterrupt(f"interrupted; the same call with output={str(folder)!r} goes on")
+            raise KeyboardInterrupt(f"interrupted; the same call with output={str(folder)!r} resumes")
         if self.summary.status == "stopped":
             raise RunError(
                 f"stopped: {self.summary.reason}. Finished rows are in {folder}; the same call with"
-                f" output={str(folder)!r} goes on"
+                f" output={str(folder)!r} resumes"
             )
         return with_captions(table, folder / "dataset")
 
     def report(self) -> "Report":
-        """The page of the last `map`, shown inline by a notebook. RunError when there was none."""
+        """The report of the last `map`, which a notebook shows inline. Raises RunError if there was none."""
         if self.summary is None:
-            raise RunError("there is no run yet: captioner.map(…) makes one")
+            raise RunError("there is no run yet; call captioner.map(…) first")
         return Report(self.summary.report or write_report(self.summary.output, self._source))
 
     def _build(self, columns: Mapping[str, str] | None) -> Pipeline:
@@ -223,14 +223,14 @@ class Captioner:
     async def _one(self, image: Any) -> dict[str, Any]:
         cells = dict(image) if isinstance(image, Mapping) and "bytes" not in image else {"image": image}
         if cells.get("image") is None:
-            raise CaptionError("there is no picture: give it under 'image'", {})
+            raise CaptionError("there is no image; pass it under 'image'", {})
         opened = partial(open_image, cells["image"], folders=[Path.cwd()])
         columns = {name: json_safe(value) for name, value in cells.items() if name != "image"}
         if isinstance(cells["image"], str | os.PathLike):
             columns = {"image": os.fspath(cells["image"]), **columns}
         pipeline = self._build({"image": "any", **infer_kinds([columns])})
         try:
-            dispatcher = await self._opened(pipeline)
+            dispatcher = await self._get_dispatcher(pipeline)
             finished = await pipeline.take(Row(0, columns, opened), dispatcher, self._pictures)
         except (EngineError, CacheError, CalibrationError) as error:
             raise RunError(str(error)) from error
@@ -239,10 +239,10 @@ class Captioner:
             raise CaptionError(f"{where}{failure['message']}", finished.columns)
         return {**finished.columns, "flags": finished.flags}
 
-    async def _opened(self, pipeline: Pipeline) -> Dispatcher:
-        """What asks the models; they are loaded once, however many wait for them."""
+    async def _get_dispatcher(self, pipeline: Pipeline) -> Dispatcher:
+        """The dispatcher; concurrent calls wait for one load of the models."""
         if self._closed:
-            raise RunError("the captioner is closed: call it inside of its with block")
+            raise RunError("the captioner is closed; call it inside its with block")
         task = self._dispatcher
         if task is None or (task.done() and task.exception() is not None):
             task = self._dispatcher = asyncio.create_task(self._load(pipeline))
@@ -263,7 +263,7 @@ class Captioner:
         )
 
     def _record(self, folder: Path, settings: Settings) -> None:
-        """`.hydra` in the run's folder, as the command line writes it: reports and comparisons read it."""
+        """Writes `.hydra` in the folder of the run as the command line does, for reports and comparisons."""
         config = self._config.copy()
         for key in ("data", "write", "output"):
             OmegaConf.update(config, key, getattr(settings, key), merge=False)
@@ -275,8 +275,8 @@ class Captioner:
         OmegaConf.save(OmegaConf.create(self._overrides), record / "overrides.yaml")
 
     @contextmanager
-    def _shown(self) -> Iterator[None]:
-        """Messages on the screen, unless the program has its own logging."""
+    def _log_to_screen(self) -> Iterator[None]:
+        """Shows log messages on the screen, unless the program has configured logging."""
         logger = logging.getLogger("scalecap")
         if not self.settings.progress or logger.hasHandlers():
             yield
@@ -292,7 +292,7 @@ class Captioner:
 
 
 class Report:
-    """A run's page: a notebook shows it inline, `path` is the file."""
+    """The report page of a run; a notebook shows it inline."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -307,17 +307,17 @@ class Report:
 
 
 def _model(model: str | os.PathLike[str] | None) -> list[str]:
-    """The override that chooses a model: an option of `conf/model`, or any name."""
+    """The override that selects a model: an option of `conf/model`, or any name."""
     if model is None:
         return []
     name = os.fspath(model)
     if (CONF / "model" / f"{name}.yaml").is_file():
         return [f"model={name}"]
-    return ["model=own", f"model.vlm.name={name}"]
+    return [f"model.vlm.name={name}"]
 
 
 def _new_folder() -> Path:
-    """`outputs/<date>/<time>`, one that is not there yet."""
+    """A new folder `outputs/<date>/<time>`."""
     first = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
     folder, number = first, 1
     while folder.exists():

@@ -1,4 +1,4 @@
-"""A file that one process writes to at a time."""
+"""File locks: one process writes to a file at a time."""
 
 import errno
 import logging
@@ -6,28 +6,28 @@ from io import FileIO
 
 log = logging.getLogger(__name__)
 
-_NONE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a file system without locks answers."""
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems without locks."""
 
 
 def lock(file: FileIO, *, shared: bool) -> None:
-    """Locks the file until it is closed, or its process ends however it ends.
+    """Locks the file until it is closed or the process ends.
 
-    Where there are no locks (Lustre without the option, some NFS, Windows) it warns, and goes on without.
+    Where locks are not supported (Lustre without the option, some NFS, Windows), it only logs a warning.
 
     Args:
-        shared: others may have it shared too; else nobody else has it.
+        shared: a shared lock instead of an exclusive one.
 
     Raises:
-        BlockingIOError: another process has it.
-        OSError: the file can't be read or written either.
+        BlockingIOError: another process has locked it.
+        OSError: any other error of the file system.
     """
     try:
         import fcntl
     except ImportError:
         log.warning(
-            "%s can't be locked on this system: no two runs may write to one output= at once. scalecap is"
-            " made for Linux and macOS; on Windows, run it in WSL",
+            "%s can't be locked on this system: do not start two runs with the same output=. scalecap"
+            " supports Linux and macOS; on Windows, run it in WSL",
             file.name,
         )
         return
@@ -36,10 +36,10 @@ def lock(file: FileIO, *, shared: bool) -> None:
     except BlockingIOError:
         raise
     except OSError as error:
-        if error.errno not in _NONE:
+        if error.errno not in _UNSUPPORTED:
             raise
         log.warning(
-            "%s can't be locked, since its file system has no locks (%s): take care that no other run writes"
-            " to the same output= at once",
+            "%s can't be locked, its file system does not support it (%s): do not start two runs with the"
+            " same output=",
             *(file.name, error.strerror),
         )

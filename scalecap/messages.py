@@ -1,37 +1,37 @@
-"""Messages counted by what they have in common, in memory that does not grow with their number."""
+"""Counts similar messages, in memory that does not grow with their number."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_KINDS = 500
-"""Kinds of message that are counted apart."""
+"""Kinds of message that are counted separately; the rest is counted as OTHER_MESSAGES."""
 OTHER_MESSAGES = "other messages"
 _VARYING = re.compile(
     r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s:]*/\S*|(?<![\w.])(?![1-5]\d\d\b(?!\.\d))\d[\d.,×]*""",
     re.DOTALL,
 )
-"""Quoted names, paths and numbers; but not a number like 404, which says what a server answered."""
+"""Quoted names, paths and numbers, which vary; but not numbers like 404, a server's status."""
 MAX_CHARACTERS = 1_000
-"""Characters of a message that are kept."""
+"""Longer messages are cut."""
 
 
 @dataclass
 class _Kind:
     first: str
     count: int = 0
-    alike: bool = True
-    """Whether all are as the first."""
+    identical: bool = True
+    """Whether all messages equal the first."""
 
 
 class MessageCounts:
-    """Counts messages together that differ in names, paths and numbers alone, by the first of each kind."""
+    """Counts messages by kind: those that differ only in names, paths and numbers are of one kind."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, _Kind] = {}
 
     def __len__(self) -> int:
-        """Kinds of message."""
+        """Number of kinds."""
         return len(self._kinds)
 
     def add(self, message: str) -> None:
@@ -41,12 +41,12 @@ class MessageCounts:
             key = message = OTHER_MESSAGES
         kind = self._kinds.setdefault(key, _Kind(message))
         kind.count += 1
-        kind.alike = kind.alike and kind.first == message
+        kind.identical = kind.identical and kind.first == message
 
-    def most_common(self, most: int | None = None) -> list[tuple[str, int]]:
-        """The first message of each kind and how many there are, the most frequent kinds first."""
-        return [(text, count) for text, count in self][:most]
+    def most_common(self, n: int | None = None) -> list[tuple[str, int]]:
+        """The first message of the `n` most frequent kinds, and their counts."""
+        return list(self)[:n]
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         for kind in sorted(self._kinds.values(), key=lambda kind: -kind.count):
-            yield kind.first + ("" if kind.alike else " (and others like it)"), kind.count
+            yield kind.first + ("" if kind.identical else " (and similar)"), kind.count

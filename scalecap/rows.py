@@ -1,4 +1,4 @@
-"""Rows of a data set, and what is wrong with one that can't be read."""
+"""Rows of a dataset, and the error of a row that can't be read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,49 +9,48 @@ from typing import Any, Self
 from scalecap.engines.base import Image
 
 OUTPUT_COLUMNS = ("row_id", "flags", "error")
-"""Columns that every output row has besides those of the data and of the steps."""
+"""Columns of every output row besides those of the data and the steps."""
 
 
 class RowError(Exception):
-    """This row can't be read; the others can. `kind` is a word for the row's record."""
+    """A single row can't be read. `kind` is a short code for the row's record."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
-        """Rows go to other processes, their errors with them."""
+        """Makes it picklable: rows and their errors go to other processes."""
         return type(self), (self.kind, str(self))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One input row: its place, its columns less the pixels, and how to get the picture.
+    """One input row: its columns without the pixels, and how to open its image.
 
-    `id` names the row and is unique in the data: the source's own key where it has one, else the index. It
-    stays when rows are added elsewhere, if it is a key; it is the `row_id` of the output.
-    `open_image` opens, orients, decodes and hashes the picture; it raises RowError, is called
-    once a row and off the event loop. `error` is set when the row itself could not be read
-    (invalid JSON on a line): such a row is written with its error and nothing is asked about it.
-    `stamp` is another one when the picture is replaced; empty where nothing tells. Rows that stand
-    together in a part (a tar, a row group of parquet) share its stamp, and the last of them tells in
-    `part` the index of the first and how many they are, so that a run that goes on can pass over all
-    of them unread.
-    `read_image` gives the picture's file as it is, and `find_image` its path where it is a file on this disk;
-    they raise RowError as `open_image` does. All three can be pickled.
+    The three functions can be pickled, and raise RowError.
     """
 
     index: int
+    """Position in the data, from 0."""
     columns: Mapping[str, Any]
     open_image: Callable[[], Image]
+    """Opens, orients, decodes and hashes the image; called once per row, off the event loop."""
     error: RowError | None = None
+    """Set when the row itself can't be read (invalid JSON): it is written with this error, uncaptioned."""
     stamp: str = ""
+    """Changes when the image is replaced; empty where that is not known. Rows of one part share its stamp."""
     read_image: Callable[[], bytes] | None = None
+    """Reads the image file, unchanged."""
     find_image: Callable[[], Path] | None = None
+    """Path of the image, if it is a file on this disk."""
     part: tuple[int, int] | None = None
+    """In the last row of a part (a tar, a parquet row group): the index of its first row and the number of
+    its rows, so that a resumed run can skip a finished part unread."""
     id: str = ""
+    """Unique in the data: the key of the source where it has one, else the index; `row_id` of the output."""
     edits: Mapping[str, Any] = field(default_factory=dict)
-    """Columns that take the place of what the steps write."""
+    """Columns that replace what the steps write."""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -59,9 +58,9 @@ class Row:
 
 
 def unreadable_row(index: int, columns: Mapping[str, Any], error: RowError, *, id: str = "") -> Row:
-    """A row that can't be read; opening its picture says why, too."""
-    return Row(index, columns, partial(_refuse, error), error, id=id)
+    """A row that can't be read; opening its image raises the same error."""
+    return Row(index, columns, partial(_raise, error), error, id=id)
 
 
-def _refuse(error: RowError) -> Image:
+def _raise(error: RowError) -> Image:
     raise error

@@ -1,7 +1,7 @@
-"""Threads that nothing waits for when the work ends.
+"""A thread pool that never blocks the end of the program.
 
-A `ThreadPoolExecutor` is joined when it is left, and again when the process ends: a read that hangs on a
-disk or a network would hold both up for as long as it hangs.
+A `ThreadPoolExecutor` joins its threads on exit, and again at the end of the process: a read that hangs on a
+disk or a network would block both.
 """
 
 import threading
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class DaemonPool(Executor):
-    """Runs calls in `threads` daemon threads, in the order in which they were submitted."""
+    """Runs calls in `threads` daemon threads, in the order of submission."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
@@ -30,7 +30,7 @@ class DaemonPool(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends each thread after its call; waits for none, whatever `wait` says."""
+        """Ends each thread after its current calls, without waiting for them (`wait` is ignored)."""
         for _ in range(self._threads):
             self._calls.put(None)
 
@@ -45,4 +45,4 @@ class DaemonPool(Executor):
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            del future, function, call  # an idle thread keeps no row alive
+            del future, function, call  # an idle thread must not keep a row alive

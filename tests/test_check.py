@@ -151,4 +151,4 @@ def test_it_says_what_it_did_not_check(compose: Compose, judged: Callable[..., S
 
 def test_the_version_is_scalecaps(command: Callable[..., int], capsys: Any):
     assert command("--version") == 0
-    assert capsys.readouterr().out == "scalecap 0.1.0\n"
+    assert capsys.readouterr().out == "scalecap 0.2.0\n"

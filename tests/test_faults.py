@@ -370,7 +370,7 @@ def test_a_full_disk(typed, disk, capsys, codes: set[int]):
     found = re.search(r"error: can't write .*journal\.jsonl: No space left on device\. The (\d+) rows", told)
     assert found
     assert "Traceback" not in told
-    assert "same output= goes on" in told
+    assert "same output= to resume" in told
     disk("size=8m")
     assert typed("data.count=40", f"output={folder}/out") == 0
     resumed = re.search(r"\((\d+) from an earlier run\)", capsys.readouterr().out)

@@ -38,7 +38,7 @@ def counted(*texts: str) -> dict[str, int]:
 def test_messages_count_together_that_differ_in_names_and_numbers(first: str, second: str, together: bool):
     found = counted(first, second, first)
     if together:
-        assert found == {f"{first} (and others like it)": 3}
+        assert found == {f"{first} (and similar)": 3}
     else:
         assert found == {first: 2, second: 1}
 
@@ -47,7 +47,7 @@ def test_the_most_frequent_come_first():
     found = MessageCounts()
     for text in ("a", "b", "b", "c 10", "c 11", "c 12"):
         found.add(text)
-    assert found.most_common(2) == [("c 10 (and others like it)", 3), ("b", 2)]
+    assert found.most_common(2) == [("c 10 (and similar)", 3), ("b", 2)]
     assert len(found) == 3
 
 

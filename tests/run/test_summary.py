@@ -49,7 +49,7 @@ def test_memory_is_flat(rows: int, monkeypatch: pytest.MonkeyPatch):
     assert (many - few) / (rows - 4_000) < 200
     assert summary.done == summary.failed == rows // 2
     assert summary.errors.most_common() == [
-        ("image: missing_file: no such file: '/data/1.png' (and others like it)", rows // 2)
+        ("image: missing_file: no such file: '/data/1.png' (and similar)", rows // 2)
     ]
     assert summary.metrics["m.final.words"].rows == rows
     assert summary.metrics["m.final.words"].mean == 24.5
