@@ -37,7 +37,7 @@ from scalecap.engines import Engines
 from scalecap.engines.base import EngineError
 from scalecap.interpreter.cache import Cache, CacheError
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
-from scalecap.interpreter.pipeline import Pipeline, PipelineError, picture_pool
+from scalecap.interpreter.pipeline import Pipeline, PipelineError, image_pool
 from scalecap.report.run_page import write_report
 from scalecap.rows import Row
 from scalecap.run.progress import screen_handler
@@ -96,7 +96,7 @@ class Captioner:
         self.summary: Summary | None = None
         """Summary of the last `map`: rows, requests, tokens, metrics, notes."""
         self._engines = Engines()
-        self._pictures = picture_pool()
+        self._pictures = image_pool()
         self._cache: Cache | None = None
         self._dispatcher: asyncio.Task[Dispatcher] | None = None
         self._closed = False
@@ -231,7 +231,7 @@ class Captioner:
         pipeline = self._build({"image": "any", **infer_kinds([columns])})
         try:
             dispatcher = await self._get_dispatcher(pipeline)
-            finished = await pipeline.take(Row(0, columns, opened), dispatcher, self._pictures)
+            finished = await pipeline.run_row(Row(0, columns, opened), dispatcher, self._pictures)
         except (EngineError, CacheError, CalibrationError) as error:
             raise RunError(str(error)) from error
         if failure := finished.error:

@@ -136,7 +136,9 @@ def prepare(settings: Settings, source: Source | None = None) -> Job:
 
 
 def _open_journal(job: Job) -> Journal:
-    config = asdict(job.settings) | ({"code": job.pipeline.code} if job.pipeline.code else {})
+    config = asdict(job.settings) | (
+        {"code": job.pipeline.source_digests} if job.pipeline.source_digests else {}
+    )
     return Journal(Path(job.settings.output), config, force=job.settings.resume == "force")
 
 
@@ -206,7 +208,7 @@ async def _caption(
         except (EngineDead, DataError) as error:
             tracker.abort(str(error))
     await tracker.finish()
-    if summary.usage.reuses_nothing:
+    if summary.usage.prefix_cache_is_useless:
         summary.notes.append(advice.NO_REUSE)
 
 
@@ -251,7 +253,7 @@ def _open_local(
         job.pipeline.run,
         rows.take(settings.preview),
         dispatcher,
-        in_flight=lambda: settings.rows_in_flight or dispatcher.rows(),
+        in_flight=lambda: settings.rows_in_flight or dispatcher.max_rows(),
     )
 
 
@@ -355,7 +357,7 @@ def plan(settings: Settings) -> str:
         estimate = estimate_cost(usage, source.total or 0)
         lines.append(f"Estimate: {estimate}" if estimate else _HOW_TO_ESTIMATE)
         unchecked.append("that prompts fit the context of the models")
-    if any(step.pictures for step in pipeline.steps):
+    if any(step.needs_image for step in pipeline.steps):
         unchecked.append("that images can be opened")
     if settings.runner.name == "ray":
         unchecked.append("the resources of the cluster's machines")

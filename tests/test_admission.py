@@ -98,9 +98,9 @@ class World:
                 await self.dispatcher.client("first", lambda flag: None).generate("First.", image=picture(-1))
                 self.held, self.most = set(), 0
             await self.pipeline.run(
-                rows, self.dispatcher, in_flight=self.dispatcher.rows, on_row=on_row, stop=self.stop
+                rows, self.dispatcher, in_flight=self.dispatcher.max_rows, on_row=on_row, stop=self.stop
             )
-        assert self.dispatcher.without_picture == 0
+        assert self.dispatcher.rows_without_images == 0
         return sorted(self.done, key=lambda each: each.row.index)
 
 
@@ -154,7 +154,7 @@ async def test_text_steps_between_two_with_the_picture_hold_the_place():
 
     async def script(request: Request) -> Any:
         if request.prompt.text.startswith("Ask: 0"):
-            assert world.dispatcher.rows() == 1
+            assert world.dispatcher.max_rows() == 1
             dispatcher.set()
         return say(request)
 

@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.base import Choose, Generated, Image, Sampling
 from scalecap.engines.scripted import Scripted
-from scalecap.interpreter.allowance import Allowance, NothingLeft
+from scalecap.interpreter.allowance import Allowance, BudgetExhausted
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError
 from scalecap.rows import Row
@@ -57,21 +57,21 @@ async def take(
 
 
 def test_items_are_granted_in_order_as_far_as_requests_and_limit_go():
-    allowance = Allowance(left=5)
+    allowance = Allowance(requests=5)
     assert allowance.grant([2, 0, 2, 0, 2]) == 4
-    assert (allowance.left, allowance.unasked) == (1, 1)
+    assert (allowance.requests, allowance.unasked) == (1, 1)
     assert allowance.grant([1, 1]) == 1
-    assert (allowance.left, allowance.unasked) == (0, 2)
-    assert Allowance(limit=2.9).grant([1] * 5) == 2
-    assert Allowance(limit=-1).grant([1]) == 0
+    assert (allowance.requests, allowance.unasked) == (0, 2)
+    assert Allowance(items=2.9).grant([1] * 5) == 2
+    assert Allowance(items=-1).grant([1]) == 0
     assert Allowance().grant([7] * 3) == 3
 
 
 def test_who_never_consults_it_may_ask_while_something_is_left():
-    Allowance(left=1).check()
-    with pytest.raises(NothingLeft):
-        Allowance(left=0).check()
-    consulted = Allowance(left=1)
+    Allowance(requests=1).check()
+    with pytest.raises(BudgetExhausted):
+        Allowance(requests=0).check()
+    consulted = Allowance(requests=1)
     consulted.grant([1])
     consulted.check()
 
@@ -232,7 +232,7 @@ async def test_every_stage_keeps_to_what_is_left(
     texts = ["A one.", "A two.", "A three.", "A four.", "A five."]
     flags: list[str] = []
     client = dispatcher.client("x", flags.append, None, allowance)
-    values = await pipeline.steps[0].take(client, {"t": texts, "a": [0, 0, 1, 1, 2]}, image, allowance)
+    values = await pipeline.steps[0].run(client, {"t": texts, "a": [0, 0, 1, 1, 2]}, image, allowance)
     assert counts.total.requests == requests
     assert allowance.unasked == unasked
     assert "unasked" in flags
@@ -330,7 +330,7 @@ def test_the_plan_tells_budget_limits_and_rounds():
 
 async def test_a_fusion_that_is_not_asked_loses_no_detail(asking: Any):
     dispatcher = asking(lambda request: 1 / 0)
-    dispatcher.client._allowance.left = 0
+    dispatcher.client._allowance.requests = 0
     fuse = Fuse(prompt=Template("{{ context }}{{ object_info }}{{ position_info }}"), fallback="empty")
     details = ["The dog is brown.", "A dog is there."]
     told = await fuse(dispatcher.client, context=["A dog."], object_info=details, position_info=details)

@@ -120,11 +120,11 @@ def test_context_is_shown_checked_and_told_apart(
 def test_context_that_nothing_shows_is_refused_and_so_is_a_column_that_is_not_there(
     compose: Compose, engines: dict[str, Scripted], given: list[str]
 ):
-    with pytest.raises(RunError, match=r"row_context: no prompt shows it: choose .* prompts/caption=context"):
+    with pytest.raises(RunError, match=r"row_context: no prompt uses it; choose .* prompts/caption=context"):
         run(compose(*given, "prompts/caption=seed"), engines=engines)
     with pytest.raises(RunError, match=r"row_context: columns\.tag: no step and no data column .* 'tag'"):
         run(compose(*given, "data.context=[tag]"), engines=engines)
-    with pytest.raises(RunError, match=r"row_context: reads 'columns'"):
+    with pytest.raises(RunError, match=r"row_context: missing 'columns'"):
         run(compose(*given, "data.context=[]"), engines=engines)
 
 

@@ -385,7 +385,7 @@ def test_a_full_disk_under_the_cache(typed, disk, capsys, codes: set[int]):
     folder = disk("size=160k")
     assert {typed("output=out", f"cache.dir={folder}")} == codes
     told = capsys.readouterr().err
-    assert told.count("replies can't be kept in") == 1
+    assert told.count("replies can't be written to") == 1
     assert "disk is full" in told
     assert len(captions(Path("out"))) == 24
 

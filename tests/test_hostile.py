@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from scalecap.data.sources import json_safe
 from scalecap.engines.base import Choose, Generate, Generated, Image, Prompt, Sampling, Score
 from scalecap.interpreter.cache import _decode, _encode, key
-from scalecap.interpreter.dispatch import loops, seed
+from scalecap.interpreter.dispatch import is_looping, seed
 from scalecap.rows import Row
 from scalecap.run.journal import Journal
 from scalecap.stages.parse_questions import parse_questions
@@ -83,7 +83,7 @@ def test_stages_that_read_a_reply_take_anything(text: str):
         pieces = split_sentences(text, rule=rule)
         assert all(piece in text and piece.strip() == piece for piece in pieces)
     assert all(question.startswith("Describe") for question in parse_questions(text))
-    loops(text)
+    is_looping(text)
 
 
 @pytest.mark.parametrize("chunk", ["Dr. ", "J. ", "a. ", "...", "!? ", '." ', "。」", "a", " ", "1. ", "\n"])
@@ -92,7 +92,7 @@ def test_a_line_of_a_megabyte_ends(chunk: str):
     for rule in ("default", "seed"):
         assert len("".join(split_sentences(text, rule=rule))) <= len(text)
     parse_questions("Describe more details about " + text)
-    loops(text)
+    is_looping(text)
 
 
 @given(text=texts)

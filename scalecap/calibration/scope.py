@@ -21,7 +21,7 @@ def scope(pipeline: Pipeline, step: str, settings: Settings, *, given: bool = Fa
     the code of external stages. For `given` statements, which come from the data, only the step itself
     matters. A model in a local folder is identified by `identities` once it is loaded, not by its path.
     """
-    steps, models, code = upstream(pipeline, step, given), settings.by_role(), pipeline.code
+    steps, models, code = upstream(pipeline, step, given), settings.by_role(), pipeline.source_digests
     described = {each.name: _settings(each, own=each.name == step) for each in steps}
     if given:
         for key in ("texts", "sampling"):  # sampling does not affect single-token answers

@@ -44,7 +44,7 @@ from scalecap.engines.base import Choose, EngineError, Request, Score
 from scalecap.engines.scripted import Line, Scripted
 from scalecap.interpreter.allowance import Allowance
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepClient, StepUsage
-from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, picture_pool
+from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, image_pool
 from scalecap.rows import Row
 from scalecap.text.suggestions import did_you_mean
 
@@ -125,8 +125,8 @@ def run_case(case: Case, settings: Settings) -> list[str]:
 async def _take(case: Case, pipeline: Pipeline, script: "Script") -> Finished:
     columns = {name: value for name, value in case.row.items() if name != "image"}
     row = Row(0, columns, partial(_picture, case.row.get("image", "gray")))
-    with picture_pool() as pictures:
-        return await pipeline.take(row, script, pictures)  # type: ignore[arg-type]
+    with image_pool() as images:
+        return await pipeline.run_row(row, script, images)  # type: ignore[arg-type]
 
 
 def _picture(cell: Any) -> Any:
@@ -157,8 +157,8 @@ class Script:
         """As `Dispatcher.client`."""
         return StepClient(self._steps.get(step) or self._dispatcher(_no_reply), step, flag, row, allowance)
 
-    def showing_no_picture(self) -> AbstractContextManager[None]:
-        """As `Dispatcher.showing_no_picture`; there is one row."""
+    def without_images(self) -> AbstractContextManager[None]:
+        """As `Dispatcher.without_images`; there is one row."""
         return nullcontext()
 
     def _dispatcher(self, answer: Callable[[Request], Line]) -> Dispatcher:

@@ -1,1 +1,1 @@
-"""Steps bound to stages, and the rows that run through them."""
+"""Steps bound to stages, and the rows that run through them. Begin with `pipeline.py`."""

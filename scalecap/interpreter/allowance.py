@@ -1,29 +1,29 @@
-"""What a step of a row may still ask: the rest of the pipeline's budget, and the step's own limit."""
+"""What one step of one row may still spend: the rest of the pipeline's budget, and the step's own `limit`."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-class NothingLeft(Exception):
-    """A stage that does not ask what it may has begun to ask, and no request is left."""
+class BudgetExhausted(Exception):
+    """A stage that does not call `grant` sent a request, and the budget has none left."""
 
 
 @dataclass
 class Allowance:
-    """What one step of one row may ask. It grows smaller as items are granted."""
+    """Requests and items that one step of one row may still use; `grant` takes from both."""
 
-    left: float = math.inf
-    """Requests left of the budget."""
-    limit: float = math.inf
-    """Items (texts, questions, draws …) that the step may still ask about."""
+    requests: float = math.inf
+    """Requests left of the pipeline's budget."""
+    items: float = math.inf
+    """Items (texts, questions, draws …) left of the step's limit."""
     unasked: int = 0
     """Items refused so far."""
     consulted: bool = False
-    """Whether the stage has asked what it may."""
+    """Whether the stage has called `grant`."""
 
     def grant(self, costs: Sequence[int]) -> int:
-        """How many of these items may be asked about: the first ones, as far as requests and limit go.
+        """Number of items, counted from the first, that requests and limit are enough for.
 
         Args:
             costs: the requests that each item takes.
@@ -31,15 +31,15 @@ class Allowance:
         self.consulted = True
         granted = 0
         for cost in costs:
-            if self.limit < 1 or cost > self.left:
+            if self.items < 1 or cost > self.requests:
                 break
-            self.left -= cost
-            self.limit -= 1
+            self.requests -= cost
+            self.items -= 1
             granted += 1
         self.unasked += len(costs) - granted
         return granted
 
     def check(self) -> None:
-        """Raises NothingLeft where a stage asks that was granted nothing, and nothing is left."""
-        if not self.consulted and self.left < 1:
-            raise NothingLeft
+        """To be called before each request. Raises BudgetExhausted unless the stage was granted its items."""
+        if not self.consulted and self.requests < 1:
+            raise BudgetExhausted

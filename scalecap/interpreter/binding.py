@@ -1,7 +1,7 @@
-"""Steps as the YAML gives them, bound to the signatures of their stages and checked.
+"""Binding: the steps of the YAML are matched with the signatures of their stages, and checked.
 
-A step is a column: its name is the column that it writes. `bind` finds all problems before any model
-loads, and sorts the steps by the names they read.
+A step is a column: its name is the column that it writes. `bind` reports all problems at once, before any
+model loads, and sorts the steps so that each comes after those that it reads from.
 """
 
 import importlib
@@ -14,26 +14,26 @@ from typing import Any
 
 from scalecap import stages
 from scalecap.engines.base import Sampling
-from scalecap.interpreter import rounds
-from scalecap.interpreter.fitting import fit
-from scalecap.interpreter.step import BUDGET_LEFT, KIND_NAMES, Step, templates, written
+from scalecap.interpreter.loops import loop_problems
+from scalecap.interpreter.setting_types import convert
+from scalecap.interpreter.step import BUDGET_LEFT, KIND_NAMES, Step, output_columns, prompt_templates
 from scalecap.rows import OUTPUT_COLUMNS
 from scalecap.stages import Kind, Parameter, Stage
 from scalecap.text.suggestions import did_you_mean
 from scalecap.text.templates import Expression, Template
 
 RESERVED = (*OUTPUT_COLUMNS, "image")
-"""Names that no step may have: keys of every output row, and the row's picture."""
+"""Names that no step may have: keys of every output row, and the row's image."""
 COMMON = ("when", "otherwise", "limit", "adds_to", "rounds")
-"""Settings that a step of any stage has."""
+"""Settings that steps of all stages have."""
 CONTEXT = "row_context"
-"""The column that any prompt of `generate` may show, if there is one."""
-ROUNDS = 8
-"""Rounds of a step with `adds_to`, if it does not say otherwise."""
+"""A column that prompts of `generate` may use without naming it in `variables`."""
+DEFAULT_ROUNDS = 8
+"""Default of `rounds` for a step with `adds_to`."""
 
 
 class PipelineError(Exception):
-    """The pipeline can't run; `problems` has every reason, each with its mend."""
+    """The pipeline can't run; `problems` lists every reason, each with its fix."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("the pipeline can't run:\n" + "\n".join(f"- {problem}" for problem in problems))
@@ -43,28 +43,32 @@ class PipelineError(Exception):
 def bind(
     steps: Mapping[str, Any], offered: Mapping[str, str] | None, imports: Sequence[str], sampling: Sampling
 ) -> list[Step]:
-    """The steps in an order in which each comes after what it reads (see `Pipeline.build`)."""
+    """The steps, each after those that it reads from; the arguments are those of `Pipeline.build`.
+
+    Raises:
+        PipelineError: lists all problems at once.
+    """
     problems: list[str] = []
     for module in imports:
         try:
             importlib.import_module(module)
         except Exception as error:
-            mend = "; write a module's name, and have its folder in PYTHONPATH" if "/" in module else ""
-            problems.append(f"imports: {module} can't be imported: {type(error).__name__}: {error}{mend}")
+            hint = "; give a module name, and put its folder on PYTHONPATH" if "/" in module else ""
+            problems.append(f"imports: {module} can't be imported: {type(error).__name__}: {error}{hint}")
     found = {name: stage for name in steps if (stage := _find(name, steps, problems))}
     kinds = _kinds(steps, found, offered, problems)
     bound = []
     for name, stage in found.items():
-        about: list[str] = []
-        bound.append(_bind(name, stage, steps[name], kinds, offered is None, sampling, about))
-        problems += [f"{name}: {problem}" for problem in about]
+        of_step: list[str] = []
+        bound.append(_bind(name, stage, steps[name], kinds, offered is None, sampling, of_step))
+        problems += [f"{name}: {problem}" for problem in of_step]
     ordered = _sort(bound, problems)
-    problems += rounds.problems(ordered)
+    problems += loop_problems(ordered)
     contexts = [name for name, stage in found.items() if stage.name == "context"]
     readers = [step for step in ordered if CONTEXT in step.reads and step.stage.name != "shared_words"]
     if CONTEXT in contexts and not readers:
         problems.append(
-            f"{CONTEXT}: no prompt shows it: choose one that does, such as prompts/caption=context"
+            f"{CONTEXT}: no prompt uses it; choose one that does, such as prompts/caption=context"
         )
     if problems:
         raise PipelineError(problems)
@@ -84,12 +88,12 @@ def _find(name: str, steps: Mapping[str, Any], problems: list[str]) -> Stage | N
         problems.append(f"{name}: {given['stage']!r} can't be loaded: {type(error).__name__}: {error}")
         return None
     if stage is None:
-        wanted = given["stage"]
-        outside = " (is its module in pipeline.imports, or its package installed?)" if "/" in wanted else ""
-        problems.append(f"{name}: unknown stage {wanted!r}{outside}{did_you_mean(wanted, stages.names())}")
+        requested = given["stage"]
+        hint = " (is its module in pipeline.imports, or its package installed?)" if "/" in requested else ""
+        problems.append(f"{name}: unknown stage {requested!r}{hint}{did_you_mean(requested, stages.names())}")
         return None
     try:
-        return stage.given(given)
+        return stage.for_step(given)
     except ValueError as error:
         problems.append(f"{name}: {error}")
         return stage
@@ -101,20 +105,19 @@ def _kinds(
     offered: Mapping[str, str] | None,
     problems: list[str],
 ) -> dict[str, str]:
-    """Every column that there will be, with its kind. A column has one writer."""
+    """Every column of the data and of the steps, with its kind. A column has one writer."""
     kinds = dict(offered or {}) | {"row_id": "text"}
     writers = dict.fromkeys(kinds, "the data")
     for name in steps:
         stage = found.get(name)
-        columns = written(name, stage) if stage else [name]
+        columns = output_columns(name, stage) if stage else [name]
         for column, kind in zip(columns, stage.kinds if stage else ("any",), strict=True):
             if column in RESERVED:
-                problems.append(f"{name}: the name {column!r} is taken by the output: choose another")
+                problems.append(f"{name}: {column!r} is a reserved column name; choose another")
             elif column in writers:
-                mend = ", or leave the column out of the data" if writers[column] == "the data" else ""
+                hint = ", or remove the column from the data" if writers[column] == "the data" else ""
                 problems.append(
-                    f"{name}: writes the column {column!r}, which {writers[column]} has too:"
-                    f" choose another name for the step{mend}"
+                    f"{name}: column {column!r} already comes from {writers[column]}; rename the step{hint}"
                 )
             writers[column], kinds[column] = name, kind
     return kinds
@@ -129,7 +132,7 @@ def _bind(
     sampling: Sampling,
     problems: list[str],
 ) -> Step:
-    """The step, with what does not fit in `problems`; such a step is not fit to run."""
+    """The step; what is wrong with it is appended to `problems`, and it must not run then."""
     given = {key: value for key, value in given.items() if key != "stage"}
     given = _with_named(given, stage, kinds)
     parameters = {**stage.columns, **stage.settings}
@@ -141,12 +144,13 @@ def _bind(
         if key not in valid
     ]
     columns: dict[str, str | Mapping[str, str]] = {}
-    shown: dict[str, tuple[str, ...]] = {}
+    image_parameters: list[str] = []
     for parameter in stage.columns.values():
-        own = written(name, stage)
+        own = output_columns(name, stage)
         if parameter.kind == "image":
             if parameter.required or given.get(parameter.name) is not None:
-                shown[parameter.name] = _shown(parameter.name, given.get(parameter.name), problems)
+                image_parameters.append(parameter.name)
+                _check_image(parameter.name, given.get(parameter.name), problems)
             continue
         column = _column(parameter, given.get(parameter.name), kinds, own, open_ended, problems)
         if column is not None:
@@ -157,10 +161,10 @@ def _bind(
             settings[parameter.name] = parameter.default
             if parameter.required:
                 value = "${prompts.<role>}" if parameter.annotation is Template else "…"
-                problems.append(f"{stage.name} needs {parameter.name!r}: write `{parameter.name}: {value}`")
+                problems.append(f"{stage.name} requires {parameter.name!r}: add `{parameter.name}: {value}`")
             continue
         try:
-            settings[parameter.name] = fit(given[parameter.name], parameter.annotation, sampling)
+            settings[parameter.name] = convert(given[parameter.name], parameter.annotation, sampling)
         except ValueError as error:
             problems.append(f"{parameter.name}: {error}")
     for setting, value in settings.items():
@@ -168,9 +172,9 @@ def _bind(
             settings[setting] = sampling
     _check_prompts(stage, columns, settings, problems)
     when, otherwise = _condition(name, stage, common, kinds, open_ended, problems)
-    others = None if open_ended else [column for column in kinds if column not in written(name, stage)]
+    others = None if open_ended else [column for column in kinds if column not in output_columns(name, stage)]
     limit = _limit(stage, common, others, problems)
-    adds_to, most = _again(name, stage, common, kinds, open_ended, problems)
+    adds_to, rounds = _loop(name, stage, common, kinds, open_ended, problems)
     unit: Callable[..., Any] = stage.unit
     if not problems:
         try:
@@ -180,11 +184,13 @@ def _bind(
         else:
             check: Callable[..., str | None] = getattr(unit, "check", lambda columns: None)
             problems += filter(None, [check(list(columns))])
-    return Step(name, stage, columns, shown, settings, unit, when, otherwise, limit, adds_to, most)
+    return Step(
+        name, stage, columns, tuple(image_parameters), settings, unit, when, otherwise, limit, adds_to, rounds
+    )
 
 
 def _with_named(given: Mapping[str, Any], stage: Stage, kinds: Mapping[str, str]) -> Mapping[str, Any]:
-    """The step's YAML, where its prompt may name `row_context` without a mapping of its own."""
+    """The step's YAML, with `row_context` added to the variables of a prompt that uses it."""
     source, variables = given.get("prompt"), given.get("variables") or {}
     if stage.name != "generate" or CONTEXT not in kinds or not isinstance(source, str):
         return given
@@ -198,14 +204,14 @@ def _with_named(given: Mapping[str, Any], stage: Stage, kinds: Mapping[str, str]
 def _limit(
     stage: Stage, given: Mapping[str, Any], others: Collection[str] | None, problems: list[str]
 ) -> Expression | None:
-    """The most items that the step asks about; `others` are the columns that it can read, None if unknown."""
+    """The maximum number of items; `others` are the columns that the step can read, None if unknown."""
     limit = given.get("limit")
     if limit is None:
         return None
     if not stage.asks or getattr(stage.unit, "role", "") is None:
-        problems.append(f"limit: {stage.name} asks no model")
+        problems.append(f"limit: {stage.name} sends no requests to a model")
     try:
-        expression: Expression = fit(str(limit) if type(limit) is int else limit, Expression, Sampling())
+        expression: Expression = convert(str(limit) if type(limit) is int else limit, Expression, Sampling())
     except ValueError as error:
         problems.append(f"limit: {error}")
         return None
@@ -214,7 +220,7 @@ def _limit(
     return expression
 
 
-def _again(
+def _loop(
     name: str,
     stage: Stage,
     given: Mapping[str, Any],
@@ -222,19 +228,19 @@ def _again(
     open_ended: bool,
     problems: list[str],
 ) -> tuple[str | None, int]:
-    """The column that the step adds to, and how often the steps between are taken at most."""
-    adds_to, most = given.get("adds_to"), given.get("rounds")
+    """The column that the step adds to, and the maximum number of rounds."""
+    adds_to, rounds = given.get("adds_to"), given.get("rounds")
     if adds_to is None:
-        if most is not None:
-            problems.append("rounds: needs `adds_to: <column>`")
+        if rounds is not None:
+            problems.append("rounds: requires `adds_to: <column>`")
         return None, 1
-    most = ROUNDS if most is None else most
-    if type(most) is not int or most < 1:
-        problems.append(f"rounds: expected a whole number from 1 on, got {most!r}")
+    rounds = DEFAULT_ROUNDS if rounds is None else rounds
+    if type(rounds) is not int or rounds < 1:
+        problems.append(f"rounds: expected an integer of at least 1, got {rounds!r}")
     if stage.kinds[0] != "texts":
         problems.append(f"adds_to: the step writes {KIND_NAMES[stage.kinds[0]]}, not {KIND_NAMES['texts']}")
     texts = Parameter("adds_to", list[str], None)
-    return str(_column(texts, adds_to, kinds, written(name, stage), open_ended, problems)), most
+    return str(_column(texts, adds_to, kinds, output_columns(name, stage), open_ended, problems)), rounds
 
 
 def _condition(
@@ -245,36 +251,34 @@ def _condition(
     open_ended: bool,
     problems: list[str],
 ) -> tuple[Expression | None, str | None]:
-    """When the step runs, and the column whose value it has otherwise."""
+    """The condition under which the step runs, and the column whose value it takes otherwise."""
     when, otherwise = given.get("when"), given.get("otherwise")
     if when is None:
         if otherwise is not None:
-            problems.append("otherwise: needs `when: <expression>`")
+            problems.append("otherwise: requires `when: <expression>`")
         return None, None
     try:
-        written_out = str(when).lower() if isinstance(when, bool) else when
-        expression: Expression = fit(written_out, Expression, Sampling())
+        source = str(when).lower() if isinstance(when, bool) else when
+        expression: Expression = convert(source, Expression, Sampling())
     except ValueError as error:
         problems.append(f"when: {error}")
         return None, None
-    own = written(name, stage)
+    own = output_columns(name, stage)
     others = [column for column in kinds if column not in own]
     if not open_ended:
         problems += [f"when: {problem}" for problem in expression.problems(others)]
     if otherwise is not None:
         anything = Parameter("otherwise", typing.Any, None)
         column = _column(anything, otherwise, kinds, own, open_ended, problems)
-        if isinstance(column, str) and column in kinds and not _fits(kinds[column], stage.kinds[0]):
-            held, wanted = KIND_NAMES[kinds[column]], KIND_NAMES[stage.kinds[0]]
-            problems.append(f"otherwise: {column!r} holds {held}, and the step writes {wanted}")
+        if isinstance(column, str) and column in kinds and not _is_compatible(kinds[column], stage.kinds[0]):
+            actual, expected = KIND_NAMES[kinds[column]], KIND_NAMES[stage.kinds[0]]
+            problems.append(f"otherwise: {column!r} is {actual}, but the step writes {expected}")
     return expression, otherwise
 
 
-def _shown(name: str, given: Any, problems: list[str]) -> tuple[str, ...]:
-    """The pictures that a picture parameter takes."""
+def _check_image(name: str, given: Any, problems: list[str]) -> None:
     if given not in (None, "image"):
-        problems.append(f"{name}: there is no picture {given!r}: leave it out, or write `{name}: image`")
-    return ("image",)
+        problems.append(f"{name}: expected `image`, the row's image, got {given!r}")
 
 
 def _column(
@@ -285,25 +289,25 @@ def _column(
     open_ended: bool,
     problems: list[str],
 ) -> str | Mapping[str, str] | None:
-    """What a column parameter reads; None for an optional one left out.
+    """The column that a parameter reads, or its mapping of names to columns; None if optional and left out.
 
-    `own` are the step's columns, which it can't read.
+    `own` are the columns that the step itself writes and therefore can't read.
     """
     name, kind = parameter.name, parameter.kind
-    fitting = [column for column in kinds if _fits(kinds[column], kind) and column not in own]
+    fitting = [column for column in kinds if _is_compatible(kinds[column], kind) and column not in own]
     mapped = kind in ("columns", "items")
     if mapped and isinstance(given, str | list):
-        # Columns by their own names: one, or a list.
+        # A column or a list of columns: each goes by its own name.
         given = {each: each for each in ([given] if isinstance(given, str) else given)} or None
     if given is None:
         if parameter.required:
             example = "{<variable>: <column>}" if mapped else "<column>"
-            problems.append(f"reads {name!r}: write `{name}: {example}`{did_you_mean(name, fitting)}")
+            problems.append(f"missing {name!r}: add `{name}: {example}`{did_you_mean(name, fitting)}")
         return None
     if mapped:
         if not isinstance(given, Mapping) or not given:
             problems.append(
-                f"{name}: {given!r} is no mapping: write `{name}: {{<name>: <column>}}`, or a list of columns"
+                f"{name}: expected a mapping of names to columns or a list of columns, got {given!r}"
             )
             return None
         wanted = {f"{name}.{variable}": column for variable, column in given.items()}
@@ -311,22 +315,22 @@ def _column(
         wanted = {name: given}
     for place, column in wanted.items():
         if not isinstance(column, str):
-            problems.append(f"{place}: {column!r} is no column's name (a stage's columns stand before `*`)")
+            problems.append(f"{place}: expected the name of a column, got {column!r}")
         elif column not in kinds:
             if not open_ended:
                 hint = did_you_mean(column, fitting)
                 problems.append(f"{place}: no step and no data column is named {column!r}{hint}")
-        elif not _fits(kinds[column], kind):
-            problems.append(f"{place}: {column!r} holds {KIND_NAMES[kinds[column]]}, not {KIND_NAMES[kind]}")
+        elif not _is_compatible(kinds[column], kind):
+            problems.append(f"{place}: {column!r} is {KIND_NAMES[kinds[column]]}, not {KIND_NAMES[kind]}")
     return dict(given) if mapped else str(given)
 
 
-def _fits(held: str, wanted: Kind) -> bool:
-    if "regions" in (held, wanted):
-        return held == wanted
-    if wanted == "items":
-        return held in ("texts", "list", "any")
-    return held == wanted or held == "any" or wanted in ("any", "columns")
+def _is_compatible(actual: str, expected: Kind) -> bool:
+    if "regions" in (actual, expected):
+        return actual == expected
+    if expected == "items":
+        return actual in ("texts", "list", "any")
+    return actual == expected or actual == "any" or expected in ("any", "columns")
 
 
 def _check_prompts(
@@ -335,7 +339,7 @@ def _check_prompts(
     settings: Mapping[str, Any],
     problems: list[str],
 ) -> None:
-    """Each prompt against the variables that the stage fills, or that the step's own mapping names."""
+    """Check each prompt against the variables that the stage declares, or else those that the step names."""
     declared: Mapping[str, Sequence[str]] = getattr(stage.unit, "variables", {})
     offered: Sequence[str] = getattr(stage.unit, "offered", ())
     mapped = [name for column in columns.values() if not isinstance(column, str) for name in column]
@@ -344,7 +348,7 @@ def _check_prompts(
         problems += [f"{place}: {each}" for each in condition.problems(mapped)]
     used = {name for condition in conditions.values() for name in condition.variables}
     free = []
-    for place, setting, template in templates(settings):
+    for place, setting, template in prompt_templates(settings):
         valid = declared.get(setting, mapped)
         problems += [f"{place}: {each}" for each in template.problems(valid, offered)]
         if template.variables and setting not in declared:
@@ -356,20 +360,20 @@ def _check_prompts(
 
 
 def _sort(steps: Sequence[Step], problems: list[str]) -> list[Step]:
-    """Each step after those whose columns it reads, else in the order of the YAML."""
+    """Topological order, ties in the order of the YAML."""
     writers = {column: step.name for step in steps for column in step.writes}
     by_name = {step.name: step for step in steps}
     graph = {step.name: [writers[c] for c in step.reads if c in writers] for step in steps}
     sorter, ready, ordered = TopologicalSorter(graph), list[str](), list[Step]()
-    place = {name: at for at, name in enumerate(by_name)}
+    position = {name: index for index, name in enumerate(by_name)}
     try:
         sorter.prepare()
         while sorter.is_active():
-            ready = sorted([*ready, *sorter.get_ready()], key=place.__getitem__, reverse=True)
+            ready = sorted([*ready, *sorter.get_ready()], key=position.__getitem__, reverse=True)
             ordered.append(by_name[ready.pop()])
             sorter.done(ordered[-1].name)
         return ordered
     except CycleError as error:
-        circle = " -> ".join(reversed(error.args[1]))
-        problems.append(f"steps that wait for each other: {circle} (each reads the next one's column)")
+        cycle = " -> ".join(reversed(error.args[1]))
+        problems.append(f"the steps form a cycle: {cycle} (each reads the next one's column)")
         return []

@@ -1,10 +1,9 @@
-"""Replies kept between runs: same model, same request, same reply, no work.
+"""Reply cache on disk: the same request to the same model is answered without work, also in later runs.
 
-One SQLite file for each host in write-ahead mode, which several runs on one host can share. Hosts that
-share the folder never open each other's files: write-ahead mode needs shared memory, and locks of
-network disks are not to be trusted. Each reply is kept with a digest of itself, so a damaged one is
-computed again. A reply counts as answered once it is in the file: a run that is killed has lost those
-in flight and no other.
+One SQLite file per host in write-ahead mode, which the runs on one host share. Hosts that share the folder
+never open each other's files: write-ahead mode needs shared memory, and file locks of network disks are not
+reliable. Each reply is stored with a checksum, so a damaged one is computed again. A reply is returned only
+once it is in the file: a killed run loses the requests in flight and no others.
 
     scalecap cache [DIR] [--clear]
 
@@ -30,24 +29,24 @@ from scalecap.engines.base import Chosen, Generated, Reply, Request, Scored, Tok
 
 _log = logging.getLogger(__name__)
 _FORMAT = 3
-"""Part of every key: raise it when the meaning of a key or a value changes."""
+"""Part of every key; to be increased when the meaning of a key or value changes."""
 _BATCH = 4096
-_DIGEST = 16
-"""Hex digits before each reply that tell whether it is whole."""
-_HANGS = 5.0
-"""Seconds that a read has to end when the cache is closed."""
-_PAUSE = 0.005
-"""Seconds between two commits: what is answered meanwhile is written in one."""
+_CHECKSUM_DIGITS = 16
+"""Hex digits of the checksum before each reply."""
+_CLOSE_TIMEOUT = 5.0
+"""Seconds to wait for the last read when the cache is closed."""
+_COMMIT_INTERVAL = 0.005
+"""Seconds between two commits; replies that arrive meanwhile are written in one."""
 
 
 class CacheError(Exception):
-    """The cache can't be opened; the message names the file and the mend."""
+    """The cache can't be opened; the message names the file and the fix."""
 
 
 def key(identity: str, request: Request) -> str:
-    """Hex digest of all that determines the reply: the engine's identity and the whole request.
+    """Hex digest of everything that determines the reply: the engine's identity and the whole request.
 
-    Every field of a request that is not None counts; the image counts by its hash.
+    All fields of the request that are not None are part of it, the image by its hash.
     """
     prompt = request.prompt
     given = {field.name: getattr(request, field.name) for field in fields(request)}
@@ -75,7 +74,7 @@ class _Read(NamedTuple):
 
 
 class Cache:
-    """A folder's replies. One thread reads and one writes, since the disk may be slow: many in one go."""
+    """The replies in a folder. The disk may be slow, so one thread reads and one writes, both in batches."""
 
     def __init__(self, folder: Path) -> None:
         """Raises CacheError when the folder or file can't be opened."""
@@ -88,7 +87,7 @@ class Cache:
             self._reader.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT)")
         except (OSError, sqlite3.Error) as error:
             raise CacheError(
-                f"the cache of replies {self._path} can't be opened ({error}): delete it, choose another"
+                f"can't open the reply cache {self._path} ({error}): delete it, choose another"
                 " folder with cache.dir=…, or run with cache=off"
             ) from error
         self._to_read: SimpleQueue[_Read | None] = SimpleQueue()
@@ -107,17 +106,17 @@ class Cache:
         return connection
 
     def count(self) -> int:
-        """Replies in the file."""
+        """Number of replies in this host's file."""
         (count,) = self._reader.execute("SELECT count(*) FROM replies").fetchone()
         return int(count)
 
     def size(self) -> str:
-        """The space that each host's file takes, a line each; of this host's, also how many replies."""
+        """The size of each host's file, one line each, this host's with its number of replies."""
         own = f"{self.count():,} replies, {_space(self._path)}, this host's"
         return "\n".join([own, *map(_space, self._others())])
 
     def clear(self) -> None:
-        """Forget the replies of all hosts and give their space back; runs under way go on."""
+        """Delete the replies of all hosts and free their space; running runs continue."""
         self._reader.execute("DELETE FROM replies")
         self._reader.execute("VACUUM")
         self._reader.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -126,11 +125,11 @@ class Cache:
                 part.unlink(missing_ok=True)
 
     def _others(self) -> list[Path]:
-        """Files of other hosts, and of versions that had one for all."""
+        """Files of other hosts, and of versions with one file for all."""
         return sorted(path for path in self._path.parent.glob("replies*.sqlite") if path != self._path)
 
     async def get(self, key: str) -> Reply | None:
-        """The reply kept under `key`, or None."""
+        """The reply stored under `key`, or None."""
         done: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
         self._to_read.put(_Read(key, done))
         return await done
@@ -139,15 +138,14 @@ class Cache:
         try:
             row = self._reader.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
-            self._warn("some replies can't be read from %s and are computed again: %s", error)
+            self._warn("can't read some replies from %s, they are computed again: %s", error)
             return None
         return _decode(key, row[0]) if row else None
 
     async def put(self, key: str, reply: Reply) -> None:
-        """Keep a reply, and wait until it is in the file. One that can't be written is warned about, not
-        raised: the run needs it no less.
+        """Store a reply, and wait until it is in the file. A failure is logged, not raised.
 
-        An empty reply is not kept, nor one that the context cut: its room is not in the key.
+        Empty replies are not stored, nor those cut off by the context length, which is not part of the key.
         """
         if isinstance(reply, Generated) and (reply.finish == "context" or not reply.text.strip()):
             return
@@ -156,14 +154,14 @@ class Cache:
         await done
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Write the pending replies and close the file."""
         self._to_read.put(None)
         self._to_write.put(None)
         self._writing.join()
-        self._reading.join(_HANGS)
+        self._reading.join(_CLOSE_TIMEOUT)
         self._writes.close()
         if self._lost:
-            _log.warning("%d replies could not be kept in %s", self._lost, self._path)
+            _log.warning("%d replies could not be written to %s", self._lost, self._path)
 
     def _read(self) -> None:
         last = False
@@ -176,11 +174,11 @@ class Cache:
         last = False
         while not last:
             writes, last = _waiting(self._to_write)
-            # A damaged page refuses what belongs on it; the others of the batch need not pay.
+            # A damaged page fails the whole batch: write one by one what does not belong on it.
             if writes and not self._commit(writes):
                 self._lost += sum(not self._commit([each]) for each in writes)
             _settle([(each.done, None) for each in writes])
-            time.sleep(_PAUSE)
+            time.sleep(_COMMIT_INTERVAL)
 
     def _commit(self, writes: Sequence[_Write]) -> bool:
         try:
@@ -192,19 +190,19 @@ class Cache:
         except sqlite3.Error as error:
             if self._writes.in_transaction:
                 self._writes.execute("ROLLBACK")
-            self._warn("replies can't be kept in %s, so another run will compute them again: %s", error)
+            self._warn("replies can't be written to %s, so other runs will compute them again: %s", error)
             return False
         return True
 
     def _warn(self, message: str, error: sqlite3.Error) -> None:
-        """Once each: a full disk would say it at every reply."""
+        """Log each message once, not at every reply."""
         if message not in self._warned:
             self._warned.add(message)
             _log.warning(message, self._path, error)
 
 
 def _parts(path: Path) -> Iterator[Path]:
-    """A file of SQLite's and those beside it."""
+    """A SQLite file and its -wal and -shm files."""
     for suffix in ("", "-wal", "-shm"):
         yield path.with_name(path.name + suffix)
 
@@ -215,7 +213,7 @@ def _space(path: Path) -> str:
 
 
 def _waiting(queue: "SimpleQueue[T | None]") -> tuple[list[T], bool]:
-    """What waits in the queue, at least one; whether None, the end, was among it."""
+    """A batch from the queue, at least one item; whether it contained None, the end."""
     batch = [queue.get()]
     while len(batch) < _BATCH and not queue.empty():
         batch.append(queue.get())
@@ -223,11 +221,11 @@ def _waiting(queue: "SimpleQueue[T | None]") -> tuple[list[T], bool]:
 
 
 def _settle(results: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
-    """Gives each future its result, on its own loop: one call for all of a loop."""
+    """Set the result of each future on its own event loop, one call per loop."""
 
     def settle(own: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
         for done, result in own:
-            if not done.done():  # whoever waited may have been cancelled
+            if not done.done():  # the waiter may have been cancelled
                 done.set_result(result)
 
     for loop in {done.get_loop() for done, _ in results}:
@@ -241,13 +239,13 @@ def _encode(key: str, reply: Reply) -> str:
 
 
 def _digest(key: str, text: str) -> str:
-    return hashlib.sha256(f"{key} {text}".encode()).hexdigest()[:_DIGEST]
+    return hashlib.sha256(f"{key} {text}".encode()).hexdigest()[:_CHECKSUM_DIGITS]
 
 
-def _decode(key: str, kept: str) -> Reply | None:
-    """The reply, or None when it is damaged or foreign (it is computed again)."""
+def _decode(key: str, stored: str) -> Reply | None:
+    """The reply, or None if it is damaged or in another format (it is computed again)."""
     try:
-        digest, text = kept[:_DIGEST], kept[_DIGEST:]
+        digest, text = stored[:_CHECKSUM_DIGITS], stored[_CHECKSUM_DIGITS:]
         if digest != _digest(key, text):
             return None
         values: dict[str, Any] = json.loads(text)

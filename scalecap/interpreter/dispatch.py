@@ -1,4 +1,4 @@
-"""Request dispatcher: seeds, caching, de-duplication of requests in flight, retries and token counts."""
+"""Request dispatcher: seeds, caching, de-duplication of requests in flight, retries, token counts."""
 
 import asyncio
 import hashlib
@@ -28,22 +28,21 @@ from scalecap.interpreter.cache import Cache, key
 from scalecap.text.refusals import refuses
 
 Flag = Callable[[str], None]
-CHOICES = 50
-"""Choices of one step after which the share of unanswered ones says something."""
-
-REPEATS = 50
-"""Requests about pictures shown before, after which the share of cached tokens says something."""
-LITTLE = 0.05
-"""Cached share below which the prefix cache is of no use."""
-SHARED = 1 / 2
-"""Of a KV cache: for the tokens of pictures in flight. The rest is for what follows them in requests side by
-side, and the blocks that these begin."""
-_SHOWN = 4096
-"""Pictures remembered as shown to an engine."""
+MIN_CHOICES = 50
+"""Choices of a step before its share of unanswered ones is judged."""
+MIN_REPEATS = 50
+"""Requests about images shown before, until the share of cached tokens is judged."""
+MIN_CACHED_SHARE = 0.05
+"""Share of cached tokens below which the prefix cache is useless."""
+KV_SHARE_OF_IMAGES = 1 / 2
+"""Share of a KV cache for the tokens of images in flight. The rest is for what follows them in concurrent
+requests, and for partly filled blocks."""
+_REMEMBERED_IMAGES = 4096
+"""Images remembered as shown to an engine, least recently used ones dropped."""
 
 
 class RowUsage(NamedTuple):
-    """What one row took, as if no reply had come from the cache."""
+    """Requests and tokens of one row, counted as if no reply had come from the cache."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -55,44 +54,45 @@ NOTHING_USED = RowUsage()
 
 @dataclass
 class StepUsage:
-    """Requests, cache hits and tokens of one step, or of all."""
+    """Requests, cache hits and tokens of one step, or of all steps."""
 
     requests: int = 0
     reused: int = 0
-    """Of the requests: answered from the cache, or by an equal one in flight."""
+    """Requests answered from the cache or by an equal request in flight."""
     prompt_tokens: int = 0
-    """Of the requests that an engine answered, as are all tokens."""
+    """Prompt tokens of requests that an engine answered, like all token counts below."""
     cached_tokens: int = 0
-    """Of the prompt tokens: not computed again, since the engine's prefix cache had them."""
+    """Prompt tokens that the engine's prefix cache had."""
     reported_tokens: int = 0
-    """Of the prompt tokens: those of replies that tell how many were cached."""
+    """Prompt tokens of replies that report how many were cached."""
     repeats: int = 0
-    """Of the requests that an engine answered, and told that of: about a picture that it was shown before."""
+    """Requests with such a report about an image that the engine had been shown before."""
     repeat_tokens: int = 0
-    """Prompt tokens of these."""
+    """Prompt tokens of the repeats."""
     repeat_cached_tokens: int = 0
-    """Of these tokens: not computed again."""
+    """Prompt tokens of the repeats that the prefix cache had."""
     generated_tokens: int = 0
     reasoning_tokens: int = 0
-    """Of the generated tokens: before the answers."""
+    """Generated tokens of reasoning, before the answers."""
     choices: int = 0
-    """Of the requests: choices among options; those that were none of them are marked unanswered."""
+    """Requests to choose among options; those whose reply is none of them have the flag unanswered."""
     retried: int = 0
-    """Asked a second time because the first reply was truncated, looping or could not be parsed."""
+    """Replies drawn a second time because the first was truncated, looping or could not be parsed."""
     reused_prompt_tokens: int = 0
-    """Of the requests that were reused: what they would have cost."""
+    """Prompt tokens that the reused requests would have cost."""
     reused_generated_tokens: int = 0
+    """Generated tokens that the reused requests would have cost."""
     marks: Counter[str] = field(default_factory=Counter)
     """How often each flag was set: truncated, looping, shortened, fallback …"""
 
     @property
-    def unreadable(self) -> bool:
-        """Whether most choices were unanswered, of at least 50."""
-        return self.choices >= CHOICES and 2 * self.marks["unanswered"] > self.choices
+    def mostly_unanswered(self) -> bool:
+        """Whether more than half of at least `MIN_CHOICES` choices were unanswered."""
+        return self.choices >= MIN_CHOICES and 2 * self.marks["unanswered"] > self.choices
 
     @property
     def cached_share(self) -> float | None:
-        """Share of the prompt tokens that the prefix cache had; None where no engine told."""
+        """Share of the prompt tokens that the prefix cache had; None if no engine reports it."""
         return self.cached_tokens / self.reported_tokens if self.reported_tokens else None
 
     def __add__(self, other: "StepUsage") -> "StepUsage":
@@ -110,22 +110,26 @@ class RunUsage:
         return sum(self.steps.values(), StepUsage())
 
     @property
-    def reuses_nothing(self) -> bool:
-        """Whether pictures' tokens are hardly reused: below 5 %, in 50 requests about one shown before."""
+    def prefix_cache_is_useless(self) -> bool:
+        """Whether `MIN_REPEATS` requests about images shown before reused less than `MIN_CACHED_SHARE`."""
         total = self.total
-        return total.repeats >= REPEATS and total.repeat_cached_tokens < LITTLE * total.repeat_tokens
+        few = total.repeat_cached_tokens < MIN_CACHED_SHARE * total.repeat_tokens
+        return total.repeats >= MIN_REPEATS and few
 
     @property
-    def unreadable(self) -> str | None:
-        """The first step of whose choices most were unanswered, after 50 of them; None when there is none."""
-        return next((name for name, count in self.steps.items() if count.unreadable), None)
+    def unanswered_step(self) -> str | None:
+        """The first step whose choices are mostly unanswered; None if there is none."""
+        return next((name for name, usage in self.steps.items() if usage.mostly_unanswered), None)
 
 
 class Dispatcher:
-    """Sends requests to the engine of a role (one engine may have several), through the reply cache.
+    """Sends requests to the engine of a role, through the reply cache. Roles may share an engine.
 
     Args:
-        min_mass: a choice whose options have less probability together is unanswered.
+        sampling: default of free-text requests.
+        seed: the run's.
+        usage: is updated with every request.
+        min_mass: a choice is unanswered if its options have less probability together.
     """
 
     def __init__(
@@ -134,51 +138,51 @@ class Dispatcher:
         cache: Cache | None,
         sampling: Sampling,
         seed: int,
-        counts: RunUsage,
+        usage: RunUsage,
         min_mass: float,
     ) -> None:
         self.engines = engines
         self.cache = cache
         self.sampling = sampling
         self.seed = seed
-        self.counts = counts
+        self.usage = usage
         self.min_mass = min_mass
         self._in_flight: dict[str, asyncio.Task[Reply]] = {}
         self._shown: OrderedDict[tuple[str, str], None] = OrderedDict()
-        """Engine and picture of requests that were answered, the latest last."""
+        """Engine identity and image hash of answered requests, the latest last."""
         self._longest: dict[str, int] = {}
-        """By engine: tokens of the longest prompt with a picture, 0 as long as there was none."""
-        self.without_picture = 0
-        """Rows in flight whose remaining steps show no picture."""
+        """Engine identity to the tokens of its longest prompt with an image, 0 while there was none."""
+        self.rows_without_images = 0
+        """Rows in flight whose remaining requests show no image."""
         self.capacity_changed = asyncio.Event()
-        """Set when `rows()` may have changed."""
+        """Set when `max_rows()` may have changed."""
 
-    def rows(self) -> int:
-        """Rows to have in flight: they keep the engines busy, and their pictures stay in the KV caches.
+    def max_rows(self) -> int:
+        """Rows to have in flight, so that the engines are busy and the images stay in the KV caches.
 
-        Over its whole time a row has about two requests in flight. What a picture's requests share is no
-        longer than the longest prompt with a picture so far; four pictures find out how long prompts are.
-        A row whose remaining steps show no picture takes no room from the others.
+        A row has about two requests in flight on average. The prefix that an image's requests share is at
+        most as long as the longest prompt with an image so far; the first four images find out how long
+        that is. A row whose remaining requests show no image takes no room in the KV cache.
         """
         engines = self.engines.values()
         busy = max(4, max((engine.concurrency for engine in engines), default=0) // 2)
         sized = {engine.identity: engine.kv_tokens for engine in engines if engine.kv_tokens}
         longest = {name: tokens for name, tokens in self._longest.items() if tokens and name in sized}
-        fit = [int(SHARED * sized[name]) // tokens for name, tokens in longest.items()]
+        fitting = [int(KV_SHARE_OF_IMAGES * sized[name]) // tokens for name, tokens in longest.items()]
         if sized and not self._longest:
-            fit = [4]
-        pictures = max(1, min([busy, *fit]))
-        return min(busy, pictures + self.without_picture)
+            fitting = [4]
+        with_images = max(1, min([busy, *fitting]))
+        return min(busy, with_images + self.rows_without_images)
 
     @contextmanager
-    def showing_no_picture(self) -> Iterator[None]:
-        """The rest of a row whose remaining steps show no picture: another row's may have its place."""
-        self.without_picture += 1
+    def without_images(self) -> Iterator[None]:
+        """Wraps the rest of a row whose remaining requests show no image: another row may take its place."""
+        self.rows_without_images += 1
         self.capacity_changed.set()
         try:
             yield
         finally:
-            self.without_picture -= 1
+            self.rows_without_images -= 1
 
     def client(
         self, step: str, flag: Flag, row: StepUsage | None = None, allowance: Allowance | None = None
@@ -195,11 +199,11 @@ class Dispatcher:
         return reply
 
     async def _send(self, engine: Engine, request: Request, step: str) -> Reply:
-        self.counts.steps[step].requests += 1
+        self.usage.steps[step].requests += 1
         name = key(engine.identity, request)
         task = self._in_flight.get(name)
         if task is not None:
-            # One that gives up must not take the reply from the others who wait for it.
+            # A waiter that is cancelled must not cancel the request for the others.
             return self._reuse(step, await asyncio.shield(task))
         task = asyncio.create_task(self._answer(engine, name, request, step))
         self._in_flight[name] = task
@@ -207,17 +211,17 @@ class Dispatcher:
         return await asyncio.shield(task)
 
     def _reuse(self, step: str, reply: Reply) -> Reply:
-        """Count a reply that was not computed for the request that it answers."""
-        count = self.counts.steps[step]
+        """Count a reply that was not computed for this request."""
+        count = self.usage.steps[step]
         count.reused += 1
         count.reused_prompt_tokens += reply.usage.prompt_tokens
         count.reused_generated_tokens += reply.usage.generated_tokens
         return reply
 
     async def _answer(self, engine: Engine, name: str, request: Request, step: str) -> Reply:
-        """The reply that the cache has, or the engine's."""
-        if self.cache and (kept := await self.cache.get(name)):
-            return self._reuse(step, kept)
+        """The cached reply, or else the engine's."""
+        if self.cache and (cached := await self.cache.get(name)):
+            return self._reuse(step, cached)
         return await self._compute(engine, name, request, step)
 
     async def _compute(self, engine: Engine, name: str, request: Request, step: str) -> Reply:
@@ -235,7 +239,7 @@ class Dispatcher:
         if tokens > self._longest.get(engine.identity, -1):
             self._longest[engine.identity] = tokens
             self.capacity_changed.set()
-        count = self.counts.steps[step]  # not before: an actor hands its counts over in between
+        count = self.usage.steps[step]  # read only now: a Ray actor replaces its usage in between
         count.prompt_tokens += reply.usage.prompt_tokens
         if (cached := reply.usage.cached_tokens) is not None:
             count.cached_tokens += cached
@@ -247,7 +251,7 @@ class Dispatcher:
         if image:
             self._shown[engine.identity, image.hash] = None
             self._shown.move_to_end((engine.identity, image.hash))
-            if len(self._shown) > _SHOWN:
+            if len(self._shown) > _REMEMBERED_IMAGES:
                 self._shown.popitem(last=False)
         count.generated_tokens += reply.usage.generated_tokens
         count.reasoning_tokens += reply.usage.reasoning_tokens
@@ -256,7 +260,7 @@ class Dispatcher:
         return reply
 
     async def cancel_pending(self) -> None:
-        """Cancel what is still in flight, at the end of a run that stops early."""
+        """Cancel the requests in flight, at the end of a run that stops early."""
         tasks = list(self._in_flight.values())
         for task in tasks:
             task.cancel()
@@ -264,7 +268,7 @@ class Dispatcher:
 
 
 class StepClient:
-    """`scalecap.stages.ModelClient` for one step of one row."""
+    """Implements `scalecap.stages.ModelClient` for one step of one row."""
 
     def __init__(
         self, dispatcher: Dispatcher, step: str, flag: Flag, row: StepUsage, allowance: Allowance
@@ -273,7 +277,7 @@ class StepClient:
         self._allowance = allowance
 
     def allowed(self, costs: Sequence[int]) -> int:
-        """How many of these items the step may ask about; see `scalecap.stages.ModelClient`."""
+        """See `scalecap.stages.ModelClient`."""
         granted = self._allowance.grant(costs)
         if granted < len(costs):
             self.mark("unasked")
@@ -296,42 +300,44 @@ class StepClient:
         fault: Callable[[str], str | None] = lambda text: None,
         retry: str | None = None,
     ) -> Generated:
-        """Free text. A faulty reply to a random draw is drawn once more; `retry` is asked for one that is a
-        refusal or empty; the better stays."""
-        drawn = sampling or self._dispatcher.sampling
+        """Free text, see `scalecap.stages.ModelClient`.
+
+        A sampled reply that is faulty is drawn once more, and `retry` is sent when the reply is a refusal or
+        empty; the better reply of two is returned.
+        """
+        params = sampling or self._dispatcher.sampling
 
         async def draw(prompt: Prompt, attempt: int) -> Generated:
-            # A greedy reply has no seed, so that another run's seed, or another step, finds it in the cache.
-            own = drawn.temperature > 0
-            chance = (
-                seed(self._dispatcher.seed, self._step, prompt, sample=sample, attempt=attempt) if own else 0
-            )
-            request = Generate(prompt, drawn, chance, schema)
+            # Greedy requests have no seed: their replies in the cache serve other seeds and steps.
+            own_seed = 0
+            if params.temperature > 0:
+                own_seed = seed(self._dispatcher.seed, self._step, prompt, sample=sample, attempt=attempt)
+            request = Generate(prompt, params, own_seed, schema)
             return cast(Generated, await self._send(model, request))
 
         def faults(reply: Generated) -> list[str]:
-            """What is wrong with the reply, from its text's own fault to how it ended."""
+            """Flags of a faulty reply."""
             return [name for name in (fault(reply.text), find_fault(reply)) if name]
 
         def rank(reply: Generated) -> tuple[bool, bool, int]:
-            wrong = find_silence(reply) is not None, fault(reply.text) is not None
-            return *wrong, _FAULTS.index(find_fault(reply))
+            failed = find_non_answer(reply) is not None, fault(reply.text) is not None
+            return *failed, _FAULTS.index(find_fault(reply))
 
         async def best(prompt: Prompt) -> Generated:
             reply = await draw(prompt, 0)
             if whole and reply.finish == "context":
                 usage = reply.usage
                 raise PromptTooLong(usage.prompt_tokens, usage.prompt_tokens + usage.generated_tokens)
-            if faults(reply) and drawn.temperature > 0:
-                self._dispatcher.counts.steps[self._step].retried += 1
+            if faults(reply) and params.temperature > 0:
+                self._dispatcher.usage.steps[self._step].retried += 1
                 reply = min(reply, await draw(prompt, 1), key=rank)
             return reply
 
         reply = await best(Prompt(text, image))
-        if retry is not None and find_silence(reply):
+        if retry is not None and find_non_answer(reply):
             self.mark("reprompted")
             reply = min(reply, await best(Prompt(retry, image)), key=rank)
-        for name in (*faults(reply), find_silence(reply)):
+        for name in (*faults(reply), find_non_answer(reply)):
             if name:
                 self.mark(name)
         if reply.reasoning:
@@ -346,11 +352,11 @@ class StepClient:
         image: Image | None = None,
         model: str = "vlm",
     ) -> Chosen:
-        """Probabilities of the options, all 0 when the reply is none of them, which is marked."""
+        """Probabilities of the options; all 0, with the flag unanswered, if the reply is none of them."""
         request = Choose(Prompt(text, image), tuple(options))
         chosen = cast(Chosen, await self._send(model, request))
-        self._dispatcher.counts.steps[self._step].choices += 1
-        if chosen.mass < self._dispatcher.min_mass:  # never where it is not known (nan)
+        self._dispatcher.usage.steps[self._step].choices += 1
+        if chosen.mass < self._dispatcher.min_mass:  # never if it is unknown (nan)
             chosen = replace(chosen, probabilities=(0.0,) * len(options))
         if not chosen.answered:
             self.mark("unanswered")
@@ -363,32 +369,32 @@ class StepClient:
         return cast(Scored, await self._send(model, request))
 
     def mark(self, flag: str) -> None:
-        self._dispatcher.counts.steps[self._step].marks[flag] += 1
+        self._dispatcher.usage.steps[self._step].marks[flag] += 1
         self._flag(flag)
 
 
 _FAULTS = (None, "truncated", "looping")
-"""From good to bad."""
+"""From best to worst."""
 
 
 def find_fault(reply: Generated) -> str | None:
-    """What is wrong with the reply: "looping", "truncated" or nothing."""
-    if loops(reply.text):
+    """The flag of a faulty reply, "looping" or "truncated"; None if it is fine."""
+    if is_looping(reply.text):
         return "looping"
     return None if reply.finish == "stop" else "truncated"
 
 
-def find_silence(reply: Generated) -> str | None:
-    """Why the reply says nothing: "empty", "refused" or it does."""
+def find_non_answer(reply: Generated) -> str | None:
+    """The flag of a reply without an answer, "empty" or "refused"; None if it has one."""
     if not reply.text.strip():
         return "empty"
     return "refused" if refuses(reply.text) else None
 
 
-def loops(text: str, *, times: int = 4, characters: int = 100) -> bool:
-    """Whether the text ends in one chunk said at least `times` times, over at least `characters`.
+def is_looping(text: str, *, times: int = 4, characters: int = 100) -> bool:
+    """Whether the text ends in a chunk repeated at least `times` times, over at least `characters`.
 
-    The last repetition may be cut anywhere. Only the last 4000 characters are looked at.
+    The last repetition may be cut anywhere. Only the last 4000 characters are examined.
     """
     tail = text.rstrip()[-4000:]
     for period in range(1, len(tail) // times + 1):
@@ -401,14 +407,14 @@ def loops(text: str, *, times: int = 4, characters: int = 100) -> bool:
 
 
 def seed(run: int, step: str, prompt: Prompt, *, sample: int = 0, attempt: int = 0) -> int:
-    """A request's seed, 0 to 2³¹ − 1, from the run's seed, the step's name and content: never from timing.
+    """A request's seed, 0 to 2³¹ − 1, from the run's seed, the step's name and content, never from timing.
 
-    The row stands in it by its picture and by what the prompt says of it, not by its place in the data. So
-    a sweep's jobs, and later runs, find the reply of a step of the same name in the cache.
+    A row enters by its image and prompt, not by its position in the data, so that later runs and the jobs of
+    a sweep find the reply of a step of the same name in the cache.
 
     Args:
-        sample: which of several draws of one prompt.
-        attempt: 1 when a faulty reply is drawn once more.
+        sample: index among several draws of one prompt.
+        attempt: 1 if a faulty reply is drawn once more.
     """
     image = prompt.image.hash if prompt.image else ""
     content = f"{run}\0{step}\0{sample}\0{attempt}\0{image}\0{prompt.text}"

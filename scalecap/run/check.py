@@ -34,7 +34,7 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
     )
     if not pipeline.steps:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
-    if missing := pipeline.missing():
+    if missing := pipeline.missing_requirements():
         raise PipelineError(missing)
     _check_write(settings, source, pipeline)
     _check_objective(settings, pipeline)

@@ -23,7 +23,7 @@ from scalecap.engines import Engines
 from scalecap.engines.base import EngineDead, EngineError
 from scalecap.interpreter.cache import Cache
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
-from scalecap.interpreter.pipeline import Finished, Pipeline, picture_pool
+from scalecap.interpreter.pipeline import Finished, Pipeline, image_pool
 from scalecap.rows import Row
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Actor:
             budget=settings.pipeline.budget,
         )
         self._cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
-        self._pictures = picture_pool()
+        self._pictures = image_pool()
         self._opening: asyncio.Task[None] | None = None
 
     async def open(self) -> tuple[dict[str, str], int]:
@@ -61,11 +61,11 @@ class Actor:
         await self._opening
         return {
             role: engine.identity for role, engine in self._dispatcher.engines.items()
-        }, self._dispatcher.rows()
+        }, self._dispatcher.max_rows()
 
     async def _open(self) -> None:
         settings = self._settings
-        if missing := self._pipeline.missing():
+        if missing := self._pipeline.missing_requirements():
             raise EngineError(f"on {socket.gethostname()}: {'; '.join(missing)}")
         roles = settings.by_role(self._pipeline.roles)
         engines = await Engines().by_role(roles)
@@ -76,12 +76,12 @@ class Actor:
     async def take(self, row: Row) -> tuple[Finished, RunUsage, int]:
         """Captions one row. Returns it, the usage since the last call, and the rows to have in flight."""
         await self.open()
-        finished = await self._pipeline.take(row, self._dispatcher, self._pictures)
-        usage, self._dispatcher.counts = self._dispatcher.counts, RunUsage()
+        finished = await self._pipeline.run_row(row, self._dispatcher, self._pictures)
+        usage, self._dispatcher.usage = self._dispatcher.usage, RunUsage()
         # The driver has the row; its image is not sent back.
         stub = Row(row.index, {}, _no_image)
         written = {name: value for name, value in finished.columns.items() if name in self._pipeline.writers}
-        return replace(finished, row=stub, columns=written), usage, self._dispatcher.rows()
+        return replace(finished, row=stub, columns=written), usage, self._dispatcher.max_rows()
 
 
 def _no_image() -> Any:

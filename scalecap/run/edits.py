@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.data import DataError, FinishedParts, Source
-from scalecap.interpreter.step import KIND_NAMES, Step, holds
+from scalecap.interpreter.step import KIND_NAMES, Step, is_of_kind
 from scalecap.rows import Row
 from scalecap.text.suggestions import did_you_mean
 
@@ -63,7 +63,7 @@ def _read(line: str, where: str, kinds: Mapping[str, str]) -> tuple[str, dict[st
             raise DataError(
                 f"{where}: no step writes a column {column!r} that can be edited{did_you_mean(column, kinds)}"
             )
-        if value is not None and not holds(kinds[column], value):
+        if value is not None and not is_of_kind(kinds[column], value):
             raise DataError(f"{where}: {column}: expected {KIND_NAMES[kinds[column]]}, got {value!r:.80}")
     return row, record
 

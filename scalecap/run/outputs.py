@@ -44,7 +44,7 @@ def write(
     overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
     conditions = {step.name: step.when.source for step in pipeline.steps if step.when}
     choices = {
-        s.name: (s.settings["where"].source, s.chosen) for s in pipeline.steps if s.settings.get("where")
+        s.name: (s.settings["where"].source, s.selected) for s in pipeline.steps if s.settings.get("where")
     }
     summary.add_rows(rows, checks, metric_steps(pipeline), overall, conditions, choices)
 

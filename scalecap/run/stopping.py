@@ -11,7 +11,7 @@ from typing import NamedTuple
 from scalecap.config.settings import Settings
 from scalecap.engines.loop import LoopThread
 from scalecap.engines.settings import RoleSettings
-from scalecap.interpreter.dispatch import CHOICES, RunUsage
+from scalecap.interpreter.dispatch import MIN_CHOICES, RunUsage
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.run import advice
 from scalecap.run.costs import limit_reached, token_cost
@@ -68,10 +68,10 @@ class StopRules:
             )
             fix = "fix the errors above and run the same command, which retries failed rows"
             return Stop(reason, f"{fix}; or ignore failures", {"max_failures": "null"})
-        if settings.min_mass and (step := self._usage.unreadable):
+        if settings.min_mass and (step := self._usage.unanswered_step):
             count = self._usage.steps[step]
             reason = advice.unanswered_checks(step, self._roles_by_step[step], count, settings.min_mass)
-            again = f"the same command would send {CHOICES} more checks and stop again"
+            again = f"the same command would send {MIN_CHOICES} more checks and stop again"
             return Stop(reason, f"change a setting as said above; {again}")
         reason = limit_reached(settings, self._usage, self.cost)
         return Stop(reason) if reason else None

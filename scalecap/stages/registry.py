@@ -162,11 +162,11 @@ class Stage:
     requires: Mapping[str, str] = field(default_factory=dict)
     """Top-level modules that it imports, each with what `pip install` brings it."""
 
-    def given(self, step: Mapping[str, Any]) -> "Stage":
-        """The stage as the YAML of one step makes it: what it writes may depend on its settings.
+    def for_step(self, step: Mapping[str, Any]) -> "Stage":
+        """The stage for the YAML of one step: its columns may depend on its settings.
 
         Raises:
-            ValueError: what the step says does not go together.
+            ValueError: the settings contradict each other.
         """
         shape: Callable[[Stage, Mapping[str, Any]], Stage] | None = getattr(self.unit, "shape", None)
         return shape(self, step) if shape else self

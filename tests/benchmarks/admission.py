@@ -87,7 +87,7 @@ async def ours(engine: Simulated, settings: Settings, images: int) -> list[Reque
         patch.object(engine, "choose", recording(engine.choose)),
         patch("scalecap.interpreter.pipeline.DaemonPool", Inline),
     ):
-        await pipeline.run(rows(images), dispatcher, in_flight=dispatcher.rows, on_row=done.append)
+        await pipeline.run(rows(images), dispatcher, in_flight=dispatcher.max_rows, on_row=done.append)
     assert len(done) == images
     assert not any(each.error for each in done), done[0].error
     return requests
@@ -103,7 +103,7 @@ def measure(
 ) -> dict[str, Simulated]:
     """The engine after each way."""
     changes = {
-        "to the end": patch("scalecap.interpreter.step.Step.shows_picture", property(lambda step: True)),
+        "to the end": patch("scalecap.interpreter.step.Step.shows_image", property(lambda step: True)),
         "third": patch("scalecap.interpreter.dispatch.SHARED", 1 / 3),
         "two thirds": patch("scalecap.interpreter.dispatch.SHARED", 2 / 3),
     }

@@ -220,7 +220,7 @@ class Bench:
         await self._pipeline("choose").run(
             self.photographs.rows(acting.result),
             dispatcher,
-            in_flight=lambda: self.in_flight or dispatcher.rows(),
+            in_flight=lambda: self.in_flight or dispatcher.max_rows(),
             on_row=done.append,
         )
         assert len(done) == len(self.photographs.paths)
@@ -246,7 +246,7 @@ class Bench:
         for step in pipeline.steps:
             written = await asyncio.gather(
                 *(
-                    step.take(dispatcher.client(step.name, lambda flag: None), row, image)
+                    step.run(dispatcher.client(step.name, lambda flag: None), row, image)
                     for row, image in zip(values, images, strict=True)
                 )
             )

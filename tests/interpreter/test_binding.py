@@ -3,10 +3,10 @@ from types import SimpleNamespace
 import pytest
 from steps import DATA, STEPS, changed, one
 
-from scalecap import stages
 from scalecap.engines.base import Generate, Prompt, Sampling
 from scalecap.interpreter.cache import key
 from scalecap.interpreter.pipeline import Pipeline, PipelineError
+from scalecap.stages import registry
 
 
 def test_the_plan_is_sorted_by_names_whatever_the_order_of_keys():
@@ -126,22 +126,28 @@ BAD = [
         one({"text": "id"}),
         "x: the step has no `stage:` key; add `stage: <name>`; available: assemble, best_of, ",
     ),
-    (one("generate"), "x: names no stage"),
+    (one("generate"), "x: the step has no `stage:` key; add `stage: <name>`"),
     (one({"stage": "split_sentences", "text": "id", "rul": "seed"}), "no setting 'rul'; did you mean 'rule'"),
     (one({"stage": "split_sentences", "text": "id", True: "seed"}), "no setting True; "),  # YAML's `yes:`
     (
         one({"stage": "split_sentences", "text": "id", "rule": "sed"}),
-        "x: rule: 'sed' is none of them; did you mean 'seed'",
+        "x: rule: invalid value 'sed', expected one of 'default', 'seed'",
     ),
-    (one({"stage": "parse_questions", "text": "id", "max_questions": "9"}), "max_questions: '9' is no int"),
-    (one({"stage": "parse_questions", "text": "id", "max_questions": True}), "max_questions: True is no int"),
+    (
+        one({"stage": "parse_questions", "text": "id", "max_questions": "9"}),
+        "max_questions: expected an integer, got '9'",
+    ),
+    (
+        one({"stage": "parse_questions", "text": "id", "max_questions": True}),
+        "max_questions: expected an integer, got True",
+    ),
     (
         one({"stage": "generate", "image": "image"}),
-        "generate needs 'prompt': write `prompt: ${prompts.<role>}`",
+        "generate requires 'prompt': add `prompt: ${prompts.<role>}`",
     ),
-    (one({"stage": "generate", "image": "image", "prompt": 3}), "prompt: 3 is no text"),
-    (changed(golden=STEPS["golden"] | {"ensemble": "Sure?"}), "golden: ensemble: 'Sure?' is no list"),
-    (changed(golden=STEPS["golden"] | {"ensemble": [3]}), "golden: ensemble: 3 is no text"),
+    (one({"stage": "generate", "image": "image", "prompt": 3}), "prompt: expected a string, got 3"),
+    (changed(golden=STEPS["golden"] | {"ensemble": "Sure?"}), "ensemble: expected a list, got 'Sure?'"),
+    (changed(golden=STEPS["golden"] | {"ensemble": [3]}), "golden: ensemble: expected a string, got 3"),
     (
         changed(golden=STEPS["golden"] | {"ensemble": ["{{ text }}?", "{{ txt }}?"]}),
         "golden: ensemble.1: unknown variable {{ txt }}; did you mean 'text'",
@@ -154,16 +160,19 @@ BAD = [
     ),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "model": "vml"}),
-        "model: 'vml' is none of them; did you mean 'vlm'",
+        "model: invalid value 'vml', expected one of 'vlm', 'llm', 'judge'",
     ),
-    (one({"stage": "generate", "prompt": "p", "image": "photo"}), "image: there is no picture 'photo'"),
+    (
+        one({"stage": "generate", "prompt": "p", "image": "photo"}),
+        "image: expected `image`, the row's image, got",
+    ),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "sampling": {"temprature": 0}}),
-        "sampling: no such value 'temprature'; did you mean 'temperature'",
+        "sampling: unknown key 'temprature'; did you mean 'temperature'",
     ),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "sampling": {"temperature": "hot"}}),
-        "sampling: temperature: 'hot' is no float",
+        "sampling: temperature: expected a number, got 'hot'",
     ),
     (
         one(
@@ -195,7 +204,7 @@ BAD = [
     ),
     (
         one({"stage": "generate", "image": "image", "prompt": "p", "sampling": 0}),
-        "sampling: 0 is no mapping: write",
+        "sampling: expected a mapping such as `{temperature: 0}`, got 0",
     ),
     (
         changed(golden=STEPS["golden"] | {"prompt": "{{ txt }}"}),
@@ -222,18 +231,18 @@ BAD = [
         changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": "goldn"}}),
         "variables.s: no step and no data column is named 'goldn'; did you mean 'golden'?",
     ),
-    (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "3 is no mapping"),
+    (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "expected a mapping of names"),
     (
         changed(raw_answers=STEPS["raw_answers"] | {"variables": {"question": "id"}}),
         "raw_answers: 'question' is named by both `variables` and `each`",
     ),
     (
         changed(golden=STEPS["golden"] | {"views": "sentences"}),
-        "golden: views: 'sentences' holds a list of texts, not parts of the picture",
+        "golden: views: 'sentences' is a list of texts, not regions of the image",
     ),
     (
         {"x": {"stage": "tiles"}, "y": {"stage": "generate", "prompt": "{{ v }}", "variables": {"v": "x"}}},
-        "y: variables.v: 'x' holds parts of the picture, not what a prompt can hold",
+        "y: variables.v: 'x' is regions of the image, not a value for a prompt",
     ),
     (
         {"x": {"stage": "tiles"}, "y": {"stage": "generate", "prompt": "p", "image": "image", "views": "x"}},
@@ -252,10 +261,10 @@ BAD = [
     (changed(final=STEPS["final"] | {"when": "golden }} {{ x"}), "is not an expression: "),
     (changed(final=STEPS["final"] | {"when": "golden | len"}), "is not an expression: No filter named 'len'"),
     (changed(final=STEPS["final"] | {"when": 3}), "final: when: expected an expression, got 3"),
-    (changed(final=STEPS["final"] | {"otherwise": "id"}), "final: otherwise: needs `when: <expression>`"),
+    (changed(final=STEPS["final"] | {"otherwise": "id"}), "final: otherwise: requires `when:"),
     (
         changed(final=STEPS["final"] | {"when": "golden", "otherwise": "tags"}),
-        "final: otherwise: 'tags' holds a list of texts, and the step writes a text",
+        "final: otherwise: 'tags' is a list of texts, but the step writes a text",
     ),
     (
         changed(final=STEPS["final"] | {"when": "golden", "otherwise": "init_captoin"}),
@@ -279,11 +288,11 @@ BAD = [
     ),
     (
         changed(raw_answers=STEPS["raw_answers"] | {"each": {"question": "init_caption"}}),
-        "raw_answers: each.question: 'init_caption' holds a text, not a list",
+        "raw_answers: each.question: 'init_caption' is a text, not a list",
     ),
     (
         changed(init_caption=STEPS["init_caption"] | {"parse": "lines"}),
-        "sentences: text: 'init_caption' holds a list of texts, not a text",
+        "sentences: text: 'init_caption' is a list of texts, not a text",
     ),
     (
         changed(init_caption=STEPS["init_caption"] | {"parse": "json", "schema": "box.json"}),
@@ -294,7 +303,10 @@ BAD = [
         changed(raw_questions=STEPS["raw_questions"] | {"variables": ["goldn"]}),
         "named 'goldn'; did you mean 'golden'",
     ),
-    (changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": 3}}), "3 is no column's name"),
+    (
+        changed(raw_questions=STEPS["raw_questions"] | {"variables": {"s": 3}}),
+        "variables.s: expected the name of a column",
+    ),
     (
         changed(golden=STEPS["golden"] | {"texts": "sentenced"}),
         "golden: texts: no step and no data column is named 'sentenced'; did you mean 'sentences'?",
@@ -302,7 +314,7 @@ BAD = [
     (changed(details=None), "final: object_info: no step and no data column is named 'details'"),
     (
         one({"stage": "verify", "prompt": "{{ text }}"}),
-        "x: reads 'texts': write `texts: <column>`; available: meta, tags",
+        "x: missing 'texts': add `texts: <column>`; available: meta, tags",
     ),
     (
         one({"stage": "generate", "prompt": "p"}),
@@ -310,26 +322,26 @@ BAD = [
     ),
     (
         changed(q_list={"stage": "parse_questions", "text": "sentences"}),
-        "q_list: text: 'sentences' holds a list of texts, not a text",
+        "q_list: text: 'sentences' is a list of texts, not a text",
     ),
-    (one({"stage": "split_sentences", "text": "count"}), "text: 'count' holds a number, not a text"),
+    (one({"stage": "split_sentences", "text": "count"}), "text: 'count' is a number, not a text"),
     (
         one({"stage": "split_sentences", "text": "id"}, "tags"),
-        "tags: writes the column 'tags', which the data has",
+        "tags: column 'tags' already comes from the data; rename the step, or remove",
     ),
     (
         changed(golden_scores={"stage": "split_sentences", "text": "id"}),
-        "writes the column 'golden_scores', which golden has too",
+        "column 'golden_scores' already comes from golden; rename the step",
     ),
-    (one({"stage": "split_sentences", "text": "id"}, "error"), "the name 'error' is taken by the output"),
+    (one({"stage": "split_sentences", "text": "id"}, "error"), "'error' is a reserved column name"),
     (
         {
             "a": {"stage": "generate", "prompt": "{{ v }}", "variables": {"v": "b"}},
             "b": {"stage": "generate", "prompt": "{{ v }}", "variables": {"v": "a"}},
         },
-        "steps that wait for each other: ",
+        "the steps form a cycle: ",
     ),
-    (one({"stage": "split_sentences", "text": "x"}), "steps that wait for each other: x -> x"),
+    (one({"stage": "split_sentences", "text": "x"}), "the steps form a cycle: x -> x"),
     (
         changed(final={name: value for name, value in STEPS["final"].items() if name != "initial"}),
         "final: fallback: initial needs the column: write `initial: init_caption`",
@@ -372,7 +384,7 @@ def test_a_package_that_cannot_be_loaded_is_told(monkeypatch):
         raise ImportError("it needs a library")
 
     entries = [SimpleNamespace(module="outside.x", load=load)]
-    monkeypatch.setattr(stages, "entry_points", lambda group: entries)
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
     with pytest.raises(PipelineError, match=r"x: 'outside/shout' can't be loaded: ImportError: it needs"):
         Pipeline.build(one({"stage": "outside/shout", "text": "id"}), DATA)
 

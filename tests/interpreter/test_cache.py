@@ -111,7 +111,7 @@ def test_the_command_tells_the_size_and_clears(tmp_path):
 
     asyncio.run(fill())
     cache.close()
-    command = [sys.executable, "-m", "scalecap.interpreter.cache", str(tmp_path)]
+    command = [sys.executable, "-m", "scalecap", "cache", str(tmp_path)]
     tell = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
     assert tell(command).stdout.startswith("1,200 replies, ")
     assert tell([*command, "--clear"]).stdout.startswith("0 replies, 0.0 MB in ")
@@ -168,13 +168,15 @@ def test_a_damaged_value_is_computed_again(tmp_path, value):
 
 def test_a_damaged_file_is_named_with_the_mend(tmp_path):
     (file(tmp_path)).write_bytes(b"no data base at all " * 100)
-    with pytest.raises(CacheError, match=r"replies-.*\.sqlite can't be opened .*: delete it.*cache=off"):
+    with pytest.raises(
+        CacheError, match=r"can't open the reply cache .*replies-.*\.sqlite .*: delete it.*cache=off"
+    ):
         Cache(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match=r"file/replies-.*\.sqlite can't be opened"):
+    with pytest.raises(CacheError, match=r"can't open the reply cache .*file/replies-"):
         Cache(tmp_path / "file")
 
 
@@ -185,12 +187,12 @@ def test_a_failing_write_is_warned_about_once_and_later_ones_succeed(tmp_path, c
     for name in "kl":
         put(cache, name, REPLIES[0])
     assert len(caplog.records) == 1
-    assert "replies can't be kept in" in caplog.text
+    assert "replies can't be written to" in caplog.text
     with sqlite3.connect(file(tmp_path)) as connection:
         connection.execute("ALTER TABLE hidden RENAME TO replies")
     put(cache, "m", REPLIES[1])
     cache.close()
-    assert "2 replies could not be kept" in caplog.text
+    assert "2 replies could not be written" in caplog.text
     again = Cache(tmp_path)
     assert (get(again, "k"), get(again, "m"), again.count()) == (None, REPLIES[1], 1)
     again.close()
@@ -283,7 +285,7 @@ async def test_a_slow_disk_holds_up_no_loop_and_a_read_that_hangs_no_end(tmp_pat
     assert not reading.done()
     hangs = asyncio.create_task(cache.get("l"))
     await asyncio.sleep(0)
-    monkeypatch.setattr("scalecap.interpreter.cache._HANGS", 0.0)
+    monkeypatch.setattr("scalecap.interpreter.cache._CLOSE_TIMEOUT", 0.0)
     cache.close()
     assert not released.is_set()
     released.set()

@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 from scalecap.engines.base import Chosen, EngineError, Generate, Generated, Image, Prompt, Sampling, Usage
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.cache import Cache
-from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepUsage, loops, seed
+from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepUsage, is_looping, seed
 
 RANDOM, GREEDY = Sampling(temperature=0.7), Sampling(temperature=0)
 GOOD = Generated("fine", "stop")
@@ -144,7 +144,7 @@ def test_most_choices_of_a_step_unanswered(choices, unanswered, unreadable):
     counts = RunUsage()
     counts.steps["other"] += StepUsage(choices=1000)
     counts.steps["s"] += StepUsage(choices=choices, marks=Counter(unanswered=unanswered))
-    assert counts.unreadable == ("s" if unreadable else None)
+    assert counts.unanswered_step == ("s" if unreadable else None)
 
 
 async def test_equal_requests_in_flight_are_computed_once():
@@ -177,10 +177,10 @@ async def test_counts_handed_over_while_a_request_is_in_flight_lose_nothing():
     world = World(slow)
     waiting = [asyncio.create_task(world.client.choose("a")) for _ in range(2)]
     await begun.wait()
-    before, world.dispatcher.counts = world.dispatcher.counts, RunUsage()
+    before, world.dispatcher.usage = world.dispatcher.usage, RunUsage()
     release.set()
     await asyncio.gather(*waiting)
-    whole = before.total + world.dispatcher.counts.total
+    whole = before.total + world.dispatcher.usage.total
     assert (whole.requests, whole.reused, whole.prompt_tokens, whole.reused_prompt_tokens) == (2, 1, 1, 1)
 
 
@@ -291,14 +291,14 @@ async def test_pictures_whose_tokens_are_not_reused(cached, pictures, share, ala
         picture = Image(f"{number % pictures}", Pillow.new("RGB", (1, 1)))
         await world.client.choose(f"{number}", image=picture)
     assert world.counts.steps["s"].cached_share == (None if share is None else pytest.approx(share))
-    assert world.counts.reuses_nothing is alarm
+    assert world.counts.prefix_cache_is_useless is alarm
 
 
 async def test_texts_alone_do_not_count_as_pictures_that_are_not_reused():
     world = World(lambda _: Chosen((1.0, 0.0), usage=Usage(100, 0, 1)))
     for number in range(60):
         await world.client.choose(f"{number}")
-    assert not world.counts.reuses_nothing
+    assert not world.counts.prefix_cache_is_useless
 
 
 PICTURE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))
@@ -351,13 +351,13 @@ async def test_draws_of_one_prompt_differ_and_each_is_kept(tmp_path):
     ],
 )
 def test_loops(text, looping):
-    assert loops(text) is looping
+    assert is_looping(text) is looping
 
 
 @given(st.text(max_size=50), st.text(min_size=1, max_size=30).filter(str.strip), st.integers(0, 29))
 def test_a_chunk_said_often_enough_loops_wherever_it_is_cut(before, chunk, cut):
     text = before + chunk * (5 + 101 // len(chunk)) + chunk[: cut % len(chunk)]
-    assert loops(text)
+    assert is_looping(text)
 
 
 @pytest.mark.parametrize(
@@ -382,8 +382,8 @@ async def test_rows_in_flight_keep_the_engine_busy_and_their_pictures_in_its_cac
     picture = Image("a", Pillow.new("RGB", (2, 2)))
     for tokens in prompts:
         await dispatcher.client("step", lambda flag: None).generate(str(tokens), image=picture)
-    assert dispatcher.rows() == rows
+    assert dispatcher.max_rows() == rows
     await dispatcher.client("step", lambda flag: None).generate("4000")
-    assert dispatcher.rows() == (rows if prompts else concurrency // 2)
-    with dispatcher.showing_no_picture(), dispatcher.showing_no_picture():
-        assert dispatcher.rows() == min(rows + 2 if prompts else concurrency, concurrency // 2)
+    assert dispatcher.max_rows() == (rows if prompts else concurrency // 2)
+    with dispatcher.without_images(), dispatcher.without_images():
+        assert dispatcher.max_rows() == min(rows + 2 if prompts else concurrency, concurrency // 2)

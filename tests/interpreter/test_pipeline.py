@@ -339,7 +339,7 @@ async def test_a_dead_engine_is_raised_as_it_is():
     engine = Scripted(script)
     dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
     with ThreadPoolExecutor(1) as pictures, pytest.raises(EngineDead, match=r"^gone$"):
-        await Pipeline.build(STEPS, None).take(row(), dispatcher, pictures)
+        await Pipeline.build(STEPS, None).run_row(row(), dispatcher, pictures)
 
 
 async def test_a_dead_engine_ends_the_run():
@@ -403,7 +403,7 @@ async def test_a_stage_of_the_wrong_shape_fails_its_row():
     (done,), _ = await go(one({"stage": "t/short", "text": "id"}), [row()])
     assert done.error is not None
     assert (done.error["step"], done.error["kind"]) == ("x", "TypeError")
-    assert "t/short returned ('only one',), not a tuple of 2" in done.error["message"]
+    assert "t/short returned ('only one',), expected a tuple of 2" in done.error["message"]
 
 
 @pytest.mark.parametrize("given", [3, ["a"], {"a": 1}])
@@ -414,7 +414,7 @@ async def test_a_stage_that_returns_another_kind_is_blamed_and_not_the_next(give
 
     (done,), _ = await go(one({"stage": f"t/{type(given).__name__}", "text": "id"}), [row()])
     assert done.error is not None
-    assert done.error["message"].startswith(f"t/{type(given).__name__} returned {given!r}, not a text")
+    assert done.error["message"].startswith(f"t/{type(given).__name__} returned {given!r}, expected a text")
 
 
 async def test_numbers_of_numpy_are_numbers():

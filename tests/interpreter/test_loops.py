@@ -1,4 +1,4 @@
-"""Steps that are taken again with what they found."""
+"""Loops of steps, repeated with what they found."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -127,10 +127,10 @@ async def test_steps_that_need_not_wait_for_the_rounds_do_not_and_the_others_com
     ("golden", "problem"),
     [
         ({"adds_to": "sentences"}, "golden: adds_to: no step and no data column is named 'sentences'"),
-        ({"adds_to": "tags"}, "golden: adds_to: neither it nor a step that it reads from reads 'tags'"),
-        ({"adds_to": "note"}, "golden: adds_to: 'note' holds a text, not a list of texts"),
-        ({"rounds": 0}, "golden: rounds: expected a whole number from 1 on, got 0"),
-        ({"adds_to": None, "rounds": 3}, "golden: rounds: needs `adds_to: <column>`"),
+        ({"adds_to": "tags"}, "golden: adds_to: the step does not depend on 'tags'"),
+        ({"adds_to": "note"}, "golden: adds_to: 'note' is a text, not a list of texts"),
+        ({"rounds": 0}, "golden: rounds: expected an integer of at least 1, got 0"),
+        ({"adds_to": None, "rounds": 3}, "golden: rounds: requires `adds_to: <column>`"),
     ],
 )
 def test_a_loop_that_can_not_be_is_refused(golden: dict[str, Any], problem: str):
@@ -142,11 +142,14 @@ def test_a_loop_that_can_not_be_is_refused(golden: dict[str, Any], problem: str)
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"new": {"stage": "split_each", "texts": "missed"}}, "'new' would be taken again"),
-        ({"missed": STEPS["missed"] | {"parse": "text"}, "new": None}, "'missed' would be taken again"),
+        ({"new": {"stage": "split_each", "texts": "missed"}}, "'new' is in the loop, and its columns"),
+        (
+            {"missed": STEPS["missed"] | {"parse": "text"}, "new": None},
+            "'missed' is in the loop, and its columns",
+        ),
         (
             {"again": STEPS["golden"] | {"texts": "missed"}},
-            "the step 'missed' is taken again by",
+            "the step 'missed' is already in the loop of",
         ),
     ],
 )
@@ -161,6 +164,6 @@ def test_columns_that_can_not_be_joined_are_refused(changed: dict[str, Any], pro
 
 def test_the_plan_tells_it():
     line = (
-        "    adds what it finds to known; taken again from there, until nothing is found, 8 rounds at most\n"
+        "    adds what it finds to known; repeated from there until nothing new is found, at most 8 rounds\n"
     )
     assert line in Pipeline.build(STEPS, None).plan()

@@ -1,4 +1,4 @@
-"""Values of the YAML as the types of a stage's settings."""
+"""Values of the YAML converted to the types of a stage's settings."""
 
 import types
 import typing
@@ -11,37 +11,49 @@ from scalecap.stages import ROLES, Role
 from scalecap.text.suggestions import did_you_mean
 from scalecap.text.templates import Expression, Template
 
+_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
-def fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
-    """The YAML's value as the setting's type; ValueError when it is none."""
+
+def convert(value: Any, annotation: Any, sampling: Sampling) -> Any:
+    """The YAML's value as the type that a setting is annotated with.
+
+    Args:
+        sampling: the run's, whose values a `Sampling` keeps unless the YAML names them.
+
+    Raises:
+        ValueError: the value has another type, or is not one of the choices.
+    """
     parts = typing.get_args(annotation)
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         if value is None and type(None) in parts:
             return None
-        rest = [part for part in parts if part is not type(None)]
-        if len(rest) == 1:
-            return fit(value, rest[0], sampling)
-        if type(value) in rest:
+        alternatives = [part for part in parts if part is not type(None)]
+        if len(alternatives) == 1:
+            return convert(value, alternatives[0], sampling)
+        if type(value) in alternatives:
             return value
-        raise ValueError(f"{value!r} is none of {', '.join(getattr(p, '__name__', str(p)) for p in rest)}")
+        expected = " or ".join(_TYPE_NAMES.get(part, str(part)) for part in alternatives)
+        raise ValueError(f"expected {expected}, got {value!r}")
     if annotation == Role or typing.get_origin(annotation) is Literal:
         choices = ROLES if annotation == Role else parts
         if value not in choices:
-            raise ValueError(f"{value!r} is none of them{did_you_mean(str(value), choices)}")
+            expected = ", ".join(map(repr, choices))
+            raise ValueError(f"invalid value {value!r}, expected one of {expected}")
         return value
     if typing.get_origin(annotation) is list:
         if not isinstance(value, list):
-            raise ValueError(f"{value!r} is no list")
-        return [fit(each, parts[0], sampling) for each in value]
+            raise ValueError(f"expected a list, got {value!r}")
+        return [convert(each, parts[0], sampling) for each in value]
     if typing.get_origin(annotation) is Mapping:
         if not isinstance(value, Mapping):
             raise ValueError(f"expected a mapping, got {value!r}")
         return value
     if annotation is Template:
-        if isinstance(value, Mapping):
-            raise ValueError(f"{value!r} is no text; a file of prompts/ begins with `# @package prompts`")
         if not isinstance(value, str):
-            raise ValueError(f"{value!r} is no text")
+            hint = (
+                "; a file of prompts/ begins with `# @package prompts`" if isinstance(value, Mapping) else ""
+            )
+            raise ValueError(f"expected a string, got {value!r}{hint}")
         return Template(value)
     if annotation is Expression:
         if not isinstance(value, str):
@@ -51,24 +63,24 @@ def fit(value: Any, annotation: Any, sampling: Sampling) -> Any:
         return _sampling(value, sampling)
     if annotation is float and type(value) is int:
         return float(value)
-    if annotation in (bool, int, float, str) and type(value) is not annotation:
-        raise ValueError(f"{value!r} is no {annotation.__name__}")
+    if annotation in _TYPE_NAMES and type(value) is not annotation:
+        raise ValueError(f"expected {_TYPE_NAMES[annotation]}, got {value!r}")
     return value
 
 
 def _sampling(value: Any, base: Sampling) -> Sampling:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} is no mapping: write `sampling: {{temperature: 0}}`")
+        raise ValueError(f"expected a mapping such as `{{temperature: 0}}`, got {value!r}")
     known = {field.name: field for field in fields(Sampling)}
-    fitted: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for name, part in value.items():
         if name not in known:
-            raise ValueError(f"no such value {name!r}{did_you_mean(name, list(known))}")
+            raise ValueError(f"unknown key {name!r}{did_you_mean(str(name), list(known))}")
         try:
-            fitted[name] = fit(part, known[name].type, base)
+            changes[name] = convert(part, known[name].type, base)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    sampling = replace(base, **fitted)
+    sampling = replace(base, **changes)
     if problems := sampling.problems():
         raise ValueError("; ".join(problems))
     return sampling
