@@ -17,7 +17,7 @@ from scalecap.runner import RunError, run
 from scalecap.scenes.claims import facts
 from scalecap.scenes.grammar import read
 from scalecap.scenes.kinds import KINDS
-from scalecap.scenes.world import render, sample, unseen
+from scalecap.scenes.world import render, sample, unseen_seed
 
 Compose = Callable[..., Settings]
 
@@ -26,7 +26,7 @@ def capsbench(folder: Path, count: int) -> str:
     """Scenes in the schema of playgroundai/CapsBench, as parquet: questions and others' captions."""
     rows: dict[str, list[Any]] = {name: [] for name in ("image", "questions", "sonnet", "gpt-4o")}
     for index in range(count):
-        scene = sample(unseen(3, index))
+        scene = sample(unseen_seed(3, index))
         truth, dice = scene.truth(), random.Random(index)
         there = [thing["kind"] for thing in truth["things"]]
         absent = dice.choice([kind for kind in KINDS if kind not in there])

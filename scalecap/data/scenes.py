@@ -35,10 +35,10 @@ def open_scenes(data: DataSettings) -> RowSource:
 
 
 def _rows(seed: int, count: int) -> Iterator[Row]:
-    from scalecap.scenes.world import sample, unseen
+    from scalecap.scenes.world import sample, unseen_seed
 
     for index in range(count):
-        scene = sample(unseen(seed, index))
+        scene = sample(unseen_seed(seed, index))
         columns = {"image": f"scene-{scene.seed}.png", "truth": scene.truth()}
         stamp = f"scene {scene.seed}"
         yield Row(index, columns, partial(_rendered, scene), stamp=stamp, read_image=partial(_encoded, scene))

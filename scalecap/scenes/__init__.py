@@ -1,1 +1,1 @@
-"""The embedded world: pictures with known truth, and a tiny model at home in it."""
+"""The embedded world: images with known truth, and a tiny model at home in it."""

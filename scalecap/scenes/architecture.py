@@ -115,7 +115,7 @@ def make_model(tokenizer: Any, seed: int = 0, *, layers: int = 5) -> Any:
             "temporal_patch_size": 2,
             "out_hidden_size": 256,
             "window_size": 112,
-            # 144 patches are few: every layer sees the whole picture.
+            # 144 patches are few: every layer sees the whole image.
             "fullatt_block_indexes": [0, 1, 2, 3],
         },
         image_token_id=ids["<|image_pad|>"],
@@ -166,7 +166,7 @@ def build(folder: Path, seed: int = 0) -> Path:
 
 
 def patches(images: Tensor) -> Tensor:
-    """Cut pictures as Qwen's processor does.
+    """Cut images as Qwen's processor does.
 
     Args:
         images: (batch, 3, 168, 168), normalised.
@@ -192,10 +192,10 @@ def normalise(pictures: list[Image.Image]) -> Tensor:
 
 
 def see(visual: Any, images: Tensor) -> Tensor:
-    """Run the vision tower on equally large pictures at once, for training.
+    """Run the vision tower on equally large images at once, for training.
 
-    The same weights and result as the model's own forward, which runs attention picture by
-    picture off the GPU.
+    The same weights and result as the model's own forward, which runs attention image by
+    image off the GPU.
 
     Args:
         visual: the model's `visual` module.
@@ -205,7 +205,7 @@ def see(visual: Any, images: Tensor) -> Tensor:
         (batch, 36, hidden of the language model).
     """
     batch = images.shape[0]
-    # A still picture is both frames of a temporal patch, so the two kernels add up.
+    # A still image is both frames of a temporal patch, so the two kernels add up.
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     hidden = torch.nn.functional.linear(patches(images), kernel)
     place = torch.arange(GRID, device=images.device)

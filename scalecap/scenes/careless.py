@@ -1,7 +1,7 @@
 """Captions as large models make them: they leave things out and err towards what is usual.
 
 A thing of the theme is told that is not there, a stranger is taken for what belongs there, and what is
-unusual about a thing is told as usual. A language model knows all that without the picture, so it can be
+unusual about a thing is told as usual. A language model knows all that without the image, so it can be
 debiased; how often each happens stands below.
 """
 
@@ -53,7 +53,7 @@ def careless_claims(truth: Mapping[str, Any], rng: random.Random) -> list[Claim]
             continue
         if rng.random() < INVENTED_BEFORE and claims:
             claims.append(_invented(truth["theme"], used, rng))
-        claims.append(_seen(thing, truth, used, rng))
+        claims.append(_observed(thing, truth, used, rng))
     if rng.random() < INVENTED_LAST:
         claims.append(_invented(truth["theme"], used, rng))
     return claims
@@ -67,7 +67,9 @@ def tell(claim: Claim, rng: random.Random) -> list[str]:
     return [first, describe(claim.only({*later, "facing"}))] if later or claim.facing else [first]
 
 
-def _seen(thing: Mapping[str, Any], truth: Mapping[str, Any], used: set[str], rng: random.Random) -> Claim:
+def _observed(
+    thing: Mapping[str, Any], truth: Mapping[str, Any], used: set[str], rng: random.Random
+) -> Claim:
     kind = thing["kind"]
     if kind not in THEMES[truth["theme"]].kinds and rng.random() < STRANGER_RENAMED:
         kind = _usual_kind(truth["theme"], used, rng)
@@ -79,13 +81,13 @@ def _seen(thing: Mapping[str, Any], truth: Mapping[str, Any], used: set[str], rn
         "facing": "left" if thing["facing"] else None,
         "place": PLACES[usual_place(kind, place)],
     }
-    said: dict[str, Any] = {"count": thing["count"]}
+    values: dict[str, Any] = {"count": thing["count"]}
     for name, value in usual.items():
         true = fixed.colour if name == "colour" and not fixed.dyed else thing[name]
-        said[name] = value if true != value and rng.random() < UNUSUAL_MISTOLD else true
+        values[name] = value if true != value and rng.random() < UNUSUAL_MISTOLD else true
     if thing["count"] > 1 and rng.random() < MISCOUNTED:
-        said["count"] = 5 - thing["count"] if fixed.flock else 1
-    return _some(Claim(kind=kind, **said), rng)
+        values["count"] = 5 - thing["count"] if fixed.flock else 1
+    return _mentioned(Claim(kind=kind, **values), rng)
 
 
 def _invented(theme: str, used: set[str], rng: random.Random) -> Claim:
@@ -104,7 +106,7 @@ def _invented(theme: str, used: set[str], rng: random.Random) -> Claim:
         facing=("left" if rng.random() < USUAL_FACING else "right") if fixed.faces else None,
         place=PLACES[3 * level + rng.randrange(3)],
     )
-    return _some(claim, rng)
+    return _mentioned(claim, rng)
 
 
 def _usual_kind(theme: str, used: set[str], rng: random.Random) -> str:
@@ -114,7 +116,7 @@ def _usual_kind(theme: str, used: set[str], rng: random.Random) -> str:
     return kind
 
 
-def _some(claim: Claim, rng: random.Random) -> Claim:
+def _mentioned(claim: Claim, rng: random.Random) -> Claim:
     """What a caption tells of all that could be claimed."""
     assert claim.kind is not None
     shares = {"size": 0.45, "colour": 0.6 if KINDS[claim.kind].dyed else 0.15, "facing": 0.25, "place": 0.6}

@@ -52,17 +52,17 @@ def facts(claim: Claim, truth: Mapping[str, Any]) -> list[Fact]:
     Every fact about a thing that is not there is wrong. "A" of a single thing is no fact of
     number; "a" of a group is a wrong one.
     """
-    told = []
+    found = []
     if claim.ground is not None:
-        told.append(Fact("ground", "", claim.ground, claim.ground == truth["ground"]))
+        found.append(Fact("ground", "", claim.ground, claim.ground == truth["ground"]))
     if claim.kind is None:
-        return told
+        return found
     thing = next((thing for thing in truth["things"] if thing["kind"] == claim.kind), None)
     there = thing is not None
     seen: Mapping[str, Any] = thing or {"count": 1, "next_to": [], "parts": []}
-    told.append(Fact("object", claim.kind, "", there))
+    found.append(Fact("object", claim.kind, "", there))
     if claim.count is not None and (claim.count > 1 or seen["count"] > 1):
-        told.append(Fact("count", claim.kind, str(claim.count), there and claim.count == seen["count"]))
+        found.append(Fact("count", claim.kind, str(claim.count), there and claim.count == seen["count"]))
     for sort, said, field in (
         ("size", claim.size, "size"),
         ("colour", claim.colour, "colour"),
@@ -70,12 +70,12 @@ def facts(claim: Claim, truth: Mapping[str, Any]) -> list[Fact]:
         ("position", claim.place, "place"),
     ):
         if said is not None:
-            told.append(Fact(sort, claim.kind, said, there and said == seen[field]))
+            found.append(Fact(sort, claim.kind, said, there and said == seen[field]))
     for part in claim.parts:
-        told.append(Fact("part", claim.kind, part, there and part in seen["parts"]))
+        found.append(Fact("part", claim.kind, part, there and part in seen["parts"]))
     for other in claim.beside:
-        told.append(Fact("relation", claim.kind, other, there and other in seen["next_to"]))
-    return told
+        found.append(Fact("relation", claim.kind, other, there and other in seen["next_to"]))
+    return found
 
 
 def everything(truth: Mapping[str, Any]) -> frozenset[Fact]:
@@ -104,9 +104,9 @@ def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any, name: str | None =
 
     What is usual, or looks alike, is likelier than what is not. `rng` (random.Random) chooses.
     """
-    told = [field.name for field in fields(claim) if getattr(claim, field.name) not in (None, ())]
+    found = [field.name for field in fields(claim) if getattr(claim, field.name) not in (None, ())]
     # What is said of a thing is harder to compare than its name, and wrong as often.
-    name = name or rng.choice([*told, *(name for name in told if name not in ("kind", "count"))])
+    name = name or rng.choice([*found, *(name for name in found if name not in ("kind", "count"))])
     return replace(claim, **{name: _wrong(claim, truth, rng, name)})
 
 

@@ -112,15 +112,15 @@ def sentences(text: str) -> list[list[Claim]]:
     A pronoun at a sentence's start means the thing before. Hostile or foreign text gives unread
     sentences, never an error.
     """
-    told: list[list[Claim]] = []
+    result: list[list[Claim]] = []
     last: str | None = None
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", text.lower()):
         if not re.search(r"\w", sentence):
             continue
         found = _read_sentence(sentence, last)
-        told.append(found)
+        result.append(found)
         last = next((claim.kind for claim in found if claim.kind), last)
-    return told
+    return result
 
 
 def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
@@ -140,30 +140,30 @@ def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
     words = _WORD.findall(sentence)
     if words and words[0] in ("it", "they") and last:
         things.append({"kind": last})
-    waiting: dict[str, Any] = {}
+    pending: dict[str, Any] = {}
     for word in words:
         if word in _NOUNS:
             kind, number = _NOUNS[word]
-            if number == 1 or "count" in waiting or KINDS[kind].plural == kind:
-                things.append({"kind": kind, **waiting})
+            if number == 1 or "count" in pending or KINDS[kind].plural == kind:
+                things.append({"kind": kind, **pending})
             else:
-                things.append({"kind": kind, **waiting, "count": None})
-            waiting = {}
+                things.append({"kind": kind, **pending, "count": None})
+            pending = {}
         elif word in ("a", "an"):
-            waiting = {"count": 1}
+            pending = {"count": 1}
         elif word == "the":
-            waiting = {}
+            pending = {}
         elif word in _COUNTS:
-            waiting["count"] = _COUNTS[word]
+            pending["count"] = _COUNTS[word]
         elif word in ("small", "large"):
-            waiting["size"] = word
+            pending["size"] = word
         elif word in COLOURS:
-            waiting["colour"] = word
+            pending["colour"] = word
         elif word not in ("and", "very") and things:
-            things[-1].update(waiting)  # "is small and brown, …" says it of the thing before.
-            waiting = {}
+            things[-1].update(pending)  # "is small and brown, …" says it of the thing before.
+            pending = {}
     if things:
-        things[-1].update(waiting)
+        things[-1].update(pending)
         subject = things[0]
         subject["parts"] = tuple(parts)
         subject["facing"] = facing.group(1) if facing else None

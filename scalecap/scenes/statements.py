@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from scalecap.scenes.claims import Claim, falsify, holds
 from scalecap.scenes.grammar import describe, introduce, read, set_scene
 
-SORTS = {"size": 1.0, "colour": 1.0, "parts": 0.5, "count": 1.0, "place": 2.0, "facing": 3.0}
+DETAIL_WEIGHTS = {"size": 1.0, "colour": 1.0, "parts": 0.5, "count": 1.0, "place": 2.0, "facing": 3.0}
 """What single details are about, and how often; of neighbours `Curriculum.beside` says it."""
 
 
@@ -20,7 +20,7 @@ class Curriculum(NamedTuple):
     single: float
     """Of the others: one detail of a thing that is there, changed in the false one."""
     beside: float = 2.0
-    """How often that detail is what it is next to, beside the weights of `SORTS`."""
+    """How often that detail is what it is next to, beside the weights of `DETAIL_WEIGHTS`."""
 
 
 LATE = Curriculum(presence=0.15, single=0.6)
@@ -39,10 +39,10 @@ class Pair(NamedTuple):
 def statements(truth: Mapping[str, Any], rng: random.Random, share: Curriculum = LATE) -> Pair:
     """Draw a pair."""
     while True:
-        claim, say, name = _claim(truth, rng, share)
+        claim, phrase, name = _claim(truth, rng, share)
         false = falsify(claim, truth, rng, name)
         words = rng.random()
-        pair = Pair(say(claim, random.Random(words)), say(false, random.Random(words)), name)
+        pair = Pair(phrase(claim, random.Random(words)), phrase(false, random.Random(words)), name)
         # Some changes leave no trace in the words ("the cat" of three); the words decide.
         if _reads_true(pair.true, truth) and not _reads_true(pair.false, truth):
             return pair
@@ -52,7 +52,7 @@ def alternatives(truth: Mapping[str, Any], rng: random.Random, most: int = 4) ->
     """Statements that exclude each other, the true one first: one detail of a thing in all its values."""
     while True:
         thing = rng.choice(truth["things"])
-        claim, say, name = _detail(thing, rng, LATE)
+        claim, phrase, name = _detail(thing, rng, LATE)
         if name in ("parts", "beside"):
             continue
         claims = [claim]
@@ -61,7 +61,7 @@ def alternatives(truth: Mapping[str, Any], rng: random.Random, most: int = 4) ->
             if other not in claims and len(claims) < most:
                 claims.append(other)
         words = rng.random()
-        texts = [say(each, random.Random(words)) for each in claims]
+        texts = [phrase(each, random.Random(words)) for each in claims]
         if [_reads_true(text, truth) for text in texts] == [True, *[False] * (len(texts) - 1)]:
             return texts
 
@@ -70,48 +70,48 @@ def _reads_true(text: str, truth: Mapping[str, Any]) -> bool:
     return all(holds(claim, truth) for claim in read(text))
 
 
-class _Said(NamedTuple):
+class _Statement(NamedTuple):
     """Something true, how to say it, and what to change to make it false."""
 
     claim: Claim
-    say: Callable[[Claim, random.Random], str]
+    phrase: Callable[[Claim, random.Random], str]
     name: str
 
 
-def _claim(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _Said:
+def _claim(truth: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _Statement:
     thing = rng.choice(truth["things"])
     if rng.random() < share.presence:
         if rng.random() < 0.15:
-            return _Said(Claim(ground=truth["ground"]), set_scene, "ground")
-        return _Said(Claim(kind=thing["kind"], count=thing["count"]), introduce, "kind")
+            return _Statement(Claim(ground=truth["ground"]), set_scene, "ground")
+        return _Statement(Claim(kind=thing["kind"], count=thing["count"]), introduce, "kind")
     if rng.random() < share.single:
         return _detail(thing, rng, share)
     return _compound(thing, rng)
 
 
-def _detail(thing: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _Said:
+def _detail(thing: Mapping[str, Any], rng: random.Random, share: Curriculum) -> _Statement:
     whole = claim_of(thing, "size", "colour", "facing", "place", "parts", "beside")
     whole = replace(whole, parts=(rng.choice(thing["parts"]),))
     if whole.beside:
         whole = replace(whole, beside=(rng.choice(whole.beside),))
-    sorts = {**SORTS, "beside": share.beside}
+    sorts = {**DETAIL_WEIGHTS, "beside": share.beside}
     names = [name for name in sorts if getattr(whole, name)]
     name = rng.choices(names, [sorts[name] for name in names])[0]
     claim = replace(Claim(kind=whole.kind, count=whole.count), **{name: getattr(whole, name)})
     if name == "count" or (name in ("size", "colour", "place") and rng.random() < 0.5):
-        return _Said(claim, introduce, name)
-    return _Said(claim, _described, name)
+        return _Statement(claim, introduce, name)
+    return _Statement(claim, _described, name)
 
 
-def _compound(thing: Mapping[str, Any], rng: random.Random) -> _Said:
+def _compound(thing: Mapping[str, Any], rng: random.Random) -> _Statement:
     """Several details in one statement."""
     form = rng.random()
     if form < 0.4:
         told = [name for name in ("size", "colour", "place") if thing[name] and rng.random() < 0.6]
-        return _Said(claim_of(thing, *told), introduce, rng.choice(["kind", *told]))
+        return _Statement(claim_of(thing, *told), introduce, rng.choice(["kind", *told]))
     claim = claim_all(thing) if form < 0.6 else claim_place(thing)
-    names = [name for name in (*SORTS, "beside") if name != "count" and getattr(claim, name)]
-    return _Said(claim, _described, rng.choice(names))
+    names = [name for name in (*DETAIL_WEIGHTS, "beside") if name != "count" and getattr(claim, name)]
+    return _Statement(claim, _described, rng.choice(names))
 
 
 def claim_of(thing: Mapping[str, Any], *names: str) -> Claim:

@@ -1,7 +1,7 @@
 """What goes with what: themes, the kinds of things seen there, and how often anything is unusual.
 
 A scene has a theme, which is never told, only seen in what stands together. What is usual is a prior
-that a language model can learn without a picture, so a caption can err towards it.
+that a language model can learn without an image, so a caption can err towards it.
 """
 
 from typing import NamedTuple

@@ -28,7 +28,7 @@ class View:
         """Whether nothing of the scene is left out."""
         return self.side == UNIT
 
-    def picture(self, pixels: int) -> Image.Image:
+    def image(self, pixels: int) -> Image.Image:
         """The window, `pixels` square."""
         if self.whole:
             return render(self.scene, pixels)
@@ -93,7 +93,7 @@ def window(scene: Scene, rng: np.random.Generator) -> View:
     return View(scene)
 
 
-def drawn(seed: int, *, habits: bool = True, zoomed: float = 0.0) -> View:
+def draw_view(seed: int, *, habits: bool = True, zoomed: float = 0.0) -> View:
     """The view of a seed: a window with the chance `zoomed`, else the whole scene."""
     scene = sample(seed, habits=habits)
     rng = np.random.default_rng((seed, 4))

@@ -1,4 +1,4 @@
-"""Scenes: what stands where, the picture of it, and the truth about it. Deterministic by seed."""
+"""Scenes: what stands where, the image of it, and the truth about it. Deterministic by seed."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from scalecap.scenes.themes import (
 )
 
 UNIT = 168
-"""Side of the picture in the units below; `render` scales it."""
+"""Side of the image in the units below; `render` scales it."""
 CELL = 56
 _SIDE = {"large": 52, "small": 33, 2: 33, 3: 31}
 _SPOTS = {
@@ -88,7 +88,7 @@ class Scene:
         }
 
 
-def unseen(seed: int, index: int) -> int:
+def unseen_seed(seed: int, index: int) -> int:
     """A scene's seed for `data.seed` and row: far above those of training, so never trained on."""
     return 10**12 + seed * 10**8 + index
 
@@ -247,11 +247,11 @@ def _ground(ground: str, variant: int, pixels: int) -> NDArray[np.float32]:
 
 
 SAMPLE = Path(__file__).parent / "sample"
-"""The fixed sample that comes with the package: pictures and `truth.jsonl`."""
+"""The fixed sample that comes with the package: images and `truth.jsonl`."""
 
 
 def write_sample(count: int = 24) -> None:
-    """Draw the shipped pictures again: the first scenes from seed 0 on with three things or more."""
+    """Draw the shipped images again: the first scenes from seed 0 on with three things or more."""
     SAMPLE.mkdir(exist_ok=True)
     lines: list[str] = []
     seed = 0

@@ -14,8 +14,16 @@ from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Prompt, Usage
 from scalecap.engines.scripted import Scripted
 from scalecap.run.check import check
-from scalecap.scenes.experiments.comparison import BUDGETS, Measured, Variant, ablations, main, methods, page
-from scalecap.scenes.experiments.replies import Kept
+from scalecap.scenes.experiments.comparison import (
+    BUDGETS,
+    Measurement,
+    Variant,
+    ablations,
+    main,
+    methods,
+    page,
+)
+from scalecap.scenes.experiments.replies import CachedEngine
 from scalecap.scenes.world import render, sample
 
 
@@ -27,10 +35,10 @@ def test_each_pipeline_is_one_that_runs_and_writes_the_caption(
     assert variant.caption in [step.name for step in pipeline.steps]
 
 
-def caption(variant: Variant, true: int, wrong: int, tokens: float) -> Measured:
+def caption(variant: Variant, true: int, wrong: int, tokens: float) -> Measurement:
     told = {"true": true, "wrong": wrong, "words": 9}
     told |= {"precision": {"count": true, "of": true + wrong}, "recall": {"count": true, "of": 10}}
-    return Measured(variant, [told] * 3, 1.0, tokens, 0.0)
+    return Measurement(variant, [told] * 3, 1.0, tokens, 0.0)
 
 
 def test_others_are_compared_at_no_more_tokens_than_ours():
@@ -55,7 +63,7 @@ async def test_replies_are_kept_and_a_pictures_tokens_are_counted_once(tmp_path:
             asked.append(request.prompt.text)
             return Chosen((0.9, 0.1), usage=Usage(prompt_tokens=90))
 
-    engine = Kept(Counted(lambda _: ""), tmp_path)
+    engine = CachedEngine(Counted(lambda _: ""), tmp_path)
     picture = Image.of(render(sample(3)))
     replies = [await engine.generate(Generate(Prompt(text, picture))) for text in ("a", "b", "b")]
     assert asked == ["a", "b"]
@@ -63,7 +71,7 @@ async def test_replies_are_kept_and_a_pictures_tokens_are_counted_once(tmp_path:
     assert first == 0
     assert later[0] == later[1] > 36  # the picture's tokens and the system prompt's
     assert (await engine.choose(Choose(Prompt("a", picture)))).usage.cached_tokens == later[0]
-    engine.forget()
+    engine.reset()
     again = await engine.generate(Generate(Prompt("a", picture)))
     assert again == replies[0]
     assert asked == ["a", "b", "a"]

@@ -8,7 +8,7 @@ from scalecap.scenes.claims import Claim, facts, falsify, holds
 from scalecap.scenes.grammar import describe, introduce, read, sentences, set_scene
 from scalecap.scenes.kinds import GROUNDS, KINDS
 from scalecap.scenes.statements import (
-    SORTS,
+    DETAIL_WEIGHTS,
     Curriculum,
     alternatives,
     claim_all,
@@ -51,7 +51,7 @@ def test_a_false_claim_is_false(seed: int):
     for share in (Curriculum(0, 0), Curriculum(0, 1), Curriculum(1, 0)):
         pair = statements(truth, rng, share)
         assert pair.true != pair.false
-        assert pair.sort in {"kind", "ground", "beside", *SORTS}
+        assert pair.sort in {"kind", "ground", "beside", *DETAIL_WEIGHTS}
 
 
 def test_the_sort_of_a_pair_is_what_was_changed():

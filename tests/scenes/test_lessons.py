@@ -14,8 +14,8 @@ from scalecap.scenes.kinds import KINDS, PLACES
 from scalecap.scenes.statements import LATE
 from scalecap.scenes.themes import THEMES
 from scalecap.scenes.train import lessons, texts
-from scalecap.scenes.train.course import taught_prompts
-from scalecap.scenes.views import drawn
+from scalecap.scenes.train.course import training_prompts
+from scalecap.scenes.views import draw_view
 from scalecap.scenes.world import sample
 from scalecap.stages.choose import NONE
 
@@ -24,7 +24,7 @@ SEEDS = range(40)
 
 @pytest.fixture(scope="module")
 def prompts():
-    return taught_prompts()
+    return training_prompts()
 
 
 def told(text: str, truth) -> dict:
@@ -184,7 +184,7 @@ def test_things_are_named(prompts):
 
 
 def test_lessons_of_a_window_are_about_what_it_shows(prompts):
-    windows = [view for view in (drawn(seed, zoomed=1.0) for seed in range(60)) if not view.whole]
+    windows = [view for view in (draw_view(seed, zoomed=1.0) for seed in range(60)) if not view.whole]
     assert len(windows) > 30
     for view in windows:
         truth = view.truth()

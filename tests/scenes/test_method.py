@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib", reason='needs pip install "scalecap[dev]"')
 
 from scalecap.scenes.experiments.method import BUDGETS, area, main, variants
 
-RESULTS = Path(main.__code__.co_filename).parent / "results" / "README.md"
+RESULTS = Path(main.__code__.co_filename).parents[1] / "results" / "README.md"
 
 
 def test_area_is_the_share_of_pairs_in_order():

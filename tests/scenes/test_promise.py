@@ -14,7 +14,7 @@ from scalecap.calibration.calibrate import DEFAULT_PROMISES
 from scalecap.calibration.statistics import THRESHOLDS
 from scalecap.scenes.experiments.promise import CHECKS, LABELS, World, lines, main, rates, world, write
 
-RESULTS = Path(main.__code__.co_filename).parent / "results" / "promise.md"
+RESULTS = Path(main.__code__.co_filename).parents[1] / "results" / "promise.md"
 DOG = {"kind": "dog", "count": 1, "size": "small", "colour": "brown", "facing": "left", "place": "at the top"}
 TRUTH = {"ground": "sand", "things": [DOG | {"next_to": [], "parts": []}]}
 

@@ -19,10 +19,10 @@ from scalecap.scenes.architecture import (
 )
 from scalecap.scenes.kinds import COLOURS, KINDS
 from scalecap.scenes.train import tower, training
-from scalecap.scenes.train.course import Course, Sizes, taught_prompts
+from scalecap.scenes.train.course import Course, Sizes, training_prompts
 from scalecap.scenes.train.lessons import Lesson
 from scalecap.scenes.train.packing import Packer, predict
-from scalecap.scenes.views import View, drawn
+from scalecap.scenes.views import View, draw_view
 from scalecap.scenes.world import render, sample
 
 ROW = [
@@ -98,17 +98,17 @@ def test_only_statements_are_judged_each_up_to_the_next(tokenizer):
     assert " ".join(text(0).split()) == "A dog. Answer yes or no. A dog."
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.value.parametrize("seed", range(20))
 def test_labels_say_what_stands_under_each_token(seed: int):
-    view = drawn(seed, zoomed=0.5)
-    labels = tower.label(view).reshape(6, 6, -1)
+    view = draw_view(seed, zoomed=0.5)
+    labels = tower.token_labels(view).reshape(6, 6, -1)
     names = list(KINDS)
     shown = {names[kind - 1] for kind in labels[..., 0].unique().tolist() if kind}
     assert shown >= {thing["kind"] for thing in view.truth()["things"]}
     if view.whole:
         for thing in view.scene.things:
             row, column = divmod(thing.place, 3)
-            corner = dict(zip(tower.READINGS, labels[2 * row, 2 * column].tolist(), strict=True))
+            corner = dict(zip(tower.HEAD_CLASSES, labels[2 * row, 2 * column].tolist(), strict=True))
             assert corner["kind"] == 1 + names.index(thing.kind)
             assert corner["colour"] == 1 + COLOURS.index(thing.colour)
             assert corner["facing"] == [None, "left", "right"].index(thing.facing)
@@ -120,7 +120,7 @@ def test_labels_say_what_stands_under_each_token(seed: int):
 def test_a_whole_view_is_the_scene():
     scene = sample(5)
     assert View(scene).truth() == scene.truth()
-    assert View(scene).picture(168).tobytes() == render(scene, 168).tobytes()
+    assert View(scene).image(168).tobytes() == render(scene, 168).tobytes()
 
 
 def test_pictures_told_in_words_share_the_words_embeddings():
@@ -130,7 +130,7 @@ def test_pictures_told_in_words_share_the_words_embeddings():
     for seed in range(20):
         (thing, *_) = sample(seed).things
         at = 12 * (thing.place // 3) + 2 * (thing.place % 3)
-        token = described(tower.label(View(sample(seed)))[None])[0, at]
+        token = described(tower.token_labels(View(sample(seed)))[None])[0, at]
         alike = [
             torch.cosine_similarity(token, embeddings[tokenizer(f" {kind}")["input_ids"]].mean(0), dim=0)
             for kind in (thing.kind, *(other for other in KINDS if other != thing.kind))
@@ -139,14 +139,14 @@ def test_pictures_told_in_words_share_the_words_embeddings():
 
 
 def test_a_step_is_drawn_from_its_number_alone(tokenizer):
-    course = Course("language", 9, Packer(tokenizer), taught_prompts(), Sizes(2, 2, 2, 2), seed=0)
+    course = Course("language", 9, Packer(tokenizer), training_prompts(), Sizes(2, 2, 2, 2), seed=0)
     assert torch.equal(course[4].packed.ids, course[4].packed.ids)
     assert course[4].packed.ids.tolist() != course[5].packed.ids.tolist()
-    other = Course("language", 9, Packer(tokenizer), taught_prompts(), Sizes(2, 2, 2, 2), seed=1)
+    other = Course("language", 9, Packer(tokenizer), training_prompts(), Sizes(2, 2, 2, 2), seed=1)
     assert course[4].packed.ids.tolist() != other[4].packed.ids.tolist()
 
 
-@pytest.mark.slow
+@pytest.value.slow
 def test_training_goes_on_where_it_stopped(tmp_path: Path):
     """All steps at once give the weights of some steps, a stop and the others."""
     parts = {"language": 1.0, "judge": 1.0}, {"visual": 1.0, "heads": 1.0}
@@ -167,7 +167,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path):
     whole, parted = [
         torch.load(tmp_path / name / "whole.pt", weights_only=True) for name in ("whole", "parts")
     ]
-    for part in plan[2].taught:
+    for part in plan[2].prompts:
         assert all(torch.equal(whole[part][name], parted[part][name]) for name in whole[part])
     assert (tmp_path / "whole" / "model" / "model.safetensors").stat().st_size < 25 * 2**20
     scores = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ from scalecap.scenes.claims import Claim, facts
 from scalecap.scenes.grammar import describe
 from scalecap.scenes.grammar import sentences as read
 from scalecap.scenes.statements import Curriculum, claim_all, claim_place, statements
-from scalecap.scenes.world import sample, unseen
+from scalecap.scenes.world import sample, unseen_seed
 from scalecap.stages.deduplicate import Deduplicate, gist
 from scalecap.text import segmentation as clauses
 
@@ -86,7 +86,7 @@ def test_on_labelled_pairs_of_the_world():
     """Of two true sentences, the first one's facts are all in the second, or not."""
     rng, counts = random.Random(0), Counter()
     for index in range(20):
-        truth = sample(unseen(5, index)).truth()
+        truth = sample(unseen_seed(5, index)).truth()
         drafts = [careless_caption(truth, rng) for _ in range(3)]
         pool = [text[slice(*span)].strip() for text in drafts for span in clauses.sentences(text)]
         for thing in truth["things"]:

@@ -17,19 +17,22 @@ from typing import Any, NamedTuple
 from scalecap.metrics.scenes import scenes
 from scalecap.run.summary import Summary
 from scalecap.runner import process_engines
-from scalecap.scenes.experiments.harness import captioned, parsed, parser, svg_pyplot
-from scalecap.scenes.experiments.replies import Kept
+from scalecap.scenes.experiments.harness import argument_parser, caption_rows, parse_arguments, svg_pyplot
+from scalecap.scenes.experiments.replies import CachedEngine
 from scalecap.stats import Interval, Pair, difference, mean
 
 log = logging.getLogger(__name__)
 
-DEDUPLICATED = ("sentences", "known", "new_sentences", "facts", "details")
+DEDUPLICATION_STEPS = ("sentences", "known", "new_sentences", "facts", "details")
 """Steps of `pipeline=dense` that leave out what is said twice."""
-LATER = {"assembled_caption": ("fused_caption", "checked_sentences"), "fused_caption": ("checked_sentences",)}
+LATER_STEPS = {
+    "assembled_caption": ("fused_caption", "checked_sentences"),
+    "fused_caption": ("checked_sentences",),
+}
 """Steps of `pipeline=dense` that an earlier caption does without."""
-CHECKS = tuple(f"pipeline.steps.{step}" for step in ("golden_sentences",))
+BATCHED_CHECKS = tuple(f"pipeline.steps.{step}" for step in ("golden_sentences",))
 """Those that check several statements of an image."""
-DRAWN = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
+SAMPLED_CAPTION = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
 """The paper's pipeline is greedy; its first caption is drawn here, as those of the other pipelines are."""
 BUDGETS = (10, 20, 40, 80, 200)
 """Of `pipeline=dense`, in requests an image at most."""
@@ -63,7 +66,13 @@ def methods() -> list[Variant]:
     for check in ("contrast", "verify", "vote", "both"):
         for most in (1, 2, 4, None) if check == "both" else (None,):
             budget = f"pipeline.steps.q_list.budget={'null' if most is None else most}"
-            paper = ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", DRAWN, budget)
+            paper = (
+                "pipeline=scalecap",
+                f"pipeline/check={check}",
+                "also=closing_check",
+                SAMPLED_CAPTION,
+                budget,
+            )
             setting = f"{check}, {'all' if most is None else most} objects"
             found.append(Variant("scalecap", setting, paper, "checked_caption"))
     return found + [dense(str(budget), f"pipeline.budget={budget}") for budget in BUDGETS]
@@ -79,11 +88,13 @@ def ablations() -> list[Variant]:
         dense("without drafts of parts", full, "+pipeline.steps.part_drafts.when=false"),
         dense("without what else there is", full, "+pipeline.steps.missed.when=false"),
         dense("without repair", full, "+pipeline.steps.alternatives.when=false"),
-        dense("repeats left in", full, *(f"+pipeline.steps.{step}.near=false" for step in DEDUPLICATED)),
+        dense(
+            "repeats left in", full, *(f"+pipeline.steps.{step}.near=false" for step in DEDUPLICATION_STEPS)
+        ),
         dense("without the closing check", full, caption="fused_caption"),
         dense("without a language model", full, caption="assembled_caption"),
         *(
-            dense(f"{size} statements a check", full, *(f"{step}.batch={size}" for step in CHECKS))
+            dense(f"{size} statements a check", full, *(f"{step}.batch={size}" for step in BATCHED_CHECKS))
             for size in (4, 8)
         ),
     ]
@@ -94,15 +105,15 @@ def dense(setting: str, *overrides: str, caption: str = "final_caption") -> Vari
     return Variant(OURS, setting, ("pipeline=dense", *overrides), caption)
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """What a variant told of each scene, and what it took."""
 
     variant: Variant
-    told: list[dict[str, Any]]
+    facts: list[dict[str, Any]]
     """`scalecap.metrics.scenes.scenes` of each scene's caption; a missing caption tells nothing."""
     requests: float
     computed: float
-    """Prompt tokens; those of a picture once."""
+    """Prompt tokens; those of an image once."""
     generated: float
 
     @property
@@ -113,26 +124,26 @@ class Measured(NamedTuple):
     def each(self, name: str) -> list[Pair]:
         """A measure of each scene; "wrong share" is that of what is told."""
         if name == "wrong share":
-            shares = [each["precision"] for each in self.told]
+            shares = [each["precision"] for each in self.facts]
             return [(share["of"] - share["count"], share["of"]) for share in shares]
-        values = [each[name] for each in self.told]
+        values = [each[name] for each in self.facts]
         return [(value["count"], value["of"]) if isinstance(value, dict) else (value, 1) for value in values]
 
 
-def measure(engine: Kept, variant: Variant, count: int, seed: int) -> Measured:
+def measure(engine: CachedEngine, variant: Variant, count: int, seed: int) -> Measurement:
     """Run a variant on `count` scenes."""
-    engine.forget()
+    engine.reset()
     words = (f"data.count={count}", f"data.seed={seed}", "cache=off", "progress=false")
-    rows, summary = captioned([*variant.overrides, *words], engine)
-    told = [scenes({"it": row.get(variant.caption) or ""}, row["truth"])["it"] for row in rows]
+    rows, summary = caption_rows([*variant.overrides, *words], engine)
+    facts = [scenes({"it": row.get(variant.caption) or ""}, row["truth"])["it"] for row in rows]
     total = _spent(summary, variant)
-    return Measured(variant, told, *(number / len(rows) for number in total))
+    return Measurement(variant, facts, *(number / len(rows) for number in total))
 
 
 def _spent(summary: Summary, variant: Variant) -> tuple[int, int, int]:
     """Requests, prompt tokens computed and tokens generated for the caption that is measured."""
-    later = LATER.get(variant.caption, ()) if variant.method == OURS else ()
-    counts = [count for step, count in summary.usage.steps.items() if step not in later]
+    later_steps = LATER_STEPS.get(variant.caption, ()) if variant.method == OURS else ()
+    counts = [count for step, count in summary.usage.steps.items() if step not in later_steps]
     return (
         sum(count.requests - count.reused for count in counts),
         sum(count.prompt_tokens - count.cached_tokens for count in counts),
@@ -140,7 +151,7 @@ def _spent(summary: Summary, variant: Variant) -> tuple[int, int, int]:
     )
 
 
-def page(compared: Sequence[Measured], parts: Sequence[Measured], count: int, seed: int) -> str:
+def page(compared: Sequence[Measurement], parts: Sequence[Measurement], count: int, seed: int) -> str:
     """The tables, as Markdown."""
     return PAGE.format(
         count=count,
@@ -153,7 +164,7 @@ def page(compared: Sequence[Measured], parts: Sequence[Measured], count: int, se
     )
 
 
-def _line(each: Measured) -> str:
+def _line(each: Measurement) -> str:
     true, wrong, words = (fmean(count for count, _ in each.each(name)) for name in ("true", "wrong", "words"))
     cells = [
         f"{each.variant.method} | {each.variant.setting} | {true:.1f} | {wrong:.2f}",
@@ -163,7 +174,7 @@ def _line(each: Measured) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _equal(ours: Measured, compared: Sequence[Measured]) -> list[str]:
+def _equal(ours: Measurement, compared: Sequence[Measurement]) -> list[str]:
     """Each other method at that setting, among those that cost no more, that tells most."""
     lines = []
     for method in dict.fromkeys(each.variant.method for each in compared if each.variant.method != OURS):
@@ -171,15 +182,15 @@ def _equal(ours: Measured, compared: Sequence[Measured]) -> list[str]:
         if not within:
             continue
         best = max(within, key=lambda each: sum(count for count, _ in each.each("recall")))
-        told = [difference(ours.each(name), best.each(name)) for name in ("recall", "wrong share")]
+        facts = [difference(ours.each(name), best.each(name)) for name in ("recall", "wrong share")]
         lines.append(
             f"| {ours.variant.setting}, {ours.tokens:,.0f} | {best.variant.name}, {best.tokens:,.0f} "
-            f"| {_points(told[0])} | {_points(told[1])} |"
+            f"| {_points(facts[0])} | {_points(facts[1])} |"
         )
     return lines
 
 
-def _part(each: Measured, whole: Measured) -> str:
+def _part(each: Measurement, whole: Measurement) -> str:
     cells = [each.variant.setting]
     for name in ("recall", "wrong share"):
         cells.append(_share(mean(each.each(name))))
@@ -192,10 +203,10 @@ def _share(share: Interval | None) -> str:
     return "" if share is None else f"{share.mean:.1%} ({share.low:.1%} to {share.high:.1%})"
 
 
-def _points(apart: Interval | None) -> str:
-    if apart is None:
+def _points(interval: Interval | None) -> str:
+    if interval is None:
         return ""
-    return f"{100 * apart.mean:+.1f} ({100 * apart.low:+.1f} to {100 * apart.high:+.1f})"
+    return f"{100 * interval.mean:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
 
 
 PAGE = """# Every pipeline on the embedded world
@@ -206,7 +217,7 @@ Made by
 
 on {count} scenes that the embedded model never saw, in float32, with the pipelines' own sampling. Facts are
 counted once a caption (`evaluate=scenes`); *recall* is true facts of all that there are, *wrong* wrong facts
-of those told. Requests and tokens are means per image. Of the prompt tokens those of a picture are counted
+of those told. Requests and tokens are means per image. Of the prompt tokens those of an image are counted
 once, as an engine with a prefix cache computes them. Intervals are of 95 %, over images, differences paired.
 
 | pipeline | setting | true | wrong | recall | wrong | words | requests | prompt tokens | generated |
@@ -234,7 +245,7 @@ tokens, and how much more of what it tells is wrong, in percentage points.
 """
 
 
-def plot(compared: Sequence[Measured], file: Path) -> None:
+def plot(compared: Sequence[Measurement], file: Path) -> None:
     """Recall, and the share of wrong facts, against the tokens of an image; a line for each pipeline."""
     pyplot = svg_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(7.2, 7.2), sharex=True)
@@ -266,14 +277,14 @@ def plot(compared: Sequence[Measured], file: Path) -> None:
 
 
 def main() -> None:
-    arguments = parsed(
-        parser("python -m scalecap.scenes.experiments.comparison", __doc__, count=500, seed=11)
+    arguments = parse_arguments(
+        argument_parser("python -m scalecap.scenes.experiments.comparison", __doc__, count=500, seed=11)
     )
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    engine = process_engines.run(Kept.open(arguments.folder / "replies"))
+    engine = process_engines.run(CachedEngine.open(arguments.folder / "replies"))
     try:
         compared, parts = (
-            [_measured(engine, variant, arguments) for variant in variants]
+            [_measure_variant(engine, variant, arguments) for variant in variants]
             for variants in (methods(), ablations())
         )
     finally:
@@ -283,7 +294,7 @@ def main() -> None:
     plot(compared, arguments.folder / "comparison.svg")
 
 
-def _measured(engine: Kept, variant: Variant, arguments: argparse.Namespace) -> Measured:
+def _measure_variant(engine: CachedEngine, variant: Variant, arguments: argparse.Namespace) -> Measurement:
     found = measure(engine, variant, arguments.count, arguments.seed)
     log.info("%s: %s", variant.name, _line(found))
     return found

@@ -17,7 +17,9 @@ from scalecap.run.summary import Summary
 from scalecap.runner import run
 
 
-def captioned(overrides: Sequence[str], engine: Engine | None = None) -> tuple[list[dict[str, Any]], Summary]:
+def caption_rows(
+    overrides: Sequence[str], engine: Engine | None = None
+) -> tuple[list[dict[str, Any]], Summary]:
     """Rows of a run in float32, which leaves no folder, and its summary.
 
     Args:
@@ -34,7 +36,7 @@ def captioned(overrides: Sequence[str], engine: Engine | None = None) -> tuple[l
     return [json.loads(line) for line in lines], summary
 
 
-def parser(prog: str, description: str | None, *, count: int, seed: int) -> argparse.ArgumentParser:
+def argument_parser(prog: str, description: str | None, *, count: int, seed: int) -> argparse.ArgumentParser:
     """Of a command that writes a page and a plot about unseen scenes."""
     found = argparse.ArgumentParser(prog=prog, description=description)
     found.add_argument("folder", type=Path, help="for the page, the plot and the replies")
@@ -43,11 +45,11 @@ def parser(prog: str, description: str | None, *, count: int, seed: int) -> argp
     return found
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse_arguments(argument_parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line; it ends with a message where no plot can be drawn. Progress goes to the log."""
-    arguments = parser.parse_args()
+    arguments = argument_parser.parse_args()
     if find_spec("matplotlib") is None:
-        parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
+        argument_parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     return arguments
 

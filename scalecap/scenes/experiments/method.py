@@ -19,12 +19,12 @@ from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.metrics.scenes import scenes
 from scalecap.run.summary import Summary
 from scalecap.runner import process_engines
-from scalecap.scenes.experiments.harness import captioned, parsed, parser, svg_pyplot
+from scalecap.scenes.experiments.harness import argument_parser, caption_rows, parse_arguments, svg_pyplot
 from scalecap.scenes.kinds import KINDS
 
 log = logging.getLogger(__name__)
 
-DRAWN = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
+SAMPLED_CAPTION = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
 """The first caption is as careless in all pipelines as in the seed's; all else is greedy, as in the paper."""
 BUDGETS = (0, 1, 2, 4, None)
 CLOSING = ("final_sentences", "checked_sentences", "checked_caption")
@@ -45,12 +45,13 @@ def variants() -> list[Variant]:
     """All pipelines, in the order of the table."""
 
     def paper(check: str, *more: str) -> tuple[str, ...]:
-        return ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", DRAWN, *more)
+        return ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", SAMPLED_CAPTION, *more)
 
     found = [
         Variant("seed", ("pipeline=seed",)),
         Variant(
-            "seed, greedy", ("pipeline=seed", "also=[closing_check,assembled]", "sampling=greedy", DRAWN)
+            "seed, greedy",
+            ("pipeline=seed", "also=[closing_check,assembled]", "sampling=greedy", SAMPLED_CAPTION),
         ),
         Variant("contrast", paper("contrast")),
         Variant("contrast, log-probabilities", paper("contrast", *_values("logprobs"))),
@@ -58,9 +59,9 @@ def variants() -> list[Variant]:
         Variant("vote", paper("vote")),
     ]
     for budget in BUDGETS:
-        asked = "all" if budget is None else str(budget)
-        value = "null" if budget is None else asked
-        found.append(Variant(f"{SCALED}{asked}", paper("both", f"pipeline.steps.q_list.budget={value}")))
+        label = "all" if budget is None else str(budget)
+        value = "null" if budget is None else label
+        found.append(Variant(f"{SCALED}{label}", paper("both", f"pipeline.steps.q_list.budget={value}")))
     return found
 
 
@@ -68,7 +69,7 @@ def _values(values: str) -> list[str]:
     return [f"pipeline.steps.{step}.values={values}" for step in ("golden_sentences", "final_details")]
 
 
-class Line(NamedTuple):
+class Result(NamedTuple):
     """One caption column of one pipeline, means over scenes."""
 
     pipeline: str
@@ -81,48 +82,52 @@ class Line(NamedTuple):
     """Of prompts and replies, those that the engine did not compute again included."""
 
 
-def compare(folder: Path, count: int, seed: int) -> tuple[list[Line], dict[str, float]]:
+def compare(folder: Path, count: int, seed: int) -> tuple[list[Result], dict[str, float]]:
     """Run all pipelines: the table's lines, and how well each rating tells true sentences from others."""
     model = ModelSettings(name="scenes", dtype="float32")
     engine = process_engines.run(open_engine(model, EngineSettings(name="transformers")))
-    found: list[Line] = []
-    told: dict[str, float] = {}
+    found: list[Result] = []
+    facts: dict[str, float] = {}
     try:
         for name, overrides in variants():
             words = [f"data.count={count}", f"data.seed={seed}", f"cache.dir={folder / 'replies'}"]
-            rows, summary = captioned([*overrides, *words, "progress=false"], engine)
+            rows, summary = caption_rows([*overrides, *words, "progress=false"], engine)
             found += _lines(name, rows, summary)
-            told |= _told_apart(name, rows)
+            facts |= _rating_area(name, rows)
             log.info("%s: %s", name, ", ".join(f"{line.caption} {line.true:.2f}" for line in found[-3:]))
     finally:
         process_engines.run(engine.close())
-    return found, told
+    return found, facts
 
 
-def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> list[Line]:
+def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> list[Result]:
     """A line for each caption that the pipeline wrote; later steps are no cost of an earlier caption."""
-    spared = {"init_caption": [step for step in summary.usage.steps if step != "init_caption"]}
-    spared |= {"assembled_caption": [*FUSING, *CLOSING], "final_caption": [*CLOSING], "checked_caption": []}
+    excluded_steps = {"init_caption": [step for step in summary.usage.steps if step != "init_caption"]}
+    excluded_steps |= {
+        "assembled_caption": [*FUSING, *CLOSING],
+        "final_caption": [*CLOSING],
+        "checked_caption": [],
+    }
     lines = []
-    for column in spared if name == "seed" else CAPTIONS:
-        told = [
+    for column in excluded_steps if name == "seed" else CAPTIONS:
+        facts = [
             scenes({"it": row[column]}, row["truth"])["it"] for row in rows if row.get(column) is not None
         ]
-        if not told:
+        if not facts:
             continue
-        counts = [count for step, count in summary.usage.steps.items() if step not in spared[column]]
+        counts = [count for step, count in summary.usage.steps.items() if step not in excluded_steps[column]]
         # Replies that an earlier pipeline computed are in the cache, and cost this one as much.
         tokens = sum(count.prompt_tokens + count.generated_tokens for count in counts)
         tokens += sum(count.reused_prompt_tokens + count.reused_generated_tokens for count in counts)
         requests = sum(count.requests for count in counts)
         first = column == "init_caption"
         lines.append(
-            Line(
+            Result(
                 pipeline="none" if first else name,
                 caption="first" if first else CAPTIONS[column],
-                wrong=mean(each["wrong"] for each in told),
-                true=mean(each["true"] for each in told),
-                words=mean(each["words"] for each in told),
+                wrong=mean(each["wrong"] for each in facts),
+                true=mean(each["true"] for each in facts),
+                words=mean(each["words"] for each in facts),
                 requests=requests / len(rows),
                 tokens=tokens / len(rows),
             )
@@ -130,7 +135,7 @@ def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> li
     return lines
 
 
-def _told_apart(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def _rating_area(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Area under the ROC curve of the rating of first sentences in these rows, if it is one to compare."""
     labels = {
         "contrast": "contrast, raw logits",
@@ -144,8 +149,8 @@ def _told_apart(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, float
         for row in rows
         for score in row["golden_sentences_scores"]
     ]
-    true = [value for value, said in rated if said["true"] and not said["wrong"]]
-    wrong = [value for value, said in rated if said["wrong"]]
+    true = [value for value, facts in rated if facts["true"] and not facts["wrong"]]
+    wrong = [value for value, facts in rated if facts["wrong"]]
     return {labels[name]: area(true, wrong)}
 
 
@@ -161,7 +166,7 @@ def area(high: Sequence[float], low: Sequence[float]) -> float:
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
-def page(lines: Sequence[Line], areas: Mapping[str, float], count: int, seed: int) -> str:
+def page(lines: Sequence[Result], areas: Mapping[str, float], count: int, seed: int) -> str:
     """README of the results."""
     rows = [
         f"| {line.pipeline} | {line.caption} | {line.wrong:.2f} | {line.true:.2f} | {line.words:.1f} "
@@ -169,8 +174,8 @@ def page(lines: Sequence[Line], areas: Mapping[str, float], count: int, seed: in
         for line in lines
     ]
     ratings = [f"| {name} | {value:.3f} |" for name, value in areas.items()]
-    told = {"rows": "\n".join(rows), "ratings": "\n".join(ratings)}
-    return PAGE.format(count=count, seed=seed, kinds=len(KINDS), **told)
+    facts = {"rows": "\n".join(rows), "ratings": "\n".join(ratings)}
+    return PAGE.format(count=count, seed=seed, kinds=len(KINDS), **facts)
 
 
 PAGE = """# The method on the embedded world
@@ -209,7 +214,7 @@ helps it need not help a large model, and the other way round.
 """
 
 
-def plot(lines: Sequence[Line], file: Path) -> None:
+def plot(lines: Sequence[Result], file: Path) -> None:
     """True and wrong facts against the budget, one line for each way to write the caption."""
     pyplot = svg_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
@@ -233,10 +238,12 @@ def plot(lines: Sequence[Line], file: Path) -> None:
 
 
 def main() -> None:
-    arguments = parsed(parser("python -m scalecap.scenes.experiments.method", __doc__, count=500, seed=11))
-    lines, told = compare(arguments.folder, arguments.count, arguments.seed)
+    arguments = parse_arguments(
+        argument_parser("python -m scalecap.scenes.experiments.method", __doc__, count=500, seed=11)
+    )
+    lines, facts = compare(arguments.folder, arguments.count, arguments.seed)
     (arguments.folder / "README.md").write_text(
-        page(lines, told, arguments.count, arguments.seed), encoding="utf-8"
+        page(lines, facts, arguments.count, arguments.seed), encoding="utf-8"
     )
     plot(lines, arguments.folder / "budget.svg")
 

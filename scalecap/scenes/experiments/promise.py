@@ -19,7 +19,7 @@ import numpy as np
 from scalecap.calibration.calibrate import DEFAULT_PROMISES
 from scalecap.calibration.statistics import THRESHOLDS, kept_counts, loosest_threshold, max_wrong_kept
 from scalecap.metrics.scenes import scenes
-from scalecap.scenes.experiments.harness import captioned, parsed, parser, svg_pyplot
+from scalecap.scenes.experiments.harness import argument_parser, caption_rows, parse_arguments, svg_pyplot
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Rates(NamedTuple):
     """Of all true statements, those that are kept."""
 
 
-class Line(NamedTuple):
+class Result(NamedTuple):
     """What came of a check, a promise and a number of labels, over all draws."""
 
     check: str
@@ -78,7 +78,7 @@ def captioned_scenes(folder: Path, count: int, seed: int) -> list[dict[str, Any]
         *("also=closing_check", f"data.count={count}", f"data.seed={seed}", "engine=transformers"),
         f"cache.dir={folder / 'replies'}",
     )
-    rows, summary = captioned(overrides)
+    rows, summary = caption_rows(overrides)
     if summary.status != "finished":
         raise SystemExit(f"{summary.status} after {summary.done} scenes; the same command goes on")
     return rows
@@ -110,17 +110,17 @@ def rates(world: World) -> Rates:
         )
 
 
-def lines(check: str, world: World, draws: int, seed: int = 0) -> Iterator[Line]:
-    """Draws labelled scenes again and again; scenes are drawn one by one, as a new picture would be."""
-    dice = np.random.default_rng(seed)
+def lines(check: str, world: World, draws: int, seed: int = 0) -> Iterator[Result]:
+    """Draws labelled scenes again and again; scenes are drawn one by one, as a new image would be."""
+    rng = np.random.default_rng(seed)
     known = rates(world)
     for labels in LABELS:
         tests = {wrong: max_wrong_kept(labels, wrong, CONFIDENCE) for wrong in DEFAULT_PROMISES}
         safe: dict[float, list[int]] = {wrong: [] for wrong in DEFAULT_PROMISES}
         naive: dict[float, list[int]] = {wrong: [] for wrong in DEFAULT_PROMISES}
         for _ in range(draws):
-            drawn = dice.integers(len(world.p_yes), size=labels)
-            places = [dice.integers(len(world.p_yes[scene])) for scene in drawn]
+            drawn = rng.integers(len(world.p_yes), size=labels)
+            places = [rng.integers(len(world.p_yes[scene])) for scene in drawn]
             pairs = list(zip(drawn, places, strict=True))
             kept, kept_wrong = kept_counts(
                 np.array([world.p_yes[scene][place] for scene, place in pairs]),
@@ -135,7 +135,7 @@ def lines(check: str, world: World, draws: int, seed: int = 0) -> Iterator[Line]
                     naive[wrong].append(int(seems[-1]))
         for wrong in DEFAULT_PROMISES:
             keeps = known.true_kept[known.wrong <= wrong]
-            yield Line(
+            yield Result(
                 check=check,
                 wrong=wrong,
                 labels=labels,
@@ -148,7 +148,7 @@ def lines(check: str, world: World, draws: int, seed: int = 0) -> Iterator[Line]
             )
 
 
-def page(found: Sequence[Line], worlds: Mapping[str, World], count: int, seed: int, draws: int) -> str:
+def page(found: Sequence[Result], worlds: Mapping[str, World], count: int, seed: int, draws: int) -> str:
     """promise.md."""
     rows = [
         f"| {CHECKS[line.check]} | {line.wrong:.0%} | {line.labels} | {line.found:.0%} | {line.broken:.1%} "
@@ -209,14 +209,14 @@ The world, with all statements kept, and with the threshold 0.5:
 {rows}
 
 *found*: the share of the draws in which there is a threshold; with few labels a small share can't be shown,
-and nothing is promised. *broken, pooled* counts every statement once, where the promise counts every picture
+and nothing is promised. *broken, pooled* counts every statement once, where the promise counts every image
 once. *true kept*: the mean share of the true statements that are kept; a draw without a threshold keeps none.
 *possible*: the same of the loosest threshold that keeps the promise, which only somebody who knows the whole
 world can choose.
 """
 
 
-def plot(found: Sequence[Line], file: Path) -> None:
+def plot(found: Sequence[Result], file: Path) -> None:
     """Broken promises above, what is kept of the truth below; a column a check."""
     pyplot = svg_pyplot()
     from matplotlib.lines import Line2D
@@ -264,9 +264,9 @@ def plot(found: Sequence[Line], file: Path) -> None:
 
 
 def main() -> None:
-    words = parser("python -m scalecap.scenes.experiments.promise", __doc__, count=1_000, seed=21)
+    words = argument_parser("python -m scalecap.scenes.experiments.promise", __doc__, count=1_000, seed=21)
     words.add_argument("--draws", type=int, default=DRAWS, help="for each number of labels")
-    arguments = parsed(words)
+    arguments = parse_arguments(words)
     rows = captioned_scenes(arguments.folder, arguments.count, arguments.seed)
     write(rows, arguments.folder, arguments.count, arguments.seed, arguments.draws)
 

@@ -14,29 +14,29 @@ from scalecap.interpreter.cache import Cache, key
 T = TypeVar("T", bound=Reply)
 
 
-class Kept:
+class CachedEngine:
     """Answers from a folder what was answered before, so that pipelines share what they have in common.
 
     A reply costs each pipeline the same as if it had been computed for it. Of its prompt tokens those up to
-    the end of the picture are counted as cached from the second request about a picture on, as with an
-    engine whose prefix cache has room for the pictures in flight; `forget` begins another pipeline.
+    the end of the image are counted as cached from the second request about an image on, as with an
+    engine whose prefix cache has room for the images in flight; `reset` begins another pipeline.
     """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._cache = engine, Cache(folder)
         self.identity, self.context_length = engine.identity, engine.context_length
         self.concurrency, self.kv_tokens = engine.concurrency, engine.kv_tokens
-        self._prefixes = _prefixes()
+        self._prefix_lengths = _prefix_lengths()
         self._seen: set[str] = set()
 
     @classmethod
-    async def open(cls, folder: Path) -> "Kept":
+    async def open(cls, folder: Path) -> "CachedEngine":
         """The model in float32 on the transformers engine."""
         model = ModelSettings(name="scenes", dtype="float32")
         return cls(await open_engine(model, EngineSettings(name="transformers")), folder)
 
-    def forget(self) -> None:
-        """Count every picture's first request in full again."""
+    def reset(self) -> None:
+        """Count every image's first request in full again."""
         self._seen.clear()
 
     async def generate(self, request: Generate) -> Generated:
@@ -60,7 +60,7 @@ class Kept:
     def _cached(self, prompt: Prompt) -> int:
         shown = prompt.image.hash if prompt.image else ""
         if shown in self._seen:
-            return self._prefixes[bool(shown)]
+            return self._prefix_lengths[bool(shown)]
         self._seen.add(shown)
         return 0
 
@@ -69,8 +69,8 @@ class Kept:
         self._cache.close()
 
 
-def _prefixes() -> tuple[int, int]:
-    """Tokens that all prompts without a picture begin with, and those with one, up to its end."""
+def _prefix_lengths() -> tuple[int, int]:
+    """Tokens that all prompts without an image begin with, and those with one, up to its end."""
     patch_libraries()
     from transformers import AutoTokenizer
 

@@ -14,24 +14,24 @@ from scalecap.scenes.train import lessons, tower
 from scalecap.scenes.train.lessons import Lesson, Mix, Prompts
 from scalecap.scenes.train.packing import Packed, Packer
 from scalecap.scenes.train.texts import text_alone
-from scalecap.scenes.views import View, drawn
+from scalecap.scenes.views import View, draw_view
 from scalecap.scenes.world import sample
 from scalecap.text.templates import Template
 
 FIRST_SEED = 1_000_000
 """Scenes are drawn from here upwards; smaller seeds are kept out of training for tests."""
 
-ZOOMED = 0.12
-"""The share of windows among pictures, and among what is told without one."""
+WINDOW_SHARE = 0.12
+"""The share of windows among images, and among what is told without one."""
 
-WHOLE = lessons.MIX._replace(places=2.5, looks=0.5, missed=0.5)
-"""With real pictures: more of places and neighbours, which are learnt last."""
+WHOLE_MIX = lessons.MIX._replace(places=2.5, looks=0.5, missed=0.5)
+"""With real images: more of places and neighbours, which are learnt last."""
 
 _PHASES = {"language": 0, "tower": 1, "whole": 2}
-_APART = 10**9
+_PHASE_SEEDS = 10**9
 """Seeds of a phase; each has its own. Those of `world.unseen` lie above all, up to a training seed of 99."""
 
-_TAUGHT = {
+_PROMPT_VARIANTS = {
     "caption": ["compact", "compact", "compact", "seed"],
     "verify": [*["compact"] * 12, "seed", "strict"],
     "questions": ["compact"],
@@ -51,25 +51,26 @@ _TAUGHT = {
 """Variants under `conf/prompts/<role>/`, the repeated ones asked more often."""
 
 
-def taught_prompts() -> dict[str, list[lessons.Render]]:
+def training_prompts() -> dict[str, list[lessons.Render]]:
     """The templates of a run, by role, as the lessons ask with them."""
-    taught = {
-        role: [lessons.shipped(role, variant) for variant in variants] for role, variants in _TAUGHT.items()
+    prompts = {
+        role: [lessons.shipped(role, variant) for variant in variants]
+        for role, variants in _PROMPT_VARIANTS.items()
     }
-    taught["verify"].append(lessons.shipped("verify_details", "seed"))
-    taught["structured"] = [Template("Describe the picture as JSON.")]  # as structured/compact.yaml renders
-    return {role: [template.render for template in group] for role, group in taught.items()}
+    prompts["verify"].append(lessons.shipped("verify_details", "seed"))
+    prompts["structured"] = [Template("Describe the picture as JSON.")]  # as structured/compact.yaml renders
+    return {role: [template.render for template in group] for role, group in prompts.items()}
 
 
 class Batch(NamedTuple):
     """One step."""
 
     labels: Tensor
-    """(pictures, 36, readings)"""
+    """(images, 36, readings)"""
     images: Tensor | None = None
-    """(pictures, 3, 168, 168), normalised; None while pictures are described."""
+    """(images, 3, 168, 168), normalised; None while images are described."""
     packed: Packed | None = None
-    """Lessons about the pictures and without; None while the tower learns alone."""
+    """Lessons about the images and without; None while the tower learns alone."""
 
 
 class Sizes(NamedTuple):
@@ -79,9 +80,9 @@ class Sizes(NamedTuple):
     texts: int = 7
     """Lessons of text alone: joining, listing, taking apart and so on."""
     priors: int = 6
-    """Captions and answers without their picture."""
+    """Captions and answers without their image."""
     tower: int = 64
-    """Pictures of a step of the tower alone."""
+    """Images of a step of the tower alone."""
 
 
 class Course(Dataset[Batch]):
@@ -97,35 +98,36 @@ class Course(Dataset[Batch]):
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        first = FIRST_SEED + _APART * (10 * self.seed + _PHASES[self.phase])
+        first = FIRST_SEED + _PHASE_SEEDS * (10 * self.seed + _PHASES[self.phase])
         if self.phase == "tower":
             seeds = range(first + step * self.sizes.tower, first + (step + 1) * self.sizes.tower)
-            # Kinds are equally likely in half of the pictures, so that rare ones are seen as often.
-            views = [drawn(seed, habits=seed % 2 == 0, zoomed=0.25) for seed in seeds]
-            return Batch(_labels(views), normalise([view.picture(168) for view in views]))
+            # Kinds are equally likely in half of the images, so that rare ones are seen as often.
+            views = [draw_view(seed, habits=seed % 2 == 0, zoomed=0.25) for seed in seeds]
+            return Batch(_labels(views), normalise([view.image(168) for view in views]))
         seeds = range(first + step * self.sizes.pictures, first + (step + 1) * self.sizes.pictures)
-        views = [drawn(seed, zoomed=ZOOMED) for seed in seeds]
+        views = [draw_view(seed, zoomed=WINDOW_SHARE) for seed in seeds]
         rng = random.Random(f"{self.seed} {self.phase} {step}")
-        mix = lessons.MIX if self.phase == "language" else WHOLE
+        mix = lessons.MIX if self.phase == "language" else WHOLE_MIX
         rows = [
-            lessons.about_scene(view.truth(), self.prompts, rng, self._share(step), mix) for view in views
+            lessons.about_scene(view.truth(), self.prompts, rng, self._curriculum(step), mix)
+            for view in views
         ]
-        packed = self.packer.pack(rows, self._alone(first + _APART // 2 + step * 100, rng))
+        packed = self.packer.pack(rows, self._text_lessons(first + _PHASE_SEEDS // 2 + step * 100, rng))
         if self.phase == "language":
             return Batch(_labels(views), None, packed)
-        return Batch(_labels(views), normalise([view.picture(336) for view in views]), packed)
+        return Batch(_labels(views), normalise([view.image(336) for view in views]), packed)
 
-    def _share(self, step: int) -> Curriculum:
+    def _curriculum(self, step: int) -> Curriculum:
         if self.phase != "language":
             return LATE._replace(beside=5.0)
         done = 2 * step / self.steps  # simple statements first, over the first half
         return Curriculum(max(LATE.presence, 1 - done), max(LATE.single, 0.95 - 0.35 * done))
 
-    def _alone(self, seed: int, rng: random.Random) -> list[Lesson]:
+    def _text_lessons(self, seed: int, rng: random.Random) -> list[Lesson]:
         found = []
         for number in range(self.sizes.texts + self.sizes.priors):
-            truth = drawn(seed + number, zoomed=ZOOMED).truth()
-            draw = text_alone if number < self.sizes.texts else lessons.without_picture
+            truth = draw_view(seed + number, zoomed=WINDOW_SHARE).truth()
+            draw = text_alone if number < self.sizes.texts else lessons.without_image
             found.append(draw(truth, self.prompts, rng))
         return found
 
@@ -142,16 +144,16 @@ class Course(Dataset[Batch]):
 
 
 def _labels(views: list[View]) -> Tensor:
-    return torch.stack([tower.label(view) for view in views])
+    return torch.stack([tower.token_labels(view) for view in views])
 
 
-def schoolbook(seed: int, count: int, prompts: Prompts) -> list[str]:
+def tokenizer_corpus(seed: int, count: int, prompts: Prompts) -> list[str]:
     """Texts for the tokenizer: prompts and replies of `count` scenes, and every word of the world."""
     rng = random.Random(seed)
     texts = []
     for i in range(count):
         truth = sample(FIRST_SEED + i).truth()
-        drawn_ = lessons.about_scene(truth, prompts, rng, LATE, Mix(structured=0.3))
-        drawn_ += [text_alone(truth, prompts, rng) for _ in range(2)]
-        texts += [text for lesson in drawn_ for text in (lesson.prompt, lesson.reply)]
+        scene_lessons = lessons.about_scene(truth, prompts, rng, LATE, Mix(structured=0.3))
+        scene_lessons += [text_alone(truth, prompts, rng) for _ in range(2)]
+        texts += [text for lesson in scene_lessons for text in (lesson.prompt, lesson.reply)]
     return texts

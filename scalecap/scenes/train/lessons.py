@@ -1,4 +1,4 @@
-"""What the tiny model is taught about a picture: prompts with the replies to learn.
+"""What the tiny model is taught about an image: prompts with the replies to learn.
 
 Everything is drawn from the grammar and asked through the prompt templates that a run uses. Captions are
 careless on purpose; answers, checks, choices and lists are clean.
@@ -61,7 +61,7 @@ class Lesson(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """How many lessons of each sort share a picture; a fraction is a chance."""
+    """How many lessons of each sort share an image; a fraction is a chance."""
 
     checks: int = 8
     caption: float = 0.5
@@ -81,7 +81,7 @@ MIX = Mix()
 def about_scene(
     truth: Mapping[str, Any], prompts: Prompts, rng: random.Random, share: Curriculum, mix: Mix = MIX
 ) -> list[Lesson]:
-    """Lessons that share one picture."""
+    """Lessons that share one image."""
     lessons: list[Lesson] = []
     for _ in range(mix.checks // 2):
         lessons += check(truth, prompts, rng, share)
@@ -95,17 +95,17 @@ def about_scene(
         (region, mix.region),
         (structured, mix.structured),
     ):
-        lessons += [draw(truth, prompts, rng) for _ in range(_times(times, rng))]
-    lessons += [verdicts(truth, prompts, rng, share) for _ in range(_times(mix.verdicts, rng))]
+        lessons += [draw(truth, prompts, rng) for _ in range(_sample_count(times, rng))]
+    lessons += [verdicts(truth, prompts, rng, share) for _ in range(_sample_count(mix.verdicts, rng))]
     return lessons
 
 
-def without_picture(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """A caption or answer as it would be with the picture, so that its loss is that of the prior."""
+def without_image(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
+    """A caption or answer as it would be with the image, so that its loss is that of the prior."""
     return rng.choices((caption, looks, place), (0.5, 0.2, 0.3))[0](truth, prompts, rng)
 
 
-def _times(expected: float, rng: random.Random) -> int:
+def _sample_count(expected: float, rng: random.Random) -> int:
     return int(expected) + (rng.random() < expected % 1)
 
 
@@ -127,16 +127,16 @@ def caption(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> L
 def looks(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
     """How a thing looks."""
     thing = rng.choice(truth["things"])
-    return Lesson(ASK.format(_called(thing, rng)), describe(claim_all(thing)))
+    return Lesson(ASK.format(_noun_for(thing, rng)), describe(claim_all(thing)))
 
 
 def place(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
     """Where a thing is, which way it faces and what it is next to."""
     thing = rng.choice(truth["things"])
-    return Lesson(ASK_WHERE.format(_called(thing, rng)), describe(claim_place(thing)), PLACED)
+    return Lesson(ASK_WHERE.format(_noun_for(thing, rng)), describe(claim_place(thing)), PLACED)
 
 
-def _called(thing: Mapping[str, Any], rng: random.Random) -> str:
+def _noun_for(thing: Mapping[str, Any], rng: random.Random) -> str:
     """Its name; a careless caption may have miscounted, the answer says how it is all the same."""
     count = thing["count"]
     return noun(thing["kind"], count if rng.random() < 0.85 else 3 - min(2, count))
@@ -170,12 +170,12 @@ def missed(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Le
     things = truth["things"]
     known = rng.sample(things, rng.randint(0, len(things)))
     if rng.random() < 0.5:
-        told = [introduce(claim_of(thing, *rng.choice(((), ("place",)))), rng) for thing in known]
+        known_texts = [introduce(claim_of(thing, *rng.choice(((), ("place",)))), rng) for thing in known]
     else:
-        told = [noun(thing["kind"], thing["count"]) for thing in known]
+        known_texts = [noun(thing["kind"], thing["count"]) for thing in known]
     rest = [introduce(claim_of(thing, "place"), rng) for thing in things if thing not in known]
     reply = " ".join(rest) or NOTHING_ELSE
-    return Lesson(rng.choice(prompts["missed"])(known="\n".join(told)), reply)
+    return Lesson(rng.choice(prompts["missed"])(known="\n".join(known_texts)), reply)
 
 
 def name_one(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
@@ -215,12 +215,12 @@ def structured(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -
 
 def instructions(text: str) -> str:
     """Instructions to describe each thing of a text, each once, in order."""
-    asked: dict[str, str] = {}
+    names: dict[str, str] = {}
     for sentence in text.split("\n"):
         for claim in read(sentence):
             if claim.kind:
                 many = (claim.count or 1) > 1 or noun(claim.kind, 2) in sentence.lower().rstrip(".").split()
-                asked.setdefault(claim.kind, noun(claim.kind, 2 if many else 1))
+                names.setdefault(claim.kind, noun(claim.kind, 2 if many else 1))
             for other in claim.beside:
-                asked.setdefault(other, noun(other))
-    return "\n".join(ASK.format(name) for name in asked.values())
+                names.setdefault(other, noun(other))
+    return "\n".join(ASK.format(name) for name in names.values())

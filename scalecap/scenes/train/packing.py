@@ -1,7 +1,7 @@
 """Lessons as tensors, and the language part's forward over them.
 
-Lessons about one picture share it: it stands once, and after it many prompts with their replies, each of
-which sees the picture and itself only. Tokens lie end to end without padding; attention alone gathers
+Lessons about one image share it: it stands once, and after it many prompts with their replies, each of
+which sees the image and itself only. Tokens lie end to end without padding; attention alone gathers
 lessons of about one length.
 """
 
@@ -25,12 +25,12 @@ class Group(NamedTuple):
 
     tokens: Tensor
     """(segments, length): places of their tokens, 0 where there is none; none stands before one."""
-    picture: Tensor | None
-    """(segments, prefix): places of the tokens of the picture that each sees, or None."""
+    image: Tensor | None
+    """(segments, prefix): places of the tokens of the image that each sees, or None."""
 
     def keys(self) -> Tensor:
         """(segments, prefix + length): what a segment's tokens may see."""
-        return self.tokens if self.picture is None else torch.cat([self.picture, self.tokens], dim=1)
+        return self.tokens if self.image is None else torch.cat([self.image, self.tokens], dim=1)
 
 
 class Packed(NamedTuple):
@@ -44,10 +44,10 @@ class Packed(NamedTuple):
     queries: Tensor
     """Places of all groups' tokens, flattened."""
     keys: Tensor
-    """The same with the picture's before each segment's own."""
-    where: Tensor
+    """The same with the image's before each segment's own."""
+    inverse: Tensor
     """(tokens,): the place of each token among `queries`."""
-    learnt: Tensor
+    predicted_at: Tensor
     """(replies,): places of the tokens before those to predict."""
     targets: Tensor
     """(replies,): ids to predict."""
@@ -57,8 +57,8 @@ class Packed(NamedTuple):
     """(statements' tokens,): places of tokens of statements to judge."""
     holds: Tensor
     """(statements' tokens,): 1 where the statement is true, else 0."""
-    seen: Tensor
-    """(image tokens,): their places, picture by picture."""
+    image_at: Tensor
+    """(image tokens,): their places, image by image."""
 
 
 class Packer:
@@ -69,7 +69,7 @@ class Packer:
         self._tokenizer = tokenizer
         self._prefix = self._encode(_SYSTEM)
         start, pad, end = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-        self._picture = self._prefix + tokenizer.convert_tokens_to_ids([start, *[pad] * IMAGE_TOKENS, end])
+        self._image_ids = self._prefix + tokenizer.convert_tokens_to_ids([start, *[pad] * IMAGE_TOKENS, end])
         first, cells = len(self._prefix) + 1, GRID // MERGE
         self._grid = [(i, i, i) for i in range(first)]
         self._grid += [(first, first + i // cells, first + i % cells) for i in range(IMAGE_TOKENS)]
@@ -91,99 +91,99 @@ class Packer:
         if not lesson.judged:
             return self._encode(lesson.prompt), []
         encoded = self._tokenizer(lesson.prompt, add_special_tokens=False, return_offsets_mapping=True)
-        marks, at, starts = [], 0, []
+        statement_tokens, at, starts = [], 0, []
         for text, _ in lesson.judged:
             at = lesson.prompt.index(text, at)
             starts.append(at)
         for place, (_, end) in enumerate(encoded["offset_mapping"]):
             number = sum(start < end for start in starts) - 1
             if number >= 0:
-                marks.append((place, int(lesson.judged[number][1])))
-        return list(encoded["input_ids"]), marks
+                statement_tokens.append((place, int(lesson.judged[number][1])))
+        return list(encoded["input_ids"]), statement_tokens
 
     def length(self, lesson: Lesson) -> int:
         """How many tokens of a lesson are predicted: its reply's and the end."""
         return len(self._encode(lesson.reply)) + 1
 
     def pack(self, rows: Sequence[Sequence[Lesson]], alone: Sequence[Lesson] = ()) -> Packed:
-        """Pack rows of lessons about one picture each, and lessons without a picture."""
+        """Pack rows of lessons about one image each, and lessons without an image."""
         ids: list[int] = []
         positions: list[tuple[int, int, int]] = []
-        learnt: list[int] = []
+        predicted_at: list[int] = []
         weights: list[float] = []
         judged: list[tuple[int, int]] = []
-        pictures: list[range] = []
+        images: list[range] = []
         segments: list[tuple[range, int | None]] = []
 
         def add(lesson: Lesson, row: int | None) -> None:
             start = self._grid[-1][0] + 1 if row is not None else 0
-            said, marks = self._prompt(lesson)
+            prompt_ids, statement_tokens = self._prompt(lesson)
             before = [] if row is not None else self._prefix
-            client = before + said + self._encode("<|im_end|>\n<|im_start|>assistant\n")
+            prompt = before + prompt_ids + self._encode("<|im_end|>\n<|im_start|>assistant\n")
             reply = self._encode(lesson.reply) + self._encode("<|im_end|>")
             first = len(ids)
-            judged.extend((first + len(before) + place, holds) for place, holds in marks)
-            learnt.extend(range(first + len(client) - 1, first + len(client) + len(reply) - 1))
+            judged.extend((first + len(before) + place, holds) for place, holds in statement_tokens)
+            predicted_at.extend(range(first + len(prompt) - 1, first + len(prompt) + len(reply) - 1))
             weights.extend([lesson.weight] * (len(reply) - 1) + [min(1.0, lesson.weight)])
-            ids.extend(client + reply)
-            positions.extend((start + i,) * 3 for i in range(len(client) + len(reply)))
+            ids.extend(prompt + reply)
+            positions.extend((start + i,) * 3 for i in range(len(prompt) + len(reply)))
             segments.append((range(first, len(ids)), row))
 
         for row, lessons in enumerate(rows):
-            pictures.append(range(len(ids), len(ids) + len(self._picture)))
-            ids.extend(self._picture)
+            images.append(range(len(ids), len(ids) + len(self._image_ids)))
+            ids.extend(self._image_ids)
             positions.extend(self._grid)
             for lesson in lessons:
                 add(lesson, row)
         for lesson in alone:
             add(lesson, None)
-        groups = _grouped(pictures, segments)
+        groups = _make_groups(images, segments)
         flat = torch.tensor(ids)
         queries = torch.cat([group.tokens.flatten() for group in groups])
-        where = torch.zeros(len(ids), dtype=torch.long)
-        real = torch.cat([_real(group.tokens) for group in groups])
-        where[queries[real]] = torch.arange(len(queries))[real]
-        learnt_ = torch.tensor(learnt)
+        inverse = torch.zeros(len(ids), dtype=torch.long)
+        real = torch.cat([_is_token(group.tokens) for group in groups])
+        inverse[queries[real]] = torch.arange(len(queries))[real]
+        predicted = torch.tensor(predicted_at)
         first = len(self._prefix) + 1
-        seen = [place for picture in pictures for place in picture[first : first + IMAGE_TOKENS]]
+        image_at = [place for image in images for place in image[first : first + IMAGE_TOKENS]]
         return Packed(
             ids=flat,
             positions=torch.tensor(positions).T[:, None],
             groups=groups,
             queries=queries,
             keys=torch.cat([group.keys().flatten() for group in groups]),
-            where=where,
-            learnt=learnt_,
-            targets=flat[learnt_ + 1],
+            inverse=inverse,
+            predicted_at=predicted,
+            targets=flat[predicted + 1],
             weights=torch.tensor(weights),
             judged=torch.tensor([place for place, _ in judged], dtype=torch.long),
             holds=torch.tensor([holds for _, holds in judged], dtype=torch.long),
-            seen=torch.tensor(seen, dtype=torch.long),
+            image_at=torch.tensor(image_at, dtype=torch.long),
         )
 
 
-def _real(tokens: Tensor) -> Tensor:
+def _is_token(tokens: Tensor) -> Tensor:
     """(segments · length,): which places of a group hold a token; place 0 only begins the first segment."""
     real = tokens > 0
     real[:, 0] = True
     return real.flatten()
 
 
-def _grouped(pictures: Sequence[range], segments: Sequence[tuple[range, int | None]]) -> list[Group]:
+def _make_groups(images: Sequence[range], segments: Sequence[tuple[range, int | None]]) -> list[Group]:
     groups = []
-    if pictures:
-        groups.append(Group(torch.tensor([list(picture) for picture in pictures]), None))
-    sorted_: dict[tuple[bool, int], list[tuple[range, int | None]]] = {}
+    if images:
+        groups.append(Group(torch.tensor([list(image) for image in images]), None))
+    by_length: dict[tuple[bool, int], list[tuple[range, int | None]]] = {}
     for segment, row in segments:
         length = next((length for length in LENGTHS if len(segment) <= length), LENGTHS[-1] + 1)
-        sorted_.setdefault((row is not None, length), []).append((segment, row))
-    for (sees, _), group in sorted(sorted_.items()):
+        by_length.setdefault((row is not None, length), []).append((segment, row))
+    for (sees, _), group in sorted(by_length.items()):
         longest = max(len(segment) for segment, _ in group)
         tokens = torch.zeros(len(group), longest, dtype=torch.long)
         for number, (segment, _) in enumerate(group):
             tokens[number, : len(segment)] = torch.tensor(list(segment))
-        picture = torch.tensor([list(pictures[row]) for _, row in group if row is not None]) if sees else None
-        groups.append(Group(tokens, picture))
+        image = torch.tensor([list(images[row]) for _, row in group if row is not None]) if sees else None
+        groups.append(Group(tokens, image))
     return groups
 
 
@@ -192,7 +192,7 @@ class Prediction(NamedTuple):
 
     logits: Tensor
     """(replies, vocabulary)"""
-    middle: Tensor
+    judge_hidden: Tensor
     """(statements' tokens, hidden): what the layer `judge_at` puts out at the tokens to judge."""
 
 
@@ -200,33 +200,33 @@ def predict(model: Any, packed: Packed, merged: Tensor | None = None, judge_at: 
     """The language part's own forward, on lessons end to end.
 
     Args:
-        merged: (pictures, 36, hidden) for the rows' pictures in order, or None without any.
+        merged: (images, 36, hidden) for the rows' images in order, or None without any.
         judge_at: after so many layers statements are judged.
     """
     language = model.model.language_model
     hidden = language.embed_tokens(packed.ids)
     if merged is not None:
-        hidden = hidden.index_copy(0, packed.seen, merged.flatten(0, 1).to(hidden.dtype))
-    turn = _rotation(language, hidden, packed.positions)
-    middle = hidden
+        hidden = hidden.index_copy(0, packed.image_at, merged.flatten(0, 1).to(hidden.dtype))
+    rotate = _rotation(language, hidden, packed.positions)
+    judge_hidden = hidden
     for number, layer in enumerate(language.layers, 1):
         attention = layer.self_attn
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         query, key, value = (
             heads.view(len(heads), -1, attention.head_dim)
-            for heads in _together(projections, layer.input_layernorm(hidden))
+            for heads in _fused_linear(projections, layer.input_layernorm(hidden))
         )
-        hidden = hidden + attention.o_proj(_attend(turn(query), turn(key), value, packed))
+        hidden = hidden + attention.o_proj(_attend(rotate(query), rotate(key), value, packed))
         mlp = layer.mlp
-        gate, up = _together((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm(hidden))
+        gate, up = _fused_linear((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm(hidden))
         hidden = hidden + mlp.down_proj(mlp.act_fn(gate) * up)
         if number == judge_at:
-            middle = hidden
-    hidden = language.norm(hidden[packed.learnt])
-    return Prediction(model.lm_head(hidden), middle[packed.judged])
+            judge_hidden = hidden
+    hidden = language.norm(hidden[packed.predicted_at])
+    return Prediction(model.lm_head(hidden), judge_hidden[packed.judged])
 
 
-def _together(projections: Sequence[nn.Linear], x: Tensor) -> tuple[Tensor, ...]:
+def _fused_linear(projections: Sequence[nn.Linear], x: Tensor) -> tuple[Tensor, ...]:
     """What each of some projections makes of the same input, in one product."""
     weights: list[Tensor] = [each.weight for each in projections]
     biases: list[Tensor] = [each.bias for each in projections if each.bias is not None]
@@ -238,18 +238,18 @@ def _rotation(language: Any, hidden: Tensor, positions: Tensor) -> Any:
     """What turns (tokens, heads, size) by the tokens' places, as Qwen2.5-VL's sections do."""
     cos, sin = (angles[0][:, None] for angles in language.rotary_emb(hidden[None], positions))
 
-    def turn(x: Tensor) -> Tensor:
+    def rotate(x: Tensor) -> Tensor:
         half = x.shape[-1] // 2
         rotated = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
         turned: Tensor = x * cos.to(x.dtype) + rotated * sin.to(x.dtype)
         return turned
 
-    return turn
+    return rotate
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
-    """(tokens, heads · size): each token sees its segment up to itself, and its picture before it."""
-    kinds, shared, size = key.shape[1], query.shape[1] // key.shape[1], query.shape[2]
+    """(tokens, heads · size): each token sees its segment up to itself, and its image before it."""
+    kv_heads, shared, size = key.shape[1], query.shape[1] // key.shape[1], query.shape[2]
     lengths = [group.tokens.shape for group in packed.groups]
     spans = [group.keys().shape for group in packed.groups]
     queries = torch.split(query[packed.queries], [a * b for a, b in lengths])
@@ -257,11 +257,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor
     out = []
     for (segments, length), (_, span), q, k, v in zip(lengths, spans, queries, keys, values, strict=True):
         # Heads that share a key stand end to end: (segments, key heads, shared · length, size).
-        q = q.view(segments, length, kinds, shared, size).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        k, v = (each.view(segments, span, kinds, size).transpose(1, 2) for each in (k, v))
+        q = q.view(segments, length, kv_heads, shared, size).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        k, v = (each.view(segments, span, kv_heads, size).transpose(1, 2) for each in (k, v))
         mask = torch.ones(length, span, dtype=torch.bool, device=q.device).tril(span - length)
-        scores = (q @ k.transpose(-1, -2)).view(segments, kinds, shared, length, span) * size**-0.5
-        shares = nn.functional.softmax(scores.float().masked_fill(~mask, -torch.inf), dim=-1).to(v.dtype)
-        mixed = (shares.flatten(2, 3) @ v).view(segments, kinds, shared, length, size)
-        out.append(mixed.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1))
-    return torch.cat(out)[packed.where]
+        scores = (q @ k.transpose(-1, -2)).view(segments, kv_heads, shared, length, span) * size**-0.5
+        probabilities = nn.functional.softmax(scores.float().masked_fill(~mask, -torch.inf), dim=-1).to(
+            v.dtype
+        )
+        attended = (probabilities.flatten(2, 3) @ v).view(segments, kv_heads, shared, length, size)
+        out.append(attended.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1))
+    return torch.cat(out)[packed.inverse]

@@ -18,13 +18,13 @@ from scalecap.scenes.statements import LATE, statements
 from scalecap.scenes.train import lessons, tower
 from scalecap.scenes.train.lessons import Lesson, Prompts
 from scalecap.scenes.train.packing import Packer, predict
-from scalecap.scenes.views import View, drawn
-from scalecap.scenes.world import unseen
+from scalecap.scenes.views import View, draw_view
+from scalecap.scenes.world import unseen_seed
 from scalecap.text.content_words import content
 from scalecap.text.segmentation import sentences
 
 if TYPE_CHECKING:
-    from scalecap.scenes.train.training import Pupil
+    from scalecap.scenes.train.training import Learner
 
 _SPANS = {
     "position": re.compile(r"(?:at the|on the|in the) (?:top|bottom|left|right|center)(?: left| right)?"),
@@ -37,49 +37,49 @@ _PAIRS = 8
 
 
 @torch.no_grad()
-def score(pupil: "Pupil", phase: str, prompts: Prompts, packer: Packer, count: int) -> dict[str, float]:
+def score(learner: "Learner", phase: str, prompts: Prompts, packer: Packer, count: int) -> dict[str, float]:
     """Scores on `count` scenes.
 
     `check …`: balanced accuracy of yes/no, by what a false statement has wrong; `auc`: of its P(yes).
     `contrast auc`: how well a sentence's largest gap of a content word's logits with and without the
-    picture tells true sentences of careless captions from wrong ones. Other names: how often those words of
-    an answer are right, given those before. In the phase `language` pictures are told in words.
+    image tells true sentences of careless captions from wrong ones. Other names: how often those words of
+    an answer are right, given those before. In the phase `language` images are told in words.
     """
-    views = [drawn(unseen(77, index)) for index in range(count)]
-    labels = torch.stack([tower.label(view) for view in views]).to(pupil.device)
+    views = [draw_view(unseen_seed(77, index)) for index in range(count)]
+    labels = torch.stack([tower.token_labels(view) for view in views]).to(learner.device)
     if phase == "language":
-        merged = pupil.described(labels)
+        merged = learner.described(labels)
         found: dict[str, float] = {}
     else:
-        images = normalise([view.picture(336) for view in views]).to(pupil.device)
-        merged = torch.cat([see(pupil.model.model.visual, part) for part in torch.split(images, 16)])
-        found = {f"tower {name}": share for name, share in pupil.heads.loss(merged, labels)[1].items()}
+        images = normalise([view.image(336) for view in views]).to(learner.device)
+        merged = torch.cat([see(learner.model.model.visual, part) for part in torch.split(images, 16)])
+        found = {f"tower {name}": share for name, share in learner.heads.loss(merged, labels)[1].items()}
     if phase != "tower":
-        found |= _checks(pupil, views, prompts, packer, merged)
-        found |= _contrast(pupil, views, prompts, packer, merged)
-        found |= _answers(pupil, views, prompts, packer, merged)
+        found |= _checks(learner, views, prompts, packer, merged)
+        found |= _contrast(learner, views, prompts, packer, merged)
+        found |= _answers(learner, views, prompts, packer, merged)
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def _said(
-    pupil: "Pupil", packer: Packer, rows: Sequence[Sequence[Lesson]], merged: Tensor | None
+def _reply_logits(
+    learner: "Learner", packer: Packer, rows: Sequence[Sequence[Lesson]], merged: Tensor | None
 ) -> list[Tensor]:
-    """Logits at each lesson's reply, lesson by lesson of the rows; without `merged`, without pictures."""
+    """Logits at each lesson's reply, lesson by lesson of the rows; without `merged`, without images."""
     out: list[Tensor] = []
     for first in range(0, len(rows), 12):
         part = rows[first : first + 12]
         if merged is None:
             packed = packer.pack([], [lesson for row in part for lesson in row])
-            logits = predict(pupil.model, packed).logits
+            logits = predict(learner.model, packed).logits
         else:
             packed = packer.pack(part)
-            logits = predict(pupil.model, packed, merged[first : first + 12]).logits
+            logits = predict(learner.model, packed, merged[first : first + 12]).logits
         out += torch.split(logits, [packer.length(lesson) for row in part for lesson in row])
     return out
 
 
 def _checks(
-    pupil: "Pupil", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
+    learner: "Learner", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
 ) -> dict[str, float]:
     rng = random.Random(1)
     pairs = [[statements(view.truth(), rng, LATE) for _ in range(_PAIRS)] for view in views]
@@ -91,9 +91,11 @@ def _checks(
         ]
         for group in pairs
     ]
-    yes, no = (pupil.tokenizer(word)["input_ids"][0] for word in ("yes", "no"))
-    odds = [float(logits[0, yes] - logits[0, no]) for logits in _said(pupil, packer, rows, merged)]
-    true, false = np.array(odds[::2]), np.array(odds[1::2])
+    yes, no = (learner.tokenizer(word)["input_ids"][0] for word in ("yes", "no"))
+    log_odds = [
+        float(logits[0, yes] - logits[0, no]) for logits in _reply_logits(learner, packer, rows, merged)
+    ]
+    true, false = np.array(log_odds[::2]), np.array(log_odds[1::2])
     by_sort: dict[str, list[int]] = defaultdict(list)
     for number, pair in enumerate(pair for group in pairs for pair in group):
         by_sort[pair.sort].append(number)
@@ -104,32 +106,32 @@ def _checks(
 
 
 def _contrast(
-    pupil: "Pupil", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
+    learner: "Learner", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
 ) -> dict[str, float]:
     rng = random.Random(2)
     rows = [[Lesson(prompts["caption"][0](), careless_caption(view.truth(), rng))] for view in views]
-    seen = _said(pupil, packer, rows, merged)
-    unseen_ = _said(pupil, packer, rows, None)
-    rated: dict[bool, list[float]] = {True: [], False: []}
-    for view, (lesson,), with_, without in zip(views, rows, seen, unseen_, strict=True):
-        encoded = pupil.tokenizer(lesson.reply, return_offsets_mapping=True)
+    seen = _reply_logits(learner, packer, rows, merged)
+    without_image = _reply_logits(learner, packer, rows, None)
+    by_truth: dict[bool, list[float]] = {True: [], False: []}
+    for view, (lesson,), with_, without in zip(views, rows, seen, without_image, strict=True):
+        encoded = learner.tokenizer(lesson.reply, return_offsets_mapping=True)
         ids = torch.tensor(encoded["input_ids"])
         gaps = (with_[: len(ids)] - without[: len(ids)]).gather(1, ids[:, None].to(with_.device))[:, 0]
         words = content(lesson.reply)
         for start, end in sentences(lesson.reply):
             counted = [word for word in words if start <= word.start < end]
-            told = [
+            word_gaps = [
                 float(gap)
                 for gap, (a, b) in zip(gaps, encoded["offset_mapping"], strict=True)
                 if any(a < word.end and b > word.start for word in counted)
             ]
             true = all(holds(claim, view.truth()) for claim in read(lesson.reply[start:end]))
-            rated[true].append(max(told, default=-np.inf))
-    return {"contrast auc": area(np.array(rated[True]), np.array(rated[False]))}
+            by_truth[true].append(max(word_gaps, default=-np.inf))
+    return {"contrast auc": area(np.array(by_truth[True]), np.array(by_truth[False]))}
 
 
 def _answers(
-    pupil: "Pupil", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
+    learner: "Learner", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
 ) -> dict[str, float]:
     rng = random.Random(3)
     draws = (lessons.looks, lessons.place, lessons.missed, lessons.verdicts, lessons.choice)
@@ -140,9 +142,9 @@ def _answers(
         rows[-1] += [lessons.verdicts(truth, prompts, rng, LATE), lessons.choice(truth, prompts, rng)]
     names = ("looks", "place", "else", "batch", "choose")
     right: dict[str, list[bool]] = defaultdict(list)
-    for number, logits in enumerate(_said(pupil, packer, rows, merged)):
+    for number, logits in enumerate(_reply_logits(learner, packer, rows, merged)):
         lesson = rows[number // len(names)][number % len(names)]
-        encoded = pupil.tokenizer(lesson.reply, return_offsets_mapping=True)
+        encoded = learner.tokenizer(lesson.reply, return_offsets_mapping=True)
         hit = logits[:-1].argmax(-1).cpu() == torch.tensor(encoded["input_ids"])
         right[f"{names[number % len(names)]} exact"].append(bool(hit.all()))
         for name, span in _SPANS.items() if lesson.weight != lessons.LISTED else ():

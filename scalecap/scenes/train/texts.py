@@ -70,10 +70,10 @@ def collecting(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -
             lines.append(f"Details about the position of the {name}: {place}")
             places.append(place)
         blocks.append("\n".join(lines))
-    role, told = rng.choice([("collect_objects", looks), ("collect_positions", places)])
-    if not told:
+    role, sentences = rng.choice([("collect_objects", looks), ("collect_positions", places)])
+    if not sentences:
         return listing(truth, prompts, rng)
-    return Lesson(rng.choice(prompts[role])(blocks="\n".join(blocks)), "\n".join(told))
+    return Lesson(rng.choice(prompts[role])(blocks="\n".join(blocks)), "\n".join(sentences))
 
 
 def decomposing(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
@@ -81,28 +81,28 @@ def decomposing(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) 
     form = rng.random()
     thing = rng.choice(truth["things"])
     if form < 0.4:
-        told = _sentences(truth, rng)
-        told = told if form < 0.15 else [rng.choice(told)]
+        sentences = _sentences(truth, rng)
+        sentences = sentences if form < 0.15 else [rng.choice(sentences)]
     else:
-        told = [_Told(claim_all(thing) if form < 0.7 else claim_place(thing), new=False)]
-    reply = "\n".join(dict.fromkeys(text for sentence in told for text in sentence.atoms()))
-    return Lesson(rng.choice(prompts["claims"])(text=" ".join(each.text for each in told)), reply)
+        sentences = [_Sentence(claim_all(thing) if form < 0.7 else claim_place(thing), new=False)]
+    reply = "\n".join(dict.fromkeys(text for sentence in sentences for text in sentence.atoms()))
+    return Lesson(rng.choice(prompts["claims"])(text=" ".join(each.text for each in sentences)), reply)
 
 
 def naming(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
     """The names of the things in a caption, one a line."""
-    told = _sentences(truth, rng)
+    sentences = _sentences(truth, rng)
     names = {
-        each.claim.kind: noun(each.claim.kind, each.claim.count or 1) for each in told if each.claim.kind
+        each.claim.kind: noun(each.claim.kind, each.claim.count or 1) for each in sentences if each.claim.kind
     }
     reply = "\n".join(name.capitalize() for name in names.values())
-    return Lesson(rng.choice(prompts["objects"])(text=" ".join(each.text for each in told)), reply)
+    return Lesson(rng.choice(prompts["objects"])(text=" ".join(each.text for each in sentences)), reply)
 
 
 def correcting(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
     """Leave out of a caption what some claims say: single details, or all about a thing."""
-    told = _sentences(truth, rng)
-    about = [each for each in told if each.claim.kind]
+    sentences = _sentences(truth, rng)
+    about = [each for each in sentences if each.claim.kind]
     wrong: dict[tuple[str, str], str] = {}
     for each in rng.sample(about, min(len(about), rng.randint(1, 3))):
         assert each.claim.kind is not None
@@ -112,19 +112,19 @@ def correcting(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -
         else:
             name = rng.choice(said)
             wrong[each.claim.kind, name] = describe(each.claim.only([name]), counted=False)
-    left = [each.without({name for kind, name in wrong if kind == each.claim.kind}) for each in told]
+    left = [each.without({name for kind, name in wrong if kind == each.claim.kind}) for each in sentences]
     reply = " ".join(each.text for each in left if each) or "Nothing."
     prompt = rng.choice(prompts["correct"])(
-        caption=" ".join(each.text for each in told), refuted="\n".join(wrong.values())
+        caption=" ".join(each.text for each in sentences), refuted="\n".join(wrong.values())
     )
     return Lesson(prompt, reply)
 
 
 def varying(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
     """What may be true where a sentence is not: the same with one detail otherwise, a line each."""
-    told = rng.choice([each for each in _sentences(truth, rng) if each.claim.kind])
-    others = [told._replace(claim=claim).text for claim in variants(told.claim)]
-    return Lesson(rng.choice(prompts["alternatives"])(text=told.text), "\n".join(others))
+    sentences = rng.choice([each for each in _sentences(truth, rng) if each.claim.kind])
+    others = [sentences._replace(claim=claim).text for claim in variants(sentences.claim)]
+    return Lesson(rng.choice(prompts["alternatives"])(text=sentences.text), "\n".join(others))
 
 
 def variants(claim: Claim, most: int = 8) -> list[Claim]:
@@ -147,7 +147,7 @@ def variants(claim: Claim, most: int = 8) -> list[Claim]:
     return found[:most]
 
 
-class _Told(NamedTuple):
+class _Sentence(NamedTuple):
     """One sentence of a caption or answer, so that it can be told with less."""
 
     claim: Claim
@@ -166,31 +166,33 @@ class _Told(NamedTuple):
         """Claims of one fact each."""
         return [self.text] if self.claim.ground else atoms(self.claim)
 
-    def without(self, names: set[str]) -> "_Told | None":
+    def without(self, names: set[str]) -> "_Sentence | None":
         """The sentence without these fields, in its plainest form where it names no place any more."""
         if "kind" in names:
             return None
         claim = self.claim.without(names)
         if not self.new and claim == claim.only(()):
             return None
-        return _Told(claim, self.new, PLAIN if self.claim.place and not claim.place else self.form)
+        return _Sentence(claim, self.new, PLAIN if self.claim.place and not claim.place else self.form)
 
 
 PLAIN = next(seed for seed in range(99) if random.Random(seed).choice(range(3)) == 0)
 """A seed that chooses the first of three phrasings."""
 
 
-def _sentences(truth: Mapping[str, Any], rng: random.Random) -> list[_Told]:
+def _sentences(truth: Mapping[str, Any], rng: random.Random) -> list[_Sentence]:
     """A careless caption, sentence by sentence."""
-    told = [_Told(Claim(ground=truth["ground"]), form=rng.randrange(99))] if rng.random() < SET_SCENE else []
+    sentences = (
+        [_Sentence(Claim(ground=truth["ground"]), form=rng.randrange(99))] if rng.random() < SET_SCENE else []
+    )
     for claim in careless_claims(truth, rng):
         later = {name for name in ("size", "colour", "facing", "place") if rng.random() < 0.4}
         later |= {"facing"}
-        told.append(_Told(claim.without(later), form=rng.randrange(99)))
+        sentences.append(_Sentence(claim.without(later), form=rng.randrange(99)))
         rest = claim.only(later)
         if rest != claim.only(()):
-            told.append(_Told(rest, new=False))
-    return told
+            sentences.append(_Sentence(rest, new=False))
+    return sentences
 
 
 def atoms(claim: Claim) -> list[str]:

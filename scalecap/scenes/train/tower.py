@@ -19,7 +19,7 @@ _EXTENTS = ("small", "large", 2, 3)
 _FACINGS = ("left", "right")
 _CELLS = GRID // MERGE
 
-READINGS = {
+HEAD_CLASSES = {
     "kind": 1 + len(KINDS),
     "colour": 1 + len(COLOURS),
     "extent": 1 + len(_EXTENTS),
@@ -34,7 +34,7 @@ READINGS = {
 A sprite is a kind facing left or right: to name it, the tower must see which way it faces."""
 
 
-def label(view: View) -> Tensor:
+def token_labels(view: View) -> Tensor:
     """What each merged token shows: (36, readings). The extent is -100, unknown, in a window."""
     names, grounds = list(KINDS), list(GROUNDS)
     things = {thing.place: thing for thing in view.scene.things}
@@ -44,7 +44,7 @@ def label(view: View) -> Tensor:
             x = view.left + (column + 0.5) / _CELLS * view.side
             y = view.top + (row + 0.5) / _CELLS * view.side
             thing = things.get(3 * int(y // CELL) + int(x // CELL))
-            shown = dict.fromkeys(READINGS, 0)
+            shown = dict.fromkeys(HEAD_CLASSES, 0)
             shown |= {"ground": grounds.index(view.scene.ground), "row": row, "column": column}
             if thing is not None:
                 kind = names.index(thing.kind)
@@ -64,14 +64,14 @@ class Heads(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in READINGS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in HEAD_CLASSES.items()})
 
     def loss(self, merged: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy, and the share of right readings where there is something.
 
         Args:
-            merged: (pictures, 36, hidden).
-            labels: (pictures, 36, readings) from `label`.
+            merged: (images, 36, hidden).
+            labels: (images, 36, readings) from `token_labels`.
         """
         merged = merged.float()
         total = merged.new_zeros(())
@@ -91,22 +91,22 @@ _SCALE, _OWN = 0.3, 0.3
 
 
 class Described(nn.Module):
-    """A picture told in words: for each place, a fixed sum of embeddings of what stands there.
+    """An image told in words: for each place, a fixed sum of embeddings of what stands there.
 
     Kinds, colours, sizes and counts begin with the embeddings of their words, so a statement finds what it
-    names from the start. The language part learns to compare with such pictures first, at no cost of
+    names from the start. The language part learns to compare with such images first, at no cost of
     seeing, while the tower learns to make the same tokens out of pixels.
     """
 
     def __init__(self, tokenizer: Any, embeddings: Tensor, seed: int) -> None:
         """`embeddings` are those of an untrained model, (vocabulary, hidden)."""
         super().__init__()
-        dice = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         unit = embeddings.detach() / embeddings.detach().std()
-        for name, size in READINGS.items():
+        for name, size in HEAD_CLASSES.items():
             if name == "sprite":  # kind and facing tell it
                 continue
-            table = torch.randn(size, embeddings.shape[1], generator=dice)
+            table = torch.randn(size, embeddings.shape[1], generator=generator)
             if name in _WORDS:
                 table *= _OWN
                 for number, word in enumerate(_WORDS[name], 1):
@@ -116,11 +116,11 @@ class Described(nn.Module):
             self.register_buffer(name, _SCALE * table)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(pictures, 36, hidden) of (pictures, 36, readings)."""
+        """(images, 36, hidden) of (images, 36, readings)."""
         known = labels.clamp(min=0)
         told = [
             self.get_buffer(name)[known[..., index]]
-            for index, name in enumerate(READINGS)
+            for index, name in enumerate(HEAD_CLASSES)
             if name != "sprite"
         ]
         return torch.stack(told).sum(0)
