@@ -1,1 +1,1 @@
-"""The embedded world: images with known truth, and a tiny model at home in it."""
+"""The embedded world: synthetic images with ground truth, and a tiny vision-language model for them."""

@@ -1,6 +1,6 @@
-"""The tiny model: Qwen2.5-VL's own architecture, small, with a tokenizer of its own.
+"""The embedded model: a small Qwen2.5-VL and its tokenizer.
 
-Vision: 168 x 168 pixels, patches of 14, merged two by two into 36 tokens.
+Vision: 168 x 168 pixels, patches of 14 x 14, merged 2 x 2 into 36 tokens.
 """
 
 import json
@@ -41,13 +41,13 @@ _CHAT = (
 
 
 def make_tokenizer(corpus: Iterable[str], size: int = 1536) -> Any:
-    """Train a byte-level BPE with Qwen's special tokens; any text can be written with it."""
+    """Trains a byte-level BPE tokenizer with Qwen's special tokens."""
     patch_libraries()
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
     tokenizer = Tokenizer(models.BPE())
-    # One letter-run, digit or punctuation run a piece, as in Qwen2's own pre-tokenizer.
+    # Runs of letters, single digits and runs of punctuation, as in Qwen2's pre-tokenizer.
     pieces = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -80,7 +80,7 @@ def make_tokenizer(corpus: Iterable[str], size: int = 1536) -> Any:
 
 
 def make_model(tokenizer: Any, seed: int = 0, *, layers: int = 5) -> Any:
-    """A fresh model of about 6 million parameters for this tokenizer, its text part of so many layers."""
+    """An untrained model of about 6 million parameters; `layers` is the depth of its language part."""
     patch_libraries()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -115,7 +115,7 @@ def make_model(tokenizer: Any, seed: int = 0, *, layers: int = 5) -> Any:
             "temporal_patch_size": 2,
             "out_hidden_size": 256,
             "window_size": 112,
-            # 144 patches are few: every layer sees the whole image.
+            # With only 144 patches, every layer uses full attention.
             "fullatt_block_indexes": [0, 1, 2, 3],
         },
         image_token_id=ids["<|image_pad|>"],
@@ -132,7 +132,7 @@ def make_model(tokenizer: Any, seed: int = 0, *, layers: int = 5) -> Any:
 
 
 def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a folder that transformers and vLLM load like any Qwen2.5-VL."""
+    """Writes a folder that transformers and vLLM load like any Qwen2.5-VL."""
     import copy
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bf
 
 
 def build(folder: Path, seed: int = 0) -> Path:
-    """Write an untrained model, for tests of engines; its tokenizer knows a few words."""
+    """Writes an untrained model with a small vocabulary, for tests of engines."""
     words = ["Is it true? There is a cat on the left. Answer yes or no.", "yes no Yes No YES NO"] * 20
     tokenizer = make_tokenizer(words, size=512)
     save(make_model(tokenizer, seed), tokenizer, folder, torch.float32)
@@ -166,13 +166,13 @@ def build(folder: Path, seed: int = 0) -> Path:
 
 
 def patches(images: Tensor) -> Tensor:
-    """Cut images as Qwen's processor does.
+    """Cuts images into patches like Qwen's processor.
 
     Args:
         images: (batch, 3, 168, 168), normalised.
 
     Returns:
-        (batch, 144, 588): channels x 14 x 14, four neighbours of a merged token together.
+        (batch, 144, 588): flattened patches, the four patches of a merged token adjacent.
     """
     batch = images.shape[0]
     cells = GRID // MERGE
@@ -180,22 +180,21 @@ def patches(images: Tensor) -> Tensor:
     return cut.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, GRID * GRID, 3 * PATCH * PATCH)
 
 
-def normalise(pictures: list[Image.Image]) -> Tensor:
-    """(batch, 3, 168, 168) in [-1, 1], resized as the processor resizes."""
+def normalise(images: list[Image.Image]) -> Tensor:
+    """Resizes like the processor; (batch, 3, 168, 168) in [-1, 1]."""
     import numpy as np
 
     small = [
-        p if p.size == (SIDE, SIDE) else p.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for p in pictures
+        p if p.size == (SIDE, SIDE) else p.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for p in images
     ]
-    stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in small]))
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in small]))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def see(visual: Any, images: Tensor) -> Tensor:
-    """Run the vision tower on equally large images at once, for training.
+    """Runs the vision tower on a batch of images of equal size, for training.
 
-    The same weights and result as the model's own forward, which runs attention image by
-    image off the GPU.
+    Weights and result are those of the model's own forward, which computes attention image by image on CPUs.
 
     Args:
         visual: the model's `visual` module.
@@ -205,7 +204,7 @@ def see(visual: Any, images: Tensor) -> Tensor:
         (batch, 36, hidden of the language model).
     """
     batch = images.shape[0]
-    # A still image is both frames of a temporal patch, so the two kernels add up.
+    # An image is both frames of a temporal patch, so the two kernels can be added.
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     hidden = torch.nn.functional.linear(patches(images), kernel)
     place = torch.arange(GRID, device=images.device)
@@ -226,7 +225,7 @@ def see(visual: Any, images: Tensor) -> Tensor:
         attention = block.attn
         qkv = attention.qkv(block.norm1(hidden)).reshape(batch, GRID * GRID, 3, attention.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        # Twice as fast as the fused attention, whose backward is slow off the GPU.
+        # Twice as fast on CPUs as fused attention, whose backward is slow there.
         scores = turn(query * query.shape[-1] ** -0.5) @ turn(key).transpose(-1, -2)
         mixed = scores.softmax(-1).to(value.dtype) @ value
         hidden = hidden + attention.proj(mixed.transpose(1, 2).reshape(batch, GRID * GRID, -1))

@@ -1,8 +1,8 @@
-"""Captions as large models make them: they leave things out and err towards what is usual.
+"""Careless captions: omissions and errors towards the prior, as large models make them.
 
-A thing of the theme is told that is not there, a stranger is taken for what belongs there, and what is
-unusual about a thing is told as usual. A language model knows all that without the image, so it can be
-debiased; how often each happens stands below.
+They mention absent things that fit the theme, mistake unusual things for usual ones, and describe unusual
+attributes as usual. A language model can predict these errors without the image, so it can be debiased. The
+constants below are the error rates.
 """
 
 import random
@@ -26,17 +26,17 @@ from scalecap.scenes.themes import (
 
 LEFT_OUT = 0.25
 INVENTED_LAST, INVENTED_BEFORE = 0.45, 0.12
-"""A thing that is not there ends the caption, or stands before another one."""
+"""Probability that an absent thing is added at the end of the caption, or before another thing."""
 STRANGER_RENAMED = 0.5
 UNUSUAL_MISTOLD = 0.25
-"""Of an unusual size, colour, place or facing."""
+"""Probability that an unusual size, colour, place or facing is described as the usual one."""
 MISCOUNTED = 0.12
-"""Of a group; one of a kind that is usually alone is told as one."""
+"""Probability that a group is miscounted (as a single one, if its kind usually is)."""
 SET_SCENE = 0.6
 
 
 def careless_caption(truth: Mapping[str, Any], rng: random.Random) -> str:
-    """A short caption with gaps and errors."""
+    """A short caption with omissions and errors."""
     sentences = [set_scene(Claim(ground=truth["ground"]), rng)] if rng.random() < SET_SCENE else []
     for claim in careless_claims(truth, rng):
         sentences += tell(claim, rng)
@@ -44,7 +44,7 @@ def careless_caption(truth: Mapping[str, Any], rng: random.Random) -> str:
 
 
 def careless_claims(truth: Mapping[str, Any], rng: random.Random) -> list[Claim]:
-    """What such a caption says, a claim a thing."""
+    """The claims of a careless caption, one per thing."""
     there = [thing["kind"] for thing in truth["things"]]
     used = set(there)
     claims: list[Claim] = []
@@ -60,7 +60,7 @@ def careless_claims(truth: Mapping[str, Any], rng: random.Random) -> list[Claim]
 
 
 def tell(claim: Claim, rng: random.Random) -> list[str]:
-    """One sentence that brings the thing in, and perhaps a second one with what the first left out."""
+    """A sentence that introduces the thing, and possibly a second one with further details."""
     names = [name for name in ("size", "colour", "place") if getattr(claim, name)]
     later = {name for name in names if rng.random() < 0.4}
     first = introduce(claim.without(later), rng)
@@ -91,7 +91,7 @@ def _observed(
 
 
 def _invented(theme: str, used: set[str], rng: random.Random) -> Claim:
-    """A thing of the theme that is not there, as it usually is."""
+    """A claim about an absent thing of the theme, with its usual attributes."""
     kind = _usual_kind(theme, used, rng)
     fixed = KINDS[kind]
     count = rng.choices((1, 2, 3), COUNTS[fixed.flock])[0]
@@ -117,7 +117,7 @@ def _usual_kind(theme: str, used: set[str], rng: random.Random) -> str:
 
 
 def _mentioned(claim: Claim, rng: random.Random) -> Claim:
-    """What a caption tells of all that could be claimed."""
+    """The claim reduced to the details that a caption mentions."""
     assert claim.kind is not None
     shares = {"size": 0.45, "colour": 0.6 if KINDS[claim.kind].dyed else 0.15, "facing": 0.25, "place": 0.6}
     return claim.without([name for name, share in shares.items() if rng.random() >= share])

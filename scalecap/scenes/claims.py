@@ -1,4 +1,4 @@
-"""Claims about a scene: what a sentence says of one thing or of the ground, true or not."""
+"""Claims about a scene, true or false: the content of a sentence about one thing or the ground."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -10,9 +10,9 @@ from scalecap.scenes.themes import THEMES, colours, usual_place
 
 @dataclass(frozen=True)
 class Claim:
-    """What one sentence says. Every field that is not None (or empty) is one fact.
+    """The content of one sentence. Every field that is not None (or empty) is one fact.
 
-    `kind` is None for a sentence about the ground alone. `count` 1 is said by "a" or "an".
+    `kind` is None for a sentence about the ground alone. `count` 1 is expressed by "a" or "an".
     """
 
     kind: str | None = None
@@ -32,12 +32,12 @@ class Claim:
         return replace(self, **nothing)
 
     def only(self, names: Collection[str]) -> "Claim":
-        """The claim with its kind, count and these fields alone."""
+        """The claim with only its kind, count and these fields."""
         return self.without({field.name for field in fields(self)} - {"kind", "count", *names})
 
 
 class Fact(NamedTuple):
-    """One thing told: of which sort, about which kind, what, and whether it holds."""
+    """One claimed fact and whether it is true."""
 
     sort: str
     """object, count, size, colour, part, facing, position, relation or ground."""
@@ -47,10 +47,10 @@ class Fact(NamedTuple):
 
 
 def facts(claim: Claim, truth: Mapping[str, Any]) -> list[Fact]:
-    """Take a claim apart and hold each fact against the truth of the scene.
+    """Splits a claim into facts and checks each against the scene's ground truth.
 
-    Every fact about a thing that is not there is wrong. "A" of a single thing is no fact of
-    number; "a" of a group is a wrong one.
+    Every fact about an absent thing is wrong. The article of a single thing is not a fact about its number;
+    that of a group is a wrong one.
     """
     found = []
     if claim.ground is not None:
@@ -79,7 +79,7 @@ def facts(claim: Claim, truth: Mapping[str, Any]) -> list[Fact]:
 
 
 def everything(truth: Mapping[str, Any]) -> frozenset[Fact]:
-    """Every fact that there is to tell of a scene."""
+    """All true facts about a scene."""
     claims = [Claim(ground=truth["ground"])]
     for thing in truth["things"]:
         names = ("kind", "count", "size", "colour", "facing")
@@ -95,17 +95,17 @@ def everything(truth: Mapping[str, Any]) -> frozenset[Fact]:
 
 
 def holds(claim: Claim, truth: Mapping[str, Any]) -> bool:
-    """Whether all that the claim says is true."""
+    """Whether all facts of the claim are true."""
     return all(fact.true for fact in facts(claim, truth))
 
 
 def falsify(claim: Claim, truth: Mapping[str, Any], rng: Any, name: str | None = None) -> Claim:
-    """Change one thing that the claim says (its field `name`, else any) into something wrong.
+    """Replaces one field of the claim (`name`, else a random one) by a wrong value.
 
-    What is usual, or looks alike, is likelier than what is not. `rng` (random.Random) chooses.
+    Usual values and kinds that look alike are more likely. `rng` is a random.Random.
     """
     found = [field.name for field in fields(claim) if getattr(claim, field.name) not in (None, ())]
-    # What is said of a thing is harder to compare than its name, and wrong as often.
+    # Attributes are harder to verify than kinds, so they are chosen more often.
     name = name or rng.choice([*found, *(name for name in found if name not in ("kind", "count"))])
     return replace(claim, **{name: _wrong(claim, truth, rng, name)})
 
@@ -139,7 +139,7 @@ def _wrong(claim: Claim, truth: Mapping[str, Any], rng: Any, name: str) -> Any:
 
 
 def _wrong_kind(claim: Claim, truth: Mapping[str, Any], rng: Any) -> str:
-    """What looks alike, what is usual in the theme, or anything else that is not there."""
+    """A kind that looks alike, that is usual in the theme, or any other absent one."""
     assert claim.kind is not None
     there = {thing["kind"] for thing in truth["things"]}
     twin = KINDS[claim.kind].mistaken_for
@@ -156,7 +156,7 @@ def _absent(truth: Mapping[str, Any], rng: Any) -> str:
 
 
 def _wrong_places(claim: Claim, truth: Mapping[str, Any]) -> list[str]:
-    """Each wrong place once, more often those where something else is and where the kind usually is."""
+    """All wrong places; occupied ones and the usual place of the kind are repeated."""
     assert claim.kind is not None
     taken = [thing["place"] for thing in truth["things"]]
     places = [*PLACES, *taken]

@@ -1,4 +1,4 @@
-"""The words of the world: claims to sentences, in several phrasings, and sentences to claims."""
+"""The grammar of the world: renders claims as sentences, and parses sentences into claims."""
 
 import re
 from typing import Any
@@ -31,13 +31,13 @@ def _capital(text: str) -> str:
 
 
 def plainly(claim: Claim) -> str:
-    """A sentence that brings a thing in, with its count, size, colour and place where claimed."""
+    """A sentence that introduces a thing, with the count, size, colour and place of the claim."""
     be = "are" if (claim.count or 1) > 1 else "is"
     return f"There {be} {_phrase(claim)}{f' {claim.place}' if claim.place else ''}."
 
 
 def introduce(claim: Claim, rng: Any) -> str:
-    """The same in one of several phrasings."""
+    """Like `plainly`, in a random phrasing."""
     phrase = _phrase(claim)
     be = "are" if (claim.count or 1) > 1 else "is"
     place = f" {claim.place}" if claim.place else ""
@@ -61,9 +61,10 @@ def set_scene(claim: Claim, rng: Any) -> str:
 
 
 def describe(claim: Claim, *, counted: bool = True) -> str:
-    """One sentence with all that is claimed of a thing known before: looks, then place.
+    """A sentence with all claims about a thing that was introduced before: appearance, then place.
 
-    Without `counted` it is "the cats", not "the two cats".
+    Args:
+        counted: "the two cats" rather than "the cats".
     """
     assert claim.kind is not None
     many = (claim.count or 1) > 1
@@ -102,15 +103,14 @@ _WORD = re.compile(r"[a-z]+|[,;:]")
 
 
 def read(text: str) -> list[Claim]:
-    """The claims of a caption, one a thing and sentence."""
+    """Parses a caption into claims, one per thing and sentence."""
     return [claim for claims in sentences(text) for claim in claims]
 
 
 def sentences(text: str) -> list[list[Claim]]:
-    """The claims of each sentence; none of one that could not be read.
+    """Parses each sentence into claims; an empty list for a sentence that can't be parsed.
 
-    A pronoun at a sentence's start means the thing before. Hostile or foreign text gives unread
-    sentences, never an error.
+    A pronoun at the start of a sentence refers to the last thing. Arbitrary text never raises.
     """
     result: list[list[Claim]] = []
     last: str | None = None
@@ -160,7 +160,7 @@ def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
         elif word in COLOURS:
             pending["colour"] = word
         elif word not in ("and", "very") and things:
-            things[-1].update(pending)  # "is small and brown, …" says it of the thing before.
+            things[-1].update(pending)  # "is small and brown, …" describes the previous thing
             pending = {}
     if things:
         things[-1].update(pending)

@@ -1,7 +1,7 @@
-"""What there is in the world: kinds of things with their fixed facts, grounds and places.
+"""The vocabulary of the world: kinds of things with their attributes, grounds and places.
 
-Sprites are pictographs of Noto Color Emoji (SIL OFL 1.1, `sprites/OFL.txt`); `python -m
-scalecap.scenes.kinds FONT.ttf` cuts them out of the font again.
+Sprites are pictographs of Noto Color Emoji (SIL OFL 1.1, `sprites/OFL.txt`), rendered from the font by
+`python -m scalecap.scenes.kinds FONT.ttf`.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Level = Literal["high", "middle", "low"]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of thing: what all of it share, and what is usual for it."""
+    """One kind of thing: its fixed and its usual attributes."""
 
     name: str
     plural: str
@@ -25,17 +25,17 @@ class Kind:
     """The usual colour, and the only one unless the kind is dyed."""
     parts: tuple[str, str]
     faces: bool
-    """Whether left and right differ; the sprite itself faces left."""
+    """Whether it has a direction; the sprite faces left."""
     mistaken_for: str
     """The kind that looks most like it."""
     size: str
     """The usual size of a single one."""
     level: Level
-    """The usual row of places: the top, the middle or the bottom one."""
+    """The usual row of places: top, middle or bottom."""
     flock: bool
-    """Whether it is seen in twos and threes as often as alone."""
+    """Whether groups of two or three are common."""
     dyed: bool
-    """Whether it comes in any of `DYES`."""
+    """Whether it can have any of the colours in `DYES`."""
 
 
 _TABLE = """
@@ -125,10 +125,10 @@ KINDS: dict[str, Kind] = _kinds()
 """All kinds by name."""
 
 DYES: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple")
-"""Colours that dyed kinds may have beside their usual one."""
+"""Colours that dyed kinds may have besides their usual one."""
 
 COLOURS: tuple[str, ...] = tuple(sorted({kind.colour for kind in KINDS.values()} | set(DYES)))
-"""All colours there are."""
+"""All colours."""
 
 GROUNDS: dict[str, str] = {
     "grass": "on grass",
@@ -139,7 +139,7 @@ GROUNDS: dict[str, str] = {
     "brick": "against a brick wall",
     "floor": "on a wooden floor",
 }
-"""Grounds and the words that say them."""
+"""Grounds and their phrases."""
 
 PLACES: tuple[str, ...] = (
     "at the top left", "at the top", "at the top right",
@@ -152,7 +152,7 @@ NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
 def cut_sprites(font: Path) -> None:
-    """Write one cropped PNG a kind, from Noto Color Emoji at its only bitmap size (109)."""
+    """Writes one cropped PNG per kind, from Noto Color Emoji at its only bitmap size (109)."""
     from PIL import Image, ImageDraw, ImageFont
 
     face = ImageFont.truetype(str(font), 109)

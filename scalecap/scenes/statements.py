@@ -1,4 +1,4 @@
-"""True statements about a scene, each with one that is false in a single thing."""
+"""Pairs of a true and a false statement about a scene that differ in a single detail."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -9,26 +9,26 @@ from scalecap.scenes.claims import Claim, falsify, holds
 from scalecap.scenes.grammar import describe, introduce, read, set_scene
 
 DETAIL_WEIGHTS = {"size": 1.0, "colour": 1.0, "parts": 0.5, "count": 1.0, "place": 2.0, "facing": 3.0}
-"""What single details are about, and how often; of neighbours `Curriculum.beside` says it."""
+"""Weights of the details that statements are about; that of neighbours is `Curriculum.beside`."""
 
 
 class Curriculum(NamedTuple):
-    """Shares of what statements are about: what is compared in a group of things is learnt last."""
+    """Shares of kinds of statements; relations between things are learnt last."""
 
     presence: float
-    """Whether a thing is there, or the ground, and nothing else."""
+    """Share of statements about the presence of a thing or about the ground."""
     single: float
-    """Of the others: one detail of a thing that is there, changed in the false one."""
+    """Share of the others that have a single detail."""
     beside: float = 2.0
-    """How often that detail is what it is next to, beside the weights of `DETAIL_WEIGHTS`."""
+    """Weight of neighbours among the details (see `DETAIL_WEIGHTS`)."""
 
 
 LATE = Curriculum(presence=0.15, single=0.6)
-"""Statements as a run's checks meet them."""
+"""The distribution that a run's checks meet."""
 
 
 class Pair(NamedTuple):
-    """A true statement and the same with one thing changed so that it is false."""
+    """A true statement, and the same made false in one detail."""
 
     true: str
     false: str
@@ -37,19 +37,19 @@ class Pair(NamedTuple):
 
 
 def statements(truth: Mapping[str, Any], rng: random.Random, share: Curriculum = LATE) -> Pair:
-    """Draw a pair."""
+    """Draws a random pair."""
     while True:
         claim, phrase, name = _claim(truth, rng, share)
         false = falsify(claim, truth, rng, name)
         words = rng.random()
         pair = Pair(phrase(claim, random.Random(words)), phrase(false, random.Random(words)), name)
-        # Some changes leave no trace in the words ("the cat" of three); the words decide.
+        # Some changes do not show in the wording ("the cat" of three), so the texts are parsed again.
         if _reads_true(pair.true, truth) and not _reads_true(pair.false, truth):
             return pair
 
 
 def alternatives(truth: Mapping[str, Any], rng: random.Random, most: int = 4) -> list[str]:
-    """Statements that exclude each other, the true one first: one detail of a thing in all its values."""
+    """Mutually exclusive statements, the true one first: one detail of a thing with several values."""
     while True:
         thing = rng.choice(truth["things"])
         claim, phrase, name = _detail(thing, rng, LATE)
@@ -71,7 +71,7 @@ def _reads_true(text: str, truth: Mapping[str, Any]) -> bool:
 
 
 class _Statement(NamedTuple):
-    """Something true, how to say it, and what to change to make it false."""
+    """A true claim, the function that phrases it, and the field to falsify."""
 
     claim: Claim
     phrase: Callable[[Claim, random.Random], str]

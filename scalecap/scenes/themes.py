@@ -1,7 +1,7 @@
-"""What goes with what: themes, the kinds of things seen there, and how often anything is unusual.
+"""Themes: which kinds of things occur together, and how often attributes are unusual.
 
-A scene has a theme, which is never told, only seen in what stands together. What is usual is a prior
-that a language model can learn without an image, so a caption can err towards it.
+A scene's theme is never mentioned, but shows in its things. It makes a prior that a language model can learn
+without images, and that captions can err towards.
 """
 
 from typing import NamedTuple

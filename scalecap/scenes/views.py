@@ -1,4 +1,4 @@
-"""What is shown of a scene: all of it, or a square window, and what is true of that."""
+"""Views of a scene: the whole of it or a square window, with the ground truth of what is visible."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,13 @@ from scalecap.scenes.kinds import PLACES
 from scalecap.scenes.world import CELL, UNIT, Scene, render, sample
 
 _REACH = 25
-"""From the middle of a place, in units: a thing's farthest edge, about."""
+"""Approximate distance from the centre of a place to the edge of a thing, in units."""
 _TRIES = 40
 
 
 @dataclass(frozen=True)
 class View:
-    """A window on a scene, in the scene's units; no thing lies across its edge."""
+    """A window on a scene, in the scene's units, whose edges cut no thing."""
 
     scene: Scene
     left: float = 0.0
@@ -25,11 +25,11 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing of the scene is left out."""
+        """Whether the view shows the whole scene."""
         return self.side == UNIT
 
     def image(self, pixels: int) -> Image.Image:
-        """The window, `pixels` square."""
+        """Renders the view as a square of `pixels` x `pixels`."""
         if self.whole:
             return render(self.scene, pixels)
         scale = 336 / UNIT
@@ -40,7 +40,7 @@ class View:
         return cut.resize((pixels, pixels), Image.Resampling.BICUBIC)
 
     def truth(self) -> dict[str, Any]:
-        """As `Scene.truth`; in a smaller window sizes are not told, and places are those in the window."""
+        """Like `Scene.truth`; in a window, sizes are None and places are relative to the window."""
         truth = self.scene.truth()
         if self.whole:
             return truth
@@ -62,13 +62,13 @@ class View:
         return truth | {"things": things}
 
     def _middle(self, place: int) -> tuple[float, float]:
-        """Of a place, as shares of the window."""
+        """The centre of a place, relative to the window."""
         row, column = divmod(place, 3)
         x, y = (column + 0.5) * CELL, (row + 0.5) * CELL
         return (x - self.left) / self.side, (y - self.top) / self.side
 
     def cuts(self) -> bool:
-        """Whether the window's edge goes through a thing."""
+        """Whether an edge of the window cuts a thing."""
         reach = _REACH / self.side
         for thing in self.scene.things:
             middle = self._middle(thing.place)
@@ -80,7 +80,7 @@ class View:
 
 
 def window(scene: Scene, rng: np.random.Generator) -> View:
-    """A smaller window around one of the things; the whole scene where each would cut another."""
+    """A random window around one of the things; the whole scene if none is found that cuts no thing."""
     for _ in range(_TRIES):
         side = float(rng.uniform(CELL, 2.2 * CELL))
         thing = scene.things[rng.integers(len(scene.things))]
@@ -94,7 +94,7 @@ def window(scene: Scene, rng: np.random.Generator) -> View:
 
 
 def draw_view(seed: int, *, habits: bool = True, zoomed: float = 0.0) -> View:
-    """The view of a seed: a window with the chance `zoomed`, else the whole scene."""
+    """The view of a seed: a window with probability `zoomed`, else the whole scene."""
     scene = sample(seed, habits=habits)
     rng = np.random.default_rng((seed, 4))
     return window(scene, rng) if rng.random() < zoomed else View(scene)

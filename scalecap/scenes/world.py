@@ -1,4 +1,4 @@
-"""Scenes: what stands where, the image of it, and the truth about it. Deterministic by seed."""
+"""Scenes, deterministic by seed: their layout, rendering and ground truth."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from scalecap.scenes.themes import (
 )
 
 UNIT = 168
-"""Side of the image in the units below; `render` scales it."""
+"""Side of an image in the units used below; `render` scales it."""
 CELL = 56
 _SIDE = {"large": 52, "small": 33, 2: 33, 3: 31}
 _SPOTS = {
@@ -43,7 +43,7 @@ class Thing:
     """0 to 8, row by row."""
     count: int
     size: str | None
-    """`small` or `large`; groups have none."""
+    """`small` or `large`; None for groups."""
     facing: str | None
     """`left` or `right`; None for kinds that look the same both ways."""
     colour: str
@@ -68,7 +68,7 @@ class Scene:
         ]
 
     def truth(self) -> dict[str, Any]:
-        """All there is to say, as plain JSON."""
+        """The ground truth as JSON."""
         return {
             "theme": self.theme,
             "ground": self.ground,
@@ -89,12 +89,12 @@ class Scene:
 
 
 def unseen_seed(seed: int, index: int) -> int:
-    """A scene's seed for `data.seed` and row: far above those of training, so never trained on."""
+    """The seed of a scene by `data.seed` and row; these are disjoint from the training seeds."""
     return 10**12 + seed * 10**8 + index
 
 
 def sample(seed: int, *, habits: bool = True) -> Scene:
-    """Draw a scene of two to five things; without `habits` nothing is usual, all kinds are as likely."""
+    """Samples a scene of two to five things; without `habits`, kinds and attributes are uniform."""
     rng = np.random.default_rng((seed, 1))
     theme = str(rng.choice(list(THEMES)))
     number = int(rng.integers(2, 6))
@@ -110,7 +110,7 @@ def sample(seed: int, *, habits: bool = True) -> Scene:
 
 
 def _kinds_of(theme: str, number: int, habits: bool, rng: np.random.Generator) -> list[str]:
-    """Different kinds, most of them of the theme."""
+    """Distinct kinds, most of them of the theme."""
     usual = weights(theme)
     strangers = [kind for kind in KINDS if kind not in usual]
     if not habits:
@@ -147,7 +147,7 @@ def _thing(kind: str, place: int, habits: bool, rng: np.random.Generator) -> Thi
 
 
 def render(scene: Scene, pixels: int = 336) -> Image.Image:
-    """Draw the scene, `pixels` square, RGB, with noise and jitter of its own."""
+    """Renders the scene as an RGB square of `pixels` x `pixels`, with noise and jitter by its seed."""
     rng = np.random.default_rng((scene.seed, 2))
     scale = pixels / UNIT
     ground = _ground(scene.ground, int(rng.integers(6)), pixels)
@@ -176,13 +176,13 @@ def _sprite(kind: str, colour: str, side: int, mirrored: bool) -> Image.Image:
 
 
 _HUES = {"red": 0, "orange": 20, "yellow": 36, "green": 90, "blue": 150, "purple": 195}
-"""Of 256, as Pillow counts."""
+"""Pillow's hues, 0 to 255."""
 _NEAR = 22
 
 
 @lru_cache(maxsize=512)
 def _dyed(kind: str, colour: str) -> Image.Image:
-    """The pictograph in full size; of a dyed kind, what has its usual hue takes the other one."""
+    """The full-size pictograph, with the hue of its usual colour replaced by another one."""
     with Image.open(SPRITES / f"{kind}.png") as file:
         sprite = file.convert("RGBA")
     usual = KINDS[kind].colour
@@ -247,11 +247,11 @@ def _ground(ground: str, variant: int, pixels: int) -> NDArray[np.float32]:
 
 
 SAMPLE = Path(__file__).parent / "sample"
-"""The fixed sample that comes with the package: images and `truth.jsonl`."""
+"""The packaged sample: images and `truth.jsonl`."""
 
 
 def write_sample(count: int = 24) -> None:
-    """Draw the shipped images again: the first scenes from seed 0 on with three things or more."""
+    """Renders the packaged sample: the first scenes from seed 0 with at least three things."""
     SAMPLE.mkdir(exist_ok=True)
     lines: list[str] = []
     seed = 0

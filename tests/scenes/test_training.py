@@ -98,7 +98,7 @@ def test_only_statements_are_judged_each_up_to_the_next(tokenizer):
     assert " ".join(text(0).split()) == "A dog. Answer yes or no. A dog."
 
 
-@pytest.value.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(20))
 def test_labels_say_what_stands_under_each_token(seed: int):
     view = draw_view(seed, zoomed=0.5)
     labels = tower.token_labels(view).reshape(6, 6, -1)
@@ -146,7 +146,7 @@ def test_a_step_is_drawn_from_its_number_alone(tokenizer):
     assert course[4].packed.ids.tolist() != other[4].packed.ids.tolist()
 
 
-@pytest.value.slow
+@pytest.mark.slow
 def test_training_goes_on_where_it_stopped(tmp_path: Path):
     """All steps at once give the weights of some steps, a stop and the others."""
     parts = {"language": 1.0, "judge": 1.0}, {"visual": 1.0, "heads": 1.0}
@@ -167,7 +167,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path):
     whole, parted = [
         torch.load(tmp_path / name / "whole.pt", weights_only=True) for name in ("whole", "parts")
     ]
-    for part in plan[2].prompts:
+    for part in plan[2].lr_scales:
         assert all(torch.equal(whole[part][name], parted[part][name]) for name in whole[part])
     assert (tmp_path / "whole" / "model" / "model.safetensors").stat().st_size < 25 * 2**20
     scores = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]

@@ -1,1 +1,1 @@
-"""Pipelines measured on the embedded world."""
+"""Experiments that evaluate pipelines on the embedded world."""

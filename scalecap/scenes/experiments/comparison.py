@@ -1,10 +1,9 @@
-"""Every pipeline on the embedded world, at equal cost: tables and a plot by one command.
+"""Compares all pipelines on the embedded world at equal cost, with ablations of `pipeline=dense`.
 
     python -m scalecap.scenes.experiments.comparison DIR
 
-captions 500 scenes that the embedded model never saw with each pipeline at several settings, and with
-`pipeline=dense` without one part at a time; writes DIR/comparison.md and DIR/comparison.svg. Replies are kept
-in DIR/replies, so a second run, or one that goes on, computes what is new.
+captions 500 unseen scenes with each pipeline at several settings; writes DIR/comparison.md and
+DIR/comparison.svg. Replies are cached in DIR/replies, so that the command can be interrupted and repeated.
 """
 
 import argparse
@@ -24,18 +23,18 @@ from scalecap.stats import Interval, Pair, difference, mean
 log = logging.getLogger(__name__)
 
 DEDUPLICATION_STEPS = ("sentences", "known", "new_sentences", "facts", "details")
-"""Steps of `pipeline=dense` that leave out what is said twice."""
+"""Steps of `pipeline=dense` that remove repetitions."""
 LATER_STEPS = {
     "assembled_caption": ("fused_caption", "checked_sentences"),
     "fused_caption": ("checked_sentences",),
 }
-"""Steps of `pipeline=dense` that an earlier caption does without."""
+"""Steps of `pipeline=dense` that an intermediate caption does not need."""
 BATCHED_CHECKS = tuple(f"pipeline.steps.{step}" for step in ("golden_sentences",))
-"""Those that check several statements of an image."""
+"""Checks with a configurable batch size."""
 SAMPLED_CAPTION = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
-"""The paper's pipeline is greedy; its first caption is drawn here, as those of the other pipelines are."""
+"""The paper's pipeline is greedy; here its first caption is sampled as in the other pipelines."""
 BUDGETS = (10, 20, 40, 80, 200)
-"""Of `pipeline=dense`, in requests an image at most."""
+"""Budgets of `pipeline=dense`, in requests per image."""
 OURS = "dense"
 
 
@@ -53,7 +52,7 @@ class Variant(NamedTuple):
 
 
 def methods() -> list[Variant]:
-    """Every pipeline at its settings, cheapest first."""
+    """All pipelines at their settings, cheapest first."""
     found = [Variant("direct", "", ("pipeline=direct",))]
     for method in ("best_of_n", "self_consistency", "selfval"):
         for samples in (2, 4, 8):
@@ -79,7 +78,7 @@ def methods() -> list[Variant]:
 
 
 def ablations() -> list[Variant]:
-    """`pipeline=dense` at its largest budget, and without one part at a time."""
+    """`pipeline=dense` at its largest budget, whole and without one part at a time."""
     full = f"pipeline.budget={BUDGETS[-1]}"
     one_draft = ("pipeline.steps.drafts.samples=1", "pipeline.steps.draft_sentences.texts=drafts")
     return [
@@ -106,23 +105,23 @@ def dense(setting: str, *overrides: str, caption: str = "final_caption") -> Vari
 
 
 class Measurement(NamedTuple):
-    """What a variant told of each scene, and what it took."""
+    """The facts and the cost of a variant's captions."""
 
     variant: Variant
     facts: list[dict[str, Any]]
-    """`scalecap.metrics.scenes.scenes` of each scene's caption; a missing caption tells nothing."""
+    """`scalecap.metrics.scenes.scenes` of each scene's caption; a missing caption has no facts."""
     requests: float
     computed: float
-    """Prompt tokens; those of an image once."""
+    """Computed prompt tokens; those of an image count once."""
     generated: float
 
     @property
     def tokens(self) -> float:
-        """All that a model computed for an image."""
+        """Computed and generated tokens per image."""
         return self.computed + self.generated
 
     def each(self, name: str) -> list[Pair]:
-        """A measure of each scene; "wrong share" is that of what is told."""
+        """A measure of each scene; "wrong share" is the share of wrong facts in a caption."""
         if name == "wrong share":
             shares = [each["precision"] for each in self.facts]
             return [(share["of"] - share["count"], share["of"]) for share in shares]
@@ -131,7 +130,7 @@ class Measurement(NamedTuple):
 
 
 def measure(engine: CachedEngine, variant: Variant, count: int, seed: int) -> Measurement:
-    """Run a variant on `count` scenes."""
+    """Runs a variant on `count` scenes."""
     engine.reset()
     words = (f"data.count={count}", f"data.seed={seed}", "cache=off", "progress=false")
     rows, summary = caption_rows([*variant.overrides, *words], engine)
@@ -141,7 +140,7 @@ def measure(engine: CachedEngine, variant: Variant, count: int, seed: int) -> Me
 
 
 def _spent(summary: Summary, variant: Variant) -> tuple[int, int, int]:
-    """Requests, prompt tokens computed and tokens generated for the caption that is measured."""
+    """Computed requests, prompt tokens and generated tokens that the evaluated caption needs."""
     later_steps = LATER_STEPS.get(variant.caption, ()) if variant.method == OURS else ()
     counts = [count for step, count in summary.usage.steps.items() if step not in later_steps]
     return (
@@ -152,7 +151,7 @@ def _spent(summary: Summary, variant: Variant) -> tuple[int, int, int]:
 
 
 def page(compared: Sequence[Measurement], parts: Sequence[Measurement], count: int, seed: int) -> str:
-    """The tables, as Markdown."""
+    """The tables in Markdown."""
     return PAGE.format(
         count=count,
         seed=seed,
@@ -175,7 +174,7 @@ def _line(each: Measurement) -> str:
 
 
 def _equal(ours: Measurement, compared: Sequence[Measurement]) -> list[str]:
-    """Each other method at that setting, among those that cost no more, that tells most."""
+    """A line for each other method, at its setting with the highest recall among those that cost no more."""
     lines = []
     for method in dict.fromkeys(each.variant.method for each in compared if each.variant.method != OURS):
         within = [each for each in compared if each.variant.method == method and each.tokens <= ours.tokens]
@@ -246,7 +245,7 @@ tokens, and how much more of what it tells is wrong, in percentage points.
 
 
 def plot(compared: Sequence[Measurement], file: Path) -> None:
-    """Recall, and the share of wrong facts, against the tokens of an image; a line for each pipeline."""
+    """Plots recall and the share of wrong facts against tokens per image, a line for each pipeline."""
     pyplot = svg_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(7.2, 7.2), sharex=True)
     methods = dict.fromkeys(each.variant.method for each in compared)

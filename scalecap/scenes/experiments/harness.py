@@ -1,4 +1,4 @@
-"""What the commands that measure pipelines on the embedded world share."""
+"""Shared by the experiments: runs on the embedded world, command lines, plots."""
 
 import argparse
 import json
@@ -20,10 +20,13 @@ from scalecap.runner import run
 def caption_rows(
     overrides: Sequence[str], engine: Engine | None = None
 ) -> tuple[list[dict[str, Any]], Summary]:
-    """Rows of a run in float32, which leaves no folder, and its summary.
+    """Runs a pipeline in float32 in a temporary folder.
 
     Args:
-        engine: of all roles, in place of that which the overrides name.
+        engine: used for all roles in place of the configured one.
+
+    Returns:
+        The rows of `captions.jsonl`, and the run's summary.
     """
     engines = {"vlm": engine, "llm": engine} if engine else None
     with (
@@ -37,16 +40,16 @@ def caption_rows(
 
 
 def argument_parser(prog: str, description: str | None, *, count: int, seed: int) -> argparse.ArgumentParser:
-    """Of a command that writes a page and a plot about unseen scenes."""
+    """The command line of an experiment on unseen scenes that writes a page and a plot."""
     found = argparse.ArgumentParser(prog=prog, description=description)
-    found.add_argument("folder", type=Path, help="for the page, the plot and the replies")
-    found.add_argument("--count", type=int, default=count, help="scenes")
-    found.add_argument("--seed", type=int, default=seed, help="of the scenes")
+    found.add_argument("folder", type=Path, help="output folder, also of cached replies")
+    found.add_argument("--count", type=int, default=count, help="number of scenes")
+    found.add_argument("--seed", type=int, default=seed, help="seed of the scenes")
     return found
 
 
 def parse_arguments(argument_parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line; it ends with a message where no plot can be drawn. Progress goes to the log."""
+    """Parses the command line, checks for matplotlib and starts logging."""
     arguments = argument_parser.parse_args()
     if find_spec("matplotlib") is None:
         argument_parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
@@ -55,7 +58,7 @@ def parse_arguments(argument_parser: argparse.ArgumentParser) -> argparse.Namesp
 
 
 def svg_pyplot() -> Any:
-    """`matplotlib.pyplot`, drawing the same SVG of the same numbers."""
+    """`matplotlib.pyplot` configured for reproducible SVG."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,9 +1,9 @@
-"""The paper's method and its parts on the embedded world: one table, one plot, one command.
+"""Evaluates the paper's method and its components on the embedded world.
 
     python -m scalecap.scenes.experiments.method DIR
 
-captions 500 scenes that the embedded model never saw with every pipeline below, and writes DIR/README.md and
-DIR/budget.svg. Replies are kept in DIR/replies, so a second run, or one that goes on, computes what is new.
+captions 500 unseen scenes with every pipeline below, and writes DIR/README.md and DIR/budget.svg. Replies are
+cached in DIR/replies, so that the command can be interrupted and repeated.
 """
 
 import logging
@@ -25,7 +25,7 @@ from scalecap.scenes.kinds import KINDS
 log = logging.getLogger(__name__)
 
 SAMPLED_CAPTION = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p: 0.9}"
-"""The first caption is as careless in all pipelines as in the seed's; all else is greedy, as in the paper."""
+"""The first caption is sampled as in the seed's pipeline; all else is greedy, as in the paper."""
 BUDGETS = (0, 1, 2, 4, None)
 CLOSING = ("final_sentences", "checked_sentences", "checked_caption")
 FUSING = ("collected_objects", "collected_positions", "final_caption")
@@ -35,7 +35,7 @@ CAPTIONS = {"assembled_caption": "assembled", "final_caption": "fused", "checked
 
 
 class Variant(NamedTuple):
-    """A pipeline that is compared."""
+    """A pipeline to evaluate."""
 
     name: str
     overrides: tuple[str, ...]
@@ -79,11 +79,11 @@ class Result(NamedTuple):
     words: float
     requests: float
     tokens: float
-    """Of prompts and replies, those that the engine did not compute again included."""
+    """Prompt and reply tokens, cached ones included."""
 
 
 def compare(folder: Path, count: int, seed: int) -> tuple[list[Result], dict[str, float]]:
-    """Run all pipelines: the table's lines, and how well each rating tells true sentences from others."""
+    """Runs all pipelines; returns the table's lines and the AUC of each rating of sentences."""
     model = ModelSettings(name="scenes", dtype="float32")
     engine = process_engines.run(open_engine(model, EngineSettings(name="transformers")))
     found: list[Result] = []
@@ -101,7 +101,7 @@ def compare(folder: Path, count: int, seed: int) -> tuple[list[Result], dict[str
 
 
 def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> list[Result]:
-    """A line for each caption that the pipeline wrote; later steps are no cost of an earlier caption."""
+    """A line for each caption that the pipeline wrote; steps after a caption are not part of its cost."""
     excluded_steps = {"init_caption": [step for step in summary.usage.steps if step != "init_caption"]}
     excluded_steps |= {
         "assembled_caption": [*FUSING, *CLOSING],
@@ -116,7 +116,7 @@ def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> li
         if not facts:
             continue
         counts = [count for step, count in summary.usage.steps.items() if step not in excluded_steps[column]]
-        # Replies that an earlier pipeline computed are in the cache, and cost this one as much.
+        # Replies cached by an earlier pipeline are part of the cost.
         tokens = sum(count.prompt_tokens + count.generated_tokens for count in counts)
         tokens += sum(count.reused_prompt_tokens + count.reused_generated_tokens for count in counts)
         requests = sum(count.requests for count in counts)
@@ -136,7 +136,7 @@ def _lines(name: str, rows: Sequence[Mapping[str, Any]], summary: Summary) -> li
 
 
 def _rating_area(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Area under the ROC curve of the rating of first sentences in these rows, if it is one to compare."""
+    """AUC of a pipeline's rating of the first caption's sentences, if it is one to compare."""
     labels = {
         "contrast": "contrast, raw logits",
         "contrast, log-probabilities": "contrast, log-probabilities",
@@ -161,13 +161,13 @@ def _value(score: Mapping[str, Any]) -> float:
 
 
 def area(high: Sequence[float], low: Sequence[float]) -> float:
-    """How often a value of `high` is above one of `low`, ties counted half."""
+    """Area under the ROC curve: probability that a value of `high` exceeds one of `low`; ties count half."""
     a, b = np.asarray(high)[:, None], np.asarray(low)[None]
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
 def page(lines: Sequence[Result], areas: Mapping[str, float], count: int, seed: int) -> str:
-    """README of the results."""
+    """The tables in Markdown."""
     rows = [
         f"| {line.pipeline} | {line.caption} | {line.wrong:.2f} | {line.true:.2f} | {line.words:.1f} "
         f"| {line.requests:.1f} | {line.tokens:,.0f} |"
@@ -215,7 +215,7 @@ helps it need not help a large model, and the other way round.
 
 
 def plot(lines: Sequence[Result], file: Path) -> None:
-    """True and wrong facts against the budget, one line for each way to write the caption."""
+    """Plots true and wrong facts against the budget, a line for each way to write the caption."""
     pyplot = svg_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
     names = ["all" if budget is None else str(budget) for budget in BUDGETS]

@@ -1,12 +1,11 @@
-"""Whether promises hold, on the embedded world: one table, one plot, one command.
+"""Validates the guarantees of `scalecap calibrate` on the embedded world.
 
     python -m scalecap.scenes.experiments.promise DIR
 
-captions 1,000 scenes that the embedded model never saw and takes them as the world, whose truth is known.
-Then it draws labelled scenes a thousand times, finds a threshold for each promise as `scalecap calibrate`
-does, and looks up what share of the statements that it keeps is wrong in the whole world. Writes
-DIR/promise.md and DIR/promise.svg; replies are kept in DIR/replies, so a second run, or one that goes on,
-computes what is new.
+captions 1,000 unseen scenes, which are taken as the population. Then it samples labelled scenes a thousand
+times, calibrates thresholds as `scalecap calibrate` does, and computes their error rates in the population.
+Writes DIR/promise.md and DIR/promise.svg; replies are cached in DIR/replies, so that the command can be
+interrupted and repeated.
 """
 
 import logging
@@ -35,57 +34,57 @@ COLOURS = ("#762a83", "#2166ac", "#1b7837", "#b35806", "#b2182b")
 
 
 class World(NamedTuple):
-    """Every statement of a check: of so many scenes, an array an image each."""
+    """All statements of a check; lists of arrays (statements,), one per scene."""
 
     p_yes: list[np.ndarray]
     true: list[np.ndarray]
 
 
 class Rates(NamedTuple):
-    """By threshold (as `THRESHOLDS`), in the whole world."""
+    """Rates in the population by threshold, arrays in the order of `THRESHOLDS`."""
 
     wrong: np.ndarray
-    """Of a statement that is kept, of a scene and one of its statements drawn at random: what is promised."""
+    """Error rate of a kept statement drawn at random from a random scene, which promises bound."""
     pooled: np.ndarray
-    """Of all statements that are kept, whatever their scene."""
+    """Error rate among all kept statements."""
     true_kept: np.ndarray
-    """Of all true statements, those that are kept."""
+    """Share of true statements that are kept."""
 
 
 class Result(NamedTuple):
-    """What came of a check, a promise and a number of labels, over all draws."""
+    """The results for a check, a promise and a number of labels, over all samples."""
 
     check: str
     wrong: float
     labels: int
     found: float
-    """Share of draws in which a threshold was found."""
+    """Share of samples in which a threshold was found."""
     broken: float
-    """Share of draws in which the threshold found keeps too many wrong statements."""
+    """Share of samples whose threshold violates the promise in the population."""
     broken_pooled: float
-    """The same, with every statement counted once in place of every scene."""
+    """The same for the pooled error rate."""
     naive: float
-    """Share of draws in which the best threshold on the labels does."""
+    """Share of samples in which the lowest threshold that fits the labels violates it."""
     true_kept: float
-    """Mean share of the true statements that are kept; a draw without a threshold keeps none."""
+    """Mean share of true statements kept; 0 in a sample without a threshold."""
     possible: float
-    """The same of the loosest threshold that keeps the promise in the world; nan where none does."""
+    """The same for the lowest threshold that keeps the promise in the population; NaN if there is none."""
 
 
 def captioned_scenes(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of so many scenes, captioned and checked; replies are kept in `folder`."""
+    """The captioned and checked rows of `count` scenes; replies are cached in `folder`."""
     overrides = (
         *("also=closing_check", f"data.count={count}", f"data.seed={seed}", "engine=transformers"),
         f"cache.dir={folder / 'replies'}",
     )
     rows, summary = caption_rows(overrides)
     if summary.status != "finished":
-        raise SystemExit(f"{summary.status} after {summary.done} scenes; the same command goes on")
+        raise SystemExit(f"{summary.status} after {summary.done} scenes; resume with the same command")
     return rows
 
 
 def world(rows: Sequence[Mapping[str, Any]], check: str) -> World:
-    """The check's statements with their P(yes) and their truth; a text that can't be read counts as wrong."""
+    """A check's statements with their P(yes) and truth; a text that can't be parsed counts as wrong."""
     found = World([], [])
     for row in rows:
         scores = row[f"{check}_scores"] or []
@@ -98,7 +97,7 @@ def world(rows: Sequence[Mapping[str, Any]], check: str) -> World:
 
 
 def rates(world: World) -> Rates:
-    """What each threshold keeps in the world."""
+    """The rates of each threshold in the population."""
     each = [kept_counts(p_yes, true) for p_yes, true in zip(world.p_yes, world.true, strict=True)]
     kept, wrong = (np.array(parts, float) for parts in zip(*each, strict=True))
     sizes = np.array([len(p_yes) for p_yes in world.p_yes])[:, None]
@@ -111,7 +110,7 @@ def rates(world: World) -> Rates:
 
 
 def lines(check: str, world: World, draws: int, seed: int = 0) -> Iterator[Result]:
-    """Draws labelled scenes again and again; scenes are drawn one by one, as a new image would be."""
+    """Calibrates on samples of labelled scenes, drawn independently with replacement."""
     rng = np.random.default_rng(seed)
     known = rates(world)
     for labels in LABELS:
@@ -149,7 +148,7 @@ def lines(check: str, world: World, draws: int, seed: int = 0) -> Iterator[Resul
 
 
 def page(found: Sequence[Result], worlds: Mapping[str, World], count: int, seed: int, draws: int) -> str:
-    """promise.md."""
+    """The content of promise.md."""
     rows = [
         f"| {CHECKS[line.check]} | {line.wrong:.0%} | {line.labels} | {line.found:.0%} | {line.broken:.1%} "
         f"| {line.naive:.0%} | {line.broken_pooled:.1%} | {_percent(line.true_kept)} "
@@ -217,7 +216,7 @@ world can choose.
 
 
 def plot(found: Sequence[Result], file: Path) -> None:
-    """Broken promises above, what is kept of the truth below; a column a check."""
+    """Plots the share of broken promises and that of true statements kept, a column for each check."""
     pyplot = svg_pyplot()
     from matplotlib.lines import Line2D
 
@@ -265,14 +264,14 @@ def plot(found: Sequence[Result], file: Path) -> None:
 
 def main() -> None:
     words = argument_parser("python -m scalecap.scenes.experiments.promise", __doc__, count=1_000, seed=21)
-    words.add_argument("--draws", type=int, default=DRAWS, help="for each number of labels")
+    words.add_argument("--draws", type=int, default=DRAWS, help="samples per number of labels")
     arguments = parse_arguments(words)
     rows = captioned_scenes(arguments.folder, arguments.count, arguments.seed)
     write(rows, arguments.folder, arguments.count, arguments.seed, arguments.draws)
 
 
 def write(rows: Sequence[Mapping[str, Any]], folder: Path, count: int, seed: int, draws: int) -> None:
-    """The page and the plot."""
+    """Writes the page and the plot."""
     worlds = {check: world(rows, check) for check in CHECKS}
     found = []
     for check, made in worlds.items():

@@ -1,4 +1,4 @@
-"""The embedded model with its replies kept between pipelines that are compared."""
+"""The embedded model with replies cached across the pipelines that are compared."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -15,11 +15,11 @@ T = TypeVar("T", bound=Reply)
 
 
 class CachedEngine:
-    """Answers from a folder what was answered before, so that pipelines share what they have in common.
+    """An engine with a reply cache on disk, shared by all pipelines.
 
-    A reply costs each pipeline the same as if it had been computed for it. Of its prompt tokens those up to
-    the end of the image are counted as cached from the second request about an image on, as with an
-    engine whose prefix cache has room for the images in flight; `reset` begins another pipeline.
+    A cached reply is accounted for as if it had been computed. From the second request about an image on,
+    prompt tokens up to the end of the image count as cached, as with a sufficiently large prefix cache;
+    `reset` starts another pipeline.
     """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
@@ -31,12 +31,12 @@ class CachedEngine:
 
     @classmethod
     async def open(cls, folder: Path) -> "CachedEngine":
-        """The model in float32 on the transformers engine."""
+        """Opens the model in float32 on the transformers engine."""
         model = ModelSettings(name="scenes", dtype="float32")
         return cls(await open_engine(model, EngineSettings(name="transformers")), folder)
 
     def reset(self) -> None:
-        """Count every image's first request in full again."""
+        """Empties the simulated prefix cache."""
         self._seen.clear()
 
     async def generate(self, request: Generate) -> Generated:
@@ -70,7 +70,7 @@ class CachedEngine:
 
 
 def _prefix_lengths() -> tuple[int, int]:
-    """Tokens that all prompts without an image begin with, and those with one, up to its end."""
+    """Lengths in tokens of the prefix shared by prompts without an image, and by those with the same one."""
     patch_libraries()
     from transformers import AutoTokenizer
 

@@ -1,1 +1,1 @@
-"""How the tiny model is trained."""
+"""Training of the embedded model."""

@@ -1,4 +1,4 @@
-"""`python -m scalecap.scenes.train DIR`: trains the tiny model from nothing."""
+"""`python -m scalecap.scenes.train DIR`: trains the embedded model from scratch."""
 
 from scalecap.scenes.train.training import main
 

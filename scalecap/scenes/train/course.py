@@ -1,4 +1,4 @@
-"""What each step of the training sees, drawn from the step's number alone."""
+"""The training data: each step's batch, sampled from the step's number alone."""
 
 import random
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from scalecap.scenes.world import sample
 from scalecap.text.templates import Template
 
 FIRST_SEED = 1_000_000
-"""Scenes are drawn from here upwards; smaller seeds are kept out of training for tests."""
+"""First seed of training scenes; smaller ones are reserved for tests."""
 
 WINDOW_SHARE = 0.12
-"""The share of windows among images, and among what is told without one."""
+"""Share of scenes that are shown through a window."""
 
 WHOLE_MIX = lessons.MIX._replace(places=2.5, looks=0.5, missed=0.5)
-"""With real images: more of places and neighbours, which are learnt last."""
+"""Lessons of the last phase: more about places and neighbours, which are learnt last."""
 
 _PHASES = {"language": 0, "tower": 1, "whole": 2}
 _PHASE_SEEDS = 10**9
-"""Seeds of a phase; each has its own. Those of `world.unseen` lie above all, up to a training seed of 99."""
+"""Seeds reserved for each phase. `world.unseen_seed` is above all of them for training seeds up to 99."""
 
 _PROMPT_VARIANTS = {
     "caption": ["compact", "compact", "compact", "seed"],
@@ -48,11 +48,11 @@ _PROMPT_VARIANTS = {
     "choose": ["compact"],
     "alternatives": ["compact"],
 }
-"""Variants under `conf/prompts/<role>/`, the repeated ones asked more often."""
+"""Prompt variants under `conf/prompts/<role>/`; repetitions are weights."""
 
 
 def training_prompts() -> dict[str, list[lessons.Render]]:
-    """The templates of a run, by role, as the lessons ask with them."""
+    """The prompt templates of the lessons, by role."""
     prompts = {
         role: [lessons.shipped(role, variant) for variant in variants]
         for role, variants in _PROMPT_VARIANTS.items()
@@ -63,30 +63,30 @@ def training_prompts() -> dict[str, list[lessons.Render]]:
 
 
 class Batch(NamedTuple):
-    """One step."""
+    """The data of one training step."""
 
     labels: Tensor
-    """(images, 36, readings)"""
+    """(images, 36, heads): the classes of `tower.token_labels`."""
     images: Tensor | None = None
-    """(images, 3, 168, 168), normalised; None while images are described."""
+    """(images, 3, 168, 168), normalised; None in the phase `language`."""
     packed: Packed | None = None
-    """Lessons about the images and without; None while the tower learns alone."""
+    """Lessons with and without images; None in the phase `tower`."""
 
 
 class Sizes(NamedTuple):
-    """How much a step holds."""
+    """Batch sizes of a step."""
 
     pictures: int = 12
     texts: int = 7
-    """Lessons of text alone: joining, listing, taking apart and so on."""
+    """Text-only lessons."""
     priors: int = 6
-    """Captions and answers without their image."""
+    """Captions and answers without their images."""
     tower: int = 64
-    """Images of a step of the tower alone."""
+    """Images per step of the phase `tower`."""
 
 
 class Course(Dataset[Batch]):
-    """The steps of one phase."""
+    """The batches of one phase, by step."""
 
     def __init__(
         self, phase: str, steps: int, packer: Packer, prompts: Prompts, sizes: Sizes, seed: int
@@ -101,7 +101,7 @@ class Course(Dataset[Batch]):
         first = FIRST_SEED + _PHASE_SEEDS * (10 * self.seed + _PHASES[self.phase])
         if self.phase == "tower":
             seeds = range(first + step * self.sizes.tower, first + (step + 1) * self.sizes.tower)
-            # Kinds are equally likely in half of the images, so that rare ones are seen as often.
+            # In half of the images kinds are uniform, so that rare ones are seen as often.
             views = [draw_view(seed, habits=seed % 2 == 0, zoomed=0.25) for seed in seeds]
             return Batch(_labels(views), normalise([view.image(168) for view in views]))
         seeds = range(first + step * self.sizes.pictures, first + (step + 1) * self.sizes.pictures)
@@ -120,7 +120,7 @@ class Course(Dataset[Batch]):
     def _curriculum(self, step: int) -> Curriculum:
         if self.phase != "language":
             return LATE._replace(beside=5.0)
-        done = 2 * step / self.steps  # simple statements first, over the first half
+        done = 2 * step / self.steps  # the curriculum starts with simple statements and ends half-way
         return Curriculum(max(LATE.presence, 1 - done), max(LATE.single, 0.95 - 0.35 * done))
 
     def _text_lessons(self, seed: int, rng: random.Random) -> list[Lesson]:
@@ -132,14 +132,14 @@ class Course(Dataset[Batch]):
         return found
 
     def batches(self, first: int) -> Iterator[Batch]:
-        """The steps from `first` on, drawn by another process."""
+        """The batches from step `first` on, sampled by a worker process."""
         yield from DataLoader(
             self,
             batch_size=None,
             sampler=range(first, self.steps),
             num_workers=1,
             prefetch_factor=4,
-            multiprocessing_context="fork",  # templates can't be sent to a process that is spawned
+            multiprocessing_context="fork",  # templates can't be pickled
         )
 
 
@@ -148,7 +148,7 @@ def _labels(views: list[View]) -> Tensor:
 
 
 def tokenizer_corpus(seed: int, count: int, prompts: Prompts) -> list[str]:
-    """Texts for the tokenizer: prompts and replies of `count` scenes, and every word of the world."""
+    """Texts to train the tokenizer on: prompts and replies about `count` scenes."""
     rng = random.Random(seed)
     texts = []
     for i in range(count):

@@ -1,8 +1,7 @@
-"""Lessons as tensors, and the language part's forward over them.
+"""Packs lessons into tensors, and runs the language model on them.
 
-Lessons about one image share it: it stands once, and after it many prompts with their replies, each of
-which sees the image and itself only. Tokens lie end to end without padding; attention alone gathers
-lessons of about one length.
+Lessons about one image share its tokens: each prompt with its reply attends to the image and to itself only.
+Tokens are packed without padding; only attention is computed on padded groups of lessons of similar length.
 """
 
 from collections.abc import Sequence
@@ -15,54 +14,54 @@ from scalecap.scenes.architecture import GRID, IMAGE_TOKENS, MERGE
 from scalecap.scenes.train.lessons import Lesson
 
 LENGTHS = (24, 32, 48, 80, 160, 320)
-"""Lessons up to each length are one group; longer ones another."""
+"""Upper bounds of the groups' lengths; longer lessons are another group."""
 
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 
 
 class Group(NamedTuple):
-    """Segments of about one length that attend in one go."""
+    """Segments of similar length whose attention is computed at once."""
 
     tokens: Tensor
-    """(segments, length): places of their tokens, 0 where there is none; none stands before one."""
+    """(segments, length): indices of their tokens, right-padded with 0."""
     image: Tensor | None
-    """(segments, prefix): places of the tokens of the image that each sees, or None."""
+    """(segments, prefix): indices of the tokens of the image that each attends to, or None."""
 
     def keys(self) -> Tensor:
-        """(segments, prefix + length): what a segment's tokens may see."""
+        """(segments, prefix + length): indices of the tokens that a segment may attend to."""
         return self.tokens if self.image is None else torch.cat([self.image, self.tokens], dim=1)
 
 
 class Packed(NamedTuple):
-    """Lessons end to end, of `tokens` tokens."""
+    """Packed lessons."""
 
     ids: Tensor
     """(tokens,)"""
     positions: Tensor
-    """(3, 1, tokens): of time, row and column."""
+    """(3, 1, tokens): M-RoPE positions (time, row, column)."""
     groups: list[Group]
     queries: Tensor
-    """Places of all groups' tokens, flattened."""
+    """Token indices of all groups, flattened."""
     keys: Tensor
-    """The same with the image's before each segment's own."""
+    """The same for `Group.keys`."""
     inverse: Tensor
-    """(tokens,): the place of each token among `queries`."""
+    """(tokens,): index of each token in `queries`."""
     predicted_at: Tensor
-    """(replies,): places of the tokens before those to predict."""
+    """(targets,): indices of the tokens at which `targets` are predicted."""
     targets: Tensor
-    """(replies,): ids to predict."""
+    """(targets,): token ids to predict."""
     weights: Tensor
-    """(replies,): of the loss."""
+    """(targets,): loss weights."""
     judged: Tensor
-    """(statements' tokens,): places of tokens of statements to judge."""
+    """(statement tokens,): indices of the tokens at which statements are judged."""
     holds: Tensor
-    """(statements' tokens,): 1 where the statement is true, else 0."""
+    """(statement tokens,): 1 if the statement is true, else 0."""
     image_at: Tensor
-    """(image tokens,): their places, image by image."""
+    """(image tokens,): their indices, image by image."""
 
 
 class Packer:
-    """Turns lessons into tensors."""
+    """Tokenizes and packs lessons."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._ids: dict[str, list[int]] = {}
@@ -84,9 +83,9 @@ class Packer:
         return known
 
     def _prompt(self, lesson: Lesson) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of the prompt, and (place, 0 or 1) of the tokens of statements in it.
+        """Token ids of the prompt, and (index, 0 or 1) of the tokens of statements in it.
 
-        A statement's tokens run up to the next one's, the last one's to the prompt's end.
+        A statement extends up to the next one, the last to the end of the prompt.
         """
         if not lesson.judged:
             return self._encode(lesson.prompt), []
@@ -102,11 +101,11 @@ class Packer:
         return list(encoded["input_ids"]), statement_tokens
 
     def length(self, lesson: Lesson) -> int:
-        """How many tokens of a lesson are predicted: its reply's and the end."""
+        """Number of target tokens: those of the reply and the end token."""
         return len(self._encode(lesson.reply)) + 1
 
     def pack(self, rows: Sequence[Sequence[Lesson]], alone: Sequence[Lesson] = ()) -> Packed:
-        """Pack rows of lessons about one image each, and lessons without an image."""
+        """Packs rows of lessons, one row per image, and lessons without images."""
         ids: list[int] = []
         positions: list[tuple[int, int, int]] = []
         predicted_at: list[int] = []
@@ -163,7 +162,7 @@ class Packer:
 
 
 def _is_token(tokens: Tensor) -> Tensor:
-    """(segments · length,): which places of a group hold a token; place 0 only begins the first segment."""
+    """(segments · length,): mask of the entries that are not padding; index 0 only starts a segment."""
     real = tokens > 0
     real[:, 0] = True
     return real.flatten()
@@ -188,20 +187,20 @@ def _make_groups(images: Sequence[range], segments: Sequence[tuple[range, int | 
 
 
 class Prediction(NamedTuple):
-    """What the model says at the tokens to learn."""
+    """Outputs of the model."""
 
     logits: Tensor
-    """(replies, vocabulary)"""
+    """(targets, vocabulary)"""
     judge_hidden: Tensor
-    """(statements' tokens, hidden): what the layer `judge_at` puts out at the tokens to judge."""
+    """(statement tokens, hidden): output of layer `judge_at` at the tokens to judge."""
 
 
 def predict(model: Any, packed: Packed, merged: Tensor | None = None, judge_at: int = 0) -> Prediction:
-    """The language part's own forward, on lessons end to end.
+    """The forward pass of the language model on packed lessons.
 
     Args:
-        merged: (images, 36, hidden) for the rows' images in order, or None without any.
-        judge_at: after so many layers statements are judged.
+        merged: (images, 36, hidden), outputs of the vision tower for the rows' images, or None.
+        judge_at: the layer (from 1) whose output is used to judge statements.
     """
     language = model.model.language_model
     hidden = language.embed_tokens(packed.ids)
@@ -227,7 +226,7 @@ def predict(model: Any, packed: Packed, merged: Tensor | None = None, judge_at: 
 
 
 def _fused_linear(projections: Sequence[nn.Linear], x: Tensor) -> tuple[Tensor, ...]:
-    """What each of some projections makes of the same input, in one product."""
+    """Several linear projections of the same input in one matrix product."""
     weights: list[Tensor] = [each.weight for each in projections]
     biases: list[Tensor] = [each.bias for each in projections if each.bias is not None]
     made = nn.functional.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
@@ -235,7 +234,7 @@ def _fused_linear(projections: Sequence[nn.Linear], x: Tensor) -> tuple[Tensor, 
 
 
 def _rotation(language: Any, hidden: Tensor, positions: Tensor) -> Any:
-    """What turns (tokens, heads, size) by the tokens' places, as Qwen2.5-VL's sections do."""
+    """Qwen2.5-VL's rotary embedding as a function on (tokens, heads, size)."""
     cos, sin = (angles[0][:, None] for angles in language.rotary_emb(hidden[None], positions))
 
     def rotate(x: Tensor) -> Tensor:
@@ -248,7 +247,7 @@ def _rotation(language: Any, hidden: Tensor, positions: Tensor) -> Any:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
-    """(tokens, heads · size): each token sees its segment up to itself, and its image before it."""
+    """Attention, (tokens, heads · size): causal within a segment, full to the segment's image."""
     kv_heads, shared, size = key.shape[1], query.shape[1] // key.shape[1], query.shape[2]
     lengths = [group.tokens.shape for group in packed.groups]
     spans = [group.keys().shape for group in packed.groups]
@@ -256,7 +255,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor
     keys, values = (torch.split(each[packed.keys], [a * b for a, b in spans]) for each in (key, value))
     out = []
     for (segments, length), (_, span), q, k, v in zip(lengths, spans, queries, keys, values, strict=True):
-        # Heads that share a key stand end to end: (segments, key heads, shared · length, size).
+        # Query heads that share a key head are concatenated: (segments, key heads, shared · length, size).
         q = q.view(segments, length, kv_heads, shared, size).permute(0, 2, 3, 1, 4).flatten(2, 3)
         k, v = (each.view(segments, span, kv_heads, size).transpose(1, 2) for each in (k, v))
         mask = torch.ones(length, span, dtype=torch.bool, device=q.device).tril(span - length)

@@ -1,4 +1,4 @@
-"""How good the model is while it learns, on scenes that it never saw: teacher-forced, so quick."""
+"""Fast, teacher-forced evaluation of the model on unseen scenes during training."""
 
 import random
 import re
@@ -33,17 +33,18 @@ _SPANS = {
     "size and colour": re.compile(r"(?<=is )(?:small|large) and \w+"),
 }
 _PAIRS = 8
-"""Of a true and a false statement a scene."""
+"""Pairs of a true and a false statement per scene."""
 
 
 @torch.no_grad()
 def score(learner: "Learner", phase: str, prompts: Prompts, packer: Packer, count: int) -> dict[str, float]:
-    """Scores on `count` scenes.
+    """Scores on `count` unseen scenes.
 
-    `check …`: balanced accuracy of yes/no, by what a false statement has wrong; `auc`: of its P(yes).
-    `contrast auc`: how well a sentence's largest gap of a content word's logits with and without the
-    image tells true sentences of careless captions from wrong ones. Other names: how often those words of
-    an answer are right, given those before. In the phase `language` images are told in words.
+    `check …` is the balanced accuracy of yes/no checks, by the field that the false statement has wrong, and
+    `auc` that of their P(yes). `contrast auc` is that of a sentence's largest logit gap of a content word
+    (with and without the image), for true against wrong sentences of careless captions. Other names are
+    next-token accuracies of parts of answers. In the phase `language`, images are replaced by
+    `tower.Described`.
     """
     views = [draw_view(unseen_seed(77, index)) for index in range(count)]
     labels = torch.stack([tower.token_labels(view) for view in views]).to(learner.device)
@@ -64,7 +65,7 @@ def score(learner: "Learner", phase: str, prompts: Prompts, packer: Packer, coun
 def _reply_logits(
     learner: "Learner", packer: Packer, rows: Sequence[Sequence[Lesson]], merged: Tensor | None
 ) -> list[Tensor]:
-    """Logits at each lesson's reply, lesson by lesson of the rows; without `merged`, without images."""
+    """Logits of each lesson's reply, in the order of the rows; without images if `merged` is None."""
     out: list[Tensor] = []
     for first in range(0, len(rows), 12):
         part = rows[first : first + 12]
@@ -161,6 +162,6 @@ def _answers(
 
 
 def area(high: np.ndarray, low: np.ndarray) -> float:
-    """How often a value of `high` is above one of `low`, ties counted half."""
+    """Area under the ROC curve: probability that a value of `high` exceeds one of `low`; ties count half."""
     a, b = np.asarray(high)[:, None], np.asarray(low)[None]
     return float(((a > b) + 0.5 * (a == b)).mean())

@@ -1,4 +1,4 @@
-"""What the tiny model is taught about text alone: list, join, collect, take apart, correct, name."""
+"""Text-only lessons: listing, joining, collecting, decomposing, correcting, naming, varying."""
 
 import random
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from scalecap.scenes.train.lessons import Lesson, Prompts, instructions
 
 
 def text_alone(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """One lesson of any sort."""
+    """A random text-only lesson."""
     draws = (joining, listing, collecting, decomposing, correcting, naming, varying)
     return rng.choices(draws, (4, 2, 1, 2, 1, 1, 1))[0](truth, prompts, rng)
 
 
 def listing(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """Turn a caption, or one sentence of it, into instructions."""
+    """Instructions for a caption, or for one of its sentences."""
     sentences = careless_caption(truth, rng).replace(". ", ".\n")
     if rng.random() < 0.4:
         sentences = rng.choice(sentences.split("\n"))
@@ -32,12 +32,12 @@ def listing(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> L
 
 
 def joining(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """Fuse: sentences of the context, then all details, in their order and in one text.
+    """Fuses the sentences of the context and all details, in order, into one text.
 
-    Details are given in one list or as object and position information apart; some are missing, as
-    after a check.
+    Details are given as one list or as separate object and position information; some are missing, as after a
+    check.
     """
-    kept = rng.random()  # short texts are copied first, long ones need them
+    kept = rng.random()  # varies the length: short texts are learnt first
     context = [
         sentence
         for sentence in careless_caption(truth, rng).replace(". ", ".\n").split("\n")
@@ -57,7 +57,7 @@ def joining(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> L
 
 
 def collecting(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """Gather, from blocks of sentences with their details, what is said of looks or of places."""
+    """Collects appearances or positions from blocks of sentences with their details."""
     blocks, looks, places = [], [], []
     for thing in truth["things"]:
         name = noun(thing["kind"], thing["count"])
@@ -77,7 +77,7 @@ def collecting(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -
 
 
 def decomposing(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """Take a sentence, an answer or a whole caption apart into claims of one fact each."""
+    """Decomposes a sentence, an answer or a caption into atomic claims."""
     form = rng.random()
     thing = rng.choice(truth["things"])
     if form < 0.4:
@@ -90,7 +90,7 @@ def decomposing(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) 
 
 
 def naming(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """The names of the things in a caption, one a line."""
+    """The names of the things in a caption, one per line."""
     sentences = _sentences(truth, rng)
     names = {
         each.claim.kind: noun(each.claim.kind, each.claim.count or 1) for each in sentences if each.claim.kind
@@ -100,7 +100,7 @@ def naming(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Le
 
 
 def correcting(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """Leave out of a caption what some claims say: single details, or all about a thing."""
+    """Removes refuted claims from a caption: single details, or everything about a thing."""
     sentences = _sentences(truth, rng)
     about = [each for each in sentences if each.claim.kind]
     wrong: dict[tuple[str, str], str] = {}
@@ -121,14 +121,14 @@ def correcting(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -
 
 
 def varying(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Lesson:
-    """What may be true where a sentence is not: the same with one detail otherwise, a line each."""
+    """Alternatives to a wrong sentence: the same with another detail, one per line."""
     sentences = rng.choice([each for each in _sentences(truth, rng) if each.claim.kind])
     others = [sentences._replace(claim=claim).text for claim in variants(sentences.claim)]
     return Lesson(rng.choice(prompts["alternatives"])(text=sentences.text), "\n".join(others))
 
 
 def variants(claim: Claim, most: int = 8) -> list[Claim]:
-    """The claim with one detail otherwise: what is likeliest to be mistaken first, a few of each sort."""
+    """The claim with one detail changed, likely confusions first."""
     assert claim.kind is not None
     found: list[Claim] = []
     if claim.size:
@@ -148,13 +148,13 @@ def variants(claim: Claim, most: int = 8) -> list[Claim]:
 
 
 class _Sentence(NamedTuple):
-    """One sentence of a caption or answer, so that it can be told with less."""
+    """A sentence of a caption or answer, from which details can be removed."""
 
     claim: Claim
     new: bool = True
-    """Whether it brings the thing in."""
+    """Whether it introduces the thing."""
     form: int = 0
-    """The phrasing of one that does."""
+    """Seed of the phrasing of an introduction."""
 
     @property
     def text(self) -> str:
@@ -163,11 +163,11 @@ class _Sentence(NamedTuple):
         return introduce(self.claim, random.Random(self.form)) if self.new else describe(self.claim)
 
     def atoms(self) -> list[str]:
-        """Claims of one fact each."""
+        """Atomic claims, as sentences."""
         return [self.text] if self.claim.ground else atoms(self.claim)
 
     def without(self, names: set[str]) -> "_Sentence | None":
-        """The sentence without these fields, in its plainest form where it names no place any more."""
+        """The sentence without these fields; in the plain phrasing if its place was removed."""
         if "kind" in names:
             return None
         claim = self.claim.without(names)
@@ -177,11 +177,11 @@ class _Sentence(NamedTuple):
 
 
 PLAIN = next(seed for seed in range(99) if random.Random(seed).choice(range(3)) == 0)
-"""A seed that chooses the first of three phrasings."""
+"""A seed that selects the first of three phrasings."""
 
 
 def _sentences(truth: Mapping[str, Any], rng: random.Random) -> list[_Sentence]:
-    """A careless caption, sentence by sentence."""
+    """The sentences of a careless caption."""
     sentences = (
         [_Sentence(Claim(ground=truth["ground"]), form=rng.randrange(99))] if rng.random() < SET_SCENE else []
     )
@@ -196,7 +196,7 @@ def _sentences(truth: Mapping[str, Any], rng: random.Random) -> list[_Sentence]:
 
 
 def atoms(claim: Claim) -> list[str]:
-    """What a claim says about a thing, a fact a sentence: first that it is there, and how many."""
+    """One sentence per fact of a claim, presence and number first."""
     single = [claim.only([name]) for name in ("size", "colour") if getattr(claim, name)]
     single += [replace(claim.only(()), parts=(part,)) for part in claim.parts]
     single += [claim.only([name]) for name in ("facing", "place") if getattr(claim, name)]

@@ -1,8 +1,8 @@
-"""Teach the vision tower before it meets the language part.
+"""Pretraining of the vision tower.
 
-Linear heads on its merged tokens name what is in each place; without them a model trained on text alone
-stays colour- and shape-blind for very long. And each merged token learns to be what `Described` says of
-its place, in the language part's own words, so that the two fit when they meet.
+Linear heads on its merged tokens classify what is in each place; trained on text alone, the model does not
+learn colours and shapes for very long. Each merged token also regresses to the embedding of `Described` for
+its place, so that tower and language model fit together when they are joined.
 """
 
 from typing import Any
@@ -29,13 +29,13 @@ HEAD_CLASSES = {
     "column": _CELLS,
     "sprite": 1 + 2 * len(KINDS),
 }
-"""What is read of a merged token, and how many answers there are; 0 is for nothing there.
+"""Classification heads on a merged token and their numbers of classes; class 0 means that nothing is there.
 
-A sprite is a kind facing left or right: to name it, the tower must see which way it faces."""
+A sprite is a kind with its direction, which makes the tower learn directions."""
 
 
 def token_labels(view: View) -> Tensor:
-    """What each merged token shows: (36, readings). The extent is -100, unknown, in a window."""
+    """Class labels of the merged tokens, (36, heads). In a window, `extent` is -100 (ignored)."""
     names, grounds = list(KINDS), list(GROUNDS)
     things = {thing.place: thing for thing in view.scene.things}
     labels = []
@@ -60,18 +60,18 @@ def token_labels(view: View) -> Tensor:
 
 
 class Heads(nn.Module):
-    """Linear readings of a merged token."""
+    """Linear classification heads on merged tokens."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in HEAD_CLASSES.items()})
 
     def loss(self, merged: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross-entropy, and the share of right readings where there is something.
+        """Sum of the heads' cross-entropies, and the accuracy of each on places that are not empty.
 
         Args:
             merged: (images, 36, hidden).
-            labels: (images, 36, readings) from `token_labels`.
+            labels: (images, 36, heads), see `token_labels`.
         """
         merged = merged.float()
         total = merged.new_zeros(())
@@ -87,15 +87,15 @@ class Heads(nn.Module):
 
 _WORDS = {"kind": list(KINDS), "colour": list(COLOURS), "extent": ["small", "large", "two", "three"]}
 _SCALE, _OWN = 0.3, 0.3
-"""Standard deviation of what tells a reading; of that, what is not its word's."""
+"""Standard deviations of an embedding, and of its random part relative to the word's embedding."""
 
 
 class Described(nn.Module):
-    """An image told in words: for each place, a fixed sum of embeddings of what stands there.
+    """Replaces the vision tower: each place is a fixed sum of embeddings of its labels.
 
-    Kinds, colours, sizes and counts begin with the embeddings of their words, so a statement finds what it
-    names from the start. The language part learns to compare with such images first, at no cost of
-    seeing, while the tower learns to make the same tokens out of pixels.
+    The embeddings of kinds, colours, sizes and counts are derived from those of their words. The language
+    model first learns to compare statements with such tokens, cheaply, while the tower learns to produce them
+    from pixels.
     """
 
     def __init__(self, tokenizer: Any, embeddings: Tensor, seed: int) -> None:
@@ -116,7 +116,7 @@ class Described(nn.Module):
             self.register_buffer(name, _SCALE * table)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(images, 36, hidden) of (images, 36, readings)."""
+        """Embeds labels (images, 36, heads) as tokens (images, 36, hidden)."""
         known = labels.clamp(min=0)
         told = [
             self.get_buffer(name)[known[..., index]]

@@ -1,12 +1,12 @@
-"""Train the tiny model from nothing: `python -m scalecap.scenes.train DIR`.
+"""Trains the embedded model from scratch: `python -m scalecap.scenes.train DIR`.
 
-Three phases. *language*: the language part learns all lessons on images told in words (`tower.Described`)
-and captions and answers without any image, so that it has a prior. *tower*: the vision tower learns to
-see what those words tell, and to make the same tokens; this is done beside the first, in another process.
-*whole*: both together on real images.
+Three phases: in *language*, the language model learns all lessons with embedded labels in place of images
+(`tower.Described`), and captions and answers without images, which are its prior. In *tower*, which runs in
+parallel in another process, the vision tower learns to produce these embeddings from pixels. In *whole*, both
+are trained together on images.
 
-The same command goes on where a training was stopped: each phase has its checkpoint, DIR/<phase>.pt.
-DIR/log.jsonl has losses and scores, DIR/model what a run loads (`model.vlm.name=DIR/model`).
+The same command resumes an interrupted training: each phase has a checkpoint, DIR/<phase>.pt. DIR/log.jsonl
+has losses and scores, DIR/model the model for a run (`model.vlm.name=DIR/model`).
 """
 
 import argparse
@@ -35,37 +35,37 @@ from scalecap.scenes.train.scores import score
 log = logging.getLogger(__name__)
 
 LAYERS = 6
-"""Of the text part; the first edition has five."""
+"""Layers of the language model; the first edition has five."""
 
 JUDGE_LAYER = 4
-"""After so many layers a linear head judges a statement at each of its tokens, for training only: one
-token at the end is little to learn from, and yes and no stayed at chance longer."""
+"""Layer after which an auxiliary linear head classifies statements as true or false at each of their tokens,
+during training only. With the final yes/no token as the only signal, checks stayed at chance longer."""
 
 Z_LOSS_WEIGHT = 1e-3
-"""Weight of the squared log-sum of logits. Near 0 it makes raw logits log-probabilities, so that a gap
-between two of them means something (Chowdhery et al. 2022 use it for stability)."""
+"""Weight of the z-loss (squared log-sum of logits, Chowdhery et al. 2022). It makes raw logits close to
+log-probabilities, so that contrastive gaps between them are meaningful."""
 
 
 class Phase(NamedTuple):
-    """A part of the training."""
+    """A phase of the training."""
 
     name: str
     steps: int
     learning_rate: float
-    """The learning rate after warming up."""
+    """Peak learning rate."""
     decay_share: float
-    """The share of the steps, at the end, over which the rate falls to a fiftieth."""
-    prompts: dict[str, float]
-    """The parts that learn, and their share of the rate."""
+    """Share of the steps, at the end, over which the learning rate decays to a fiftieth."""
+    lr_scales: dict[str, float]
+    """The parts that are trained, with factors of their learning rates."""
 
     def at(self, step: int) -> float:
-        """The learning rate of a step."""
+        """The learning rate at a step."""
         left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
         return self.learning_rate * min(1.0, (step + 1) / 100) * max(0.02, min(1.0, left))
 
 
 def phases(scale: float = 1.0) -> list[Phase]:
-    """All of them; `scale` makes them shorter or longer."""
+    """All phases; `scale` multiplies their numbers of steps."""
     return [
         Phase("language", round(2400 * scale), 1.2e-3, 0.1, {"language": 1.0, "judge": 1.0}),
         Phase("tower", round(5000 * scale), 1e-3, 0.4, {"visual": 1.0, "heads": 1.0}),
@@ -77,7 +77,7 @@ def phases(scale: float = 1.0) -> list[Phase]:
 
 
 class Learner:
-    """The model and what only its training needs."""
+    """The model with its auxiliary heads and optimizer."""
 
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -97,14 +97,14 @@ class Learner:
         }
 
     def start(self, phase: Phase) -> None:
-        """Begin a phase with a fresh optimizer for the parts that it teaches."""
-        groups = [{"params": list(self.parts[name].parameters())} for name in phase.prompts]
+        """Starts a phase with a new optimizer for the parts that it trains."""
+        groups = [{"params": list(self.parts[name].parameters())} for name in phase.lr_scales]
         self.weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
 
     def step(self, phase: Phase, number: int, batch: Batch) -> dict[str, float]:
-        """Learn one batch; losses, and shares of what was right."""
-        for group, share in zip(self.optimizer.param_groups, phase.prompts.values(), strict=True):
+        """One optimization step; returns losses and accuracies."""
+        for group, share in zip(self.optimizer.param_groups, phase.lr_scales.values(), strict=True):
             group["lr"] = phase.at(number) * share
         with torch.autocast(self.device, torch.bfloat16):
             loss, metrics = self.loss(phase.name, batch)
@@ -115,7 +115,7 @@ class Learner:
         return {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
 
     def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """What a batch teaches in a phase, as a loss."""
+        """The loss of a batch, with metrics to log."""
         if batch.images is None:
             return self._language_loss(batch, self.described(batch.labels))
         merged = see(self.model.model.visual, batch.images)
@@ -146,24 +146,24 @@ class Learner:
         return total, metrics
 
     def load(self, checkpoint: Path, phase: Phase) -> int:
-        """Take up a phase's checkpoint, to go on with it; the number of its steps that were done."""
+        """Loads a phase's checkpoint; returns the number of steps that were done."""
         state = torch.load(checkpoint, weights_only=True, map_location=self.device)
-        for name in phase.prompts:
+        for name in phase.lr_scales:
             self.parts[name].load_state_dict(state[name])
         self.start(phase)
         self.optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
 
     def save(self, checkpoint: Path, phase: Phase, step: int) -> None:
-        """Write what a phase has taught; a kill leaves the old checkpoint whole."""
-        state = {name: self.parts[name].state_dict() for name in phase.prompts}
+        """Writes a checkpoint atomically."""
+        state = {name: self.parts[name].state_dict() for name in phase.lr_scales}
         new = checkpoint.with_suffix(".new")
         torch.save({**state, "optimizer": self.optimizer.state_dict(), "step": step}, new)
         new.replace(checkpoint)
 
 
 def _tokenizer(folder: Path, seed: int, prompts: Prompts) -> Any:
-    """A new one, or that of the training to go on with."""
+    """The tokenizer of the training in `folder`, created if it does not exist."""
     if (folder / "tokenizer.json").exists():
         patch_libraries()
         from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
@@ -175,23 +175,23 @@ def _tokenizer(folder: Path, seed: int, prompts: Prompts) -> Any:
 
 
 class Training(NamedTuple):
-    """How a model is trained."""
+    """A training run."""
 
     folder: Path
     plan: list[Phase]
     sizes: Sizes = Sizes()
     seed: int = 0
     threads: int | None = None
-    """Of each process; None shares out the cores there are."""
+    """Threads of each process; None divides the available cores."""
     seconds: float = 180
-    """Between checkpoints."""
+    """Time between checkpoints."""
     every: int = 200
-    """Steps between scores."""
+    """Steps between evaluations."""
     scenes: int = 60
-    """Unseen scenes that scores are of; 0 for no scores."""
+    """Unseen scenes to evaluate on; 0 disables evaluation."""
 
     def run(self) -> None:
-        """Do all phases, or go on with them, and write the model to `folder/model`."""
+        """Runs or resumes all phases and writes the model to `folder/model`."""
         _tokenizer(self.folder / "model", self.seed, training_prompts())
         tower_process = get_context("spawn").Process(target=self.teach, args=("tower",))
         tower_process.start()
@@ -203,11 +203,11 @@ class Training(NamedTuple):
         finally:
             tower_process.join()
         if tower_process.exitcode:
-            raise RuntimeError(f"the process that teaches the tower ended with {tower_process.exitcode}")
+            raise RuntimeError(f"the process of phase tower failed with exit code {tower_process.exitcode}")
         self.teach("whole")
 
     def teach(self, name: str, stop: int | None = None) -> None:
-        """Do one phase, or go on with it, up to its end or to step `stop`."""
+        """Runs or resumes one phase, to its end or to step `stop`."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         cores = os.cpu_count() or 1
@@ -238,7 +238,7 @@ class Training(NamedTuple):
                 return
 
     def judge(self, name: str, count: int) -> dict[str, float]:
-        """Scores of a phase's last checkpoint on `count` unseen scenes; writes that checkpoint's model."""
+        """Evaluates a phase's last checkpoint on `count` unseen scenes; writes its model."""
         (phase,) = [phase for phase in self.plan if phase.name == name]
         learner, step = self._learner(phase)
         save(learner.model, learner.tokenizer, self.folder / "model")
@@ -247,7 +247,7 @@ class Training(NamedTuple):
         return found
 
     def _learner(self, phase: Phase) -> tuple[Learner, int]:
-        """What a phase begins or goes on with, and how many of its steps are done."""
+        """The state to start or resume a phase with, and the number of steps done."""
         learner = Learner(_tokenizer(self.folder / "model", self.seed, training_prompts()), self.seed)
         checkpoint = self.folder / f"{phase.name}.pt"
         if checkpoint.exists():
@@ -269,7 +269,7 @@ class Training(NamedTuple):
 
 
 def _release_memory() -> None:
-    """Give free memory back to the system: steps differ in size, and glibc keeps gigabytes of holes."""
+    """Returns free memory to the system: batches differ in size, and glibc keeps gigabytes of holes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -277,16 +277,16 @@ def _release_memory() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scalecap.scenes.train", description=__doc__)
-    parser.add_argument("folder", type=Path, help="for checkpoints, the log and the model (folder/model)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the steps of each phase")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and scenes")
+    parser.add_argument("folder", type=Path, help="folder of checkpoints, log and model (folder/model)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the number of steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and scenes")
     parser.add_argument(
-        "--threads", type=int, default=None, help="of each process; all cores are shared out by default"
+        "--threads", type=int, default=None, help="threads per process (default: cores divided evenly)"
     )
     parser.add_argument(
-        "--judge", metavar="PHASE", choices=[phase.name for phase in phases()], help="score it, train nothing"
+        "--judge", metavar="PHASE", choices=[phase.name for phase in phases()], help="evaluate only"
     )
-    parser.add_argument("--scenes", type=int, default=60, help="unseen scenes that scores are of")
+    parser.add_argument("--scenes", type=int, default=60, help="unseen scenes to evaluate on")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     training = Training(
