@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scalecap import plugins
 from scalecap.text.suggestions import did_you_mean
 from scalecap.text.templates import Expression, PromptError, Template
 
@@ -21,10 +22,11 @@ class WriteSettings:
 
     format: list[str] = field(default_factory=lambda: ["parquet"])
     """`parquet` writes `dataset/`. `webdataset` writes `webdataset/` once the run is finished: tars of image
-    files, each with all its columns as JSON."""
+    files, each with all its columns as JSON. `package/name` is a format of another package."""
     image: str = "path"
     """The image column of `dataset/`: `path` is the image's name in the data; `bytes` is its file (once the
-    run is finished), so that the data set is self-contained; `none` omits the column."""
+    run is finished), so that the data set is self-contained; `none` omits the column. Formats of other
+    packages get the files with `bytes`, too."""
     select: str | None = None
     """A Jinja expression over the columns of a row, such as `grounding.share >= 0.8`. Only rows for which it
     is true are exported; the others are flagged in `captions.jsonl`. None exports every row."""
@@ -48,19 +50,26 @@ class WriteSettings:
 
     @property
     def holds_pictures(self) -> bool:
-        """Whether `dataset/` holds image files."""
-        return self.image == "bytes" and "parquet" in self.format
+        """Whether `dataset/`, or the format of another package, holds image files."""
+        return self.image == "bytes" and any(each != "webdataset" for each in self.format)
+
+    @property
+    def plugins(self) -> dict[str, str]:
+        """Formats of other packages, each with its folder in the run's."""
+        return {each: each.replace("/", "-") for each in self.format if "/" in each}
 
     @property
     def folders(self) -> list[str]:
         """Folders that are written besides `dataset/`."""
         sidecars = ["sidecars"] if self.sidecars and not self.beside else []
-        return [*(["webdataset"] if "webdataset" in self.format else []), *sidecars]
+        return [*(["webdataset"] if "webdataset" in self.format else []), *sidecars, *self.plugins.values()]
 
     def problems(self) -> list[str]:
         """Invalid values, one message each."""
+        one_of: list[tuple[str, str | None, Sequence[str]]]
         one_of = [("image", self.image, IMAGES), ("sidecars", self.sidecars, SIDECARS)]
-        one_of += [("beside", self.beside, BESIDE), *(("format", each, FORMATS) for each in self.format)]
+        formats = [*FORMATS, *(plugins.names("sinks") if self.plugins else ())]
+        one_of += [("beside", self.beside, BESIDE), *(("format", each, formats) for each in self.format)]
         found = [
             f"{key}={value}: invalid value{did_you_mean(value, known)}"
             for key, value, known in one_of

@@ -43,7 +43,8 @@ class DataSettings:
     """Where rows come from."""
 
     source: str = MISSING
-    """`jsonl`, `folder`, `hub`, `webdataset`, `parquet` or `scenes`."""
+    """`jsonl`, `folder`, `hub`, `webdataset`, `parquet`, `scenes`, or `package/name` of another
+    package."""
     path: str | None = None
     """File, folder, glob pattern, URL or hub name, depending on the source."""
     context: list[str] = field(default_factory=list, metadata=AFFECTS_STEPS)
@@ -78,6 +79,8 @@ class DataSettings:
     """Number of images to generate (data=scenes); None is the sample in the package."""
     seed: int = 0
     """Seed of the generated images (data=scenes)."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Options of a source from another package."""
 
 
 @dataclass
@@ -291,6 +294,7 @@ def schema() -> DictConfig:
     OmegaConf.set_readonly(node.sampling, False)
     OmegaConf.set_struct(node.pipeline.steps, False)
     OmegaConf.set_struct(node.engine.args, False)
+    OmegaConf.set_struct(node.data.args, False)
     OmegaConf.set_struct(node.engine.extra_body, False)
     for model in node.model.values():
         OmegaConf.set_struct(model.chat_template_kwargs, False)

@@ -35,7 +35,11 @@ class Export(NamedTuple):
 
 
 class Sink(Protocol):
-    """Receives all rows, group by group; used as a context manager."""
+    """Receives all rows, group by group; used as a context manager.
+
+    Another package's is opened by `open(folder, settings)`. The folder is empty; it replaces the run's
+    `<package>-<name>/` when the context manager exits without an error.
+    """
 
     def add(self, group: Sequence[Export]) -> None: ...
 

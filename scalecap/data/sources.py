@@ -10,6 +10,7 @@ from importlib import import_module
 from itertools import islice, takewhile
 from typing import Any
 
+from scalecap import plugins
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError, FinishedParts, Source, nothing_finished
 from scalecap.data.seen import Seen
@@ -62,10 +63,7 @@ def open_source(data: DataSettings) -> Source:
     """
     if data.source == "memory":
         raise DataError("the data was in memory and is gone; captioner.report() shows its images")
-    if data.source not in SOURCES:
-        raise DataError(f"unknown data source {data.source!r}{did_you_mean(data.source, SOURCES)}")
-    module = import_module(f"scalecap.data.{data.source}")  # lazily: each has its own dependencies
-    rows: RowSource = getattr(module, f"open_{data.source}")(data)
+    rows = _open_rows(data)
     if data.id:
         rows = _with_ids_from(data.id, rows)
     if limit := data.limit:
@@ -80,6 +78,26 @@ def open_source(data: DataSettings) -> Source:
         iterate = partial(rows.iterate_shard, shard) if rows.iterate_shard else partial(shard.filter, rows)
         rows = RowSource(rows.columns, shard.total(rows.total), iterate, parts)
     return rows
+
+
+def _open_rows(data: DataSettings) -> RowSource:
+    """Opens a source of this package or, as `package/name`, of another; only this one is imported."""
+    name = data.source
+    if name in SOURCES:
+        if data.args:
+            key = next(iter(data.args))
+            raise DataError(f"data.args.{key} is for sources of other packages, and the source is {name}")
+        rows: RowSource = getattr(import_module(f"scalecap.data.{name}"), f"open_{name}")(data)
+        return rows
+    if name not in (others := plugins.names("sources")):
+        raise DataError(f"unknown data source {name!r}{did_you_mean(name, [*SOURCES, *others])}")
+    try:
+        source: Source = plugins.load("sources", name)(data)
+    except plugins.PluginError as error:
+        raise DataError(f"data.source={name}: {error}") from error
+    if isinstance(source, RowSource):
+        return source
+    return RowSource(source.columns, source.total, source.__iter__, source.unfinished)
 
 
 def _with_ids_from(column: str, rows: RowSource) -> RowSource:

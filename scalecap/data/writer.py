@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from scalecap.config.exports import SELECT, Select, WriteSettings
 from scalecap.data.groups import Export, Record, Sink, in_groups, with_images, with_source_rows
 from scalecap.data.sidecars import BesideImages, sidecars
+from scalecap.data.sinks import plugin_sinks
 from scalecap.data.tar import tar_shards
 from scalecap.messages import MessageCounts
 from scalecap.rows import Row
@@ -68,6 +69,7 @@ def write(
 
     Raises:
         OSError: a file can't be written, or a folder exists that scalecap did not write.
+        DataError: another package's sink failed.
     """
     settings, written = settings or WriteSettings(), WriteResult()
     select = Select(settings.select, columns) if settings.select else None
@@ -113,6 +115,7 @@ def write(
             sinks.append(stack.enter_context(own))
         elif settings.beside and data is not None:
             sinks.append(BesideImages(image, settings, written.missing_sidecars))
+        sinks += stack.enter_context(plugin_sinks(folder, settings))
         read = data is not None and (files or "webdataset" in settings.format)
         for group in with_images(exports(), image, written.missing_images) if read else in_groups(exports()):
             for sink in sinks:

@@ -1,16 +1,18 @@
 """Opens engines by name, and keeps them as long as the process lives.
 
-An engine's file, and the heavy libraries it needs, are imported when it is opened, not before.
+An engine's file, and the heavy libraries it needs, are imported when it is opened, not before. One of another
+package is `package/name`, an entry point in group `scalecap.engines`; `README.md` says what it must hold to.
 """
 
 import importlib
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from scalecap import plugins
 from scalecap.engines.base import Engine, EngineError
 from scalecap.engines.loop import LoopThread
 from scalecap.engines.settings import EXTRAS
@@ -53,14 +55,15 @@ async def open_engine(
     Args:
         beside: the other models of the run, which are to find room on the same devices.
 
-    Raises EngineError with one message and its mend when it can't be had.
+    Raises EngineError with one message and its fix when it can't be had.
     """
     name, why = choose_engine(engine)
+    outside = "/" in name
     if engine.name == "auto":
         log.info("engine: %s, because %s", name, why)
-    if engine.args and name != "vllm":
+    if engine.args and name != "vllm" and not outside:
         raise EngineError(f"engine.args.{next(iter(engine.args))} is for vLLM, and the engine is {name}")
-    if engine.extra_body and name != "openai":
+    if engine.extra_body and name != "openai" and not outside:
         raise EngineError(
             f"engine.extra_body.{next(iter(engine.extra_body))} is for openai, and the engine is {name}"
         )
@@ -69,15 +72,31 @@ async def open_engine(
             replace(each, name=str(embedded_model())) if each.name == EMBEDDED else each
             for each in (model, *beside)
         )
-    more = {"beside": beside} if name == "vllm" else {}  # the others take no more than they need
+    more = [beside] if name == "vllm" or outside else []  # the others take no more than they need
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
-        opened = await getattr(module, f"open_{name}")(model, engine, **more)
+        opened = await _opener(name)(model, engine, *more)
     except ModuleNotFoundError as error:
         raise EngineError(_needs(name, error.name)) from error
-    assert opened is not None
-    engine_opened: Engine = opened
-    return engine_opened
+    if outside and not opened.identity.startswith(f"{name} "):
+        await opened.close()
+        raise EngineError(
+            f"engine={name}: expected an identity that begins with its name, got {opened.identity!r}: the"
+            " cache could take another engine's replies for its own; scalecap.engines.identity makes one"
+        )
+    return opened
+
+
+def _opener(name: str) -> Callable[..., Awaitable[Engine]]:
+    """The function that opens the engine of that name."""
+    opener: Callable[..., Awaitable[Engine]]
+    if "/" in name:
+        try:
+            opener = plugins.load("engines", name)
+        except plugins.PluginError as error:
+            raise EngineError(f"engine={name}: {error}") from error
+    else:
+        opener = getattr(importlib.import_module(f"{__name__}.{name}"), f"open_{name}")
+    return opener
 
 
 def embedded_model() -> Path:
@@ -99,6 +118,10 @@ def preflight(roles: "Sequence[RoleSettings]") -> list[str]:
     unseen: dict[str, None] = {}
     for model, engine in roles:
         name = "openai" if engine.name == "auto" and engine.base_url else engine.name
+        if "/" in name:
+            _opener(name)
+            unseen[f"that {name} can run {model.name}"] = None
+            continue
         if name != "auto" and find_spec(module := _MODULES.get(name, name)) is None:
             raise EngineError(_needs(name, module))
         if name == "openai":
@@ -118,7 +141,8 @@ def preflight(roles: "Sequence[RoleSettings]") -> list[str]:
 
 
 def _needs(name: str, module: str | None) -> str:
-    return f'engine={name} needs the module {module}: pip install "scalecap[{EXTRAS[name]}]"'
+    extra = f': pip install "scalecap[{EXTRAS[name]}]"' if name in EXTRAS else ""
+    return f"engine={name} needs the module {module}{extra}"
 
 
 class Engines:

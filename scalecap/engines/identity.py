@@ -36,22 +36,23 @@ _UNREAD = {
     # The server chose its weights.
     "openai": {"revision", "dtype", "trust_remote_code", "min_pixels", "args", *_SERVED},
 }
-"""By engine, settings that it does not read, or that `found` says better."""
+"""By engine, settings that it does not read, or that `found` says better; of other packages' all count."""
 
 
 def identity(engine: str, found: str, model: "ModelSettings", settings: "EngineSettings") -> str:
     """One line for the cache's keys and for reading.
 
     Args:
-        engine: `transformers`, `vllm` or `openai`.
+        engine: `transformers`, `vllm`, `openai`, or `package/name` of another package's.
         found: what the engine found the model to be, e.g. `name@commit bfloat16`; stands for the settings
-            that led to it.
+            that led to it, and for `name` and `base_url`, which never count by themselves.
     """
-    return " ".join([engine, found, *_given(model, _UNREAD[engine]), *_given(settings, _UNREAD[engine])])
+    return " ".join([engine, found, *_given(engine, model), *_given(engine, settings)])
 
 
-def _given(settings: Any, unread: set[str]) -> Iterator[str]:
+def _given(engine: str, settings: Any) -> Iterator[str]:
     """`key=value` of each setting that counts and is not at its default."""
+    unread = _UNREAD.get(engine, set())
     for field in fields(settings):
         value = getattr(settings, field.name)
         if (
@@ -63,7 +64,8 @@ def _given(settings: Any, unread: set[str]) -> Iterator[str]:
         if not isinstance(value, dict):
             yield f"{field.name}={value}"
             continue
-        for key in sorted(value.keys() - field.metadata.get("harmless", ())):
+        harmless = field.metadata.get("harmless", ()) if engine == "vllm" else ()
+        for key in sorted(value.keys() - harmless):
             yield f"{field.name}.{key}={json.dumps(value[key], sort_keys=True, default=str)}"
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
+from scalecap import plugins
 from scalecap.engines.identity import HARMLESS_ARGS
 from scalecap.text.suggestions import did_you_mean
 
@@ -54,7 +55,7 @@ class EngineSettings:
     """What runs the models."""
 
     name: str = "auto"
-    """`auto`, `transformers`, `vllm` or `openai`."""
+    """`auto`, `transformers`, `vllm`, `openai`, or `package/name` for one of another package."""
     base_url: Any = field(default=None, metadata=AFFECTS_COST)
     """Address of an OpenAI-compatible server, up to and with `/v1`, or a list of those of servers that run
     the same model: all requests about a picture go to one of them, and to the next while it is away. Replies
@@ -78,9 +79,9 @@ class EngineSettings:
     quiet: bool = field(default=True, metadata=AFFECTS_NOTHING)
     """Keeps the libraries' own logs off the screen."""
     args: dict[str, Any] = field(default_factory=dict, metadata={"harmless": HARMLESS_ARGS})
-    """Passed to vLLM as they are, e.g. `engine.args.tensor_parallel_size=2`. The memory that
-    `gpu_memory_utilization` allows is for all models of the run: their weights, and of the rest the same for
-    each; a 32nd of the GPU's is for encoded pictures."""
+    """Passed to vLLM, or to another package's engine, as they are, e.g. `engine.args.tensor_parallel_size=2`.
+    The memory that vLLM's `gpu_memory_utilization` allows is for all models of the run: their weights, and of
+    the rest the same for each; a 32nd of the GPU's is for encoded pictures."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Merged into the body of each request (engine=openai): what a server knows beyond OpenAI's protocol,
     e.g. `engine.extra_body.provider.order=[a,b]`."""
@@ -172,8 +173,9 @@ def engine_problems(key: str, engine: EngineSettings) -> list[str]:
         found.append(f"{key}.jpeg_quality={engine.jpeg_quality}: must be 1 to 100")
     if engine.timeout <= 0:
         found.append(f"{key}.timeout={engine.timeout}: must be above 0")
-    if engine.name not in ENGINES:
-        found.append(f"{key}.name={engine.name}: no such engine{did_you_mean(engine.name, ENGINES)}")
+    if engine.name not in ENGINES and engine.name not in (others := plugins.names("engines")):
+        meant = did_you_mean(engine.name, [*ENGINES, *others])
+        found.append(f"{key}.name={engine.name}: no such engine{meant}")
     given = engine.base_url if isinstance(engine.base_url, list) else [engine.base_url or ""]
     if engine.name == "openai" and given in ([], [""]):
         found.append(f"{key}.name=openai needs {key}.base_url=http://HOST:PORT/v1")

@@ -9,7 +9,7 @@ from scalecap.text.templates import Template
 ANSWERS = ("yes", "no", "n/a")
 
 
-@stage(side=["answers"])
+@stage(side=["answers"], better={"unanswered": "lower", "words": "neither"})
 class Capsbench:
     """Questions with the answers yes or no, answered from the caption alone: yes, no or n/a.
 

@@ -16,7 +16,7 @@ _VERBS = frozenset([
 ])  # fmt: skip
 
 
-@stage(side=["answers"])
+@stage(side=["answers"], better={"unanswered": "lower", "words": "neither"})
 class Captionqa:
     """Multiple-choice questions, answered from the caption alone, with "cannot answer" on offer.
 

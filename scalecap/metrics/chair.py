@@ -11,7 +11,7 @@ from scalecap.stages import Columns, Measures, ModelClient, stage
 COCO = Path(__file__).with_name("coco.txt")
 
 
-@stage
+@stage(better={"chair_i": "lower", "chair_s": "lower", "words": "neither"})
 class Chair:
     """Objects named in each caption against the list of those in the picture.
 

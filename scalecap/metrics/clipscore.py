@@ -9,7 +9,7 @@ from scalecap.stages import Columns, Image, Measures, ModelClient, stage
 from scalecap.threads import DaemonPool
 
 
-@stage(requires={"torch": "scalecap[cpu]", "transformers": "scalecap[cpu]"})
+@stage(requires={"torch": "scalecap[cpu]", "transformers": "scalecap[cpu]"}, better={"cut": "lower"})
 class Clipscore:
     """2.5 · max(cos, 0) between picture and caption (Hessel et al. 2021, arXiv 2104.08718).
 

@@ -9,7 +9,7 @@ from scalecap.text import segmentation as clauses
 from scalecap.text.content_words import content, nouns
 
 
-@stage
+@stage(better={"repetition": "lower", "words": "neither", "sentences": "neither"})
 def density(
     captions: Columns, before: Columns | None = None, initial: str | None = None, *, words: int | None = None
 ) -> Measures:

@@ -12,7 +12,7 @@ from scalecap.text.templates import Template
 GREEDY = Sampling(temperature=0, max_tokens=256)
 
 
-@stage(side=["answers"])
+@stage(side=["answers"], better={"unanswered": "lower", "statements": "neither", "words": "neither"})
 class Grounding:
     """The share of a caption's sentences that the judge finds in the picture, and its mean P(yes).
 

@@ -12,7 +12,7 @@ from scalecap.text.templates import Template
 SHORT = Sampling(temperature=0, max_tokens=64)
 
 
-@stage(side=["answers"])
+@stage(side=["answers"], better={"words": "neither"})
 class Qa:
     """One question a row, answered from the caption alone: among options by letter, else in a few words.
 

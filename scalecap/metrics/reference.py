@@ -73,6 +73,7 @@ LIBRARIES = ("sacrebleu", "nltk", "pycocoevalcap")
     side=["texts", "references"],
     overall=cider,
     requires=dict.fromkeys(LIBRARIES, "scalecap[metrics]"),
+    better={"words": "neither"},
 )
 async def reference(
     captions: Columns, references: Any, *, words: int | None = None

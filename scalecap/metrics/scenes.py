@@ -13,7 +13,12 @@ from scalecap.stages import Columns, Measures, stage
 SORTS = ("object", "count", "size", "colour", "part", "facing", "position", "relation", "ground")
 
 
-@stage
+@stage(
+    better={
+        **{"wrong": "lower", "chair_i": "lower", "chair_s": "lower", "unread": "lower"},
+        "words": "neither",
+    }
+)
 def scenes(
     captions: Columns, truth: Any, before: Columns | None = None, *, words: int | None = None
 ) -> Measures:

@@ -77,7 +77,11 @@ def _quality(answers: np.ndarray) -> dict[str, float]:
     }
 
 
-@stage(side=["answers"], overall=quality)
+@stage(
+    side=["answers"],
+    overall=quality,
+    better={"unanswered": "lower", "calibration_error": "lower", "best_threshold": "neither"},
+)
 class Verifier:
     """Asks the yes/no check about labelled statements, so that its threshold can be chosen.
 

@@ -39,13 +39,6 @@ COSTS = {
 }
 """Token columns (cached replies included), by their keys in `summary.json`."""
 
-LOWER_IS_BETTER = frozenset(
-    ["wrong", "chair_i", "chair_s", "repetition", "unread", "unanswered", "cut", "calibration_error"]
-)
-"""Measures to minimise."""
-NO_DIRECTION = frozenset(["words", "sentences", "statements", "best_threshold"])
-"""Measures without a better direction."""
-
 
 @dataclass(frozen=True)
 class Number:
@@ -209,11 +202,17 @@ class Comparison:
         if name != self._objective_metric if self._objective_metric else name not in self.metrics:
             return False
         means = [each[name].mean for each in self._means.values() if name in each]
-        measure = parts(name)[-1]
-        low = self.objective.startswith("-") if self.objective else measure in LOWER_IS_BETTER
-        if not self.objective and measure in NO_DIRECTION:
-            return False
-        return len(means) > 1 and value == (min if low else max)(means)
+        better = self._better(name)
+        if self.objective:
+            better = "lower" if self.objective.startswith("-") else "higher"
+        return len(means) > 1 and better != "neither" and value == (min if better == "lower" else max)(means)
+
+    def _better(self, name: str) -> str:
+        """`higher`, `lower` or `neither`, as the metric's stage declares it; older runs do not say."""
+        step, *rest = parts(name)
+        told = [run.summary.get("better", {}) for run in self.runs]
+        declared = next((each[step] for each in told if step in each), None)
+        return "neither" if declared is None else str(declared.get(rest[-1] if rest else "", "higher"))
 
     @cached_property
     def overrides(self) -> list[str]:
@@ -230,11 +229,13 @@ class Comparison:
     @property
     def notes(self) -> list[str]:
         """Footnotes of the table."""
+        lowest = sorted({parts(name)[-1] for name in self.metrics if self._better(name) == "lower"})
         best = (
             f"★ marks the {'lowest' if self.objective.startswith('-') else 'highest'}"
             f" {self.objective.lstrip('-')}."
             if self.objective
-            else f"★ marks the highest of each metric, the lowest of {', '.join(sorted(LOWER_IS_BETTER))}."
+            else "★ marks the highest of each metric"
+            + (f", the lowest of {', '.join(lowest)}." if lowest else ".")
         )
         lines = ["Intervals are 95 % bootstrap intervals over rows."]
         if self.baseline and len(self.runs) > 1:

@@ -5,6 +5,7 @@ from pathlib import Path
 from scalecap.config.settings import Settings
 from scalecap.data import DataError, Source
 from scalecap.data.replacing import is_foreign
+from scalecap.data.sinks import load_sinks
 from scalecap.data.sources import open_source
 from scalecap.interpreter.pipeline import Pipeline, PipelineError
 from scalecap.rows import OUTPUT_COLUMNS
@@ -20,7 +21,7 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
         source: the rows, in place of those that `settings.data` names.
 
     Raises:
-        DataError: the data can't be read or is empty, or a folder to write holds other files.
+        DataError: the data can't be read or is empty, or what `write` names can't be written.
         PipelineError: a step, `write` or `objective` does not fit; the message lists all problems.
     """
     source = source or open_source(settings.data)
@@ -52,6 +53,7 @@ def _check_write(settings: Settings, source: Source, pipeline: Pipeline) -> None
     columns = [*source.columns, *pipeline.writers, *OUTPUT_COLUMNS]
     if problems := settings.write.column_problems(columns, [step.name for step in pipeline.steps]):
         raise PipelineError(problems)
+    load_sinks(settings.write)
     for name in settings.write.folders:
         folder = Path(settings.output) / name
         if is_foreign(folder):

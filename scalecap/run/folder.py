@@ -143,7 +143,7 @@ class Run:
         return {
             name: value
             for name, value in data.items()
-            if value is not None and name != "shard" and affects(f"data.{name}") == "rows"
+            if value not in (None, {}) and name != "shard" and affects(f"data.{name}") == "rows"
         }
 
     @property

@@ -46,7 +46,9 @@ def write(
     choices = {
         s.name: (s.settings["where"].source, s.selected) for s in pipeline.steps if s.settings.get("where")
     }
-    summary.add_rows(rows, checks, metric_steps(pipeline), overall, conditions, choices)
+    metrics = metric_steps(pipeline)
+    summary.better = {step.name: dict(step.stage.better) for step in pipeline.steps if step.name in metrics}
+    summary.add_rows(rows, checks, metrics, overall, conditions, choices)
 
 
 def record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:

@@ -38,6 +38,7 @@ EXPORTS = {
     "sidecars": "one file per image",
 }
 """Folders of a run, and what they hold."""
+PLUGIN = "made by another package"
 
 Status = Literal["finished", "interrupted", "stopped", "preview"]
 """`stopped`: too many rows failed, a limit was reached, or the engine or the data gave up."""
@@ -80,6 +81,8 @@ class Summary:
     """By metric (`column`, or `column.name`), over the rows that have it."""
     overall: dict[str, Interval] = field(default_factory=dict)
     """By metric: numbers that are computed over all rows together."""
+    better: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By metric step: its measures of which the highest is not the best, `lower` or `neither`."""
     flags: dict[str, Counter[str]] = field(default_factory=dict)
     """By step and flag: number of rows."""
     unasked: Counter[str] = field(default_factory=Counter)
@@ -276,6 +279,7 @@ class Summary:
                 for step, masses in sorted(self.masses.items())
             },
             "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
+            "better": self.better,
             "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
             "unasked": dict(sorted(self.unasked.items())),
             "errors": dict(self.errors.most_common(100)),
@@ -343,7 +347,7 @@ class Summary:
             lines.append(f"  and {len(self.errors) - MAX_ERRORS_SHOWN} more kinds of error in summary.json")
         lines += [
             f"  {self.output / 'captions.jsonl'}  one JSON object per row",
-            *(f"  {self.output / name}  {EXPORTS[name]}" for name in self.exports),
+            *(f"  {self.output / name}  {EXPORTS.get(name, PLUGIN)}" for name in self.exports),
             f"  {self.output / 'summary.json'}  these numbers and more",
         ]
         if self.report:

@@ -23,6 +23,8 @@ What a stage imports beyond this package's own dependencies it declares, so that
 ends before a model loads: `@stage(requires={"nltk": "scalecap[metrics]"})`, module to what pip
 installs. A class that needs files too may define `missing(self) -> str | None`, what is not there;
 `close(self)`, if it is there, is called when the run ends.
+A metric declares the measures of which the highest is not the best, for comparisons to mark the right run:
+`@stage(better={"wrong": "lower", "words": "neither"})`.
 A stage whose columns depend on its settings defines `shape(stage, given) -> Stage` (see `Stage.for_step`).
 One that cuts the picture returns `Regions` (`scalecap.stages.regions.cut` makes one), one that is shown such
 parts takes `Views`.

@@ -17,6 +17,7 @@ from scalecap.stages.regions import Region
 from scalecap.stats import Interval
 
 Kind = Literal["text", "texts", "number", "measures", "list", "image", "regions", "columns", "items", "any"]
+Better = Literal["lower", "neither"]
 ROLES = ("vlm", "llm", "judge")
 
 Role = Annotated[str, "role"]
@@ -161,6 +162,8 @@ class Stage:
     """Numbers of a metric that only all rows together have."""
     requires: Mapping[str, str] = field(default_factory=dict)
     """Top-level modules that it imports, each with what `pip install` brings it."""
+    better: Mapping[str, Better] = field(default_factory=dict)
+    """Of a metric's measures, by name, those of which the highest is not the best."""
 
     def for_step(self, step: Mapping[str, Any]) -> "Stage":
         """The stage for the YAML of one step: its columns may depend on its settings.
@@ -185,6 +188,7 @@ def stage(
     side: Sequence[str] = (),
     overall: Overall | None = None,
     requires: Mapping[str, str] | None = None,
+    better: Mapping[str, Better] | None = None,
 ) -> Callable[[F], F]: ...
 def stage(
     unit: F | None = None,
@@ -193,20 +197,16 @@ def stage(
     side: Sequence[str] = (),
     overall: Overall | None = None,
     requires: Mapping[str, str] | None = None,
+    better: Mapping[str, Better] | None = None,
 ) -> F | Callable[[F], F]:
     """Register a function or class as a stage. ValueError for a taken name, TypeError for a bad signature."""
+    declared = {"overall": overall, "requires": requires or {}, "better": better or {}}
     if unit is None:
-        return lambda later: _register(later, name, side, overall, requires)
-    return _register(unit, name, side, overall, requires)
+        return lambda later: _register(later, name, side, declared)
+    return _register(unit, name, side, declared)
 
 
-def _register(
-    unit: F,
-    name: str | None,
-    side: Sequence[str],
-    overall: Overall | None,
-    requires: Mapping[str, str] | None,
-) -> F:
+def _register(unit: F, name: str | None, side: Sequence[str], declared: Mapping[str, Any]) -> F:
     name = name or re.sub(r"(?<!^)(?=[A-Z])", "_", unit.__name__).lower()
     package = unit.__module__.partition(".")[0]
     if "/" not in name and package not in ("scalecap", "__main__"):  # a notebook names its own as they are
@@ -214,7 +214,7 @@ def _register(
     taken = _stages.get(name)
     if taken and _place(taken.unit) != _place(unit):
         raise ValueError(f"the stage name {name!r} is taken by {taken.unit.__module__}")
-    _stages[name] = replace(_read(unit, name, tuple(side)), overall=overall, requires=requires or {})
+    _stages[name] = replace(_read(unit, name, tuple(side)), **declared)
     return unit
 
 

@@ -62,6 +62,7 @@ def make(tmp_path: Path) -> Make:
             "status": "finished",
             "rows": {"done": len(have), "failed": len(rows) - len(have), "reused": 0},
             "metrics": {"good": interval._asdict()},
+            "better": {"good": {}},
             "requests": {"asked": 9, "reused": 4},
             "tokens": {"prompt": 100, "generated": 10, "prompt_reused": 900, "generated_reused": 90},
             "seconds": {"load": 1.0, "rows": 2.5},
@@ -152,10 +153,16 @@ def test_the_best_hallucinates_least_and_no_length_is_best(make: Make):
             "capsbench.final.unanswered": each,
             "check.auc": each,
         }
+        run.summary["better"] = {
+            "scenes": {"chair_i": "lower", "words": "neither"},
+            "capsbench": {"unanswered": "lower"},
+        }
     lines = Comparison(runs).lines
     assert [line.numbers["scenes.final.chair_i"].best for line in lines] == [False, True]
     assert [line.numbers["capsbench.final.unanswered"].best for line in lines] == [False, True]
     assert not any(line.numbers["scenes.final.words"].best for line in lines)
+    # An older run does not say which value of a metric is best.
+    assert not any(line.numbers["check.auc"].best for line in lines)
     # What only all rows together have is told without a difference.
     assert [line.numbers["check.auc"].value.mean for line in lines] == [0.3, 0.2]
     assert lines[1].numbers["check.auc"].difference is None

@@ -1,0 +1,1 @@
+"""Hydra finds options in a package alone: hydra.searchpath=[pkg://swatches.conf]."""
