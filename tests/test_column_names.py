@@ -88,7 +88,7 @@ def test_no_column_vanishes(compose: Compose, tmp_path: Path, names: list[str]):
     row = next(first.rows())
     shown = row_view(first, row)
     assert [name for name, _ in shown["numbers"] if name.endswith(".words")] == heads
-    assert "density" not in [column for column, _ in shown["rest"]]
+    assert "density" not in [column for column, _ in shown["other"]]
     assert [name for name in index(first, [row])["numbers"] if name.endswith(".words")] == heads
 
     written = str(card(first, "me/dogs", "unknown", pa.schema([])))
@@ -124,9 +124,9 @@ def test_an_objective_names_it_with_or_without_the_escape(compose: Compose, tmp_
 def test_a_folder_of_before_is_still_read(compose: Compose, tmp_path: Path):
     """Names were not escaped: the numbers are made again from the rows, those of all rows are kept."""
     folder = captioned(compose, tmp_path, ["final_caption"], "first").folder
-    row_view = json.loads((folder / "summary.json").read_text())
-    row_view["metrics"]["density.gpt-4.1.cider"] = {"mean": 1.0, "low": 0.5, "high": 1.5, "rows": 2}
-    (folder / "summary.json").write_text(json.dumps(row_view))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["metrics"]["density.gpt-4.1.cider"] = {"mean": 1.0, "low": 0.5, "high": 1.5, "rows": 2}
+    (folder / "summary.json").write_text(json.dumps(summary))
     (found,) = Comparison(read_runs([folder])).lines
     assert found.numbers["density.gpt-4.1.cider"].value.mean == 1.0
     assert found.numbers["density.final_caption.words"].value.mean == 1.5

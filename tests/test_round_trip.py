@@ -185,8 +185,8 @@ def thumbnail(cell: dict[str, str]) -> str:
 def reported(folder: Path) -> list[tuple[str, str]]:
     """Captions with the pictures beside them, as the report shows them."""
     page = write_report(folder)
-    texts = ["".join(each["text"] for each in row["parts"][-1]["texts"]) for row in blocks(page, "rows")]
-    return list(zip(texts, map(thumbnail, blocks(page, "pictures")), strict=True))
+    texts = ["".join(each["text"] for each in row["sections"][-1]["texts"]) for row in blocks(page, "rows")]
+    return list(zip(texts, map(thumbnail, blocks(page, "images")), strict=True))
 
 
 def compared(folder: Path, *runs: Path) -> list[tuple[list[str | None], str]]:
@@ -201,7 +201,7 @@ def compared(folder: Path, *runs: Path) -> list[tuple[list[str | None], str]]:
         ]
         for row in rows
     ]
-    return list(zip(texts, map(thumbnail, blocks(folder / "comparison.html", "pictures")), strict=True))
+    return list(zip(texts, map(thumbnail, blocks(folder / "comparison.html", "images")), strict=True))
 
 
 def pushed(run: Path, to: Path) -> list[tuple[str, str | None]]:
@@ -355,8 +355,8 @@ def test_scenes_keep_their_pictures(compose: Callable[..., Settings], tmp_path: 
     numbers = {image.hash: number for number, image in enumerate(own)}
     run(settings, engines={"vlm": Scripted(lambda request: str(numbers[request.prompt.image.hash]))})
     page = write_report(Path(settings.output))
-    texts = ["".join(each["text"] for each in row["parts"][-1]["texts"]) for row in blocks(page, "rows")]
+    texts = ["".join(each["text"] for each in row["sections"][-1]["texts"]) for row in blocks(page, "rows")]
     assert texts == ["1", "3", "5"]
-    for text, cell in zip(texts, blocks(page, "pictures"), strict=True):
+    for text, cell in zip(texts, blocks(page, "images"), strict=True):
         shown = small(Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))))
         assert np.argmin([np.abs(small(image.pixels) - shown).mean() for image in own]) == int(text)
