@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of each vision-language architecture, by its own configuration and processor."""
+"""A tiny random checkpoint of each vision-language architecture, with its own configuration and processor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +11,18 @@ from scalecap.scenes.architecture import make_tokenizer
 
 _WORDS = ["Is it true? There is a cat on the left. Answer yes or no.", "yes no Yes No YES NO"] * 20
 _PIXELS = 128 * 128
-"""Most pixels of a picture; larger ones are scaled down."""
+"""Larger images are scaled down to this many pixels."""
 
 
 def build(architecture: str, folder: Path) -> Path:
-    """Write a random float32 checkpoint of a few layers; `architecture` is one of ARCHITECTURES."""
+    """Writes a random float32 checkpoint of a few layers; `architecture` is one of ARCHITECTURES."""
     patch_libraries()
     import transformers
 
     tokenizer = make_tokenizer(_WORDS, size=512)
     torch.manual_seed(0)
     model, processor = ARCHITECTURES[architecture](transformers, tokenizer)
-    # Never the likeliest, as a reply's `<|image_pad|>` would want a picture of transformers' forward.
+    # Never the likeliest: for a generated `<|image_pad|>` transformers' forward would expect an image.
     model.get_input_embeddings().weight.data[tokenizer.all_special_ids] = 0
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.eval().save_pretrained(folder)
@@ -31,7 +31,7 @@ def build(architecture: str, folder: Path) -> Path:
 
 
 def _text(tokenizer: Any, mrope: list[int], **more: Any) -> dict[str, Any]:
-    """The language model's part of a configuration; `mrope` sums to half of a head's rotated size."""
+    """The language model's part of a configuration; `mrope` sums to half of a head's rotated dimensions."""
     return {
         "vocab_size": (len(tokenizer) + 63) // 64 * 64,
         "hidden_size": 128,
@@ -41,7 +41,7 @@ def _text(tokenizer: Any, mrope: list[int], **more: Any) -> dict[str, Any]:
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": mrope},
-        "initializer_range": 0.2,  # far enough from uniform that pictures and texts change replies
+        "initializer_range": 0.2,  # far enough from uniform that images and texts change replies
         "tie_word_embeddings": True,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -49,7 +49,7 @@ def _text(tokenizer: Any, mrope: list[int], **more: Any) -> dict[str, Any]:
 
 
 def _tokens(tokenizer: Any) -> dict[str, Any]:
-    """The control tokens that a configuration of the Qwen-VL families names."""
+    """The control tokens in a configuration of the Qwen-VL families."""
     names = {
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",

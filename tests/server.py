@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol, answers from a script, and can misbehave."""
+"""A fake server with OpenAI's API, with scripted responses and faults."""
 
 import contextlib
 import hashlib
@@ -14,15 +14,15 @@ from scalecap.engines.completions import PROBE
 from scalecap.engines.settings import EngineSettings
 
 Answer = tuple[int, Any]
-"""Status and body: JSON, bytes as they are, or one of the misdeeds `nothing`, `half`, `reset`, `hang`."""
+"""Status and body: JSON, raw bytes, or one of the faults `nothing`, `half`, `reset`, `hang`."""
 
 
 class _Listening(ThreadingHTTPServer):
-    request_queue_size = 128  # connections that come together
+    request_queue_size = 128  # simultaneous connections
 
 
 class Server:
-    """Answers chat completions by `script`, or from the list `answers`, its last again and again."""
+    """Answers chat completions by `script`, or from the list `answers`, whose last entry is repeated."""
 
     def __init__(self, script: Callable[[dict[str, Any]], Answer] | None = None, port: int = 0) -> None:
         self.answers: list[Answer] = [(200, completion("A cat."))]
@@ -33,12 +33,12 @@ class Server:
             200,
             completion("Yes", top={"Yes": 0.9, "No": 0.1}),
         )
-        """What the engine's first look is answered; it is not among those `asked`."""
+        """The answer to the engine's probe, which is not recorded in `requests`."""
         self.models: Answer = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
         self.seconds = 0.02
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.most = self._now = 0
+        self.max_in_flight = self._in_flight = 0
         self._lock = threading.Lock()
         self._port = port
         self.start()
@@ -48,7 +48,7 @@ class Server:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def start(self) -> None:
-        """Listen, on the same port as before."""
+        """Listens, on the same port as before."""
         self._gone = threading.Event()
         self._server = _Listening(("127.0.0.1", self._port), self._handler())
         self._port = self._server.server_port
@@ -56,7 +56,7 @@ class Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the port; what is in flight loses its connection."""
+        """Closes the port; requests in flight lose their connections."""
         self._gone.set()
         self._server.shutdown()
         self._thread.join()
@@ -71,18 +71,18 @@ class Server:
                 self.reply(*server.models)
 
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if asked["messages"][-1]["content"] == PROBE.text:
-                    self.reply(*(server.probe(asked) if callable(server.probe) else server.probe))
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if request["messages"][-1]["content"] == PROBE.text:
+                    self.reply(*(server.probe(request) if callable(server.probe) else server.probe))
                     return
                 with server._lock:
-                    server._now += 1
-                    server.most = max(server.most, server._now)
-                    server.asked.append(asked)
-                    answer = server.script(asked)
+                    server._in_flight += 1
+                    server.max_in_flight = max(server.max_in_flight, server._in_flight)
+                    server.requests.append(request)
+                    answer = server.script(request)
                 time.sleep(server.seconds)
                 with server._lock:
-                    server._now -= 1
+                    server._in_flight -= 1
                 if not gone.is_set():
                     self.reply(*answer)
 
@@ -106,7 +106,7 @@ class Server:
                 self.wfile.write(raw)
 
             def log_message(self, *_: Any) -> None:
-                """Keep quiet."""
+                """Logs nothing."""
 
             def handle(self) -> None:
                 with contextlib.suppress(ConnectionError):  # of a client that was killed
@@ -116,7 +116,7 @@ class Server:
 
 
 def completion(text: str, finish: str = "stop", top: dict[str, float] | None = None, **more: Any) -> Any:
-    """The body of an answer; `top` has probabilities of first tokens."""
+    """The body of a chat completion; `top` has probabilities of first tokens."""
     logprobs = None
     if top is not None:
         entries = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in top.items()]
@@ -135,25 +135,25 @@ def completion(text: str, finish: str = "stop", top: dict[str, float] | None = N
 
 
 def error(message: str) -> Any:
-    """The body of a refusal."""
+    """The body of an error response."""
     return {"error": {"message": message, "type": "invalid_request_error", "code": 400}}
 
 
 def settings(server: Server, **given: Any) -> EngineSettings:
-    """The engine that asks the server."""
+    """Settings of the engine for this server."""
     return EngineSettings(name="openai", base_url=server.url, **given)
 
 
-def digest(asked: dict[str, Any]) -> str:
-    """What was asked, picture and all, in a word."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+def digest(request: dict[str, Any]) -> str:
+    """A short hash of a request, image included."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def storyteller(asked: dict[str, Any]) -> Answer:
-    """Plays a model for the seed's prompts: each request has a reply of its own, the same each time."""
-    word, content = digest(asked), asked["messages"][-1]["content"]
+def storyteller(request: dict[str, Any]) -> Answer:
+    """A script for the seed's prompts: each request has its own reply, the same every time."""
+    word, content = digest(request), request["messages"][-1]["content"]
     text = content if isinstance(content, str) else content[-1]["text"]
-    if asked.get("logprobs"):
+    if request.get("logprobs"):
         yes = 0.2 + 0.79 * int(word, 16) / 16**12
         return 200, completion("Yes", top={"Yes": yes, "No": 1 - yes})
     if "Instructions:" in text:

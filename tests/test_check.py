@@ -101,7 +101,7 @@ def test_a_server_is_asked_which_models_it_has(
         return plan(compose(*own, "engine.timeout=600", "data.limit=1"))
 
     assert "Configuration OK. Not checked: that the server answers; " in checked()
-    assert server.asked == []
+    assert server.requests == []
     with pytest.raises(RunError, match=r"has no model other: set model\.vlm\.name to one of m"):
         checked("other")
     server.models = (401, {"error": {"message": "no"}})

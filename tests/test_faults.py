@@ -259,7 +259,7 @@ def test_a_request_that_always_fails(asks, server: Server, answer: Any, codes: s
 @fault("Server restart")
 def test_a_server_that_restarts(asks, server: Server, capsys, codes: set[int]):
     def restart() -> None:
-        while len(server.asked) < 20:
+        while len(server.requests) < 20:
             time.sleep(0.005)
         server.stop()
         time.sleep(0.5)
@@ -278,7 +278,7 @@ def test_one_of_several_servers_dies(asks, server: Server, codes: set[int]):
     others = [Server(storyteller) for _ in range(2)]
 
     def die() -> None:
-        while len(server.asked) < 20:
+        while len(server.requests) < 20:
             time.sleep(0.005)
         server.stop()
 
@@ -301,7 +301,7 @@ def test_one_of_several_servers_dies(asks, server: Server, codes: set[int]):
 @fault("No server")
 def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int]):
     def leave() -> None:
-        while len(server.asked) < 60:
+        while len(server.requests) < 60:
             time.sleep(0.005)
         server.stop()
 
@@ -315,13 +315,13 @@ def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int])
     kept = captions(Path("out"))
     assert 0 < len(kept) < 12
     assert not errors(Path("out"))
-    before = len(server.asked)
+    before = len(server.requests)
     server.start()
     assert asks(count=12) == 0
     again = captions(Path("out"))
     assert len(again) == 12
     assert all(row in again for row in kept)  # rows finish in any order
-    assert len(server.asked) - before < 12 * 12 - before + 30
+    assert len(server.requests) - before < 12 * 12 - before + 30
 
 
 @fault("Engine crash")

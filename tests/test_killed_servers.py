@@ -32,7 +32,7 @@ class Served:
     """A server's process, and what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self._port = 0
         self.begin()
 
@@ -48,7 +48,7 @@ class Served:
         self._reader.start()
 
     def _read(self, lines: Any) -> None:
-        self.asked.extend(map(json.loads, lines))
+        self.requests.extend(map(json.loads, lines))
 
     def kill(self) -> None:
         self.process.kill()
@@ -57,7 +57,7 @@ class Served:
 
     def pictures(self) -> list[str]:
         """The picture of each request that showed one."""
-        contents = [asked["messages"][-1]["content"] for asked in self.asked]
+        contents = [asked["messages"][-1]["content"] for asked in self.requests]
         return [each[0]["image_url"]["url"] for each in contents if isinstance(each, list)]
 
 
@@ -88,7 +88,7 @@ def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
         return told
 
     def asked() -> Counter[str]:
-        return Counter(digest(each) for server in servers for each in server.asked)
+        return Counter(digest(each) for server in servers for each in server.requests)
 
     finish(begin("whole"))
     whole = asked()
@@ -96,13 +96,13 @@ def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
     homes = {picture: number for number, each in enumerate(servers) for picture in each.pictures()}
     assert len(homes) == sum(len(set(server.pictures())) for server in servers) == 40
     for server in servers:
-        server.asked.clear()
+        server.requests.clear()
 
     process = begin("killed")
-    while len(servers[0].asked) < 40:
+    while len(servers[0].requests) < 40:
         time.sleep(0.002)
     servers[0].kill()
-    while sum(len(server.asked) for server in servers) < 0.6 * whole.total():
+    while sum(len(server.requests) for server in servers) < 0.6 * whole.total():
         time.sleep(0.002)
     servers[0].begin()
     told = finish(process)
@@ -122,7 +122,7 @@ def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
     assert elsewhere[1] == elsewhere[2] == 0
     answered, away = json.loads((tmp_path / "killed" / "summary.json").read_text())["notes"]
     # A quick machine has it back before anyone has looked.
-    seen = r"\((once|less than a look takes)\)"
+    seen = r"\((once|less than one health check)\)"
     assert re.match(rf"{servers[0].url} was away {seen}; others answered \d+ of its requests", away)
     assert away in told
     assert answered.startswith("Requests answered: ")

@@ -73,14 +73,14 @@ def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
     words = asks(server, rows, 40)
     whole = Job(tmp_path / "whole", words)
     whole.finish()
-    expected = Counter(map(digest, server.asked))
+    expected = Counter(map(digest, server.requests))
     assert set(expected.values()) == {1}
 
-    server.asked.clear()
+    server.requests.clear()
     dice, job, kills = random.Random(7), Job(tmp_path / "killed", words), 0
-    while len(server.asked) < 0.95 * len(expected):
-        process, more = job.begin(), len(server.asked) + dice.randint(1, 90)
-        wait(lambda more=more: len(server.asked) >= more, process)
+    while len(server.requests) < 0.95 * len(expected):
+        process, more = job.begin(), len(server.requests) + dice.randint(1, 90)
+        wait(lambda more=more: len(server.requests) >= more, process)
         time.sleep(dice.random() * 0.1)
         process.kill()
         process.communicate()
@@ -89,7 +89,7 @@ def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
     assert kills >= 5
     assert f"resumed: {job_done(told)} of 40 rows done" in told
     assert job.captions() == whole.captions()
-    again = Counter(map(digest, server.asked))
+    again = Counter(map(digest, server.requests))
     assert again.keys() == expected.keys()
     assert again.total() - len(expected) <= CONCURRENCY * kills
 
@@ -140,11 +140,11 @@ def test_a_signal_finishes_what_is_in_flight(
     written = [json.loads(line) for line in job.captions().splitlines()]
     assert 5 <= len(written) < 40
     assert not any(row["error"] for row in written)
-    asked = len(server.asked)
+    asked = len(server.requests)
     job.finish()
     assert len(job.captions().splitlines()) == 40
-    assert max(Counter(map(digest, server.asked)).values()) == 1
-    assert len(server.asked) > asked
+    assert max(Counter(map(digest, server.requests)).values()) == 1
+    assert len(server.requests) > asked
 
 
 def test_a_second_signal_stops_though_the_server_hangs(

@@ -119,9 +119,9 @@ def test_the_judge_is_asked_on_its_own_server(
     shown = capsys.readouterr().out
     assert f"vlm: m\nllm: m\njudge: large, engine=openai at {two.url}\n" in shown
     assert command(*words) == 0
-    assert {asked["model"] for asked in one.asked} == {"m"}
-    assert {asked["model"] for asked in two.asked} == {"large"}
-    assert two.most == 1
+    assert {asked["model"] for asked in one.requests} == {"m"}
+    assert {asked["model"] for asked in two.requests} == {"large"}
+    assert two.max_in_flight == 1
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["models"] == {
         "vlm": f"openai m at={one.url}",
@@ -137,7 +137,7 @@ def test_a_model_in_this_process_beside_a_server(command: Callable[..., int], se
     judge = f"model.judge.engine={{name: openai, base_url: {servers[1].url}}}"
     words = ("engine=transformers", "data.limit=2", "evaluate=grounding", "model.judge.name=m", judge)
     assert command(*words, "output=out") == 0
-    assert servers[1].asked
+    assert servers[1].requests
     models = json.loads(Path("out/summary.json").read_text())["models"]
     assert models["vlm"].startswith("transformers sha256:")
     assert models["judge"] == f"openai m at={servers[1].url}"

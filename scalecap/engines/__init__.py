@@ -1,7 +1,8 @@
-"""Opens engines by name, and keeps them as long as the process lives.
+"""Opens engines by name, and keeps them open for later runs of the process.
 
-An engine's file, and the heavy libraries it needs, are imported when it is opened, not before. One of another
-package is `package/name`, an entry point in group `scalecap.engines`; `README.md` says what it must hold to.
+An engine's module and the heavy libraries that it needs are imported when it is opened, not before. An engine
+of another package is `package/name`, an entry point in the group `scalecap.engines`; `README.md` lists its
+contracts.
 """
 
 import importlib
@@ -25,17 +26,17 @@ log = logging.getLogger(__name__)
 EMBEDDED = "scenes"
 """Name of the model that comes with the package."""
 _MODULES = {"openai": "aiohttp"}
-"""By engine, the library without which it is nothing, where that has another name."""
+"""By engine, the module that it needs, if that does not have the engine's name."""
 
 T = TypeVar("T")
 
 
 def choose_engine(engine: "EngineSettings") -> tuple[str, str]:
-    """The engine that these settings ask for; of `auto`, the one that suits this machine, and why."""
+    """The engine's name and why it was chosen; `auto` is resolved to what suits this machine."""
     if engine.name != "auto":
-        return engine.name, "it is named"
+        return engine.name, "engine.name is set"
     if engine.base_url:
-        return "openai", "engine.base_url is given"
+        return "openai", "engine.base_url is set"
     if find_spec("vllm") is None:
         return "transformers", "vLLM is not installed"
     try:
@@ -44,50 +45,54 @@ def choose_engine(engine: "EngineSettings") -> tuple[str, str]:
         return "transformers", "torch cannot be imported"
     if torch.cuda.device_count() == 0:  # counts without starting CUDA in this process
         return "transformers", "there is no GPU"
-    return "vllm", "a GPU and vLLM are here"
+    return "vllm", "there is a GPU and vLLM is installed"
 
 
 async def open_engine(
-    model: "ModelSettings", engine: "EngineSettings", beside: "Sequence[ModelSettings]" = ()
+    model: "ModelSettings", engine: "EngineSettings", colocated: "Sequence[ModelSettings]" = ()
 ) -> Engine:
-    """The engine that `engine.name` asks for, loaded with the model.
+    """Opens an engine and loads the model.
 
     Args:
-        beside: the other models of the run, which are to find room on the same devices.
+        colocated: the other models of the run, which must fit on the same devices.
 
-    Raises EngineError with one message and its fix when it can't be had.
+    Raises:
+        EngineError: it can't be opened; the message says how to fix it.
     """
     name, why = choose_engine(engine)
     outside = "/" in name
     if engine.name == "auto":
         log.info("engine: %s, because %s", name, why)
     if engine.args and name != "vllm" and not outside:
-        raise EngineError(f"engine.args.{next(iter(engine.args))} is for vLLM, and the engine is {name}")
+        raise EngineError(
+            f"engine.args.{next(iter(engine.args))} needs engine=vllm, but the engine is {name}"
+        )
     if engine.extra_body and name != "openai" and not outside:
         raise EngineError(
-            f"engine.extra_body.{next(iter(engine.extra_body))} is for openai, and the engine is {name}"
+            f"engine.extra_body.{next(iter(engine.extra_body))} needs engine=openai, but the engine is {name}"
         )
     if name != "openai":
-        model, *beside = (
+        model, *colocated = (
             replace(each, name=str(embedded_model())) if each.name == EMBEDDED else each
-            for each in (model, *beside)
+            for each in (model, *colocated)
         )
-    more = [beside] if name == "vllm" or outside else []  # the others take no more than they need
+    extra = [colocated] if name == "vllm" or outside else []  # the others only use the memory they need
     try:
-        opened = await _opener(name)(model, engine, *more)
+        opened = await _opener(name)(model, engine, *extra)
     except ModuleNotFoundError as error:
-        raise EngineError(_needs(name, error.name)) from error
+        raise EngineError(_missing_module(name, error.name)) from error
     if outside and not opened.identity.startswith(f"{name} "):
         await opened.close()
         raise EngineError(
-            f"engine={name}: expected an identity that begins with its name, got {opened.identity!r}: the"
-            " cache could take another engine's replies for its own; scalecap.engines.identity makes one"
+            f"engine={name}: expected an identity that begins with its name, got {opened.identity!r}:"
+            " otherwise the cache could return replies of another engine; make it with"
+            " scalecap.engines.identity.identity"
         )
     return opened
 
 
 def _opener(name: str) -> Callable[..., Awaitable[Engine]]:
-    """The function that opens the engine of that name."""
+    """The function that opens the engine of this name."""
     opener: Callable[..., Awaitable[Engine]]
     if "/" in name:
         try:
@@ -100,33 +105,35 @@ def _opener(name: str) -> Callable[..., Awaitable[Engine]]:
 
 
 def embedded_model() -> Path:
-    """Folder of the embedded model. EngineError when the package came without it."""
+    """Folder of the embedded model. Raises EngineError if it is not in the package."""
     folder = Path(__file__).resolve().parent.parent / "scenes" / "model"
     if not (folder / "config.json").is_file():
-        raise EngineError(f"the embedded model is not in {folder}; train it: python -m scalecap.scenes.train")
+        raise EngineError(
+            f"the embedded model is not in {folder}: train it with python -m scalecap.scenes.train"
+        )
     return folder
 
 
 def preflight(roles: "Sequence[RoleSettings]") -> list[str]:
-    """Sees that the models can be had, without loading one: what could not be seen, for reading.
+    """Checks that models are available, without loading them; returns what could not be checked.
 
-    A server is asked which models it has, the hub whether it has one that is not in its local cache.
+    Servers are asked which models they have, the hub whether it has a model that is not in its local cache.
 
     Raises:
-        EngineError: a library, a model or the server is not there; the message has the fix.
+        EngineError: a library, a model or the server is missing; the message says how to fix it.
     """
-    unseen: dict[str, None] = {}
+    unchecked: dict[str, None] = {}
     for model, engine in roles:
         name = "openai" if engine.name == "auto" and engine.base_url else engine.name
         if "/" in name:
             _opener(name)
-            unseen[f"that {name} can run {model.name}"] = None
+            unchecked[f"that {name} can run {model.name}"] = None
             continue
         if name != "auto" and find_spec(module := _MODULES.get(name, name)) is None:
-            raise EngineError(_needs(name, module))
+            raise EngineError(_missing_module(name, module))
         if name == "openai":
-            unseen[importlib.import_module(f"{__name__}.openai").preflight(model, engine)] = None
-            unseen["that the server answers"] = None
+            unchecked[importlib.import_module(f"{__name__}.openai").preflight(model, engine)] = None
+            unchecked["that the server answers"] = None
             continue
         if model.name == EMBEDDED:
             embedded_model()
@@ -135,20 +142,20 @@ def preflight(roles: "Sequence[RoleSettings]") -> list[str]:
             try:
                 weights.preflight(model)
             except weights.HubUnreachableError:
-                unseen[f"whether the hub, which can't be reached, has {model.name}"] = None
-        unseen["that the models load and fit memory"] = None
-    return [each for each in unseen if each]
+                unchecked[f"whether the hub, which can't be reached, has {model.name}"] = None
+        unchecked["that the models load and fit memory"] = None
+    return [each for each in unchecked if each]
 
 
-def _needs(name: str, module: str | None) -> str:
+def _missing_module(name: str, module: str | None) -> str:
     extra = f': pip install "scalecap[{EXTRAS[name]}]"' if name in EXTRAS else ""
     return f"engine={name} needs the module {module}{extra}"
 
 
 class Engines:
-    """The engines of this process and the event loop they live on.
+    """The open engines of this process, and their event loop.
 
-    A sweep's jobs share them: an engine stays open until a run needs other models, or the process ends.
+    Jobs of a sweep share them: an engine stays open until a run needs other models, or the process ends.
     """
 
     def __init__(self) -> None:
@@ -156,28 +163,31 @@ class Engines:
         self._open: dict[str, Engine] = {}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs `work` to its end on the engines' loop."""
+        """Runs `work` on the engines' event loop and returns its result."""
         return self.loop.run(work)
 
     async def by_role(self, roles: "Mapping[str, RoleSettings]") -> dict[str, Engine]:
-        """The engine of each role; equal settings share one.
+        """The engine of each role; roles with equal settings share one.
 
-        Others are closed first, for their memory, unless `engine.keep` says otherwise.
+        Engines that no role needs are closed first, to free their memory, unless `engine.keep` is set.
+
+        Raises:
+            EngineError: an engine can't be opened.
         """
         keys = {role: repr(settings) for role, settings in roles.items()}
         if not any(settings.engine.keep for settings in roles.values()):
             for key in self._open.keys() - keys.values():
                 await self._open.pop(key).close()
-        apart = {keys[role]: settings for role, settings in roles.items()}
-        for key, (model, engine) in apart.items():
+        distinct = {keys[role]: settings for role, settings in roles.items()}
+        for key, (model, engine) in distinct.items():
             if key not in self._open:
-                others = [other for name, other in apart.items() if name != key]
-                beside = [other.model for other in others if choose_engine(other.engine)[0] != "openai"]
-                self._open[key] = await open_engine(model, engine, beside)
+                others = [other for name, other in distinct.items() if name != key]
+                colocated = [other.model for other in others if choose_engine(other.engine)[0] != "openai"]
+                self._open[key] = await open_engine(model, engine, colocated)
         return {role: self._open[key] for role, key in keys.items()}
 
     def close(self) -> None:
-        """Closes all engines and the loop; a later run opens them anew."""
+        """Closes all engines and the loop; a later run opens new ones."""
         try:
             for key in list(self._open):
                 self.loop.run(self._open.pop(key).close())

@@ -1,6 +1,6 @@
-"""What an engine is asked, what it answers, and how it says no.
+"""The interface of engines: requests, replies and errors.
 
-Messages are always system, image, text, so that all requests about one image share a prefix.
+Messages are always in the order system, image, text, so that all requests about one image share a prefix.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ Finish = Literal["stop", "length", "context"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is drawn. `temperature=0` is greedy; the seed is the request's, not here."""
+    """Sampling parameters. `temperature=0` is greedy; the seed belongs to the request."""
 
     temperature: float = 0.7
     top_p: float = 0.9
     max_tokens: int = 512
-    """Most tokens generated; an engine lowers it to what the context leaves."""
+    """Limit on generated tokens; an engine lowers it to what is left of the context."""
     repetition_penalty: float = 1.0
 
     def problems(self) -> list[str]:
-        """Values out of their range, one line each."""
+        """Values out of range, one line each."""
         ranges = {
             "temperature": (self.temperature >= 0, "0 or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -35,23 +35,23 @@ class Sampling:
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
         }
         return [
-            f"{name}={getattr(self, name)}: must be {told}"
-            for name, (within, told) in ranges.items()
+            f"{name}={getattr(self, name)}: must be {expected}"
+            for name, (within, expected) in ranges.items()
             if not within or getattr(self, name) == math.inf
         ]
 
 
 class Image(NamedTuple):
-    """A decoded picture, made once a row and sent by its hash afterwards."""
+    """A decoded image, made once per row."""
 
     hash: str
-    """Hex digest of size and RGB pixels: equal pixels have equal hashes, whatever the file."""
+    """Hex digest of size and RGB pixels: the same for equal pixels from different files."""
     pixels: "PixelImage"
     """Mode RGB, EXIF orientation applied."""
 
     @classmethod
     def of(cls, pixels: "PixelImage") -> "Image":
-        """Pixels of mode RGB as a picture that is known by them."""
+        """From pixels of mode RGB."""
         digest = hashlib.blake2b(f"{pixels.width}x{pixels.height}:".encode(), digest_size=20)
         digest.update(pixels.tobytes())
         return cls(digest.hexdigest(), pixels)
@@ -59,7 +59,7 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """System, image, text: one user turn after a system turn."""
+    """A system turn and a user turn, which is an image and a text."""
 
     text: str
     image: Image | None = None
@@ -68,19 +68,19 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generate:
-    """Ask for free text."""
+    """A request for free text."""
 
     prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     schema: str | None = None
-    """A JSON schema, as JSON text. An engine that can constrain decoding lets no other reply come; one that
-    can't ignores it, so whoever asks validates the reply."""
+    """A JSON schema, as JSON text. Engines that support constrained decoding follow it; others ignore it, so
+    the caller must validate the reply."""
 
 
 @dataclass(frozen=True)
 class Choose:
-    """Ask which of a few options the reply would begin with: one token, with probabilities."""
+    """A request for the probabilities of a few options as the beginning of the reply."""
 
     prompt: Prompt
     options: tuple[str, ...] = ("yes", "no")
@@ -88,7 +88,7 @@ class Choose:
 
 @dataclass(frozen=True)
 class Score:
-    """Ask how likely a given text is as the reply, token by token (nothing is generated)."""
+    """A request for the log-probability of each token of a given reply; nothing is generated."""
 
     prompt: Prompt
     text: str
@@ -99,18 +99,18 @@ class Usage(NamedTuple):
 
     prompt_tokens: int = 0
     cached_tokens: int | None = None
-    """Of the prompt's, those not computed again; None where an engine does not tell."""
+    """Prompt tokens found in the prefix cache; None if the engine does not report it."""
     generated_tokens: int = 0
     reasoning_tokens: int = 0
-    """Of the generated ones, before the answer; 0 where an engine does not count them."""
+    """Generated tokens before the answer; 0 if the engine does not count them."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A free reply. `finish` is "length" when `max_tokens` cut it, "context" when the context did."""
+    """A generated reply. `finish` is "length" if `max_tokens` cut it off, "context" if the context did."""
 
     text: str
-    """The answer alone; empty when the reply ended within its reasoning."""
+    """The answer only; empty if the reply ended within its reasoning."""
     finish: Finish
     usage: Usage = Usage()
     reasoning: str = ""
@@ -121,9 +121,9 @@ class Generated:
 class Chosen:
     """Probability of each option, summed over its spellings and normalised to one.
 
-    `mass` is the probability that the model gave to all options together before that (0 to 1);
-    a small mass means that it wanted to say something else. It is nan where the engine can't tell.
-    With a mass of 0 no option was said, and each has probability 0.
+    `mass` is the probability of all options together before normalisation (0 to 1); if it is small the model
+    would rather have said something else. It is nan if the engine does not know it. With a mass of 0 no
+    option was chosen, and each has probability 0.
     """
 
     probabilities: tuple[float, ...]
@@ -131,26 +131,26 @@ class Chosen:
     usage: Usage = Usage()
 
     @classmethod
-    def among(cls, told: Sequence[float], usage: Usage) -> "Chosen":
-        """From what the model gave to each option, of all that it could say."""
-        mass = math.fsum(told)
-        return cls(tuple(each / mass if mass else 0.0 for each in told), min(mass, 1.0), usage)
+    def normalized(cls, option_probs: Sequence[float], usage: Usage) -> "Chosen":
+        """From the probability of each option among all replies."""
+        mass = math.fsum(option_probs)
+        return cls(tuple(p / mass if mass else 0.0 for p in option_probs), min(mass, 1.0), usage)
 
     @property
     def answered(self) -> bool:
-        """Whether an option was said."""
+        """Whether any option was chosen."""
         return any(self.probabilities)
 
     @property
     def known_mass(self) -> float | None:
-        """The mass, or None where the engine can't tell it."""
+        """The mass, or None if the engine does not know it."""
         return None if math.isnan(self.mass) else self.mass
 
 
 class Token(NamedTuple):
     """One token of a scored text: characters `start:end`, log-probability, raw logit if known.
 
-    The log-probability is nan where an engine tells raw logits alone.
+    The log-probability is nan if the engine returns raw logits only.
     """
 
     start: int
@@ -161,17 +161,23 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """A scored text; its tokens cover every character once, in order."""
+    """A scored text; its tokens cover each character once, in order."""
 
     tokens: tuple[Token, ...]
     usage: Usage = Usage()
 
 
-def finish(reason: str | None, generated: int, wanted: int) -> Finish:
-    """What ended a reply of so many tokens of those wanted, by the reason that an engine tells."""
+def finish_reason(reason: str | None, generated: int, max_tokens: int) -> Finish:
+    """Why a reply ended.
+
+    Args:
+        reason: the engine's own `finish_reason`, which does not tell "context" from "length".
+        generated: tokens of the reply.
+        max_tokens: tokens that were asked for.
+    """
     if reason != "length":
         return "stop"
-    return "context" if generated < wanted else "length"
+    return "context" if generated < max_tokens else "length"
 
 
 Request = Generate | Choose | Score
@@ -179,7 +185,7 @@ Reply = Generated | Chosen | Scored
 
 
 class EngineError(Exception):
-    """This request could not be answered; others may be. `kind` is a word for the row's record."""
+    """This request failed; others may succeed. `kind` is stored in the row's error."""
 
     kind = "engine"
 
@@ -196,22 +202,22 @@ class PromptTooLong(EngineError):
 
 
 class EngineDead(EngineError):
-    """The engine can answer nothing any more; the run stops and can be resumed."""
+    """The engine can't answer any more requests; the run stops and can be resumed."""
 
     kind = "engine_dead"
 
 
 class Engine(Protocol):
-    """Answers requests, many at once; each one may raise `EngineError`."""
+    """Answers requests, many concurrently; each may raise `EngineError`."""
 
     identity: str
-    """What determines replies: model, revision or content hash, dtype. Part of the cache key."""
+    """All that determines replies: model, revision or content hash, dtype. Part of the cache key."""
     context_length: int | None
-    """Tokens of prompt and reply together; None when the server does not tell."""
+    """Tokens of prompt and reply together; None if unknown."""
     concurrency: int
-    """Requests in flight that keep the engine busy."""
+    """Number of requests in flight that keeps the engine busy."""
     kv_tokens: int | None
-    """Tokens that its KV cache holds, of prompts to be used again too; None when that is not known."""
+    """Size of the KV cache, prefix cache included, in tokens; None if unknown."""
 
     async def generate(self, request: Generate) -> Generated: ...
 

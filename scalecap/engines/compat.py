@@ -1,15 +1,15 @@
-"""What this process and vLLM's children need before they import vLLM or transformers.
+"""Compatibility patches for vLLM and transformers, to be applied before either is imported.
 
-* Package registries hold torchvision as a CUDA build only. Beside a CPU build of torch its library
-  can't be loaded, and `import torchvision` ends in `operator torchvision::nms does not exist`, even
-  for those who, like transformers and vLLM, use its Python half alone. Declaring the operators,
-  which then have a schema and no kernel, is enough for that half.
-* torchaudio and torchcodec come as CUDA builds too and have no half to save: they are hidden.
-* vLLM 0.32 takes back what a seeded request has drawn when only a part of its prompt was read, by a
-  generator's offset. The CPU's generator has none, and the engine dies.
-* vLLM's engine outlives a process that was killed, and keeps its memory: children end with us.
+* Package registries have torchvision as a CUDA build only. With a CPU build of torch its C++ library can't be
+  loaded, and `import torchvision` fails with `operator torchvision::nms does not exist`, even for
+  transformers and vLLM, which use only its Python part. That part works once the operators are declared; they
+  have a schema and no kernel.
+* torchaudio and torchcodec are CUDA builds too and don't work at all: they are hidden.
+* vLLM 0.32 rewinds the random generator of a seeded request whose prompt is prefilled in chunks, by setting
+  the generator's offset. A CPU generator has none, and the engine dies.
+* vLLM's processes outlive a parent that was killed and keep its GPU memory: they are made to die with it.
 
-This file is also copied alone into a folder on the children's path: it must import no scalecap.
+This file is also copied into a folder on the path of child processes, so it must not import scalecap.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-_DECLARED = (
+_OPERATOR_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height,"
@@ -59,17 +59,17 @@ _DECLARED = (
 )
 
 _PR_SET_PDEATHSIG = 1
-_kept: list[object] = []
-"""An operator lives as long as the `Library` that declared it."""
+_libraries: list[object] = []
+"""An operator exists as long as the `Library` that declared it."""
 
 
 def patch_libraries() -> None:
-    """Make `import torchvision` work if its own library does not; else nothing is changed.
+    """Makes `import torchvision` work if its C++ library can't be loaded; changes nothing otherwise.
 
-    Must come before torchvision's first import. Cheap, and may be called again.
+    Must be called before torchvision is first imported. Cheap; may be called repeatedly.
     """
     found = importlib.util.find_spec("torchvision")
-    if _kept or found is None or found.origin is None or "torchvision" in sys.modules:
+    if _libraries or found is None or found.origin is None or "torchvision" in sys.modules:
         return
     import torch.library
 
@@ -79,21 +79,21 @@ def patch_libraries() -> None:
     try:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError:
-        declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-        for schema in _DECLARED:
-            declared.define(schema)  # type: ignore[no-untyped-call]
-        _kept.append(declared)
+        operators = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        for schema in _OPERATOR_SCHEMAS:
+            operators.define(schema)  # type: ignore[no-untyped-call]
+        _libraries.append(operators)
         for package in ("torchaudio", "torchcodec"):
             _hide_if_broken(package)
 
 
 def init_child() -> None:
-    """Prepare a child; torch calls this at the end of its import."""
+    """Prepares a child process; torch calls this at the end of its import."""
     if sys.platform == "linux":
-        # Linux sends it once for each thread of a dying parent, and vLLM's handler of SIGTERM takes a lock
-        # that a second one, in the middle of it, waits for without end.
+        # SIGKILL, since Linux sends the signal once per thread of a dying parent: vLLM's handler of SIGTERM
+        # takes a lock, and a second signal inside the handler would wait for it forever.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # A terminal's Ctrl-C goes to its whole process group; rows in flight still need the engine.
+    # Ctrl-C in a terminal goes to the whole process group, but rows in flight still need the engine.
     os.setpgid(0, 0)
     patch_libraries()
     import torch
@@ -102,8 +102,8 @@ def init_child() -> None:
         return
 
     class Rewinding(torch.Generator):
-        """Goes back to its seed. Parts of a prompt are read before the first token is drawn, so
-        that is where the offset would lead; a preempted request may repeat its draws.
+        """Rewinds to its seed. A prompt's chunks are prefilled before the first token is sampled, so this is
+        where the offset would lead; a preempted request may repeat random numbers.
         """
 
         def get_offset(self) -> int:
@@ -116,7 +116,7 @@ def init_child() -> None:
 
 
 def _hide_if_broken(package: str) -> None:
-    """Make a package that can't be imported look absent, so that libraries do without it."""
+    """Makes a package that can't be imported look absent, so that libraries do without it."""
     try:
         importlib.import_module(package)
     except ModuleNotFoundError:
@@ -124,39 +124,38 @@ def _hide_if_broken(package: str) -> None:
     except (OSError, RuntimeError):
         for name in [name for name in sys.modules if name.split(".")[0] == package]:
             del sys.modules[name]
-        # For Python's import system, None says that there is no such module.
+        # None tells Python's import system that the module does not exist.
         sys.modules[package] = None  # type: ignore[assignment]
-        if package == "torchcodec" and "datasets" in sys.modules:  # which remembers what it found
+        if package == "torchcodec" and "datasets" in sys.modules:  # which has already looked
             sys.modules["datasets"].config.TORCHCODEC_AVAILABLE = False
 
 
 @contextmanager
 def patched_children() -> Iterator[None]:
-    """Processes started inside, by whatever means but a fork, `init_child` so: engine, workers, inspection.
+    """Processes started inside the block (but not by fork) run `init_child`: engine, workers, model
+    inspection.
 
-    torch calls the entry points of the group `torch.backends` at the end of its own import, which
-    comes before torchvision's and vLLM's. One is laid on the children's path, so that it works from
-    a checkout as well, and no other process that uses the same packages is changed.
+    torch calls the entry points of the group `torch.backends` at the end of its own import, before
+    torchvision and vLLM are imported. An entry point is put on the path of the children, so that this works
+    from a checkout too, and no other process is affected.
     """
-    before = os.environ.get("PYTHONPATH")
+    previous = os.environ.get("PYTHONPATH")
     with TemporaryDirectory(prefix="scalecap-") as folder:
         shutil.copy(__file__, Path(folder, "scalecap_child.py"))
-        described = Path(folder, "scalecap_child-1.dist-info")
-        described.mkdir()
-        name, entry = (
-            "Metadata-Version: 2.1\nName: scalecap-child\nVersion: 1\n",
-            "scalecap_child:init_child",
-        )
-        (described / "METADATA").write_text(name)
-        (described / "entry_points.txt").write_text(f"[torch.backends]\nscalecap = {entry}\n")
-        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *([before] if before else [])])
-        # Processes that multiprocessing spawns take this path in place of the environment's.
+        dist_info = Path(folder, "scalecap_child-1.dist-info")
+        dist_info.mkdir()
+        metadata = "Metadata-Version: 2.1\nName: scalecap-child\nVersion: 1\n"
+        (dist_info / "METADATA").write_text(metadata)
+        entry_point = "[torch.backends]\nscalecap = scalecap_child:init_child\n"
+        (dist_info / "entry_points.txt").write_text(entry_point)
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *([previous] if previous else [])])
+        # Processes that multiprocessing spawns inherit sys.path instead of the environment.
         sys.path.append(folder)
         try:
             yield
         finally:
             sys.path.remove(folder)
-            if before is None:
+            if previous is None:
                 del os.environ["PYTHONPATH"]
             else:
-                os.environ["PYTHONPATH"] = before
+                os.environ["PYTHONPATH"] = previous

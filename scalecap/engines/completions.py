@@ -1,4 +1,4 @@
-"""What OpenAI's protocol says in a chat completion: its text, its tokens' probabilities, and refusals."""
+"""OpenAI's chat completion protocol: request bodies, and what replies and error messages contain."""
 
 import itertools
 import json
@@ -11,75 +11,75 @@ from scalecap.engines.base import Chosen, EngineError, Prompt, PromptTooLong, To
 from scalecap.engines.reasoning import split_reasoning
 
 PROBE = Prompt("Is a cat an animal? Answer yes or no.")
-"""Asked when an engine is opened, to see whether the server tells log-probabilities."""
+"""Sent when an engine is opened, to find out whether the server returns log-probabilities."""
 
-_DOUBT = 0.02
-"""Most that an option which was not told may move a probability."""
+_MAX_SHIFT = 0.02
+"""Largest change of an option's probability that an option missing from the alternatives may cause."""
 
 
-def body(
+def request_body(
     settings: Mapping[str, Any],
     prompt: Prompt,
-    picture: bytes | None,
-    after: Sequence[dict[str, str]] = (),
+    image_url: bytes | None,
+    extra_turns: Sequence[dict[str, str]] = (),
 ) -> list[bytes]:
-    """The JSON of a request in pieces, one of which is the picture, neither scanned nor copied.
+    """The JSON of a request in pieces; the image is a piece of its own, neither scanned nor copied.
 
     Args:
-        settings: all keys but `messages`.
-        picture: its data URL.
-        after: turns after the prompt's.
+        settings: all keys of the body but `messages`.
+        image_url: data URL of the prompt's image.
+        extra_turns: messages after the prompt's.
     """
     turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    if picture is None:
-        turns += [{"role": "user", "content": prompt.text}, *after]
+    if image_url is None:
+        turns += [{"role": "user", "content": prompt.text}, *extra_turns]
         return [json.dumps({**settings, "messages": turns}).encode()]
     before = "".join(json.dumps(turn) + "," for turn in turns)
     opening = f'{json.dumps(settings)[:-1]},"messages":[{before}{{"role":"user","content":['
-    rest = [json.dumps({"type": "text", "text": prompt.text}) + "]}", *map(json.dumps, after)]
+    rest = [json.dumps({"type": "text", "text": prompt.text}) + "]}", *map(json.dumps, extra_turns)]
     return [
         (opening + '{"type":"image_url","image_url":{"url":"').encode(),
-        picture,
+        image_url,
         ('"}},' + ",".join(rest) + "]}").encode(),
     ]
 
 
-def first_choice(answer: Any) -> Mapping[str, Any]:
-    """The reply with what is told about it. ValueError when the answer is no chat completion."""
+def response_format(schema: str | None) -> dict[str, Any]:
+    """Arguments of a request whose reply must follow a JSON schema."""
+    if schema is None:
+        return {}
+    json_schema = {"name": "reply", "schema": json.loads(schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
+
+
+def first_choice(response: Any) -> Mapping[str, Any]:
+    """The first choice of a chat completion. Raises ValueError if the response is not one."""
     try:
-        reply = answer["choices"][0]
-        if isinstance(reply, Mapping) and isinstance(reply["message"], Mapping):
-            return reply
+        choice = response["choices"][0]
+        if isinstance(choice, Mapping) and isinstance(choice["message"], Mapping):
+            return choice
     except (KeyError, IndexError, TypeError):
         pass
     raise ValueError("the server's answer is not a chat completion")
 
 
 def text_and_reasoning(message: Mapping[str, Any]) -> tuple[str, str]:
-    """Answer and reasoning, which servers tell apart or leave in one text."""
-    # JSON can hold half a character, which nothing else can.
-    content, *apart = (
-        told.encode("utf-8", "replace").decode() if isinstance(told, str) else ""
-        for told in (message.get(name) for name in ("content", "reasoning_content", "reasoning"))
+    """The answer and the reasoning of a message, in which servers separate them or not."""
+    # JSON can hold half of a surrogate pair, which can't be encoded later on.
+    content, *separate = (
+        value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+        for value in (message.get(name) for name in ("content", "reasoning_content", "reasoning"))
     )
-    text, before = split_reasoning(content)
+    text, inline = split_reasoning(content)
     # Some servers send the same reasoning under both names.
-    return text, "\n\n".join(dict.fromkeys(filter(None, [*apart, before])))
+    return text, "\n\n".join(dict.fromkeys(filter(None, [*separate, inline])))
 
 
-def schema_arguments(schema: str | None) -> dict[str, Any]:
-    """What asks a server for replies that follow a schema."""
-    if schema is None:
-        return {}
-    wanted = {"name": "reply", "schema": json.loads(schema)}
-    return {"response_format": {"type": "json_schema", "json_schema": wanted}}
-
-
-def first_tokens(answer: Any) -> list[tuple[str, float]]:
-    """The likeliest first tokens with their log-probabilities. ValueError when the answer has none."""
+def top_logprobs(response: Any) -> list[tuple[str, float]]:
+    """The likeliest first tokens with their log-probabilities. Raises ValueError if there are none."""
     try:
-        told = first_choice(answer)["logprobs"]["content"][0]["top_logprobs"]
-        top = [(str(each["token"]), float(each["logprob"])) for each in told]
+        alternatives = first_choice(response)["logprobs"]["content"][0]["top_logprobs"]
+        top = [(str(each["token"]), float(each["logprob"])) for each in alternatives]
     except (KeyError, IndexError, TypeError):
         top = []
     if not top:
@@ -87,81 +87,94 @@ def first_tokens(answer: Any) -> list[tuple[str, float]]:
     return top
 
 
-def choice(
-    top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage, *, cut: bool = False
+def choose_option(
+    top: list[tuple[str, float]], options: tuple[str, ...], usage: Usage, *, truncated: bool = False
 ) -> Chosen:
-    """The choice that first tokens and their log-probabilities tell; 0 each where no option is among them.
+    """Compares options by the probabilities of first tokens; all are 0 if no option is among the tokens.
 
     Args:
-        cut: whether so few tokens were told that an option may be missing which is as likely as the last of
-            them. Where that could move a probability by more than 0.02, the choice counts as none.
+        top: the likeliest first tokens with their log-probabilities.
+        truncated: the list is so short that an option may be missing, which is at most as likely as the last
+            token in it. If that could change a probability by more than 0.02, no option counts as chosen.
     """
-    spelt = [option.casefold() for option in options]
-    each = [0.0] * len(options)
+    words = [option.casefold() for option in options]
+    option_probs = [0.0] * len(options)
     for token, logprob in top:
-        if (word := token.strip().casefold()) in spelt:
-            each[spelt.index(word)] += math.exp(logprob)
-    if cut and 0.0 in each and (mass := math.fsum(each)):
+        if (word := token.strip().casefold()) in words:
+            option_probs[words.index(word)] += math.exp(logprob)
+    if truncated and 0.0 in option_probs and (mass := math.fsum(option_probs)):
         last = math.exp(min(logprob for _, logprob in top))
-        if last / (mass + last) > _DOUBT:
+        if last / (mass + last) > _MAX_SHIFT:
             return Chosen((0.0,) * len(options), min(mass, 1.0), usage)
-    return Chosen.among(each, usage)
+    return Chosen.normalized(option_probs, usage)
 
 
-def most_alternatives(refusal: str) -> int | None:
-    """How many likely tokens a server tells at most, by its refusal to tell more; None: it doesn't say."""
-    most = re.search(
+def max_top_logprobs(error: str) -> int | None:
+    """The largest `top_logprobs` that the server accepts, by its error message; None if it does not say."""
+    limit = re.search(
         r"(?:less than or equal to|at most|up to|between \d+ and|<=|max\w*(?: \w+)*:?)\s*(\d+)",
-        refusal if "logprobs" in refusal else "",
+        error if "logprobs" in error else "",
         re.IGNORECASE,
     )
-    return int(most[1]) if most else None
+    return int(limit[1]) if limit else None
 
 
-def tokens_of(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...]:
-    """The last pieces that spell the text, as tokens; first bytes of a character, which have no text, join
-    the piece that ends it."""
+def align_tokens(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...]:
+    """The last of a prompt's tokens, those that spell `text`.
+
+    Tokens without text, the first bytes of a character, are merged into the token that ends it.
+
+    Args:
+        pieces: text and log-probability of each token.
+
+    Raises:
+        EngineError: no run of tokens at the end spells the text.
+    """
     ends = itertools.accumulate((len(piece) for piece, _ in reversed(pieces)), initial=0)
     first = len(pieces) - next((count for count, length in enumerate(ends) if length >= len(text)), 0)
     if "".join(piece for piece, _ in pieces[first:]) != text:
-        raise EngineError("the server's tokens don't spell the text that was to be rated")
+        raise EngineError("the server's tokens don't spell the text to be scored")
     while first > 0 and not pieces[first - 1][0]:
         first -= 1
     tokens: list[Token] = []
-    start, begun = 0, 0.0
+    start, pending = 0, 0.0
     for piece, logprob in pieces[first:]:
-        begun += logprob
+        pending += logprob
         if piece:
-            tokens.append(Token(start, start + len(piece), begun))
-            start, begun = start + len(piece), 0.0
+            tokens.append(Token(start, start + len(piece), pending))
+            start, pending = start + len(piece), 0.0
     return tuple(tokens)
 
 
-def too_long(message: str, context: int | None) -> PromptTooLong | None:
-    """What a server's refusal says about the prompt's length; None when it is about something else."""
+def prompt_too_long(error: str, context_length: int | None) -> PromptTooLong | None:
+    """The numbers in a server's error about the prompt's length; None if the error is about something else.
+
+    Args:
+        context_length: the model's, if it is known; used if the message does not contain it.
+    """
     if not re.search(
-        r"context (length|window|size)|maximum model length|max_model_len", message, re.IGNORECASE
+        r"context (length|window|size)|maximum model length|max_model_len", error, re.IGNORECASE
     ):
         return None
-    numbers = [int(number) for number in re.findall(r"\d+", message)]
-    limit = re.search(r"(?:context length|model length|context size|max_model_len)\D{0,20}(\d+)", message)
-    tokens = re.search(r"(\d+) (?:input tokens|tokens from the input|in the messages)", message)
-    most = int(limit.group(1)) if limit else context or 0
+    numbers = [int(number) for number in re.findall(r"\d+", error)]
+    limit = re.search(r"(?:context length|model length|context size|max_model_len)\D{0,20}(\d+)", error)
+    tokens = re.search(r"(\d+) (?:input tokens|tokens from the input|in the messages)", error)
+    most = int(limit.group(1)) if limit else context_length or 0
     return PromptTooLong(int(tokens.group(1)) if tokens else max(numbers, default=most + 1), most)
 
 
-def token_usage(answer: Mapping[str, Any]) -> Usage:
-    """Tokens as far as the server counts them."""
+def token_usage(response: Mapping[str, Any]) -> Usage:
+    """Token counts, as far as the server reports them."""
 
-    def told(*path: str) -> int | None:
-        found: Any = answer.get("usage")
+    def count(*path: str) -> int | None:
+        value: Any = response.get("usage")
         for name in path:
-            found = found.get(name) if isinstance(found, Mapping) else None
-        return found if isinstance(found, int) else None
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value if isinstance(value, int) else None
 
     return Usage(
-        told("prompt_tokens") or 0,
-        told("prompt_tokens_details", "cached_tokens"),
-        told("completion_tokens") or 0,
-        told("completion_tokens_details", "reasoning_tokens") or 0,
+        count("prompt_tokens") or 0,
+        count("prompt_tokens_details", "cached_tokens"),
+        count("completion_tokens") or 0,
+        count("completion_tokens_details", "reasoning_tokens") or 0,
     )

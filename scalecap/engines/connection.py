@@ -1,8 +1,8 @@
-"""HTTP to one server: connections that are kept, JSON both ways, and what its refusals say.
+"""HTTP connection to one server: keep-alive, JSON in both directions, error statuses.
 
-The key comes from the environment variable OPENAI_API_KEY, and from nowhere else; a user and password in the
-address (`https://user:password@host`) take its place. No message has any of them. HTTP_PROXY, HTTPS_PROXY,
-ALL_PROXY and NO_PROXY hold as elsewhere, and so do SSL_CERT_FILE and SSL_CERT_DIR.
+The API key comes from the environment variable OPENAI_API_KEY only; a user and password in the address
+(`https://user:password@host`) take its place. No message contains any of them. HTTP_PROXY, HTTPS_PROXY,
+ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR work as usual.
 """
 
 import base64
@@ -19,55 +19,62 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 import certifi
 
-_CONNECT = 30.0
-"""Seconds within which a connection stands."""
-_IDLE = 2.0
-"""Seconds that an idle connection is kept: less than servers do, who lose what is sent as they close it."""
-_WORDS = 2000
-"""Characters of a refusal that are told."""
+_CONNECT_TIMEOUT = 30.0
+"""Seconds."""
+_KEEPALIVE = 2.0
+"""Seconds that an idle connection is kept: less than servers do, to avoid sending as they close it."""
+_MAX_MESSAGE = 2000
+"""Characters of an error message that are kept."""
 
 
-class Refused(Exception):
-    """The server answered with an error."""
+class StatusError(Exception):
+    """The server answered with an HTTP error status."""
 
-    def __init__(self, status: int, words: str, headers: Mapping[str, str]) -> None:
-        super().__init__(f"{status}: {words}")
+    def __init__(self, status: int, message: str, headers: Mapping[str, str]) -> None:
+        super().__init__(f"{status}: {message}")
         self.status = status
-        self.words = words
-        self.pause = _pause(headers)
-        """Seconds that it wants to be left alone, if it says so."""
-        told = headers.get("x-should-retry")
-        self.passes = told == "true" or (told != "false" and (status in (408, 409, 429) or status >= 500))
-        """Whether the same request may be answered later."""
+        self.message = message
+        self.retry_after = _retry_after(headers)
+        """Seconds to wait before a retry; None if the server does not say."""
+        should_retry = headers.get("x-should-retry")
+        temporary = status in (408, 409, 429) or status >= 500
+        self.retryable = should_retry == "true" or (should_retry != "false" and temporary)
+        """Whether the same request may succeed later."""
 
 
 class Connection:
-    """Keeps connections to a server open, as many as there are requests in flight.
+    """Connections to one server, as many as there are requests in flight.
 
     Args:
-        url: up to and with `/v1`; a query is sent with each request.
+        url: address up to and including `/v1`; a query string is sent with each request.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         parts = urlsplit(url)
-        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-        """The address, without what lets its reader in."""
+        self.display_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        """The address without credentials and query, for messages."""
         self._query = f"?{parts.query}" if parts.query else ""
-        key = f"Bearer {os.environ.get('OPENAI_API_KEY') or 'none'}"
+        authorization = f"Bearer {os.environ.get('OPENAI_API_KEY') or 'none'}"
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            key = f"Basic {base64.b64encode(user.encode()).decode()}"
-        headers = {"Authorization": key, "Content-Type": "application/json", "User-Agent": "scalecap"}
+            authorization = f"Basic {base64.b64encode(user.encode()).decode()}"
+        headers = {
+            "Authorization": authorization,
+            "Content-Type": "application/json",
+            "User-Agent": "scalecap",
+        }
         for name, variable in (("Organization", "OPENAI_ORG_ID"), ("Project", "OPENAI_PROJECT_ID")):
-            if told := os.environ.get(variable):
-                headers[f"OpenAI-{name}"] = told
-        self._proxy = _proxy(parts.scheme, parts.hostname or "")
+            if value := os.environ.get(variable):
+                headers[f"OpenAI-{name}"] = value
+        self._proxy = _proxy_url(parts.scheme, parts.hostname or "")
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE, ssl=_trusted(parts.scheme)),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_KEEPALIVE, ssl=_ssl_context(parts.scheme)
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[_reuse()],
+            trace_configs=[_trace_reuse()],
             headers=headers,
         )
 
@@ -76,49 +83,50 @@ class Connection:
         return await self._send("GET", path, None)
 
     async def post(self, path: str, body: Sequence[bytes]) -> Any:
-        """The answer to a body of JSON in pieces, which are sent as they are.
+        """Sends a JSON body, given in pieces, and returns the JSON of the response.
 
         Raises:
-            Refused: it is an error.
-            ConnectionError: there is none, since there was no connection, or it was lost.
-            ValueError: it is no JSON.
+            StatusError: the response has an error status.
+            ConnectionError: no connection could be made, or it was lost.
+            ValueError: the response is not JSON.
         """
-        return await self._send("POST", path, body[0] if len(body) == 1 else _Pieces(body))
+        return await self._send("POST", path, body[0] if len(body) == 1 else _PiecesPayload(body))
 
     async def _send(self, method: str, path: str, body: Any) -> Any:
         reused: list[bool] = []
         try:
             try:
-                response, answer = await self._exchange(method, path, body, reused)
+                response, content = await self._exchange(method, path, body, reused)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if not reused:
                     raise
                 # A server may close an idle connection just as a request goes out on it.
-                response, answer = await self._exchange(method, path, body, reused)
-        except aiohttp.ServerTimeoutError as error:  # its words have the address as it was given
-            raise ConnectionError(f"no connection within {_CONNECT:g} seconds") from error
+                response, content = await self._exchange(method, path, body, reused)
+        except aiohttp.ServerTimeoutError as error:  # its message contains the address with credentials
+            raise ConnectionError(f"no connection within {_CONNECT_TIMEOUT:g} seconds") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ConnectionError(str(error) or type(error).__name__) from error
         if response.status >= 400:
-            raise Refused(response.status, _refusal(answer), response.headers)
-        return json.loads(answer)
+            raise StatusError(response.status, _error_message(content), response.headers)
+        return json.loads(content)
 
     async def _exchange(
         self, method: str, path: str, body: Any, reused: list[bool]
     ) -> tuple[aiohttp.ClientResponse, bytes]:
-        """An answer; `reused` is filled where the request goes over a connection that was idle."""
-        url = f"{self.shown}{path}{self._query}"
+        """A response and its content; `reused` gets an entry if the connection had been idle before."""
+        url = f"{self.display_url}{path}{self._query}"
         async with self._session.request(
             method, url, data=body, proxy=self._proxy, trace_request_ctx=reused
         ) as response:
             return response, await response.read()
 
     async def close(self) -> None:
+        """Closes all connections."""
         await self._session.close()
 
 
-class _Pieces(aiohttp.Payload):
-    """A body that is not copied to be sent; a picture may have megabytes."""
+class _PiecesPayload(aiohttp.Payload):
+    """A body in pieces that are not joined before they are sent: an image may have megabytes."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         super().__init__(pieces, content_type="application/json")
@@ -132,8 +140,8 @@ class _Pieces(aiohttp.Payload):
             await writer.write(piece)
 
 
-def _reuse() -> aiohttp.TraceConfig:
-    """Tells a request that its connection was idle before."""
+def _trace_reuse() -> aiohttp.TraceConfig:
+    """Notes in a request's trace context that its connection had been idle before."""
 
     async def note(session: Any, context: Any, params: Any) -> None:
         context.trace_request_ctx.append(True)
@@ -143,43 +151,43 @@ def _reuse() -> aiohttp.TraceConfig:
     return trace
 
 
-def _refusal(answer: bytes) -> str:
-    """What the server says of a request that it refuses, wherever it says it."""
+def _error_message(content: bytes) -> str:
+    """The message in an error response: OpenAI's `error.message` and `param`, or FastAPI's `detail`."""
     try:
-        told = json.loads(answer)
+        parsed = json.loads(content)
     except ValueError:
-        told = answer.decode("utf-8", "replace")
-    words = told
-    if isinstance(told, Mapping):
-        error = told.get("error") or told
-        parts = [error, told] if isinstance(error, Mapping) else [{"message": error}, told]
-        # OpenAI's own `message` and `param`; FastAPI's servers say it in `detail`.
+        parsed = content.decode("utf-8", "replace")
+    message = parsed
+    if isinstance(parsed, Mapping):
+        error = parsed.get("error") or parsed
+        parts = [error, parsed] if isinstance(error, Mapping) else [{"message": error}, parsed]
         found = [part.get(name) for name in ("message", "detail", "param") for part in parts]
-        words = ": ".join(dict.fromkeys(str(each) for each in found if each)) or told
-    return " ".join(str(words).split())[:_WORDS]
+        message = ": ".join(dict.fromkeys(str(each) for each in found if each)) or parsed
+    return " ".join(str(message).split())[:_MAX_MESSAGE]
 
 
-def _pause(headers: Mapping[str, str]) -> float | None:
-    told = headers.get("Retry-After", "")
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, of the headers Retry-After-Ms or Retry-After (seconds or a date)."""
+    value = headers.get("Retry-After", "")
     try:
         if milliseconds := headers.get("Retry-After-Ms"):
             return float(milliseconds) / 1000
-        return float(told)
+        return float(value)
     except ValueError:
-        date = email.utils.parsedate_tz(told)
+        date = email.utils.parsedate_tz(value)
         return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
 
 
-def _proxy(scheme: str, host: str) -> str | None:
-    """The proxy that the environment names for a host."""
+def _proxy_url(scheme: str, host: str) -> str | None:
+    """The proxy that the environment sets for a host."""
     proxies = urllib.request.getproxies()
     if urllib.request.proxy_bypass(host):
         return None
     return proxies.get(scheme) or proxies.get("all")
 
 
-def _trusted(scheme: str) -> ssl.SSLContext | bool:
-    """Certificates that SSL_CERT_FILE or SSL_CERT_DIR name, else this machine's and Mozilla's."""
+def _ssl_context(scheme: str) -> ssl.SSLContext | bool:
+    """Trusts the certificates of SSL_CERT_FILE or SSL_CERT_DIR, else the system's and certifi's."""
     if scheme != "https":
         return True
     context = ssl.create_default_context()

@@ -1,4 +1,4 @@
-"""Digests of files, those of large ones kept between starts: 145 GB of weights take minutes to read."""
+"""SHA-256 of files, cached on disk for large ones: 145 GB of weights take minutes to read."""
 
 import hashlib
 import json
@@ -8,39 +8,42 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-_KEPT = "~/.cache/scalecap/digests"
-"""One small file for each large file as it was; beside the cache of replies, and safe to delete."""
-_LARGE = 1 << 20
-"""Bytes from which on a digest is kept."""
-_SETTLED = 60.0
-"""Seconds since a file's last change before its digest is kept: another change might leave the same time."""
+_CACHE_DIR = "~/.cache/scalecap/digests"
+"""One small file per digest; next to the reply cache, and safe to delete."""
+_MIN_SIZE = 1 << 20
+"""Digests of smaller files, in bytes, are not cached."""
+_MIN_AGE = 60.0
+"""Seconds since a file's last change until its digest is cached: a second change could have the same time."""
 
 
 def digest(file: Path) -> str:
-    """Hex SHA-256 of a file's content. Raises OSError when it can't be read.
+    """Hex SHA-256 of a file's content.
 
-    A kept one holds for the same path, size, inode and times of change to the nanosecond. The time of the
-    inode's change is among them, so that a file put in another's place with its date copied is read anew.
+    A cached digest is valid for the same path, size, inode, mtime and ctime in nanoseconds. Thanks to ctime a
+    file that replaces another and copies its date is read again.
+
+    Raises:
+        OSError: the file can't be read.
     """
-    before = _state(file)
-    kept = Path(_KEPT).expanduser() / hashlib.sha256(before.encode()).hexdigest()
+    before = _fingerprint(file)
+    cached = Path(_CACHE_DIR).expanduser() / hashlib.sha256(before.encode()).hexdigest()
     with suppress(OSError, UnicodeDecodeError):
-        if re.fullmatch(r"[0-9a-f]{64}", found := kept.read_text("ascii")):
+        if re.fullmatch(r"[0-9a-f]{64}", found := cached.read_text("ascii")):
             return found
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     status = file.stat()
-    settled = max(status.st_mtime, status.st_ctime) < time.time() - _SETTLED
-    if status.st_size >= _LARGE and settled and _state(file) == before:
-        with suppress(OSError):  # no room, or a home that is read only: it is computed again
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+    settled = max(status.st_mtime, status.st_ctime) < time.time() - _MIN_AGE
+    if status.st_size >= _MIN_SIZE and settled and _fingerprint(file) == before:
+        with suppress(OSError):  # disk full or home read-only: computed again next time
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            part = cached.with_name(f"{cached.name}.{os.getpid()}.part")
             part.write_text(found, "ascii")
-            os.replace(part, kept)
+            os.replace(part, cached)
     return found
 
 
-def _state(file: Path) -> str:
+def _fingerprint(file: Path) -> str:
     status = file.stat()
     times = (status.st_mtime_ns, status.st_ctime_ns)
     return json.dumps([str(file.resolve()), status.st_size, status.st_ino, *times])

@@ -1,7 +1,7 @@
-"""An engine's identity: all that determines its replies. It is part of every key of the reply cache.
+"""An engine's identity: all that determines its replies, part of every key of the reply cache.
 
-Every setting that is given counts, so that a new one counts by default. Those that cannot change a reply are
-excluded by name: in `settings.py`, at the field's definition (`affects`), or here.
+All settings that differ from their defaults are part of it, so a new setting is safe by default. Settings
+that can't change a reply are excluded by name: in `settings.py` at the field (`affects`), or here.
 """
 
 import json
@@ -16,47 +16,48 @@ HARMLESS_ARGS = (
     # memory
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "cpu_offload_gb"),
     *("mm_processor_cache_gb", "mm_processor_cache_type", "mm_shm_cache_max_object_size_mb"),
-    # how the work is split and batched: the same sums in another order, so that last digits may differ
+    # parallelism and batching: sums are computed in another order, so the last digits may differ
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_backend"),
     *("enable_expert_parallel", "distributed_executor_backend", "disable_custom_all_reduce"),
     *("mm_encoder_tp_mode", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill"),
     *("enable_prefix_caching", "async_scheduling", "enforce_eager", "device_ids"),
-    # fetching, loading, logging
+    # download, loading, logging
     *("download_dir", "hf_token", "max_parallel_loading_workers", "use_tqdm_on_load", "served_model_name"),
     *("disable_log_stats", "enable_log_requests", "aggregate_engine_logging"),
 )
-"""Arguments of vLLM (`engine.args`) that cannot change a reply beyond rounding. All others count."""
+"""Arguments of vLLM (`engine.args`) that can't change a reply beyond rounding; all others count."""
 
-_SERVED = ("base_url", "identity", "logprobs")
-"""Settings by which engine=openai tells where and what the server is."""
-_UNREAD = {
-    # A commit, or a digest of the weights, and the dtype that was settled on stand in `found`.
-    "transformers": {"revision", "dtype", "args", "extra_body", "jpeg_quality", *_SERVED},
-    "vllm": {"revision", "dtype", "extra_body", "jpeg_quality", *_SERVED},
-    # The server chose its weights.
-    "openai": {"revision", "dtype", "trust_remote_code", "min_pixels", "args", *_SERVED},
+_SERVER_SETTINGS = ("base_url", "identity", "logprobs")
+"""Settings of engine=openai that say where and what the server is."""
+_EXCLUDED = {
+    # `resolved` has the commit or a digest of the weights, and the dtype in use.
+    "transformers": {"revision", "dtype", "args", "extra_body", "jpeg_quality", *_SERVER_SETTINGS},
+    "vllm": {"revision", "dtype", "extra_body", "jpeg_quality", *_SERVER_SETTINGS},
+    # The server decides about its weights.
+    "openai": {"revision", "dtype", "trust_remote_code", "min_pixels", "args", *_SERVER_SETTINGS},
 }
-"""By engine, settings that it does not read, or that `found` says better; of other packages' all count."""
+"""By engine, settings that it does not use, or that `resolved` contains in a better form; for engines of
+other packages all settings count."""
 
 
-def identity(engine: str, found: str, model: "ModelSettings", settings: "EngineSettings") -> str:
-    """One line for the cache's keys and for reading.
+def identity(engine: str, resolved: str, model: "ModelSettings", settings: "EngineSettings") -> str:
+    """One readable line for the keys of the cache.
 
     Args:
-        engine: `transformers`, `vllm`, `openai`, or `package/name` of another package's.
-        found: what the engine found the model to be, e.g. `name@commit bfloat16`; stands for the settings
-            that led to it, and for `name` and `base_url`, which never count by themselves.
+        engine: `transformers`, `vllm`, `openai`, or `package/name` for an engine of another package.
+        resolved: the model that the settings led to, e.g. `name@commit bfloat16`. It must contain what
+            matters of `name` and `base_url`, which are not added to the identity.
     """
-    return " ".join([engine, found, *_given(engine, model), *_given(engine, settings)])
+    return " ".join([engine, resolved, *_changed(engine, model), *_changed(engine, settings)])
 
 
-def _given(engine: str, settings: Any) -> Iterator[str]:
-    """`key=value` of each setting that counts and is not at its default."""
-    unread = _UNREAD.get(engine, set())
+def _changed(engine: str, settings: Any) -> Iterator[str]:
+    """`key=value` of each setting that affects replies and is not at its default."""
+    excluded = _EXCLUDED.get(engine, set())
     for field in fields(settings):
         value = getattr(settings, field.name)
         if (
-            field.name in ("name", "engine", *unread)
+            field.name in ("name", "engine", *excluded)
             or "affects" in field.metadata
             or value == _default(field)
         ):

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, so that a run works the same in a script, a notebook and a server.
+"""An event loop in its own thread, so that a run works the same in a script, a notebook and a server.
 
 Code that already runs on an event loop (Jupyter, any async program) can't start another one in its thread.
 """
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs coroutines on its own loop; the thread starts with the first and ends with `close`."""
+    """Runs coroutines on its own event loop; the thread starts with the first one and ends with `close`."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -26,16 +26,17 @@ class LoopThread:
         self._lock = threading.Lock()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Starts `work` on the loop; from an async program await `asyncio.wrap_future` of the result."""
-        return asyncio.run_coroutine_threadsafe(work, self._running())
+        """Starts `work` on the loop. Async callers await `asyncio.wrap_future` of the result."""
+        return asyncio.run_coroutine_threadsafe(work, self._ensure_running())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs `work` to its end and returns its result.
+        """Runs `work` and returns its result.
 
-        Ctrl-C cancels it, waits until it has ended (a second one does not) and raises KeyboardInterrupt,
-        unless `signals_to` says otherwise for the time being.
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, which cancels `work` and waits for its end (a second one does not
+                wait), unless `signals_to` is in effect.
         """
-        loop = self._running()
+        loop = self._ensure_running()
         interrupted = False
         task: asyncio.Task[T] | None = None
 
@@ -67,9 +68,9 @@ class LoopThread:
 
     @contextmanager
     def signals_to(self, handle: Callable[[], None]) -> Iterator[None]:
-        """Inside of the block, SIGINT and SIGTERM call `handle` on the loop.
+        """Inside the block, SIGINT and SIGTERM call `handle` on the loop.
 
-        Only where `run` was called from the main thread, which is the one that gets signals.
+        This needs `run` to be called from the main thread, the only one that receives signals.
         """
         self._on_signal = handle
         try:
@@ -82,29 +83,29 @@ class LoopThread:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before: dict[signal.Signals, Any] = {}
+        previous: dict[signal.Signals, Any] = {}
 
         def received(number: int, frame: FrameType | None) -> None:
-            # An error raised here would surface at any line of `run`, even before its work is in its hands.
+            # An exception raised here could surface at any line of `run`, even before the work is started.
             if self._on_signal:
                 loop.call_soon_threadsafe(self._on_signal)
-            elif before[signal.Signals(number)] is signal.default_int_handler:
+            elif previous[signal.Signals(number)] is signal.default_int_handler:
                 interrupt()
-            elif callable(usual := before[signal.Signals(number)]):
-                usual(number, frame)
-            elif usual == signal.SIG_DFL:
-                signal.signal(number, usual)
+            elif callable(handler := previous[signal.Signals(number)]):
+                handler(number, frame)
+            elif handler == signal.SIG_DFL:
+                signal.signal(number, handler)
                 os.kill(os.getpid(), number)
 
         for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, received)
+            previous[each] = signal.signal(each, received)
         try:
             yield
         finally:
-            for each, usual in before.items():
-                signal.signal(each, usual if usual is not None else signal.SIG_DFL)
+            for each, handler in previous.items():
+                signal.signal(each, handler if handler is not None else signal.SIG_DFL)
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    def _ensure_running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -113,19 +114,19 @@ class LoopThread:
             return self._loop
 
     def close(self) -> None:
-        """Cancels what is left, and ends the loop and its thread; a later call starts anew."""
+        """Cancels all tasks and stops the loop and its thread; a later call starts new ones."""
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(_wind_up(), loop).result()
+        asyncio.run_coroutine_threadsafe(_shut_down(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
-async def _wind_up() -> None:
-    """What `asyncio.run` does at its end."""
+async def _shut_down() -> None:
+    """The cleanup that `asyncio.run` does at its end."""
     loop = asyncio.get_running_loop()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:

@@ -1,9 +1,8 @@
-"""Forward passes of a transformers model over padded batches, with what requests share kept.
+"""Batched forward passes of a transformers model with a prefix KV cache.
 
-Every row starts with a prefix (system turn and picture) whose keys and values are computed once
-and reused by all requests about that picture. Rows are padded on the left; masks and explicit
-positions make a row's result independent of its neighbours: up to floating point rounding, and in float64
-to the last digit that is told.
+Every prompt starts with a prefix (system turn and image) whose keys and values are computed once and reused
+by all requests about that image. Rows are padded on the left; masks and explicit positions make a row's
+result independent of the other rows, up to floating-point rounding and exactly in float64.
 """
 
 import random
@@ -21,84 +20,82 @@ from transformers import DynamicCache
 
 from scalecap.engines.base import EngineError, Image, PromptTooLong, Sampling
 
-_KEPT = 32_768
-"""Tokens of prefixes kept: about 2 GB with a 7B model, 25 pictures of a megapixel."""
+_MAX_CACHED_TOKENS = 32_768
+"""Size of the prefix cache: about 2 GB for a 7B model, 25 images of a megapixel."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What all requests about one picture share, computed."""
+    """The computed prefix of all requests about one image."""
 
     ids: list[int]
-    """Token ids; each token of the picture has one."""
+    """Token ids, one for each of the image's tokens."""
     cache: Any
-    """transformers' cache of one row; rows that go on from it copy it."""
-    next: int
-    """Position of the token that follows (pictures take fewer positions than tokens)."""
+    """transformers' cache with one row; batches copy it."""
+    next_position: int
+    """Position of the token that follows (an image has fewer positions than tokens)."""
 
 
-class Rows(Protocol):
-    """What was read of the rows that are being continued."""
+class Batch(Protocol):
+    """KV cache of sequences that are being continued."""
 
-    def only(self, kept: list[int]) -> Self:
-        """The rows at these places."""
+    def select(self, rows: list[int]) -> Self:
+        """The batch of these rows."""
         ...
 
-    def join(self, other: Self) -> Self:
-        """These rows and then the other's."""
+    def concat(self, other: Self) -> Self:
+        """These rows followed by the other's."""
         ...
 
-    def keep(self, counts: list[int]) -> None:
-        """Of the tokens of the last step, the first so many of each row; the others were not to be read."""
+    def accept(self, counts: list[int]) -> None:
+        """Keeps the first `counts[row]` tokens of the last step in each row and discards the others."""
         ...
 
 
 @dataclass
-class PaddedRows:
+class PaddedBatch:
     """Keys and values, padded on the left."""
 
-    layers: Any
-    """DynamicCache of (rows, heads, tokens, size)."""
+    cache: Any
+    """DynamicCache of (rows, heads, tokens, head size)."""
     mask: Tensor
     """(rows, tokens): 1 at a row's own tokens, 0 at padding."""
-    step: int = 0
+    last_step: int = 0
     """Columns of the last step."""
 
-    def only(self, kept: list[int]) -> "PaddedRows":
-        """The rows at these places, without columns that are padding in all of them."""
-        mask = self.mask[kept]
+    def select(self, rows: list[int]) -> "PaddedBatch":
+        """The batch of these rows, without columns that are padding in all of them."""
+        mask = self.mask[rows]
         start = int(mask.any(0).int().argmax())
-        layers = [
-            (layer.keys[kept, :, start:], layer.values[kept, :, start:]) for layer in self.layers.layers
-        ]
-        return PaddedRows(DynamicCache(layers), mask[:, start:])
+        layers = [(layer.keys[rows, :, start:], layer.values[rows, :, start:]) for layer in self.cache.layers]
+        return PaddedBatch(DynamicCache(layers), mask[:, start:])
 
-    def join(self, other: "PaddedRows") -> "PaddedRows":
-        """These rows and then the other's."""
+    def concat(self, other: "PaddedBatch") -> "PaddedBatch":
+        """These rows followed by the other's."""
         width = max(self.mask.shape[1], other.mask.shape[1])
-        pairs = zip(self.layers.layers, other.layers.layers, strict=True)
+        pairs = zip(self.cache.layers, other.cache.layers, strict=True)
         layers = [(_stack([a.keys, b.keys], width), _stack([a.values, b.values], width)) for a, b in pairs]
         masks = [pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)]
-        return PaddedRows(DynamicCache(layers), torch.cat(masks))
+        return PaddedBatch(DynamicCache(layers), torch.cat(masks))
 
-    def keep(self, counts: list[int]) -> None:
-        """Of the tokens of the last step, the first so many of each row; the others were not to be read."""
+    def accept(self, counts: list[int]) -> None:
+        """Keeps the first `counts[row]` tokens of the last step in each row and discards the others."""
         most = max(counts)
-        self.layers.crop(most - self.step)  # a negative number: so many less
+        self.cache.crop(most - self.last_step)  # a negative number removes as many tokens
         kept = self.mask.new_tensor([[1] * count + [0] * (most - count) for count in counts])
-        self.mask = torch.cat([self.mask[:, : -self.step], kept], 1)
+        self.mask = torch.cat([self.mask[:, : -self.last_step], kept], 1)
 
 
 def _stack(parts: list[Tensor], width: int) -> Tensor:
-    """(rows, heads, tokens, size) tensors in one, padded on the left to `width` tokens."""
+    """Concatenates (rows, heads, tokens, head size) tensors, padded on the left to `width` tokens."""
     return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
 
 
-def _keep_double(model: Any) -> None:
-    """Let a Qwen2's norms compute in float64 where they would round to float32 on the way.
+def _use_float64_norms(model: Any) -> None:
+    """Makes Qwen2's RMS norms compute in float64, where they would round to float32.
 
-    Where a value lies on the edge of two floats, the last bits of what came before decide, and those
-    differ with batch and memory.
+    When a value lies between two float32 numbers, the last bits of its inputs decide how it is rounded, and
+    those vary with batch and memory layout.
     """
     for module in model.modules():
         if type(module).__name__.startswith("Qwen2") and hasattr(module, "variance_epsilon"):
@@ -107,60 +104,66 @@ def _keep_double(model: Any) -> None:
 
 
 class ModelRunner:
-    """A causal model of transformers, with or without an image processor.
+    """A Hugging Face causal language model with an optional vision tower.
 
     Args:
         model: a loaded `…ForCausalLM` or `…ForImageTextToText`, in evaluation mode.
-        eyes: the image processor of the Qwen-VL families (patches and a grid); None: it sees nothing.
-        context: most tokens of prompt and reply together.
+        image_processor: that of the Qwen-VL families (patches and a grid); None: the model gets no images.
+        context_length: limit on tokens of prompt and reply together.
     """
 
-    def __init__(self, model: Any, eyes: Any, context: int) -> None:
+    def __init__(self, model: Any, image_processor: Any, context_length: int) -> None:
         self._model = model
-        self._eyes = eyes
-        self.context = context
-        self.kept = _KEPT
-        self.drafts = True
-        """Whether `step` may read tokens that the rows do not keep."""
+        self._image_processor = image_processor
+        self.context_length = context_length
+        self.max_cached_tokens = _MAX_CACHED_TOKENS
+        self.supports_drafts = True
+        """Whether `step` may compute tokens that `Batch.accept` discards."""
         if model.dtype == torch.float64:
-            _keep_double(model)
-        # transformers 5.24 calls it by another name.
-        self._cache = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
-        # The first cosine of a process may be rounded otherwise than all later ones (seen with MKL).
+            _use_float64_norms(model)
+        # transformers 5.24 renamed the argument.
+        self._cache_argument = (
+            "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+        )
+        # The first cosine in a process may be rounded differently from all later ones (seen with MKL).
         torch.arange(4096.0).cos().sin()
         self._prefixes: OrderedDict[tuple[Any, ...], Prefix] = OrderedDict()
 
-    def prefix(self, ids: list[int], image: Image | None, rest: int) -> tuple[Prefix, bool]:
-        """The computed prefix of a prompt, and whether it was still there.
+    def get_prefix(self, ids: list[int], image: Image | None, suffix_length: int) -> tuple[Prefix, bool]:
+        """The computed prefix of a prompt, and whether it was in the cache.
 
         Args:
-            ids: token ids, the picture one token.
-            rest: tokens of the prompt that follow.
+            ids: token ids, one for the image.
+            suffix_length: tokens of the prompt that follow.
 
         Raises:
-            PromptTooLong: they leave no room for one more token; nothing was computed.
-            EngineError: the model sees no pictures.
+            PromptTooLong: the prompt leaves no room for another token; nothing was computed.
+            EngineError: the model does not accept images, or not one of this size.
         """
         key = (image.hash if image else None, *ids)
-        found = self._prefixes.get(key)
+        cached = self._prefixes.get(key)
         inputs: dict[str, Tensor] = {}
-        if found:
-            ids = found.ids
+        if cached:
+            ids = cached.ids
         elif image:
-            ids, inputs = self._look(ids, image)
-        if len(ids) + rest >= self.context:
-            raise PromptTooLong(len(ids) + rest, self.context)
-        prefix = self._prefixes[key] = found or self._read(ids, inputs)
+            ids, inputs = self._process_image(ids, image)
+        if len(ids) + suffix_length >= self.context_length:
+            raise PromptTooLong(len(ids) + suffix_length, self.context_length)
+        prefix = self._prefixes[key] = cached or self._compute_prefix(ids, inputs)
         self._prefixes.move_to_end(key)
-        while len(self._prefixes) > 1 and sum(len(kept.ids) for kept in self._prefixes.values()) > self.kept:
+        while len(self._prefixes) > 1 and self._cached_tokens() > self.max_cached_tokens:
             self._prefixes.popitem(last=False)
-        return prefix, found is not None
+        return prefix, cached is not None
 
-    def prefill(self, rows: Sequence[tuple[Prefix, list[int]]], keep: int = 1) -> tuple[Tensor, Rows]:
-        """Read what follows the prefixes.
+    def _cached_tokens(self) -> int:
+        return sum(len(prefix.ids) for prefix in self._prefixes.values())
+
+    def prefill(self, rows: Sequence[tuple[Prefix, list[int]]], keep: int = 1) -> tuple[Tensor, Batch]:
+        """Computes the tokens that follow the prefixes.
 
         Returns:
-            Logits at the last `keep` tokens of every row, (rows, keep, vocabulary), and the rows.
+            Logits at the last `keep` tokens of every row, (rows, keep, vocabulary), and the batch, for
+            further steps.
         """
         width = max(len(prefix.ids) for prefix, _ in rows)
         length = max(len(ids) for _, ids in rows)
@@ -170,82 +173,85 @@ class ModelRunner:
             for layer in caches
         ]
         ids, positions, mask = [], [], []
-        for prefix, rest in rows:
-            padding = [0] * (length - len(rest))
-            ids.append(padding + rest)
-            positions.append(padding + list(range(prefix.next, prefix.next + len(rest))))
+        for prefix, suffix in rows:
+            padding = [0] * (length - len(suffix))
+            ids.append(padding + suffix)
+            first = prefix.next_position
+            positions.append(padding + list(range(first, first + len(suffix))))
             before = [0] * (width - len(prefix.ids)) + [1] * len(prefix.ids)
-            mask.append(before + padding + [1] * len(rest))
-        read = PaddedRows(DynamicCache(layers), self._tensor(mask))
-        where = {"attention_mask": read.mask, "position_ids": self._tensor(positions)}
-        return self._forward(self._tensor(ids), keep, read.layers, **where), read
+            mask.append(before + padding + [1] * len(suffix))
+        batch = PaddedBatch(DynamicCache(layers), self._tensor(mask))
+        inputs = {"attention_mask": batch.mask, "position_ids": self._tensor(positions)}
+        return self._forward(self._tensor(ids), keep, batch.cache, **inputs), batch
 
-    def step(self, rows: Any, tokens: Sequence[list[int]], positions: Sequence[int]) -> Tensor:
-        """Read more tokens in every row of a `prefill`: at least one, and all of them unless `rows.keep`
-        says otherwise.
+    def step(self, batch: Any, tokens: Sequence[list[int]], positions: Sequence[int]) -> Tensor:
+        """Computes more tokens in every row of a batch; all of them are kept unless `batch.accept` follows.
 
         Args:
-            positions: of the first token of each row.
+            tokens: at least one for each row.
+            positions: of each row's first token.
 
         Returns:
-            Logits (rows, most tokens of a row, vocabulary), at a row's own tokens first.
+            Logits (rows, largest number of tokens, vocabulary); those of a row's own tokens come first.
         """
-        rows.step = max(map(len, tokens))
-        padding = [[0] * (rows.step - len(own)) for own in tokens]
-        own = [[1] * len(ids) + rest for ids, rest in zip(tokens, padding, strict=True)]
-        rows.mask = torch.cat([rows.mask, self._tensor(own)], 1)
-        columns = torch.arange(rows.step, device=rows.mask.device)
-        where = {"attention_mask": rows.mask, "position_ids": self._tensor([[*positions]]).T + columns}
-        ids = [ids + rest for ids, rest in zip(tokens, padding, strict=True)]
-        return self._forward(self._tensor(ids), rows.step, rows.layers, **where)
+        batch.last_step = max(map(len, tokens))
+        padding = [[0] * (batch.last_step - len(row)) for row in tokens]
+        mask = [[1] * len(row) + zeros for row, zeros in zip(tokens, padding, strict=True)]
+        batch.mask = torch.cat([batch.mask, self._tensor(mask)], 1)
+        columns = torch.arange(batch.last_step, device=batch.mask.device)
+        inputs = {
+            "attention_mask": batch.mask,
+            "position_ids": self._tensor([[*positions]]).T + columns,
+        }
+        ids = [row + zeros for row, zeros in zip(tokens, padding, strict=True)]
+        return self._forward(self._tensor(ids), batch.last_step, batch.cache, **inputs)
 
-    def forget(self) -> None:
-        """Drop all kept prefixes and give the device's memory back."""
+    def clear_cache(self) -> None:
+        """Empties the prefix cache and returns the memory to the device."""
         self._prefixes.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _look(self, ids: list[int], image: Image) -> tuple[list[int], dict[str, Tensor]]:
-        """Token ids with one for each of the picture's tokens, and the tensors that go with them."""
+    def _process_image(self, ids: list[int], image: Image) -> tuple[list[int], dict[str, Tensor]]:
+        """Token ids with one for each of the image's tokens, and the model's image inputs."""
         token = getattr(self._model.config, "image_token_id", None)
-        if self._eyes is None or token not in ids:
+        if self._image_processor is None or token not in ids:
             raise EngineError(
-                "this model sees no pictures here (engine=transformers shows them to Qwen-VL and its kin): "
-                "the step needs another model, or engine=vllm"
+                "this model accepts no images with engine=transformers, which supports the Qwen-VL families: "
+                "give the step another model, or use engine=vllm"
             )
         try:
-            seen = self._eyes(images=image.pixels, return_tensors="pt")
+            processed = self._image_processor(images=image.pixels, return_tensors="pt")
         except ValueError as error:
             size = "x".join(map(str, image.pixels.size))
-            raise EngineError(f"the model can't be shown a picture of {size} pixels: {error}") from error
-        grid = seen["image_grid_thw"]
-        count = int(grid.prod()) // self._eyes.merge_size**2
+            raise EngineError(f"the model can't process an image of {size} pixels: {error}") from error
+        grid = processed["image_grid_thw"]
+        count = int(grid.prod()) // self._image_processor.merge_size**2
         place = ids.index(token)
         ids = ids[:place] + [token] * count + ids[place + 1 :]
-        types = torch.tensor([[int(index == token) for index in ids]])
-        pixels = seen["pixel_values"].to(self._model.dtype)
+        types = torch.tensor([[int(each == token) for each in ids]])
+        pixels = processed["pixel_values"].to(self._model.dtype)
         inputs = {"pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": types}
         return ids, {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
 
-    def _read(self, ids: list[int], inputs: dict[str, Tensor]) -> Prefix:
-        column = self._tensor([ids])
-        positions = torch.arange(len(ids), device=column.device)[None]
+    def _compute_prefix(self, ids: list[int], inputs: dict[str, Tensor]) -> Prefix:
+        input_ids = self._tensor([ids])
+        positions = torch.arange(len(ids), device=input_ids.device)[None]
         if inputs:
-            described = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
-            positions, _ = self._model.base_model.get_rope_index(column, **described)
-        cache = self._empty()
-        self._forward(column, 1, cache, position_ids=positions, **inputs)
+            image_inputs = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
+            positions, _ = self._model.base_model.get_rope_index(input_ids, **image_inputs)
+        cache = self._new_cache()
+        self._forward(input_ids, 1, cache, position_ids=positions, **inputs)
         return Prefix(ids, cache, int(positions.max()) + 1)
 
-    def _empty(self) -> Any:
-        """The cache that a prefix is read into."""
+    def _new_cache(self) -> Any:
         return DynamicCache()
 
     @torch.no_grad()
     def _forward(self, ids: Tensor, keep: int, cache: Any, **inputs: Tensor) -> Tensor:
-        """Logits (rows, keep, vocabulary); the cache grows by the tokens read."""
+        """Logits (rows, keep, vocabulary); the cache grows by the new tokens."""
         logits: Tensor = self._model(
-            input_ids=ids, use_cache=True, logits_to_keep=keep, **{self._cache: cache}, **inputs
+            input_ids=ids, use_cache=True, logits_to_keep=keep, **{self._cache_argument: cache}, **inputs
         ).logits
         return logits
 
@@ -253,15 +259,15 @@ class ModelRunner:
         return torch.tensor(values, device=self._model.device)
 
     @staticmethod
-    def draw(
-        logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[set[int]], dice: Sequence[random.Random]
+    def sample(
+        logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[set[int]], rngs: Sequence[random.Random]
     ) -> list[int]:
-        """One token a row: repetition penalty, then temperature, then top-p, by each row's own dice.
+        """Samples one token a row: repetition penalty, then temperature, then top-p.
 
         Args:
             logits: (rows, vocabulary).
-            seen: token ids of prompt and reply so far, row by row; read where there is a penalty.
-            dice: rolled once in every row that is sampled, so that neighbours can't change a reply.
+            seen: token ids of prompt and reply so far, for each row; used if there is a penalty.
+            rngs: each used once in every row that is not greedy, so that other rows can't change a reply.
         """
         logits = logits.float()
         for row, (sampling, ids) in enumerate(zip(samplings, seen, strict=True)):
@@ -271,41 +277,41 @@ class ModelRunner:
                 logits[row, index] = torch.where(
                     old > 0, old / sampling.repetition_penalty, old * sampling.repetition_penalty
                 )
-        drawn = logits.argmax(-1)
-        hot = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
-        if hot:
+        tokens = logits.argmax(-1)
+        sampled = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+        if sampled:
 
             def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
                 return torch.tensor(values, device=logits.device, dtype=dtype)[:, None]
 
-            heat = column([samplings[row].temperature for row in hot])
-            ranked = (logits[hot] / heat).softmax(-1).sort(descending=True)
-            top_p = column([samplings[row].top_p for row in hot])
+            temperature = column([samplings[row].temperature for row in sampled])
+            ranked = (logits[sampled] / temperature).softmax(-1).sort(descending=True)
+            top_p = column([samplings[row].top_p for row in sampled])
             inside = ranked.values.cumsum(-1) - ranked.values < top_p
             inside[:, 0] = True
-            # Back in the vocabulary's order: near ties may swap ranks between batches.
-            kept = torch.zeros_like(ranked.values).scatter(-1, ranked.indices, ranked.values * inside)
-            ladder = kept.double().cumsum(-1)
-            rolled = column([dice[row].random() for row in hot], torch.float64) * ladder[:, -1:]
-            drawn[hot] = torch.searchsorted(ladder, rolled, right=True).squeeze(-1)
-        tokens: list[int] = drawn.tolist()
-        return tokens
+            # Back to the order of the vocabulary: near ties may swap ranks between batches.
+            probs = torch.zeros_like(ranked.values).scatter(-1, ranked.indices, ranked.values * inside)
+            cdf = probs.double().cumsum(-1)
+            draws = column([rngs[row].random() for row in sampled], torch.float64) * cdf[:, -1:]
+            tokens[sampled] = torch.searchsorted(cdf, draws, right=True).squeeze(-1)
+        sampled_tokens: list[int] = tokens.tolist()
+        return sampled_tokens
 
     @staticmethod
-    def odds(logits: Tensor, told: list[list[int]]) -> tuple[tuple[float, ...], float]:
-        """Probability of each option among the options, and of all together.
+    def option_probs(logits: Tensor, option_ids: list[list[int]]) -> tuple[tuple[float, ...], float]:
+        """Probability of each option among the options, and of all options together.
 
         Args:
             logits: (vocabulary,).
-            told: token ids of each option.
+            option_ids: first-token ids of each option.
         """
         logprobs = logits.float().log_softmax(-1)
-        options = torch.stack([logprobs[ids].logsumexp(-1) for ids in told])
+        options = torch.stack([logprobs[ids].logsumexp(-1) for ids in option_ids])
         return tuple(options.softmax(-1).tolist()), float(options.logsumexp(-1).double().exp().clamp(max=1))
 
     @staticmethod
-    def rate(logits: Tensor, targets: list[int]) -> list[tuple[float, float]]:
-        """Log-probability and raw logit of each target.
+    def token_logprobs(logits: Tensor, targets: list[int]) -> list[tuple[float, float]]:
+        """Log-probability and raw logit of each target token.
 
         Args:
             logits: (targets, vocabulary).

@@ -1,23 +1,22 @@
-"""The engine that asks a server by OpenAI's protocol: vLLM's, SGLang, llama.cpp, a hosted one.
+"""Engine for servers with OpenAI's API: vLLM, SGLang, llama.cpp, or a hosted one.
 
-Nothing about the model is read on this machine, which has its price:
+Nothing of the model is on this machine, so some things depend on the server:
 
-* `choose` sees the twenty likeliest first tokens alone; an option that is not among them has
-  probability 0. Of a server that tells fewer, but three at least, as many are read, and a choice is none
-  where the option that is missing might be likely. Whether the server tells log-probabilities, and how many,
-  is found out when the engine is opened (or said by `engine.logprobs`). One that does not is asked for text,
-  and the reply's first word is the choice. The log says so, and the replies are cached apart.
-* Which weights answer is the server's affair, so replies are cached by its address, or by those of several
-  servers, or by `engine.identity`.
-* `score` needs a server that rates a given reply, as vLLM's does (`prompt_logprobs`).
-* Control tokens inside a text are the server's to handle.
-* Where a server's template opens `<think>` and its `</think>` was not reached within `max_tokens`, the
-  reasoning can't be told from an answer, unless the server parses it; the reply is marked "truncated".
-* A picture is sent as PNG, or as JPEG with `engine.jpeg_quality`, scaled down to `model.vlm.max_pixels` here;
+* `choose` sees only the 20 likeliest first tokens; an option that is not among them has probability 0. If the
+  server returns fewer, but at least three, those are used, and no option counts as chosen where a missing one
+  might be likely. Whether the server returns log-probabilities, and how many, is found out when the engine is
+  opened (or set by `engine.logprobs`). Without them the server is asked for text, and the reply's first word
+  is the choice. This is logged, and such replies are cached separately.
+* The server decides which weights answer, so replies are cached by its address (by all addresses of several
+  servers), or by `engine.identity`.
+* `score` needs a server that returns `prompt_logprobs`, as vLLM does.
+* Control tokens in a text are handled by the server.
+* If the server's chat template opens `<think>` and the reply ends before `</think>` because of `max_tokens`,
+  the reasoning can't be told from an answer unless the server parses it; the reply is flagged "truncated".
+* Images are sent as PNG, or as JPEG with `engine.jpeg_quality`, scaled down to `model.vlm.max_pixels` here;
   `min_pixels` has no effect.
 
-How requests get to a server, and what becomes of them when it goes away, is said in `servers.py`; where the
-key comes from in `connection.py`.
+`servers.py` describes routing, retries and failover, `connection.py` where the API key comes from.
 """
 
 import asyncio
@@ -37,121 +36,143 @@ from scalecap.engines.base import (
     Score,
     Scored,
     Usage,
-    finish,
+    finish_reason,
 )
 from scalecap.engines.completions import (
     PROBE,
-    body,
-    choice,
+    align_tokens,
+    choose_option,
     first_choice,
-    first_tokens,
-    most_alternatives,
-    schema_arguments,
+    max_top_logprobs,
+    prompt_too_long,
+    request_body,
+    response_format,
     text_and_reasoning,
     token_usage,
-    tokens_of,
-    too_long,
+    top_logprobs,
 )
-from scalecap.engines.connection import Connection, Refused
-from scalecap.engines.encoded_images import Pictures
+from scalecap.engines.connection import Connection, StatusError
+from scalecap.engines.encoded_images import ImageEncoder
 from scalecap.engines.identity import identity
 from scalecap.engines.loop import LoopThread
-from scalecap.engines.served_models import AwayError, Card, agreed, card_of, cards, found, key_refused
-from scalecap.engines.servers import LATER_LIMIT, Server, Servers
+from scalecap.engines.served_models import (
+    Card,
+    ServerUnavailableError,
+    fetch_card,
+    fetch_cards,
+    merge_cards,
+    rejected_key,
+    served_model,
+)
+from scalecap.engines.servers import MAX_COMPLETION_TOKENS, Server, ServerPool
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_TOP = 20
-"""Most alternatives that OpenAI's protocol tells of a token."""
-_FEWEST = 3
-"""Alternatives that a server is to tell at least for choices to be read from them."""
-_WORDS = 8
-"""Tokens within which a reply's first word ends, where text must do."""
+_TOP_LOGPROBS = 20
+"""The largest `top_logprobs` in OpenAI's protocol."""
+_MIN_TOP_LOGPROBS = 3
+"""With fewer alternatives than this, choices are read from text."""
+_FIRST_WORD_TOKENS = 8
+"""Tokens generated to read a choice from the reply's first word."""
 _CONCURRENCY = 32
-"""Requests in flight that keep a server busy."""
+"""Default number of requests in flight at each server."""
 _PREFLIGHT_TIMEOUT = 5.0
 """Seconds that a server has to list its models when a config is checked."""
 
 
 async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEngine":
-    """Connect to the servers, see that they have the model and whether they tell log-probabilities.
+    """Connects to the servers and checks that they have the model and whether they return log-probabilities.
 
-    Of several servers some may be away; they are asked when they are there and found to be as the others.
+    Some of several servers may be down; they are checked when they come up.
 
     Raises:
-        ModelError: no server there, one refuses the key, has not that model, is not as the others or does not
-            answer; the message names it.
+        ModelError: no server answers, or one rejects the API key, does not have the model or differs from the
+            others; the message names it.
     """
     if not engine.addresses:
         raise ModelError("engine=openai needs the server's address: engine.base_url=http://localhost:8000/v1")
-    connections = [Connection(each) for each in engine.addresses]
-    servers = Servers(
+    connections = [Connection(url) for url in engine.addresses]
+    pool = ServerPool(
         [Server(each, engine.concurrency or _CONCURRENCY) for each in connections],
         engine.timeout,
         engine.retries,
     )
     try:
-        listed = await cards(connections, model, engine.timeout)
-        there = {at: card for at, card in listed.items() if not isinstance(card, AwayError)}
-        card = agreed(there, engine)
-        opened = OpenAIEngine(servers, model, engine, card, _TOP if engine.logprobs is not False else 0)
-        if engine.logprobs is None and (top := await opened.most_told(there)) != _TOP:
-            who = "the server tells" if len(there) == 1 else "the servers tell"
-            if top:
-                log.warning("%s %d likely tokens and not %d: some checks may be unanswered", who, top, _TOP)
-            else:
-                log.warning("%s no log-probabilities: yes or no is read from the reply's first word", who)
-            opened = OpenAIEngine(servers, model, engine, card, top)
+        cards = await fetch_cards(connections, model, engine.timeout)
+        available = {at: card for at, card in cards.items() if not isinstance(card, ServerUnavailableError)}
+        card = merge_cards(available, engine)
+        top = _TOP_LOGPROBS if engine.logprobs is not False else 0
+        opened = OpenAIEngine(pool, model, engine, card, top)
+        if engine.logprobs is None and (top := await opened.probe_logprobs(available)) != _TOP_LOGPROBS:
+            _warn_of_few_logprobs(top, len(available))
+            opened = OpenAIEngine(pool, model, engine, card, top)
     except BaseException:
-        await servers.close()
+        await pool.close()
         raise
 
-    async def accept(server: Server) -> None:
-        """A server that is back, or there for the first time, may be another."""
-        agreed(
-            {**there, server.connection: await card_of(server.connection, model, _PREFLIGHT_TIMEOUT)}, engine
-        )
-        await opened.probe(server)
+    async def readmit(server: Server) -> None:
+        """A server that comes up may serve another model than before, or than the others."""
+        card = await fetch_card(server.connection, model, _PREFLIGHT_TIMEOUT)
+        merge_cards({**available, server.connection: card}, engine)
+        await opened.verify(server)
 
     if len(connections) > 1:
-        servers.accept = accept
-    servers.notes()  # the probes are no requests of a run
-    for server in servers.servers:
-        if isinstance(away := listed[server.connection], AwayError):
-            servers.leave(server, away.__cause__ or away)
+        pool.readmit = readmit
+    pool.notes()  # the probes don't count as requests of a run
+    for server in pool.servers:
+        if isinstance(error := cards[server.connection], ServerUnavailableError):
+            pool.mark_down(server, error.__cause__ or error)
     return opened
 
 
+def _warn_of_few_logprobs(top: int, servers: int) -> None:
+    who = "the server returns" if servers == 1 else "the servers return"
+    if top:
+        log.warning(
+            "%s %d log-probabilities a token instead of %d: some checks may be unanswered",
+            who,
+            top,
+            _TOP_LOGPROBS,
+        )
+    else:
+        log.warning("%s no log-probabilities: yes or no is read from the reply's first word", who)
+
+
 def preflight(model: ModelSettings, engine: EngineSettings) -> str:
-    """Sees within seconds that the servers have the model: what could not be seen.
+    """Checks within seconds that the servers have the model; returns what could not be checked.
 
     Raises:
-        ModelError: no server there, one refuses the key, has other models, or is not as the others.
+        ModelError: no server answers, or one rejects the API key, has other models or differs from the
+            others.
     """
 
-    async def listed() -> dict[Connection, Card | AwayError]:
-        connections = [Connection(each) for each in engine.addresses]
+    async def fetch() -> dict[Connection, Card | ServerUnavailableError]:
+        connections = [Connection(url) for url in engine.addresses]
         try:
-            return await cards(connections, model, _PREFLIGHT_TIMEOUT)
+            return await fetch_cards(connections, model, _PREFLIGHT_TIMEOUT)
         finally:
-            for each in connections:
-                await each.close()
+            for connection in connections:
+                await connection.close()
 
     loop = LoopThread()
     try:
-        found = loop.run(listed())
+        cards = loop.run(fetch())
     finally:
         loop.close()
-    agreed({at: card for at, card in found.items() if not isinstance(card, AwayError)}, engine)
-    unseen = []
-    for at, card in found.items():
-        which = "the server" if len(found) == 1 else at.shown
-        why = "it is away" if isinstance(card, AwayError) else "" if card else "it lists none"
-        unseen += [f"whether {which} has a model {model.name}, since {why}"] if why else []
-    return "; ".join(unseen)
+    merge_cards(
+        {at: card for at, card in cards.items() if not isinstance(card, ServerUnavailableError)}, engine
+    )
+    unchecked = []
+    for connection, card in cards.items():
+        which = "the server" if len(cards) == 1 else connection.display_url
+        if isinstance(card, ServerUnavailableError):
+            unchecked.append(f"whether {which} has a model {model.name}, since it is down")
+        elif not card:
+            unchecked.append(f"whether {which} has a model {model.name}, since it lists none")
+    return "; ".join(unchecked)
 
 
 class OpenAIEngine:
@@ -159,87 +180,90 @@ class OpenAIEngine:
 
     Args:
         card: what they list about the model.
-        top: first tokens whose log-probabilities choices are read from; 0 reads them from text.
+        top: number of alternatives to the first token that choices are read from; 0 reads them from text.
     """
 
     def __init__(
-        self, servers: Servers, model: ModelSettings, engine: EngineSettings, card: Card, top: int
+        self, pool: ServerPool, model: ModelSettings, engine: EngineSettings, card: Card, top: int
     ) -> None:
-        told = {_TOP: "", 0: "choices=text"}.get(top, f"top_logprobs={top}")
-        self.identity = identity("openai", found(model, engine, card, told), model, engine)
+        logprobs = {_TOP_LOGPROBS: "", 0: "choices=text"}.get(top, f"top_logprobs={top}")
+        self.identity = identity("openai", served_model(model, engine, card, logprobs), model, engine)
         self.context_length: int | None = card.get("max_model_len") or model.max_context
-        self.concurrency = (engine.concurrency or _CONCURRENCY) * len(servers.servers)
+        self.concurrency = (engine.concurrency or _CONCURRENCY) * len(pool.servers)
         self.kv_tokens: int | None = None
-        self._servers = servers
+        self._pool = pool
         self._model = model
-        self._pictures = Pictures(model.max_pixels, engine.jpeg_quality)
+        self._images = ImageEncoder(model.max_pixels, engine.jpeg_quality)
         self._top = top
-        self._reasons = False
-        """Whether a reply had reasoning, which is logged once."""
-        self._body = dict(engine.extra_body)
+        self._warned_of_reasoning = False
+        self._extra_body = dict(engine.extra_body)
         if model.chat_template_kwargs:
-            self._body["chat_template_kwargs"] = dict(model.chat_template_kwargs)
-        self._patience = engine.timeout
+            self._extra_body["chat_template_kwargs"] = dict(model.chat_template_kwargs)
+        self._timeout = engine.timeout
 
     async def generate(self, request: Generate) -> Generated:
-        """Write a reply; whether the seed is honoured is the server's affair."""
+        """Generates a reply; whether the seed is honoured depends on the server."""
         sampling = request.sampling
         penalty = sampling.repetition_penalty
-        (reply, usage), room = await self._ask(
+        (choice, usage), max_tokens = await self._complete(
             request.prompt,
             sampling.max_tokens,
-            _reply,
+            _choice_and_usage,
             {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
                 "seed": request.seed % 2**63,
                 **({"repetition_penalty": penalty} if penalty != 1 else {}),
-                **schema_arguments(request.schema),
+                **response_format(request.schema),
             },
         )
-        if (ended := reply.get("finish_reason")) == "content_filter":
-            raise EngineError("the server's filter withheld the reply")
-        text, reasoning = text_and_reasoning(reply["message"])
-        if reasoning and not self._reasons:
-            self._reasons = True
+        if (reason := choice.get("finish_reason")) == "content_filter":
+            raise EngineError("the server's content filter withheld the reply")
+        text, reasoning = text_and_reasoning(choice["message"])
+        if reasoning and not self._warned_of_reasoning:
+            self._warned_of_reasoning = True
             log.warning(
                 "%s reasons before it answers, which costs tokens and spoils checks that read the first"
                 " token; most servers turn it off with"
                 " model.<role>.chat_template_kwargs.enable_thinking=false",
                 self._model.name,
             )
-        why = finish(ended, usage.generated_tokens or room, sampling.max_tokens)
-        return Generated(text, why, usage, reasoning)
+        finish = finish_reason(reason, usage.generated_tokens or max_tokens, sampling.max_tokens)
+        return Generated(text, finish, usage, reasoning)
 
     async def choose(self, request: Choose) -> Chosen:
-        """Compare the options as the reply's first token, or by its first word."""
+        """Compares the options as the reply's first token, or by its first word."""
         if self._top:
-            told, usage = await self._first_token(request.prompt, self._top)
+            top, usage = await self._first_token(request.prompt, self._top)
         else:
-            (reply, usage), _ = await self._ask(request.prompt, _WORDS, _reply, {"temperature": 0})
-            word = re.search(r"[\w/]+", text_and_reasoning(reply["message"])[0])
-            told = [(word.group(), 0.0)] if word else []
-        return choice(told, request.options, usage, cut=0 < self._top < _TOP)
+            (choice, usage), _ = await self._complete(
+                request.prompt, _FIRST_WORD_TOKENS, _choice_and_usage, {"temperature": 0}
+            )
+            word = re.search(r"[\w/]+", text_and_reasoning(choice["message"])[0])
+            top = [(word.group(), 0.0)] if word else []
+        return choose_option(top, request.options, usage, truncated=0 < self._top < _TOP_LOGPROBS)
 
-    async def most_told(self, connections: Collection[Connection]) -> int:
-        """How many likely first tokens each of the servers tells, up to 20; 0 where they tell none.
+    async def probe_logprobs(self, connections: Collection[Connection]) -> int:
+        """The number of log-probabilities a token that all of the servers return, up to 20; 0 for none.
 
-        Raises ModelError when one answers no question at all, or some tell them and others do not.
+        Raises:
+            ModelError: a server does not answer a yes/no question, or only some return log-probabilities.
         """
-        told: dict[int, list[str]] = {}
-        for server in self._servers.servers:
+        found: dict[int, list[str]] = {}
+        for server in self._pool.servers:
             if server.connection in connections:
-                told.setdefault(await self._told_by(server), []).append(server.connection.shown)
-        if 0 in told and len(told) > 1:
-            tell = [at for top, each in told.items() if top for at in each]
+                top = await self._probe_server(server)
+                found.setdefault(top, []).append(server.connection.display_url)
+        if 0 in found and len(found) > 1:
+            others = [url for top, urls in found.items() if top for url in urls]
             raise ModelError(
-                f"{', '.join(tell)} tell log-probabilities and {', '.join(told[0])} do not:"
+                f"{', '.join(others)} return log-probabilities and {', '.join(found[0])} do not:"
                 " engine.logprobs=false reads yes and no from the text of all"
             )
-        return min(told)
+        return min(found)
 
-    async def _told_by(self, server: Server) -> int:
-        top = _TOP
+    async def _probe_server(self, server: Server) -> int:
+        top = _TOP_LOGPROBS
         while True:
             try:
                 await self._first_token(PROBE, top, [server])
@@ -247,47 +271,57 @@ class OpenAIEngine:
             except EngineError as error:
                 if "logprobs" not in str(error):
                     raise ModelError(
-                        f"{server.connection.shown} does not answer a yes/no question to {self._model.name}"
-                        f" ({error}); engine.logprobs=true or false opens it without one"
+                        f"{server.connection.display_url} does not answer a yes/no question to"
+                        f" {self._model.name} ({error}); engine.logprobs=true or false opens it without one"
                     ) from error
-                most = most_alternatives(str(error)) or 0
-                if not _FEWEST <= most < top:
+                most = max_top_logprobs(str(error)) or 0
+                if not _MIN_TOP_LOGPROBS <= most < top:
                     return 0
                 top = most
 
-    async def probe(self, server: Server) -> None:
-        """Raises ModelError when a server that was away does not answer as the others do."""
+    async def verify(self, server: Server) -> None:
+        """Checks that a server that was down returns as many log-probabilities as the others.
+
+        Raises:
+            ModelError: it does not.
+        """
         if self._top:
-            sent = {"model": self._model.name, server.limit: 1, **_first_token(self._top), **self._body}
+            settings = {
+                "model": self._model.name,
+                server.max_tokens_key: 1,
+                **_logprobs_arguments(self._top),
+                **self._extra_body,
+            }
             try:
-                async with asyncio.timeout(self._patience):
-                    first_tokens(await server.connection.post("/chat/completions", body(sent, PROBE, None)))
-            except (Refused, ValueError) as error:
+                async with asyncio.timeout(self._timeout):
+                    body = request_body(settings, PROBE, None)
+                    top_logprobs(await server.connection.post("/chat/completions", body))
+            except (StatusError, ValueError) as error:
                 raise ModelError(
-                    f"{server.connection.shown} does not tell {self._top} log-probabilities ({error})"
+                    f"{server.connection.display_url} does not return {self._top} log-probabilities ({error})"
                 ) from error
 
     async def _first_token(
-        self, prompt: Prompt, top: int, among: Sequence[Server] | None = None
+        self, prompt: Prompt, top: int, servers: Sequence[Server] | None = None
     ) -> tuple[list[tuple[str, float]], Usage]:
         """The likeliest first tokens of a reply with their log-probabilities."""
-        read, _ = await self._ask(
+        result, _ = await self._complete(
             prompt,
             1,
-            lambda answer: (first_tokens(answer), token_usage(answer)),
-            _first_token(top),
-            among=among,
+            lambda response: (top_logprobs(response), token_usage(response)),
+            _logprobs_arguments(top),
+            servers=servers,
         )
-        return read
+        return result
 
     async def score(self, request: Score) -> Scored:
-        """Rate a text as the reply, by vLLM's extension of the protocol."""
+        """Scores a text as the reply, by vLLM's extension of the protocol."""
         if not request.text:
             return Scored(())
-        answer, _ = await self._ask(
+        response, _ = await self._complete(
             request.prompt,
             1,
-            lambda answer: first_choice(answer) and answer,
+            lambda response: first_choice(response) and response,
             {
                 "temperature": 0,
                 "continue_final_message": True,
@@ -296,92 +330,105 @@ class OpenAIEngine:
             },
             [{"role": "assistant", "content": request.text}],
         )
-        entries = answer.get("prompt_logprobs")
+        entries = response.get("prompt_logprobs")
         if not entries:
-            raise EngineError("the server can't rate a given text: take engine=vllm, or serve with vLLM")
+            raise EngineError("the server can't score a given text: use engine=vllm, or serve with vLLM")
         pieces = [next(iter(entry.values())) for entry in entries if entry]
-        tokens = tokens_of(
+        tokens = align_tokens(
             [(piece["decoded_token"] or "", piece["logprob"]) for piece in pieces], request.text
         )
-        return Scored(tokens, token_usage(answer)._replace(generated_tokens=0))
+        return Scored(tokens, token_usage(response)._replace(generated_tokens=0))
 
     def notes(self) -> list[str]:
-        """What a run is to tell of the servers, where there are several."""
-        return self._servers.notes()
+        """Lines for the run's summary about the servers, if there are several."""
+        return self._pool.notes()
 
     async def close(self) -> None:
-        """End the connections."""
-        await self._servers.close()
+        """Closes the connections."""
+        await self._pool.close()
 
-    async def _ask(
+    async def _complete(
         self,
         prompt: Prompt,
-        room: int,
+        max_tokens: int,
         read: Callable[[Any], T],
         settings: Mapping[str, Any],
-        after: Sequence[dict[str, str]] = (),
-        among: Sequence[Server] | None = None,
+        extra_turns: Sequence[dict[str, str]] = (),
+        servers: Sequence[Server] | None = None,
     ) -> tuple[T, int]:
-        """What `read` makes of a chat completion of at most `room` tokens, fewer where the context is almost
-        full, and how many it might have."""
-        order = among or self._servers.order(prompt.image.hash if prompt.image else prompt.text)
-        room = min(room, self.context_length or room)
-        picture = await self._pictures.encoded(prompt.image) if prompt.image else None
-        server, sent = order[0], settings
+        """A chat completion as parsed by `read`, and the `max_tokens` that it was given.
 
-        def made(asked: Server) -> list[bytes]:
-            nonlocal server, sent
-            server, sent = asked, {"model": self._model.name, asked.limit: room, **settings, **self._body}
-            if not asked.penalises:
+        That is less than asked for if the context has no room for more.
+
+        Args:
+            settings: keys of the body besides those that all requests have.
+            servers: those to use; None is all.
+        """
+        order = servers or self._pool.order(prompt.image.hash if prompt.image else prompt.text)
+        max_tokens = min(max_tokens, self.context_length or max_tokens)
+        image_url = await self._images.encode(prompt.image) if prompt.image else None
+        used, sent = order[0], settings
+
+        def make_body(server: Server) -> list[bytes]:
+            nonlocal used, sent
+            used = server
+            sent = {
+                "model": self._model.name,
+                server.max_tokens_key: max_tokens,
+                **settings,
+                **self._extra_body,
+            }
+            if not server.repetition_penalty:
                 sent.pop("repetition_penalty", None)
-            return body(sent, prompt, picture, after)
+            return request_body(sent, prompt, image_url, extra_turns)
 
         try:
-            return await self._servers.complete(order, made, read), room
-        except Refused as refused:
-            left = self._adapted(server, sent, refused, room)
+            return await self._pool.complete(order, make_body, read), max_tokens
+        except StatusError as error:
+            max_tokens = self._adapt(used, sent, error, max_tokens)
         except TimeoutError as error:
-            raise EngineError(f"no answer within engine.timeout={self._patience:g} seconds") from error
+            raise EngineError(f"no answer within engine.timeout={self._timeout:g} seconds") from error
         except (ConnectionError, ValueError) as error:
             raise EngineError(f"{type(error).__name__}: {error}") from error
-        return await self._ask(prompt, left, read, settings, after, among)
+        return await self._complete(prompt, max_tokens, read, settings, extra_turns, servers)
 
-    def _adapted(self, server: Server, sent: Mapping[str, Any], refused: Refused, room: int) -> int:
-        """Tokens to ask the server for after it has refused, once what it does not know is left out.
+    def _adapt(self, server: Server, sent: Mapping[str, Any], error: StatusError, max_tokens: int) -> int:
+        """Notes what the server does not support, and returns the `max_tokens` to try next.
 
-        Raises EngineError where that can't help.
+        Raises:
+            EngineError: the request can't be changed so that the server accepts it.
         """
-        at, said = server.connection.shown, refused.words
-        if refused.status in (401, 403):
-            if "logprobs" in said:  # some hosts tell them of some models alone
-                raise EngineError(f"the server refuses the request: {said}") from refused
-            raise EngineDead(key_refused(server.connection)) from refused
-        if refused.status == 404:
+        url, message = server.connection.display_url, error.message
+        if error.status in (401, 403):
+            if "logprobs" in message:  # some hosts allow them for some models only
+                raise EngineError(f"the server refuses the request: {message}") from error
+            raise EngineDead(rejected_key(server.connection)) from error
+        if error.status == 404:
             raise EngineDead(
-                f"{at} has no chat completions of {self._model.name}: "
-                f"check engine.base_url and model.vlm.name ({said})"
-            ) from refused
-        if refused.status not in (400, 422):
-            raise EngineError(f"the server can't answer: {refused}") from refused
-        if LATER_LIMIT in said and LATER_LIMIT not in sent:
-            server.limit = LATER_LIMIT
-            return room
-        if "repetition_penalty" in said and "repetition_penalty" in sent:
-            if server.penalises:
-                log.warning("%s knows no repetition_penalty: replies are drawn without it", at)
-            server.penalises = False
-            return room
-        long = too_long(said, self.context_length)
-        if long is None:
-            raise EngineError(f"the server refuses the request: {said}") from refused
-        if 0 < (left := long.limit - long.tokens) < room:
+                f"{url} has no chat completions of {self._model.name}: "
+                f"check engine.base_url and model.vlm.name ({message})"
+            ) from error
+        if error.status not in (400, 422):
+            raise EngineError(f"the server can't answer: {error}") from error
+        if MAX_COMPLETION_TOKENS in message and MAX_COMPLETION_TOKENS not in sent:
+            server.max_tokens_key = MAX_COMPLETION_TOKENS
+            return max_tokens
+        if "repetition_penalty" in message and "repetition_penalty" in sent:
+            if server.repetition_penalty:
+                log.warning("%s does not support repetition_penalty: replies are sampled without it", url)
+            server.repetition_penalty = False
+            return max_tokens
+        too_long = prompt_too_long(message, self.context_length)
+        if too_long is None:
+            raise EngineError(f"the server refuses the request: {message}") from error
+        if 0 < (left := too_long.limit - too_long.tokens) < max_tokens:
             return left
-        raise long from refused
+        raise too_long from error
 
 
-def _first_token(top: int) -> dict[str, Any]:
+def _logprobs_arguments(top: int) -> dict[str, Any]:
     return {"temperature": 0, "logprobs": True, "top_logprobs": top}
 
 
-def _reply(answer: Any) -> tuple[Mapping[str, Any], Usage]:
-    return first_choice(answer), token_usage(answer)
+def _choice_and_usage(response: Any) -> tuple[Mapping[str, Any], Usage]:
+    return first_choice(response), token_usage(response)

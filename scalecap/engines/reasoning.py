@@ -1,6 +1,6 @@
-"""Reasoning: what a model writes before its answer, which is never part of a caption.
+"""Reasoning that a model writes before its answer, in `<think>…</think>`; it is never part of a caption.
 
-Models mark it as `<think>…</think>`. A hybrid model does so or not, as a variable of its chat template says.
+Hybrid models reason or not, depending on a variable of their chat template.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,50 +8,50 @@ from typing import Any
 
 OPEN, CLOSE = "<think>", "</think>"
 SWITCHES = ("enable_thinking", "thinking")
-"""Template variables by which the families turn reasoning off, when false."""
+"""Template variables that turn reasoning off when false, by model family."""
 
 
 def split_reasoning(reply: str, *, opened: bool = False) -> tuple[str, str]:
-    """The answer and the reasoning of a reply; a reply without reasoning is its own answer, unchanged.
+    """Splits a reply into answer and reasoning; a reply without reasoning is returned unchanged.
 
-    Reasoning stands at the beginning: `<think>…</think>`, several times too; without its end where the
-    token limit cut it; or without its beginning, where the chat template had written that.
+    Reasoning comes first: one or more `<think>…</think>`, without the closing tag if the token limit cut it
+    off, or without the opening tag if the chat template ended with it.
 
     Args:
-        opened: the prompt ended inside `<think>`, so that all is reasoning until it is closed.
+        opened: the prompt ended inside `<think>`, so everything up to `</think>` is reasoning.
     """
-    thoughts: list[str] = []
+    blocks: list[str] = []
     rest, inside = reply, opened
     while True:
         before, close, after = rest.partition(CLOSE)
         begins = before.lstrip().startswith(OPEN)
         if not (inside or begins or (close and OPEN not in before)):
             break
-        thoughts.append(before.lstrip().removeprefix(OPEN).strip())
+        blocks.append(before.lstrip().removeprefix(OPEN).strip())
         rest, inside = after.lstrip(), False
         if not close:
             break
-    return rest, "\n\n".join(filter(None, thoughts))
+    return rest, "\n\n".join(filter(None, blocks))
 
 
-def opens_thought(prompt: str) -> bool:
-    """Whether a rendered prompt ends with an open `<think>`: the reply then begins inside a thought."""
+def opens_reasoning(prompt: str) -> bool:
+    """Whether a rendered prompt ends with an open `<think>`."""
     return prompt.rstrip().endswith(OPEN)
 
 
 def find_switch(render: Callable[[Mapping[str, Any]], str], source: str) -> str | None:
-    """The variable that turns off the reasoning which the chat template asks for or allows by default.
+    """The template variable that turns reasoning off.
 
-    None when false changes nothing, as with models that do not reason, or leaves a thought open.
+    None if setting it to false changes nothing, as for models that do not reason, or leaves `<think>` open.
 
     Args:
-        render: a prompt by the template, with these variables besides those that are set already.
+        render: renders a prompt with additional template variables.
         source: the template.
     """
     default = render({})
     for name in SWITCHES:
         if name in source:
             off = render({name: False})
-            if off != default and not opens_thought(off):
+            if off != default and not opens_reasoning(off):
                 return name
     return None

@@ -1,4 +1,4 @@
-"""An engine that answers from a script, for tests and dry runs."""
+"""An engine with scripted replies, for tests and dry runs."""
 
 import inspect
 import math
@@ -21,13 +21,16 @@ from scalecap.engines.base import (
 from scalecap.engines.reasoning import split_reasoning
 
 Line = Reply | str | float
-"""A whole reply, or short for one: text for `generate`, an option or the probability of the first
-option for `choose`, the log-probability of every word for `score`."""
+"""A reply, or a short form: text for `generate`, an option or the probability of the first option for
+`choose`, the log-probability of every word for `score`."""
 
 
 class Scripted:
-    """Answers by a function of the request (which may be async or raise EngineError), or by a list
-    of lines in the order in which requests come. Token counts are counts of words.
+    """Engine with scripted replies; its token counts are word counts.
+
+    Args:
+        script: a function of the request, which may be async and may raise EngineError, or a list of replies
+            in the order of the requests.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Scripted:
             def next_line(request: Request) -> Line:
                 for line in lines:
                     return line
-                raise EngineError("the script has no line left")
+                raise EngineError("the script has no reply left")
 
             self._answer = next_line
 
@@ -67,7 +70,9 @@ class Scripted:
             return Generated(text, "stop", usage, reasoning)
         if isinstance(line, Generated):
             return line
-        raise EngineError(f"the script answers a request for text with {line!r}")
+        raise EngineError(
+            f"the script answers a `generate` request with {line!r}: expected text or Generated"
+        )
 
     async def choose(self, request: Choose) -> Chosen:
         line = await self._line(request)
@@ -79,7 +84,10 @@ class Scripted:
             return Chosen((line, *(rest for _ in request.options[1:])), usage=usage)
         if isinstance(line, Chosen):
             return line
-        raise EngineError(f"the script answers a choice among {request.options} with {line!r}")
+        raise EngineError(
+            f"the script answers a choice among {request.options} with {line!r}:"
+            " expected an option, a probability or Chosen"
+        )
 
     async def score(self, request: Score) -> Scored:
         line = await self._line(request)
@@ -89,7 +97,7 @@ class Scripted:
             return Scored(tuple(Token(start, end, line) for start, end in words), usage)
         if isinstance(line, Scored):
             return line
-        raise EngineError(f"the script answers a request for scores with {line!r}")
+        raise EngineError(f"the script answers a `score` request with {line!r}: expected a number or Scored")
 
     async def close(self) -> None:
-        """Nothing to free."""
+        """Frees nothing."""

@@ -1,4 +1,4 @@
-"""What servers list about a model, and whether they serve the same one."""
+"""What servers list about a model at `/v1/models`, and whether they serve the same one."""
 
 import asyncio
 import hashlib
@@ -7,117 +7,129 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from scalecap.engines.connection import Connection, Refused
+from scalecap.engines.connection import Connection, StatusError
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError
 
 log = logging.getLogger(__name__)
 
 Card = Mapping[str, Any]
-"""What a server lists about a model; vLLM's tells its path and its context. Empty where it lists nothing."""
+"""A server's entry for a model; vLLM's has its path (`root`) and context (`max_model_len`). Empty if the
+server lists no models."""
 
 
-class AwayError(ModelError):
-    """No server answers there."""
+class ServerUnavailableError(ModelError):
+    """No server answers at the address."""
 
 
-async def card_of(connection: Connection, model: ModelSettings, seconds: float) -> Card:
-    """What the server lists about the model.
+async def fetch_card(connection: Connection, model: ModelSettings, seconds: float) -> Card:
+    """The server's entry for the model.
+
+    Args:
+        seconds: how long the server has to answer.
 
     Raises:
-        AwayError: it does not answer within so many seconds.
-        ModelError: it lists other models alone, or refuses the key.
+        ServerUnavailableError: it does not answer.
+        ModelError: it lists only other models, or rejects the API key.
     """
-    at = connection.shown
+    url = connection.display_url
     try:
         async with asyncio.timeout(seconds):
             listed = (await connection.get("/models"))["data"]
         served = {str(each["id"]): dict(each) for each in listed}
     except TimeoutError as error:
-        raise AwayError(f"no server answers at engine.base_url={at} within {seconds:g} seconds") from error
+        raise ServerUnavailableError(
+            f"no server answers at engine.base_url={url} within {seconds:g} seconds"
+        ) from error
     except ConnectionError as error:
-        raise AwayError(f"no server answers at engine.base_url={at} ({error})") from error
-    except Refused as refused:
-        if refused.status in (401, 403):
-            raise ModelError(key_refused(connection)) from refused
-        if refused.status in (502, 503, 504):
-            raise AwayError(f"no server answers at engine.base_url={at} ({refused})") from refused
-        log.debug("the server does not list its models: %s", refused)
+        raise ServerUnavailableError(f"no server answers at engine.base_url={url} ({error})") from error
+    except StatusError as error:
+        if error.status in (401, 403):
+            raise ModelError(rejected_key(connection)) from error
+        if error.status in (502, 503, 504):
+            raise ServerUnavailableError(f"no server answers at engine.base_url={url} ({error})") from error
+        log.debug("the server does not list its models: %s", error)
         return {}
-    except (LookupError, TypeError, ValueError) as error:  # some that answer requests list nothing
+    except (LookupError, TypeError, ValueError) as error:  # some servers that work list nothing
         log.debug("the server does not list its models: %s", error)
         return {}
     if served and model.name not in served:
         names = ", ".join(list(served)[:10])
-        raise ModelError(f"{at} has no model {model.name}: set model.vlm.name to one of {names}")
+        raise ModelError(f"{url} has no model {model.name}: set model.vlm.name to one of {names}")
     return served.get(model.name, {})
 
 
-async def cards(
+async def fetch_cards(
     connections: Sequence[Connection], model: ModelSettings, seconds: float
-) -> dict[Connection, Card | AwayError]:
-    """What each of the servers lists, or that it is away.
+) -> dict[Connection, Card | ServerUnavailableError]:
+    """Each server's entry for the model, or the error if it is down.
 
-    Raises ModelError when all are away, or any has another model or refuses the key; it names each.
+    Raises:
+        ModelError: all servers are down, or one has other models or rejects the API key; names each of them.
     """
-    told = await asyncio.gather(
-        *(card_of(each, model, seconds) for each in connections), return_exceptions=True
+    results = await asyncio.gather(
+        *(fetch_card(each, model, seconds) for each in connections), return_exceptions=True
     )
-    found: dict[Connection, Card | AwayError] = {}
+    cards: dict[Connection, Card | ServerUnavailableError] = {}
     wrong: list[str] = []
-    for connection, each in zip(connections, told, strict=True):
-        if isinstance(each, ModelError) and not isinstance(each, AwayError):
-            wrong.append(str(each))
-        elif isinstance(each, BaseException) and not isinstance(each, AwayError):
-            raise each
+    for connection, result in zip(connections, results, strict=True):
+        if isinstance(result, ModelError) and not isinstance(result, ServerUnavailableError):
+            wrong.append(str(result))
+        elif isinstance(result, BaseException) and not isinstance(result, ServerUnavailableError):
+            raise result
         else:
-            found[connection] = each
-    away = [str(each) for each in found.values() if isinstance(each, AwayError)]
-    if wrong or len(away) == len(connections):
-        raise ModelError("; ".join([*wrong, *away]))
-    return found
+            cards[connection] = result
+    down = [str(each) for each in cards.values() if isinstance(each, ServerUnavailableError)]
+    if wrong or len(down) == len(connections):
+        raise ModelError("; ".join([*wrong, *down]))
+    return cards
 
 
-def agreed(cards: Mapping[Connection, Card], engine: EngineSettings) -> Card:
-    """What the servers list, which is to be the same of each, where it tells.
+def merge_cards(cards: Mapping[Connection, Card], engine: EngineSettings) -> Card:
+    """What the servers list about the model, after checking that they agree.
 
-    Raises ModelError when their contexts differ, or their weights do and `engine.identity` does not say that
-    they are one model.
+    Raises:
+        ModelError: their context lengths differ, or their weights do and `engine.identity` is not set.
     """
-    same: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for key, fix in (
-        ("max_model_len", "serve them with the same context"),
-        ("root", 'engine.identity="…" says that they are one model'),
+        ("max_model_len", "serve them with the same context length"),
+        ("root", 'if they run the same model, set engine.identity="…"'),
     ):
-        told = {each.shown: card[key] for each, card in cards.items() if card.get(key)}
-        if len(set(map(str, told.values()))) > 1 and not (key == "root" and engine.identity):
-            differing = ", ".join(f"{value} at {at}" for at, value in told.items())
+        values = {each.display_url: card[key] for each, card in cards.items() if card.get(key)}
+        if len(set(map(str, values.values()))) > 1 and not (key == "root" and engine.identity):
+            differing = ", ".join(f"{value} at {url}" for url, value in values.items())
             raise ModelError(f"the servers of engine.base_url differ in {key}: {differing}; {fix}")
-        if told:
-            same[key] = next(iter(told.values()))
-    return same
+        if values:
+            merged[key] = next(iter(values.values()))
+    return merged
 
 
-def found(model: ModelSettings, engine: EngineSettings, card: Card, told: str) -> str:
-    """What answers, as far as it can be known from here: the name served, by whom, and how it is read."""
+def served_model(model: ModelSettings, engine: EngineSettings, card: Card, logprobs: str) -> str:
+    """The model part of the engine's identity: name, servers, and how log-probabilities are read.
+
+    Args:
+        logprobs: `choices=text`, `top_logprobs=5`, or empty for the usual twenty.
+    """
     parts = [model.name]
     if engine.identity:
         parts.append(f"is={engine.identity}")
     else:
         parts += [f"root={root}"] if (root := card.get("root")) else []
         parts.append(f"at={','.join(sorted(map(address, engine.addresses)))}")
-    return " ".join([*parts, told] if told else parts)
+    return " ".join([*parts, logprobs] if logprobs else parts)
 
 
 def address(url: str) -> str:
-    """The URL without what lets its reader in: a user's name and password, and a digest of its query."""
+    """The URL without credentials; a query string is replaced by a digest."""
     parts = urlsplit(url)
     query = f"?{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}" if parts.query else ""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}{query}"
 
 
-def key_refused(connection: Connection) -> str:
-    """What to do about a key that a server refuses."""
+def rejected_key(connection: Connection) -> str:
+    """Error message for a rejected API key."""
     return (
-        f"{connection.shown} refuses the key: set the environment variable OPENAI_API_KEY to the server's key"
+        f"{connection.display_url} refuses the key: set the environment variable OPENAI_API_KEY to the"
+        " server's key"
     )

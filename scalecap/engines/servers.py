@@ -1,11 +1,11 @@
-"""Requests to servers that run the same model: which one is asked, tries, deadlines, servers that go away.
+"""Sends requests to servers of one model: routing, retries, deadlines, health checks and failover.
 
-All requests about a picture go to one server, which has its tokens in the KV cache: the first of the order
-that rendezvous hashing (Thaler and Ravishankar, 1998) gives to the servers for this picture. While it is away
-the next one is asked, so that no other picture moves when a server leaves or comes back.
+All requests about an image go to one server, which has the image's tokens in its KV cache: the first in the
+order that rendezvous hashing (Thaler and Ravishankar, 1998) gives for this image. While that server is down
+the next one is used, so no other image moves when a server leaves or comes back.
 
-A server that goes away, to be restarted or for good, costs no row: its requests go to the others. Where there
-is no other they wait for it up to `engine.timeout`, and then the run stops.
+A server that goes down, for a restart or for good, costs no row: its requests go to the others. If there is
+no other, they wait for it for up to `engine.timeout` seconds, and then the run stops.
 """
 
 import asyncio
@@ -14,99 +14,127 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar
 
 from scalecap.engines.base import EngineDead, EngineError
-from scalecap.engines.connection import Connection, Refused
+from scalecap.engines.connection import Connection, StatusError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Body = Callable[["Server"], Sequence[bytes]]
-"""Makes a request's body, in pieces, as a server wants it."""
+"""Makes the JSON body of a request, in pieces, in the form that a server understands."""
 
-LATER_LIMIT = "max_completion_tokens"
-"""What OpenAI calls max_tokens by now; its newer models refuse the older name, other servers the newer."""
-_GARBAGE = 2
-"""Times that a request may get an answer that is none."""
-_LATE = 2
-"""Servers that a request may keep waiting."""
+MAX_COMPLETION_TOKENS = "max_completion_tokens"
+"""OpenAI's current name of `max_tokens`: its newer models reject the old name, other servers the new one."""
+_MAX_INVALID_REPLIES = 2
+"""A request fails after this many replies that can't be parsed."""
+_MAX_TIMEOUTS = 2
+"""A request fails after timing out at this many servers that are up."""
 _HEALTH_INTERVAL = 2.0
-"""Seconds before each look whether a server is back."""
+"""Seconds before each health check."""
 _HEALTH_TIMEOUT = 10.0
-"""Seconds that it has to answer then."""
+"""Seconds that a server has to answer a health check."""
 _STALL_SECONDS = 10.0
-"""Seconds without any answer to its requests after which one of several servers is looked at."""
-_LOOKS = 3
-"""Looks in vain after which the requests that it has are sent to others."""
+"""A server that has requests and answers none of them for so many seconds gets a health check."""
+_MAX_FAILED_CHECKS = 3
+"""Failed health checks in a row after which a server's requests are sent to other servers."""
 _BACKOFF = 0.5
-"""Seconds before a second try; doubled with each further one, up to 8."""
-_GATEWAY = (502, 503, 504)
-"""What a gateway says whose server is away."""
+"""Seconds before the first retry; doubled for each further one, up to 8."""
+_GATEWAY_ERRORS = (502, 503, 504)
+"""Status codes of a gateway whose server is down."""
 
 
 class Server:
-    """One of them, with what was learnt about it."""
+    """One server and what is known about it."""
 
     def __init__(self, connection: Connection, concurrency: int) -> None:
         self.connection = connection
-        self.free = asyncio.Semaphore(concurrency)
-        self.limit = "max_tokens"
-        """What it calls the most tokens of a reply."""
-        self.penalises = True
-        """Whether it knows `repetition_penalty`, which OpenAI's protocol does not."""
+        self.slots = asyncio.Semaphore(concurrency)
+        self.max_tokens_key = "max_tokens"
+        """Name of the limit on generated tokens in a request's body."""
+        self.repetition_penalty = True
+        """Whether it accepts `repetition_penalty`, which is not part of OpenAI's protocol."""
         self.up = True
-        """Whether it is asked: not from a look in vain until it is back."""
-        self.trouble: BaseException | None = None
-        """Why it did not answer when it was looked at."""
-        self.heard = 0.0
-        """When it last answered a request (`time.monotonic`)."""
+        """Whether requests are sent to it: False from a failed health check to the next successful one."""
+        self.last_error: BaseException | None = None
+        """Why the last health check failed."""
+        self.last_reply = 0.0
+        """Time of its last reply to a request (`time.monotonic`)."""
         self.deadlines: set[asyncio.Timeout] = set()
-        """Of the requests that it has."""
-        self.times_away = 0
+        """Deadlines of its requests in flight."""
+        self.outages = 0
         self.answered = 0
-        self.moved = 0
-        """Requests that were its own and that others answered."""
+        self.rerouted = 0
+        """Requests routed to it first that another server answered."""
 
     @asynccontextmanager
-    async def working(self, seconds: float) -> AsyncIterator[None]:
-        """A request's time at the server: TimeoutError when it is over, or the server is given up."""
+    async def in_flight(self, seconds: float) -> AsyncIterator[None]:
+        """Limits the time of a request at this server.
+
+        Raises:
+            TimeoutError: the time is over, or `expire_requests` was called.
+        """
         async with asyncio.timeout(seconds) as deadline:
             self.deadlines.add(deadline)
             try:
                 yield
             finally:
                 self.deadlines.discard(deadline)
-        self.heard = time.monotonic()
+        self.last_reply = time.monotonic()
 
-    def give_up(self) -> None:
-        """Ends the wait of all requests that it has."""
+    def expire_requests(self) -> None:
+        """Makes all of its requests in flight time out now."""
         for deadline in self.deadlines:
             if not deadline.expired():
                 deadline.reschedule(asyncio.get_running_loop().time())
 
 
-class Servers:
-    """Sends each request to a server, and again, there or elsewhere, where that may help.
+@dataclass
+class _RequestState:
+    """One request over all of its attempts."""
+
+    order: Sequence[Server]
+    time_left: float
+    """Seconds."""
+    skipped: set[Server] = field(default_factory=set)
+    """Servers that did not answer it; the others are tried first."""
+    last_error: Exception | None = None
+    error_statuses: int = 0
+    disconnects: int = 0
+    timeouts: int = 0
+    invalid_replies: int = 0
+
+    def candidates(self) -> list[Server]:
+        """The servers to try, best first."""
+        return [server for server in self.order if server.up and server not in self.skipped]
+
+
+class ServerPool:
+    """Sends each request to a server and retries it, there or on another one, where that may help.
 
     Args:
-        patience: seconds that a request may take with all its tries, and that servers may be away.
-        retries: further tries of a request that was refused for the time being; one more where its connection
-            was lost.
+        timeout: seconds that a request may take over all of its attempts, and that servers may be down.
+        retries: further attempts after a temporary error status; one more after a lost connection.
     """
 
-    def __init__(self, servers: Sequence[Server], patience: float, retries: int) -> None:
+    def __init__(self, servers: Sequence[Server], timeout: float, retries: int) -> None:
         self.servers = servers
-        self.accept: Callable[[Server], Awaitable[None]] | None = None
-        """Called of a server that is back; raises EngineError when it can't be used."""
-        self._patience = patience
+        self.readmit: Callable[[Server], Awaitable[None]] | None = None
+        """Called with a server that is back; raises EngineError if it can't be used."""
+        self._timeout = timeout
         self._retries = retries
-        self._looks: dict[Server, asyncio.Task[bool]] = {}
-        self._watching: asyncio.Task[None] | None = None
+        self._health_checks: dict[Server, asyncio.Task[bool]] = {}
+        self._watchdog: asyncio.Task[None] | None = None
 
     def order(self, key: str) -> Sequence[Server]:
-        """The servers in the order in which they are asked about a picture, or a text."""
+        """The servers in the order in which they are tried.
+
+        Args:
+            key: hash of the image, or the text of a prompt without one.
+        """
         if len(self.servers) == 1:
             return self.servers
 
@@ -116,168 +144,201 @@ class Servers:
         return sorted(self.servers, key=weight, reverse=True)
 
     async def complete(self, order: Sequence[Server], body: Body, read: Callable[[Any], T]) -> T:
-        """What `read` makes of a chat completion; one for which it raises ValueError is asked for once more.
+        """Sends a chat completion request and returns its parsed reply.
 
         Args:
-            order: the servers to ask, each where those before it are away.
+            order: the servers to use, each if those before it are down.
+            read: parses the reply's JSON; must not return None. If it raises ValueError the request is sent
+                once more.
 
         Raises:
-            Refused: the request is refused, for good or once too often.
-            ConnectionError, ValueError: no answer came, or none that can be read, and a server is there.
-            TimeoutError: the time is up.
-            EngineDead: all servers stay away.
+            StatusError: the server rejected the request, for good or once too often.
+            ConnectionError: the connection was lost, though a server is up.
+            ValueError: the replies could not be parsed.
+            TimeoutError: `engine.timeout` is over.
+            EngineDead: all servers stay down.
         """
-        if len(self.servers) > 1 and self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
-        left, failures, lost, late, garbage = self._patience, 0, 0, 0, 0
-        passed: set[Server] = set()
-        error: Exception | None = None
+        if len(self.servers) > 1 and self._watchdog is None:
+            self._watchdog = asyncio.create_task(self._watch())
+        request = _RequestState(order, self._timeout)
         while True:
-            server = next((each for each in order if each.up and each not in passed), None)
-            if server is None:
-                if await self._any_back([each for each in order if not each.up or each in passed]):
-                    left, late = self._patience, 0  # what was lost with the server begins anew
-                elif (lost := lost + 1) > self._retries + 1 or isinstance(error, TimeoutError):
-                    assert error
-                    raise error
-                passed.clear()
+            candidates = request.candidates()
+            if not candidates:
+                await self._wait_for_server(request)
                 continue
-            other = any(each.up and each not in passed for each in order if each is not server)
+            server, alternative = candidates[0], len(candidates) > 1
             try:
-                async with server.free:
-                    if not server.up:  # it went while this one waited
-                        continue
-                    begun = time.monotonic()
-                    try:
-                        async with server.working(left):
-                            try:
-                                answer = await server.connection.post("/chat/completions", body(server))
-                            except Refused as refused:
-                                failures += 1
-                                if other and _unfit(refused):
-                                    self.leave(server, refused)
-                                    continue
-                                if not refused.passes or failures > self._retries:
-                                    raise
-                                if other and refused.status >= 500:
-                                    passed.add(server)
-                                    continue
-                                passed.clear()
-                                await asyncio.sleep(
-                                    _pause(failures) if refused.pause is None else refused.pause
-                                )
-                                continue
-                    finally:
-                        left -= time.monotonic() - begun
-                made = read(answer)
+                reply = await self._attempt(request, server, alternative, body, read)
             except ValueError:
-                garbage += 1
-                if garbage == _GARBAGE:
+                request.invalid_replies += 1
+                if request.invalid_replies == _MAX_INVALID_REPLIES:
                     raise
-            except (ConnectionError, TimeoutError) as raised:
-                error = raised
-                passed.add(server)
-                self._look(server)
-                late += isinstance(error, TimeoutError) and server.up
-                if late == _LATE:
+            except (ConnectionError, TimeoutError) as error:
+                request.last_error = error
+                request.skipped.add(server)
+                self._check_health(server)
+                request.timeouts += isinstance(error, TimeoutError) and server.up
+                if request.timeouts == _MAX_TIMEOUTS:
                     raise
-                if other:
-                    left = self._patience
+                if alternative:
+                    request.time_left = self._timeout
             else:
-                server.answered += 1
-                order[0].moved += server is not order[0]
-                return made
+                if reply is not None:
+                    server.answered += 1
+                    order[0].rerouted += server is not order[0]
+                    return reply
+
+    async def _attempt(
+        self, request: _RequestState, server: Server, alternative: bool, body: Body, read: Callable[[Any], T]
+    ) -> T | None:
+        """Sends a request once; None if another attempt should follow.
+
+        Args:
+            alternative: whether another server can take the request.
+        """
+        async with server.slots:
+            if not server.up:  # it went down while this request waited for a slot
+                return None
+            started = time.monotonic()
+            try:
+                async with server.in_flight(request.time_left):
+                    try:
+                        reply = await server.connection.post("/chat/completions", body(server))
+                    except StatusError as error:
+                        await self._handle_status(request, server, alternative, error)
+                        return None
+            finally:
+                request.time_left -= time.monotonic() - started
+        return read(reply)
+
+    async def _handle_status(
+        self, request: _RequestState, server: Server, alternative: bool, error: StatusError
+    ) -> None:
+        """Prepares the next attempt after an error status, or raises the error if there is to be none."""
+        request.error_statuses += 1
+        if alternative and _rejects_everything(error):
+            self.mark_down(server, error)
+        elif not error.retryable or request.error_statuses > self._retries:
+            raise error
+        elif alternative and error.status >= 500:
+            request.skipped.add(server)
+        else:
+            request.skipped.clear()
+            seconds = error.retry_after
+            await asyncio.sleep(_backoff(request.error_statuses) if seconds is None else seconds)
+
+    async def _wait_for_server(self, request: _RequestState) -> None:
+        """Waits until a server can be tried again, or raises the last error if there is no attempt left."""
+        unusable = [server for server in request.order if not server.up or server in request.skipped]
+        if await self._wait_for_any(unusable):
+            # The server lost the request when it went down: the request starts over.
+            request.time_left, request.timeouts = self._timeout, 0
+        else:
+            request.disconnects += 1
+            if request.disconnects > self._retries + 1 or isinstance(request.last_error, TimeoutError):
+                assert request.last_error
+                raise request.last_error
+        request.skipped.clear()
 
     def notes(self) -> list[str]:
-        """What a run is to tell of several servers since it was last asked."""
+        """Lines for the run's summary about several servers, since the last call; resets the counts."""
         if len(self.servers) == 1:
             return []
-        answered = ", ".join(f"{each.answered:,} by {each.connection.shown}" for each in self.servers)
-        found = [f"Requests answered: {answered}."]
-        for each in self.servers:
-            if each.times_away or each.moved:
-                times = {0: "less than a look takes", 1: "once"}.get(
-                    each.times_away, f"{each.times_away} times"
+        answered = ", ".join(f"{each.answered:,} by {each.connection.display_url}" for each in self.servers)
+        lines = [f"Requests answered: {answered}."]
+        for server in self.servers:
+            if server.outages or server.rerouted:
+                times = {0: "less than one health check", 1: "once"}.get(
+                    server.outages, f"{server.outages} times"
                 )
-                at, moved = each.connection.shown, f"{each.moved:,}"
-                found.append(f"{at} was away ({times}); others answered {moved} of its requests.")
-        for each in self.servers:
-            each.answered = each.moved = 0
-            each.times_away = 0 if each.up else 1
-        return found
+                lines.append(
+                    f"{server.connection.display_url} was away ({times});"
+                    f" others answered {server.rerouted:,} of its requests."
+                )
+            server.answered = server.rerouted = 0
+            server.outages = 0 if server.up else 1
+        return lines
 
-    def leave(self, server: Server, why: BaseException) -> None:
-        """Asks the server nothing until it is back, which is looked for."""
+    def mark_down(self, server: Server, why: BaseException) -> None:
+        """Sends no requests to the server until a health check succeeds."""
         if server.up:
             server.up = False
-            server.times_away += 1
-            at = server.connection.shown
+            server.outages += 1
+            url = server.connection.display_url
             if len(self.servers) == 1:
-                log.warning("no answer from %s: waiting up to %.0f s for it (%s)", at, self._patience, why)
+                log.warning("no answer from %s: waiting up to %.0f s for it (%s)", url, self._timeout, why)
             else:
-                log.warning("%s is away, and its requests go to other servers (%s)", at, why)
-        server.trouble = why
-        self._look(server)
+                log.warning("%s is down; its requests go to other servers (%s)", url, why)
+        server.last_error = why
+        self._check_health(server)
 
-    def _look(self, server: Server) -> "asyncio.Task[bool]":
-        """Ends when the server answers, for all who wait for it; whether it was away."""
-        look = self._looks.get(server)
-        if look is None or look.done():
-            look = self._looks[server] = asyncio.create_task(self._looking(server))
-        return look
+    def _check_health(self, server: Server) -> "asyncio.Task[bool]":
+        """The health check in progress, or a new one: ends when the server is up; True if it was down."""
+        task = self._health_checks.get(server)
+        if task is None or task.done():
+            task = self._health_checks[server] = asyncio.create_task(self._poll_until_up(server))
+        return task
 
-    async def _looking(self, server: Server) -> bool:
-        in_vain = 0
+    async def _poll_until_up(self, server: Server) -> bool:
+        failed = 0
         while True:
-            # Also before the first look: one that shuts down drops connections while it still answers.
+            # Also before the first check: a server that shuts down drops connections while it still answers.
             await asyncio.sleep(_HEALTH_INTERVAL)
-            try:
-                async with asyncio.timeout(_HEALTH_TIMEOUT):
-                    if self.accept and not server.up:
-                        await self.accept(server)
-                    else:
-                        await server.connection.get("/models")
-            except (ConnectionError, TimeoutError, EngineError) as error:
-                why: Exception = error
-            except Refused as refused:
-                if refused.status not in _GATEWAY:
-                    break  # whatever it says, it is there
-                why = refused
-            except ValueError:
+            error = await self._health_error(server)
+            if error is None:
                 break
-            else:
-                break
-            self.leave(server, why)
-            in_vain += 1
-            if in_vain >= _LOOKS and len(self.servers) > 1:
-                server.give_up()
-        away, server.up = not server.up, True
-        if away:
-            log.warning("%s is back", server.connection.shown)
-        return away
+            self.mark_down(server, error)
+            failed += 1
+            if failed >= _MAX_FAILED_CHECKS and len(self.servers) > 1:
+                server.expire_requests()
+        was_down, server.up = not server.up, True
+        if was_down:
+            log.warning("%s is up again", server.connection.display_url)
+        return was_down
 
-    async def _any_back(self, servers: Sequence[Server]) -> bool:
-        """Waits until one of the servers answers; whether it was away."""
-        looks = [self._look(each) for each in servers]
-        back, _ = await asyncio.wait(looks, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
-        if not back:
-            gone = ", ".join(f"{each.connection.shown} ({each.trouble})" for each in servers)
-            what = "the server at" if len(self.servers) == 1 else "all servers are gone:"
-            verb = " is gone" if len(self.servers) == 1 else ""
-            raise EngineDead(f"{what} {gone}{verb}: no answer for {self._patience:.0f} s")
-        return any(look.result() for look in back)
+    async def _health_error(self, server: Server) -> Exception | None:
+        """One health check: why the server can't be used, or None."""
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT):
+                if self.readmit and not server.up:
+                    await self.readmit(server)
+                else:
+                    await server.connection.get("/models")
+        except (ConnectionError, TimeoutError, EngineError) as error:
+            return error
+        except StatusError as error:
+            # Any other status comes from the server itself, so it is up.
+            return error if error.status in _GATEWAY_ERRORS else None
+        except ValueError:
+            return None
+        return None
+
+    async def _wait_for_any(self, servers: Sequence[Server]) -> bool:
+        """Waits until a health check of one of the servers succeeds; True if that server was down.
+
+        Raises:
+            EngineDead: none succeeded within the timeout.
+        """
+        checks = [self._check_health(server) for server in servers]
+        done, _ = await asyncio.wait(checks, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            down = ", ".join(f"{each.connection.display_url} ({each.last_error})" for each in servers)
+            if len(self.servers) == 1:
+                raise EngineDead(f"the server at {down} is gone: no answer for {self._timeout:.0f} s")
+            raise EngineDead(f"all servers are gone: {down}: no answer for {self._timeout:.0f} s")
+        return any(check.result() for check in done)
 
     async def _watch(self) -> None:
-        """Looks at servers that have requests and answer none: their machines may have vanished."""
+        """Checks the health of servers that have requests and answer none: their machines may be gone."""
         while True:
             await asyncio.sleep(_STALL_SECONDS)
             for server in self.servers:
-                if server.deadlines and time.monotonic() - server.heard > _STALL_SECONDS:
-                    self._look(server)
+                if server.deadlines and time.monotonic() - server.last_reply > _STALL_SECONDS:
+                    self._check_health(server)
 
     async def close(self) -> None:
-        """End the connections."""
-        tasks = [*self._looks.values(), *([self._watching] if self._watching else [])]
+        """Stops health checks and closes the connections."""
+        tasks = [*self._health_checks.values(), *([self._watchdog] if self._watchdog else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -285,11 +346,11 @@ class Servers:
             await server.connection.close()
 
 
-def _unfit(refused: Refused) -> bool:
-    """Whether a server refuses all that it is asked, for another model or another key."""
-    return refused.status in (401, 403, 404) and "logprobs" not in refused.words
+def _rejects_everything(error: StatusError) -> bool:
+    """Whether the server rejects all requests, because it has another model or wants another key."""
+    return error.status in (401, 403, 404) and "logprobs" not in error.message
 
 
-def _pause(failures: int) -> float:
-    """Seconds before the next try, not the same for all who were refused together."""
+def _backoff(failures: int) -> float:
+    """Seconds before the next attempt, with jitter."""
     return min(_BACKOFF * 2.0 ** (failures - 1), 8.0) * random.uniform(0.75, 1)

@@ -12,9 +12,9 @@ from scalecap.engines.identity import HARMLESS_ARGS
 from scalecap.text.suggestions import did_you_mean
 
 EXTRAS = {"transformers": "cpu", "vllm": "vllm", "openai": "openai"}
-"""What `pip install "scalecap[...]"` brings each engine's libraries."""
+"""By engine, the extra that installs its libraries: `pip install "scalecap[...]"`."""
 ENGINES = ("auto", *EXTRAS)
-_OWN_BODY = dict.fromkeys(
+_RESERVED_KEYS = dict.fromkeys(
     ("messages", "logprobs", "top_logprobs", "prompt_logprobs", "n", "stream"), "set by scalecap itself"
 ) | {
     "model": "set model.vlm.name",
@@ -26,128 +26,130 @@ _OWN_BODY = dict.fromkeys(
     "repetition_penalty": "set sampling.repetition_penalty",
     "seed": "set seed",
 }
-"""Keys of a request's body that have a setting of their own, or none."""
+"""Keys that `engine.extra_body` must not contain, and what to do instead."""
 AFFECTS_COST = {"affects": "cost"}
-"""Metadata of a setting that changes time, memory or how many rows are taken, and no row's content: a run is
-resumed, and a reply comes from the cache, whatever its value."""
+"""Metadata of a setting that changes time, memory or the number of rows, but not their content: it may differ
+when a run is resumed, and it is not part of cache keys."""
 AFFECTS_NOTHING = {"affects": "nothing"}
-"""Likewise, of one that comparisons have nothing to say about either. A setting without such a mark affects
-rows, and replies where it is an engine's or a model's."""
+"""Metadata of a setting that comparisons ignore as well. A setting without such metadata affects rows; one of
+an engine or a model also affects replies."""
 
 
 @dataclass
 class PriceSettings:
-    """What an engine's tokens cost, per million of them, in any currency."""
+    """Price of a million tokens, in any currency."""
 
     prompt: float | None = None
     generated: float | None = None
     cached: float | None = None
-    """Of prompt tokens that the server had in its prefix cache; None is the price of the others."""
+    """Price of prompt tokens from the server's prefix cache; None: the same as of other prompt tokens."""
 
     @property
     def needed(self) -> tuple[float | None, float | None]:
-        """Those without which nothing can be reckoned."""
+        """The prices that an estimate of costs needs."""
         return self.prompt, self.generated
 
 
 @dataclass
 class EngineSettings:
-    """What runs the models."""
+    """The engine that runs the models."""
 
     name: str = "auto"
     """`auto`, `transformers`, `vllm`, `openai`, or `package/name` for one of another package."""
     base_url: Any = field(default=None, metadata=AFFECTS_COST)
-    """Address of an OpenAI-compatible server, up to and with `/v1`, or a list of those of servers that run
-    the same model: all requests about a picture go to one of them, and to the next while it is away. Replies
-    are kept apart by it: a name such as `default` may stand for other weights elsewhere."""
+    """Address of an OpenAI-compatible server, up to and including `/v1`, or a list of addresses of servers
+    that run the same model: all requests about an image go to one of them, and to the next one while it is
+    down. Replies are cached per address, since a name such as `default` may stand for other weights
+    elsewhere."""
     identity: str | None = None
-    """Which model the server runs, in your own words. Replies are then shared by all addresses with the same
-    words, e.g. by several servers of one model (engine=openai)."""
+    """Your own name for the model that the server runs. Cached replies are then shared by all addresses with
+    this name, e.g. by several servers of one model (engine=openai)."""
     logprobs: bool | None = None
-    """Whether the server tells log-probabilities, from which P(yes) is read; without them P(yes) is 0 or 1,
-    by the reply's first word. None finds out when the engine is opened (engine=openai)."""
+    """Whether the server returns log-probabilities, from which P(yes) is computed; without them P(yes) is 0
+    or 1, by the reply's first word. None finds out when the engine is opened (engine=openai)."""
     concurrency: int | None = field(default=None, metadata=AFFECTS_COST)
-    """Most requests in flight, at each of several servers; None is the engine's own choice."""
+    """Maximum number of requests in flight, for each of several servers; None: the engine's default."""
     batch_size: int = field(default=32, metadata=AFFECTS_COST)
-    """Most requests in one forward pass (engine=transformers)."""
+    """Maximum number of requests in one forward pass (engine=transformers)."""
     timeout: float = field(default=600.0, metadata=AFFECTS_COST)
-    """Seconds that one request may take, retries included, and that a server may be away (engine=openai)."""
+    """Seconds that a request may take, retries included, and that a server may be down (engine=openai)."""
     retries: int = field(default=6, metadata=AFFECTS_COST)
-    """Further tries after 429, 5xx and lost connections, within `timeout` (engine=openai)."""
+    """Maximum number of retries after 429, 5xx and lost connections, within `timeout` (engine=openai)."""
     keep: bool = field(default=False, metadata=AFFECTS_NOTHING)
-    """Keeps the engines of other models open for later jobs of a sweep, where memory holds them all."""
+    """Keeps the engines of other models open for later jobs of a sweep, if memory allows."""
     quiet: bool = field(default=True, metadata=AFFECTS_NOTHING)
     """Keeps the libraries' own logs off the screen."""
     args: dict[str, Any] = field(default_factory=dict, metadata={"harmless": HARMLESS_ARGS})
-    """Passed to vLLM, or to another package's engine, as they are, e.g. `engine.args.tensor_parallel_size=2`.
-    The memory that vLLM's `gpu_memory_utilization` allows is for all models of the run: their weights, and of
-    the rest the same for each; a 32nd of the GPU's is for encoded pictures."""
+    """Arguments of vLLM or of another package's engine, e.g. `engine.args.tensor_parallel_size=2`. With vLLM
+    all models of the run share the memory that `gpu_memory_utilization` allows: each gets its weights and an
+    equal part of the rest; 1/32 of the GPU's memory is for encoded images."""
     extra_body: dict[str, Any] = field(default_factory=dict)
-    """Merged into the body of each request (engine=openai): what a server knows beyond OpenAI's protocol,
+    """Merged into the body of each request (engine=openai), for a server's extensions of OpenAI's protocol,
     e.g. `engine.extra_body.provider.order=[a,b]`."""
     jpeg_quality: int | None = None
-    """Sends pictures as JPEG of this quality, 1 to 100, in full colour (engine=openai): at 95 a quarter of
-    the bytes of PNG, which is lossless and taken with None."""
+    """Sends images as JPEG of this quality, 1 to 100, without chroma subsampling (engine=openai): at 95 a
+    quarter of the size of PNG. None sends PNG, which is lossless."""
     price: PriceSettings = field(default_factory=PriceSettings, metadata=AFFECTS_NOTHING)
     """For estimates and `max_cost`: `engine.price={prompt: 0.15, generated: 0.6}`."""
 
     @property
     def addresses(self) -> list[str]:
-        """`base_url` as a list, each server once."""
+        """`base_url` as a list without duplicates."""
         given = [self.base_url] if isinstance(self.base_url, str) else self.base_url or []
         return list(dict.fromkeys(given))
 
 
 @dataclass
 class ModelSettings:
-    """The weights of one role."""
+    """The model of one role."""
 
     name: str = MISSING
-    """Hub name or local folder; `scenes` is the embedded model. With `engine=openai`, the name served."""
+    """Hub name or local folder; `scenes` is the embedded model. With `engine=openai`, the served name."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; None is the newest."""
+    """Branch, tag or commit on the hub; None: the latest."""
     dtype: str = "auto"
-    """`auto` is the dtype of the weights; else `float32`, `bfloat16` or `float16`. With `float64`, which
-    the transformers engine alone has, no neighbour in a batch changes even the last digit of a reply."""
+    """`auto` (the dtype of the weights), `float32`, `bfloat16` or `float16`; with the transformers engine
+    also `float64`, in which other requests of a batch don't change even the last digit of a reply."""
     trust_remote_code: bool = False
-    """Lets the model's own Python files run on this machine."""
+    """Allows the model's own Python files to run on this machine."""
     max_context: int | None = None
-    """Tokens of prompt and reply together; None is what the model was made for."""
+    """Limit on tokens of prompt and reply together; None: the model's own."""
     min_pixels: int | None = None
-    """Smaller pictures are scaled up to this many pixels; None is the processor's own bound."""
+    """Smaller images are scaled up to this many pixels; None: the image processor's own limit."""
     max_pixels: int | None = None
-    """Larger pictures are scaled down to this many pixels: fewer is faster and sees less."""
+    """Larger images are scaled down to this many pixels; fewer are faster, but lose detail."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables of the model's chat template, e.g. `chat_template_kwargs.enable_thinking=false`, which turns
-    a hybrid model's reasoning off. With `engine=openai` they are sent with each request, under this name."""
+    off the reasoning of a hybrid model. With `engine=openai` they are sent with each request, under this
+    name."""
     engine: dict[str, Any] = field(default_factory=dict, metadata={"keys_of": EngineSettings})
-    """An engine of the role's own: any key of `engine`, e.g. `model.judge.engine.base_url=…`. Those not given
-    are as in `engine`; where `name` or `base_url` differs, what describes an engine (`args`, `identity`,
-    `logprobs`, `extra_body` …) begins at its default."""
+    """Engine settings of this role: any key of `engine`, e.g. `model.judge.engine.base_url=…`; others are
+    taken from `engine`. If `name` or `base_url` differs, settings that describe an engine (`args`,
+    `identity`, `logprobs`, `extra_body` …) start from their defaults."""
 
 
 @dataclass
 class ModelsSettings:
-    """One model for each role a step may ask."""
+    """One model for each role that a step can use."""
 
     vlm: ModelSettings = field(default_factory=ModelSettings)
-    """Sees the picture."""
+    """Vision-language model: sees the image."""
     llm: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
-    """Reads text alone; the `vlm` itself, loaded once, unless something is set here."""
+    """Language model for text-only steps; the `vlm` itself, loaded once, unless something is set here."""
     judge: ModelSettings = field(default_factory=lambda: ModelSettings(name="${model.vlm.name}"))
-    """Asked by `evaluate=`, with the picture or without; the `vlm` itself unless something is set here.
-    Name one, and the same in every run that is compared: a model judges itself kindly."""
+    """Used by `evaluate=`, with or without the image; the `vlm` itself unless something is set here. Set it,
+    to the same model in all runs that are compared: a model rates its own captions too well."""
 
 
 class RoleSettings(NamedTuple):
-    """What answers a role."""
+    """Model and engine of a role."""
 
     model: ModelSettings
     engine: EngineSettings
 
 
 def own_engine(shared: EngineSettings, given: Mapping[str, Any]) -> EngineSettings:
-    """The engine of a role that gives these keys; see `ModelSettings.engine`."""
+    """The engine settings of a role that sets these keys; see `ModelSettings.engine`."""
     place = ("name", "base_url")
     if any(given.get(key, getattr(shared, key)) != getattr(shared, key) for key in place):
         usage = {each.name for each in fields(shared) if "affects" in each.metadata} - {"base_url", "price"}
@@ -157,7 +159,7 @@ def own_engine(shared: EngineSettings, given: Mapping[str, Any]) -> EngineSettin
 
 
 def engine_problems(key: str, engine: EngineSettings) -> list[str]:
-    """Values of an engine's settings that make no sense; `key` is where they stand."""
+    """Invalid values in an engine's settings, one line each; `key` is their place in the config."""
     at_least = {"concurrency": 1, "batch_size": 1, "retries": 0}
     found = [
         f"{key}.{name}={value}: must be {least} or more"
@@ -182,6 +184,8 @@ def engine_problems(key: str, engine: EngineSettings) -> list[str]:
     elif engine.base_url and not all(re.match(r"https?://[^/]", str(each)) for each in given):
         found.append(f"{key}.base_url: expected http://HOST:PORT/v1, or a list of such addresses")
     found += [
-        f"{key}.extra_body.{each}: {_OWN_BODY[each]}" for each in engine.extra_body if each in _OWN_BODY
+        f"{key}.extra_body.{each}: {_RESERVED_KEYS[each]}"
+        for each in engine.extra_body
+        if each in _RESERVED_KEYS
     ]
     return found

@@ -1,8 +1,8 @@
-"""The engine that runs a model in this process with transformers, on a GPU or the CPU.
+"""Engine that runs a model in this process with transformers, on a GPU or the CPU.
 
-One thread owns the model. It takes what waits, answers choices and scores in one forward pass
-each, and lets new replies join those being written at every token. Replies to prompts without a picture,
-which often repeat them, are drafted (`scalecap.engines.drafts`): the same replies in fewer steps.
+One thread owns the model. It answers waiting choices and scores in one forward pass each, and decodes replies
+with continuous batching: new ones join the batch after any token. Replies to prompts without an image often
+repeat the prompt, so they are drafted (`scalecap.engines.drafts`): the same replies in fewer steps.
 """
 
 import asyncio
@@ -32,35 +32,35 @@ from scalecap.engines.base import (
     Scored,
     Token,
     Usage,
-    finish,
+    finish_reason,
 )
-from scalecap.engines.chat_template import Chat
+from scalecap.engines.chat_template import ChatTokenizer
 from scalecap.engines.compat import patch_libraries
 from scalecap.engines.drafts import PromptLookup
 from scalecap.engines.identity import identity
 from scalecap.engines.option_tokens import option_token_ids
 from scalecap.engines.settings import EngineSettings, ModelSettings
-from scalecap.engines.weights import ModelError, Weights, find, loading, out_of_memory
+from scalecap.engines.weights import ModelError, Weights, find_weights, load_errors, out_of_memory
 
 if TYPE_CHECKING:
-    from scalecap.engines.model_runner import ModelRunner, Prefix, Rows
+    from scalecap.engines.model_runner import Batch, ModelRunner, Prefix
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Reply)
 
 
 async def open_transformers(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
-    """Load a model into this process.
+    """Loads a model into this process.
 
     Raises:
-        ModelError: it can't be loaded; the message says the mend.
+        ModelError: it can't be loaded; the message says how to fix it.
     """
     return await asyncio.to_thread(_load, model, engine)
 
 
-def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
-    weights = find(model)
-    with loading(model):
+def _load(settings: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
+    weights = find_weights(settings)
+    with load_errors(settings):
         patch_libraries()
         transformers: Any = import_module("transformers")
         import torch
@@ -70,38 +70,40 @@ def _load(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
         if engine.quiet:
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
-        config = _config(weights, model)
-        sees = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+        config = _config(weights, settings)
+        has_vision = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        auto = transformers.AutoModelForImageTextToText if has_vision else transformers.AutoModelForCausalLM
         gpu = torch.cuda.is_available()
-        dtype = _dtype(model.dtype, config, gpu)
-        network = kind.from_pretrained(
-            weights.folder, config=config, dtype=dtype, trust_remote_code=model.trust_remote_code
+        dtype = _dtype(settings.dtype, config, gpu)
+        model = auto.from_pretrained(
+            weights.folder, config=config, dtype=dtype, trust_remote_code=settings.trust_remote_code
         )
-        network = network.to("cuda" if gpu else "cpu").eval()
+        model = model.to("cuda" if gpu else "cpu").eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            weights.folder, trust_remote_code=model.trust_remote_code
+            weights.folder, trust_remote_code=settings.trust_remote_code
         )
-        eyes = _eyes(weights, model) if sees else None
-        context = config.get_text_config().max_position_embeddings
-        context = min(context, model.max_context or context)
-        chat = Chat(tokenizer, weights.chat_template(), parts=sees, variables=model.chat_template_kwargs)
-        for line in chat.warnings(model.name):
+        image_processor = _image_processor(weights, settings) if has_vision else None
+        context_length = config.get_text_config().max_position_embeddings
+        context_length = min(context_length, settings.max_context or context_length)
+        chat = ChatTokenizer(
+            tokenizer, weights.chat_template(), parts=has_vision, variables=settings.chat_template_kwargs
+        )
+        for line in chat.warnings(settings.name):
             log.warning(line)
-    ends = network.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    found = f"{weights.content} {str(dtype).removeprefix('torch.')}"
+    eos_ids = model.generation_config.eos_token_id
+    eos_ids = {tokenizer.eos_token_id, *(eos_ids if isinstance(eos_ids, list) else [eos_ids])} - {None}
+    resolved = f"{weights.content} {str(dtype).removeprefix('torch.')}"
     return TransformersEngine(
-        identity("transformers", found, model, engine),
-        model_runner_for(network, eyes, context),
+        identity("transformers", resolved, settings, engine),
+        model_runner_for(model, image_processor, context_length),
         chat,
-        ends,
+        eos_ids,
         engine,
     )
 
 
 def _config(weights: Weights, model: ModelSettings) -> Any:
-    """The model's configuration, made from the mended one."""
+    """The model's configuration, with fixed rope settings."""
     transformers: Any = import_module("transformers")
     if weights.config.get("model_type") in transformers.CONFIG_MAPPING:
         return transformers.CONFIG_MAPPING[weights.config["model_type"]].from_dict(weights.config)
@@ -109,120 +111,126 @@ def _config(weights: Weights, model: ModelSettings) -> Any:
 
 
 def _dtype(name: str, config: Any, gpu: bool) -> Any:
-    """What to compute in: `auto` is the weights' own 16-bit type on a GPU and float32 on the CPU."""
+    """The torch dtype to compute in: `auto` is the weights' 16-bit type on a GPU and float32 on the CPU."""
     import torch
 
     if name != "auto":
         names = ("float64", "float32", "bfloat16", "float16")
         if name not in names:
-            raise ModelError(f"model dtype {name} is unknown: one of auto, {', '.join(names)}")
+            raise ModelError(f"model dtype {name} is unknown: expected one of auto, {', '.join(names)}")
         return getattr(torch, name)
     if not gpu:
         return torch.float32
     return torch.float16 if config.dtype == torch.float16 else torch.bfloat16
 
 
-def _eyes(weights: Weights, model: ModelSettings) -> Any:
-    """The image processor, Pillow's so that torchvision is not needed; None if it cuts no Qwen patches."""
+def _image_processor(weights: Weights, model: ModelSettings) -> Any:
+    """The image processor with Pillow, as torchvision may not work; None if it is not one of Qwen-VL's."""
     transformers: Any = import_module("transformers")
     bounds = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
-    eyes = transformers.AutoImageProcessor.from_pretrained(
+    processor = transformers.AutoImageProcessor.from_pretrained(
         weights.folder,
         backend="pil",
         trust_remote_code=model.trust_remote_code,
         **{name: value for name, value in bounds.items() if value is not None},
     )
-    return eyes if hasattr(eyes, "merge_size") else None
+    return processor if hasattr(processor, "merge_size") else None
 
 
 @dataclass(eq=False)
 class _Job:
-    """One request on its way through the thread; all but the first two is set when its turn comes."""
+    """One request in the thread; all fields but the first two are set by `_prepare`."""
 
     request: Request
     future: "Future[Reply]" = field(default_factory=Future)
     prefix: "Prefix" = field(init=False)
-    rest: list[int] = field(init=False)
-    """Token ids read after the prefix."""
-    cached: int = 0
-    """Tokens of the prompt that were not computed again."""
-    room: int = 0
-    """Most tokens of the reply."""
+    suffix: list[int] = field(init=False)
+    """Token ids of the prompt after the prefix; of a score, also those of the text but the last."""
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
+    max_tokens: int = 0
     reply: list[int] = field(default_factory=list)
-    """Token ids written so far; of a score, those of its text."""
+    """Token ids generated so far; of a score, those of its text."""
     spans: list[tuple[int, int, int]] = field(default_factory=list)
-    """Characters and number of tokens, one after another, of a score's text."""
+    """`(start, end, tokens)` for the characters of a score's text."""
     seen: set[int] = field(default_factory=set)
-    dice: random.Random = field(default_factory=random.Random)
+    """Token ids of prompt and reply, for the repetition penalty."""
+    rng: random.Random = field(default_factory=random.Random)
     lookup: PromptLookup | None = None
-    """Drafts the reply to a prompt without a picture; what is said of a picture repeats little."""
+    """Drafts the reply to a prompt without an image; replies about an image repeat little."""
 
     @property
-    def prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.prefix.ids) + len(self.rest)
+    def prompt_tokens(self) -> int:
+        return len(self.prefix.ids) + len(self.suffix)
 
     def draft(self) -> list[int]:
-        """Tokens that may follow the reply so far, and leave room for one more."""
-        return self.lookup.draft(self.room - len(self.reply) - 1) if self.lookup else []
+        """Tokens that may follow the reply so far, with room for one more after them."""
+        return self.lookup.draft(self.max_tokens - len(self.reply) - 1) if self.lookup else []
 
     @property
     def size(self) -> int:
-        """About how long it is, in characters."""
+        """Approximate length in characters, to batch requests of similar length."""
         text = self.request.text if isinstance(self.request, Score) else ""
         return len(self.request.prompt.text) + len(text) + (4096 if self.request.prompt.image else 0)
 
 
 class TransformersEngine:
-    """Engine over a transformers model in this process; may be used by one event loop after another."""
+    """Engine over a transformers model in this process; event loops may use it one after another."""
 
     def __init__(
-        self, identity: str, network: "ModelRunner", chat: Chat, ends: set[int], settings: EngineSettings
+        self,
+        identity: str,
+        runner: "ModelRunner",
+        chat: ChatTokenizer,
+        eos_ids: set[int],
+        settings: EngineSettings,
     ) -> None:
         self.identity = identity
-        self.context_length: int | None = network.context
+        self.context_length: int | None = runner.context_length
         self.concurrency = settings.concurrency or 2 * settings.batch_size
-        self.kv_tokens: int | None = network.kept
-        self._runner = network
+        self.kv_tokens: int | None = runner.max_cached_tokens
+        self._runner = runner
         self._chat = chat
-        self._ends = ends
-        self._batch = max(1, settings.batch_size)
-        self._told: dict[tuple[str, ...], list[list[int]]] = {}
+        self._eos_ids = eos_ids
+        self._max_batch = max(1, settings.batch_size)
+        self._option_ids: dict[tuple[str, ...], list[list[int]]] = {}
+        """First-token ids of each option, by options."""
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._waiting: list[_Job] = []
-        self._writing: list[_Job] = []
-        self._rows: Rows | None = None
+        self._decoding: list[_Job] = []
+        self._batch: Batch | None = None
+        """KV cache of the replies in `_decoding`."""
         self._dead: EngineDead | None = None
-        self._thread = threading.Thread(target=self._work, name="transformers", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="transformers", daemon=True)
         self._thread.start()
 
     async def generate(self, request: Generate) -> Generated:
-        """Write a reply; the same seed gives the same reply whatever else is in flight."""
-        return await self._ask(request, Generated)
+        """Generates a reply; the same seed gives the same reply whatever else is in flight."""
+        return await self._submit(request, Generated)
 
     async def choose(self, request: Choose) -> Chosen:
-        """Compare the options as the reply's first token."""
-        return await self._ask(request, Chosen)
+        """Compares the options as the reply's first token."""
+        return await self._submit(request, Chosen)
 
     async def score(self, request: Score) -> Scored:
-        """Rate a text as the reply.
+        """Scores a text as the reply.
 
-        Tokens that share a character (its bytes) are told as one, with the sums of their
+        Tokens that share a character (its bytes) are returned as one, with the sums of their
         log-probabilities and logits.
         """
-        return await self._ask(request, Scored) if request.text else Scored(())
+        return await self._submit(request, Scored) if request.text else Scored(())
 
     async def close(self) -> None:
-        """Refuse what waits, stop, and free the memory."""
+        """Fails waiting requests, stops the thread and frees the memory."""
         self._queue.put(None)
-        self._thread.join()  # not in a thread: at the interpreter's end none can be begun
-        # The model went with the thread; now its memory goes back to the device.
+        self._thread.join()  # in this thread: at interpreter exit no other can be started
+        # The thread has dropped the model; now its memory is returned to the device.
         import torch
 
         gc.collect()
         torch.cuda.empty_cache()
 
-    async def _ask(self, request: Request, kind: type[R]) -> R:
+    async def _submit(self, request: Request, kind: type[R]) -> R:
         job = _Job(request)
         self._queue.put(job)
         if self._dead:
@@ -231,183 +239,183 @@ class TransformersEngine:
 
     # The rest runs in the thread.
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            while self._collect():
-                self._try(self._choose, self._take(Choose, self._batch))
-                self._try(self._score, self._take(Score, self._batch))
-                self._try(self._admit, self._take(Generate, self._batch - len(self._writing)))
-                self._try(self._write, self._writing)
+            while self._receive():
+                self._process(self._choose, self._take(Choose, self._max_batch))
+                self._process(self._score, self._take(Score, self._max_batch))
+                self._process(self._admit, self._take(Generate, self._max_batch - len(self._decoding)))
+                self._process(self._decode, self._decoding)
             self._dead = EngineDead("the engine is closed")
         except BaseException as error:
             log.debug("the engine failed", exc_info=error)
             self._dead = EngineDead(f"the engine failed: {type(error).__name__}: {error}")
-        # After `_dead` is set nobody waits for what is not in the queue yet.
+        # From here on `_submit` raises, so no job is added that nobody would answer.
         while not self._queue.empty():
             self._waiting += [job for job in [self._queue.get()] if job]
-        for job in self._waiting + self._writing:
-            self._settle(job, self._dead)
-        self._rows, self._waiting, self._writing = None, [], []
-        self._runner.forget()
+        for job in self._waiting + self._decoding:
+            self._resolve(job, self._dead)
+        self._batch, self._waiting, self._decoding = None, [], []
+        self._runner.clear_cache()
         del self._runner
 
-    def _collect(self) -> bool:
-        """Take over what was asked, waiting only when there is nothing to do; False: close."""
-        while not (self._queue.empty() and (self._waiting or self._writing)):
+    def _receive(self) -> bool:
+        """Takes new jobs from the queue, waiting only if there is nothing else to do; False: close."""
+        while not (self._queue.empty() and (self._waiting or self._decoding)):
             job = self._queue.get()
             if job is None:
                 return False
             self._waiting.append(job)
         return True
 
-    def _take(self, kind: type[Request], most: int) -> list[_Job]:
-        """Jobs of a kind, made ready: the oldest and those nearest to it in length."""
+    def _take(self, kind: type[Request], count: int) -> list[_Job]:
+        """Up to `count` prepared jobs of a kind: the oldest one and those closest to it in length."""
         jobs = [job for job in self._waiting if isinstance(job.request, kind)]
-        if not jobs or most < 1:
+        if not jobs or count < 1:
             return []
         oldest = jobs[0].size
-        taken = sorted(jobs, key=lambda job: abs(job.size - oldest))[:most]
+        taken = sorted(jobs, key=lambda job: abs(job.size - oldest))[:count]
         self._waiting = [job for job in self._waiting if job not in taken]
         ready: list[_Job] = []
 
-        def prepare(some: list[_Job]) -> None:
-            self._prepare(some[0])
-            ready.extend(some)
+        def prepare(jobs: list[_Job]) -> None:
+            self._prepare(jobs[0])
+            ready.extend(jobs)
 
         for job in taken:
             if not job.future.cancelled():
-                self._try(prepare, [job])
+                self._process(prepare, [job])
         return ready
 
-    def _try(self, work: Callable[[list[_Job]], None], jobs: list[_Job]) -> None:
-        """Do the work; a failure stays these jobs' own, and out of memory means smaller batches."""
+    def _process(self, work: Callable[[list[_Job]], None], jobs: list[_Job]) -> None:
+        """Calls `work`; an error fails these jobs only, and out of memory reduces the batch size."""
         if not jobs:
             return
         try:
             work(jobs)
         except Exception as error:
             if type(error).__name__ == "AcceleratorError":
-                raise  # the device can't be used any more
-            others = bool(self._writing)
-            if jobs[0] in self._writing:
-                jobs, self._writing, self._rows = self._writing, [], None
-                others = False
-            full = out_of_memory(error)
-            if full:
-                self._batch = max(1, len(jobs) // 2)
-                self._runner.forget()
-                log.warning("out of GPU memory: at most %d requests a batch from here on", self._batch)
-            if full and (others or len(jobs) > 1):
-                self._waiting = jobs + self._waiting
-                return
-            if full:
-                failure = EngineError("this request alone fills the GPU's memory: lower model.vlm.max_pixels")
-            else:
+                raise  # the device is unusable
+            shared = bool(self._decoding)
+            if jobs[0] in self._decoding:
+                jobs, self._decoding, self._batch = self._decoding, [], None
+                shared = False
+            if not out_of_memory(error):
                 log.debug("a batch failed", exc_info=error)
-                failure = (
-                    error
-                    if isinstance(error, EngineError)
-                    else EngineError(f"{type(error).__name__}: {error}")
-                )
-            for job in jobs:
-                self._settle(job, failure)
+                self._fail(jobs, error)
+                return
+            self._max_batch = max(1, len(jobs) // 2)
+            self._runner.clear_cache()
+            log.warning("out of GPU memory: batch size reduced to %d", self._max_batch)
+            if shared or len(jobs) > 1:
+                self._waiting = jobs + self._waiting
+            else:
+                message = "this request alone does not fit into GPU memory: lower model.vlm.max_pixels"
+                self._fail(jobs, EngineError(message))
+
+    def _fail(self, jobs: list[_Job], error: Exception) -> None:
+        if not isinstance(error, EngineError):
+            error = EngineError(f"{type(error).__name__}: {error}")
+        for job in jobs:
+            self._resolve(job, error)
 
     def _prepare(self, job: _Job) -> None:
-        """Turn a request into tokens and compute its prefix if it is new."""
+        """Tokenizes a request and computes its prefix unless it is cached."""
         request = job.request
-        turn = self._chat.turn(request.prompt)
-        job.rest, job.reply = turn.rest, []
+        tokens = self._chat.encode_prompt(request.prompt)
+        job.suffix, job.reply = tokens.suffix, []
         if isinstance(request, Score):
-            job.reply, job.spans = self._chat.spans(request.text)
-            job.rest = turn.rest + job.reply[:-1]
-        elif isinstance(request, Choose) and request.options not in self._told:
-            self._told[request.options] = option_token_ids(self._chat.encode, request.options)
-        job.prefix, kept = self._runner.prefix(turn.prefix, request.prompt.image, len(job.rest))
-        job.cached = len(job.prefix.ids) if kept else 0
+            job.reply, job.spans = self._chat.encode_with_spans(request.text)
+            job.suffix = tokens.suffix + job.reply[:-1]
+        elif isinstance(request, Choose) and request.options not in self._option_ids:
+            self._option_ids[request.options] = option_token_ids(self._chat.encode, request.options)
+        job.prefix, cached = self._runner.get_prefix(tokens.prefix, request.prompt.image, len(job.suffix))
+        job.cached_tokens = len(job.prefix.ids) if cached else 0
         if isinstance(request, Generate):
-            job.room = max(1, min(request.sampling.max_tokens, self._runner.context - job.prompt))
-            job.seen = {*job.prefix.ids, *job.rest}
-            job.dice = random.Random(request.seed)
-            drafted = self._runner.drafts and request.prompt.image is None
-            job.lookup = PromptLookup(job.rest) if drafted else None
+            free = self._runner.context_length - job.prompt_tokens
+            job.max_tokens = max(1, min(request.sampling.max_tokens, free))
+            job.seen = {*job.prefix.ids, *job.suffix}
+            job.rng = random.Random(request.seed)
+            drafted = self._runner.supports_drafts and request.prompt.image is None
+            job.lookup = PromptLookup(job.suffix) if drafted else None
 
     def _choose(self, jobs: list[_Job]) -> None:
-        logits, _ = self._runner.prefill([(job.prefix, job.rest) for job in jobs])
+        logits, _ = self._runner.prefill([(job.prefix, job.suffix) for job in jobs])
         for job, row in zip(jobs, logits[:, -1], strict=True):
             assert isinstance(job.request, Choose)
-            probabilities, mass = self._runner.odds(row, self._told[job.request.options])
-            self._settle(job, Chosen(probabilities, mass, Usage(job.prompt, job.cached)))
+            probabilities, mass = self._runner.option_probs(row, self._option_ids[job.request.options])
+            self._resolve(job, Chosen(probabilities, mass, Usage(job.prompt_tokens, job.cached_tokens)))
 
     def _score(self, jobs: list[_Job]) -> None:
-        most = max(len(job.reply) for job in jobs)
-        logits, _ = self._runner.prefill([(job.prefix, job.rest) for job in jobs], most)
+        longest = max(len(job.reply) for job in jobs)
+        logits, _ = self._runner.prefill([(job.prefix, job.suffix) for job in jobs], longest)
         for job, row in zip(jobs, logits, strict=True):
-            rated = iter(self._runner.rate(row[-len(job.reply) :], job.reply))
+            scores = iter(self._runner.token_logprobs(row[-len(job.reply) :], job.reply))
             tokens = []
             for start, end, count in job.spans:
-                logprobs, raw = zip(*islice(rated, count), strict=True)
+                logprobs, raw = zip(*islice(scores, count), strict=True)
                 tokens.append(Token(start, end, sum(logprobs), sum(raw)))
-            self._settle(job, Scored(tuple(tokens), Usage(job.prompt + 1, job.cached)))
+            self._resolve(job, Scored(tuple(tokens), Usage(job.prompt_tokens + 1, job.cached_tokens)))
 
     def _admit(self, jobs: list[_Job]) -> None:
-        """Let new replies join those being written."""
-        logits, rows = self._runner.prefill([(job.prefix, job.rest) for job in jobs])
-        self._rows = self._rows.join(rows) if self._rows else rows
-        self._writing = self._writing + jobs
-        self._draw(jobs, logits[:, -1])
+        """Prefills new replies and adds them to the decoding batch."""
+        logits, batch = self._runner.prefill([(job.prefix, job.suffix) for job in jobs])
+        self._batch = self._batch.concat(batch) if self._batch else batch
+        self._decoding = self._decoding + jobs
+        self._sample(jobs, logits[:, -1])
         self._drop_finished()
 
-    def _write(self, jobs: list[_Job]) -> None:
-        """One more token for every reply being written, and what was drafted of it as far as it stands."""
-        assert self._rows
-        positions = [job.prefix.next + len(job.rest) + len(job.reply) - 1 for job in jobs]
-        given = [[job.reply[-1], *job.draft()] for job in jobs]
-        logits = self._runner.step(self._rows, given, positions)
-        read = [0] * len(jobs)
-        going = list(range(len(jobs)))
-        while going:
-            at = read[going[0]]  # the same of all of them
-            self._draw([jobs[place] for place in going], logits[going, at])
-            for place in going:
-                read[place] += 1
-            going = [
-                place
-                for place in going
-                if not jobs[place].future.done() and given[place][at + 1 : at + 2] == jobs[place].reply[-1:]
+    def _decode(self, jobs: list[_Job]) -> None:
+        """One decoding step: a token for every reply, and its draft's tokens as far as they are right."""
+        assert self._batch
+        positions = [job.prefix.next_position + len(job.suffix) + len(job.reply) - 1 for job in jobs]
+        inputs = [[job.reply[-1], *job.draft()] for job in jobs]
+        logits = self._runner.step(self._batch, inputs, positions)
+        accepted = [0] * len(jobs)
+        rows = list(range(len(jobs)))
+        while rows:
+            at = accepted[rows[0]]  # the same for all of them
+            self._sample([jobs[row] for row in rows], logits[rows, at])
+            for row in rows:
+                accepted[row] += 1
+            rows = [
+                row
+                for row in rows
+                if not jobs[row].future.done() and inputs[row][at + 1 : at + 2] == jobs[row].reply[-1:]
             ]
-        self._rows.keep(read)
+        self._batch.accept(accepted)
         self._drop_finished()
 
-    def _draw(self, jobs: list[_Job], logits: Any) -> None:
-        """Draw the next token of each; finished replies are handed over."""
+    def _sample(self, jobs: list[_Job], logits: Any) -> None:
+        """Samples the next token of each reply and resolves those that are finished."""
         samplings = [job.request.sampling for job in jobs if isinstance(job.request, Generate)]
-        drawn = self._runner.draw(logits, samplings, [job.seen for job in jobs], [job.dice for job in jobs])
-        for job, sampling, token in zip(jobs, samplings, drawn, strict=True):
+        tokens = self._runner.sample(logits, samplings, [job.seen for job in jobs], [job.rng for job in jobs])
+        for job, sampling, token in zip(jobs, samplings, tokens, strict=True):
             job.reply.append(token)
             job.seen.add(token)
             if job.lookup:
                 job.lookup.add(token)
-            if token in self._ends:
+            if token in self._eos_ids:
                 self._finish(job, job.reply[:-1], "stop")
-            elif len(job.reply) == job.room:
-                self._finish(job, job.reply, finish("length", job.room, sampling.max_tokens))
+            elif len(job.reply) == job.max_tokens:
+                self._finish(job, job.reply, finish_reason("length", job.max_tokens, sampling.max_tokens))
 
     def _drop_finished(self) -> None:
-        kept = [place for place, job in enumerate(self._writing) if not job.future.done()]
-        if len(kept) < len(self._writing):
-            self._writing = [self._writing[place] for place in kept]
-            self._rows = self._rows.only(kept) if self._rows and kept else None
+        rows = [row for row, job in enumerate(self._decoding) if not job.future.done()]
+        if len(rows) < len(self._decoding):
+            self._decoding = [self._decoding[row] for row in rows]
+            self._batch = self._batch.select(rows) if self._batch and rows else None
 
-    def _finish(self, job: _Job, ids: list[int], ended: Finish) -> None:
-        said = self._chat.reply(ids)
-        usage = Usage(job.prompt, job.cached, len(job.reply), said.reasoning_tokens)
-        self._settle(job, Generated(said.text, ended, usage, said.reasoning))
+    def _finish(self, job: _Job, ids: list[int], finish: Finish) -> None:
+        reply = self._chat.decode_reply(ids)
+        usage = Usage(job.prompt_tokens, job.cached_tokens, len(job.reply), reply.reasoning_tokens)
+        self._resolve(job, Generated(reply.text, finish, usage, reply.reasoning))
 
-    def _settle(self, job: _Job, outcome: Reply | EngineError) -> None:
-        """Hand over a reply or an error, once, and unless nobody waits for it any more."""
+    def _resolve(self, job: _Job, result: Reply | EngineError) -> None:
+        """Sets a job's result or error, unless it has one or was cancelled."""
         if job.future.done() or not job.future.set_running_or_notify_cancel():
             return
-        if isinstance(outcome, EngineError):
-            job.future.set_exception(outcome)
+        if isinstance(result, EngineError):
+            job.future.set_exception(result)
         else:
-            job.future.set_result(outcome)
+            job.future.set_result(result)

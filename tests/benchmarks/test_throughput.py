@@ -32,7 +32,7 @@ async def test_each_picture_is_opened_sent_and_computed_once():
             assert first.cached_tokens <= work.block  # the system prompt at most
             # The picture's placeholder stands for its tokens, which end before the text begins.
             shared = (
-                first.prompt_tokens - len(bench.engine._chat.turn(requests[0][0].prompt).rest)
+                first.prompt_tokens - len(bench.engine._chat.encode_prompt(requests[0][0].prompt).suffix)
             ) // work.block
             assert shared >= 3
             hits += [usage.cached_tokens >= shared * work.block for usage in later]

@@ -1,4 +1,4 @@
-"""A tiny untrained Qwen2.5-VL, the embedded model behind a server, and pictures to show them."""
+"""A tiny untrained Qwen2.5-VL, the embedded model behind a server, and images for them."""
 
 import socket
 import subprocess
@@ -17,7 +17,7 @@ from scalecap.engines import embedded_model
 from scalecap.engines.base import Image
 from scalecap.engines.compat import patch_libraries, patched_children
 
-patch_libraries()  # before any test imports transformers, which remembers what it found
+patch_libraries()  # before any test imports transformers, which looks for libraries only once
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +43,13 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = "--served-model-name scenes --dtype float32 --enforce-eager --enable-prompt-tokens-details"
-    options += " --mm-processor-cache-gb 0.01"  # pictures are dropped while tests run
+    options += " --mm-processor-cache-gb 0.01"  # images are evicted while tests run
     where = f"--host 127.0.0.1 --port {port}"
-    # What `vllm serve` runs; the command itself asks for the metadata of a package named vllm.
+    # What `vllm serve` runs; the command itself needs the metadata of a package named vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded)]
     output = (tmp_path_factory.mktemp("served") / "log").open("w+")
     with output:
-        with patched_children():  # no longer than it starts: later tests' processes are no children of vLLM's
+        with patched_children():  # only while it starts: processes of later tests are not patched
             server = subprocess.Popen(
                 [*command, *options.split(), *where.split(), "--kv-cache-memory-bytes", str(1 << 30)],
                 stdout=output,
@@ -78,7 +78,7 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that answers from a script."""
+    """A fake server with scripted responses."""
     pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
     monkeypatch.setattr("scalecap.engines.servers._BACKOFF", 0.001)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -89,7 +89,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[[int], Image]:
-    """Pictures that differ in every pixel, by number."""
+    """Images that differ in every pixel, by number."""
 
     def make(number: int) -> Image:
         gradient = Pillow.linear_gradient("L").rotate(37 * number).resize((120 + 10 * number, 90))

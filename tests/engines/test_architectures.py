@@ -1,4 +1,4 @@
-"""Each architecture as a tiny random checkpoint: transformers' own forward is what both engines must give."""
+"""Both engines against transformers' own forward pass, for a tiny random checkpoint of each architecture."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def pictures(checkpoint: Path, picture: Callable[[int], Image]) -> list[Image | None]:
-    """None, and two of 16 tokens that no processor scales: libraries round that differently."""
+    """None, and two images of 16 tokens that no processor scales: libraries round that differently."""
     side = 8 * json.loads((checkpoint / "config.json").read_text())["vision_config"]["patch_size"]
     return [None, *(Image(f"{n}", picture(n).pixels.resize((side, side))) for n in (1, 2))]
 
@@ -61,16 +61,16 @@ def forward(checkpoint: Path) -> Callable[..., tuple[list[int], Any]]:
     return forward
 
 
-async def hold(
+async def check_replies(
     engine: Engine, forward: Callable[..., tuple[list[int], Any]], pictures: list[Image | None]
 ) -> None:
-    """Greedy replies, choices and scores are those of the plain forward, alone and side by side."""
+    """Greedy replies, choices and scores are those of the plain forward pass, concurrently as well."""
     prompts = [Prompt(text, image) for text in TEXTS for image in pictures]
     chat: Any = engine._chat  # type: ignore[attr-defined]
     generated = await asyncio.gather(*[engine.generate(Generate(each, GREEDY)) for each in prompts])
     chosen = await asyncio.gather(*[engine.choose(Choose(each)) for each in prompts])
     scored = await asyncio.gather(*[engine.score(Score(each, REPLY)) for each in prompts])
-    words = option_token_ids(chat.encode, ("yes", "no"))
+    option_ids = option_token_ids(chat.encode, ("yes", "no"))
     for prompt, reply, choice, score in zip(prompts, generated, chosen, scored, strict=True):
         ids, logits = forward(prompt)
         assert reply.usage.prompt_tokens == len(ids)
@@ -78,18 +78,19 @@ async def hold(
         for _ in range(GREEDY.max_tokens):
             expected.append(int(forward(prompt, expected)[1][-1].argmax()))
         assert reply.text == chat.decode(expected)
-        yes, no = (float(logits[-1].softmax(-1)[tokens].sum()) for tokens in words)
+        yes, no = (float(logits[-1].softmax(-1)[tokens].sum()) for tokens in option_ids)
         assert choice.probabilities == pytest.approx((yes / (yes + no), no / (yes + no)), abs=1e-3)
-        said = chat.encode(REPLY)
-        rated = forward(prompt, said)[1][-len(said) - 1 : -1].log_softmax(-1)[range(len(said)), said]
-        assert sum(token.logprob for token in score.tokens) == pytest.approx(float(rated.sum()), abs=1e-2)
-    # The pictures change what is said: otherwise nothing above shows that they were seen.
+        target = chat.encode(REPLY)
+        logprobs = forward(prompt, target)[1][-len(target) - 1 : -1].log_softmax(-1)
+        total = float(logprobs[range(len(target)), target].sum())
+        assert sum(token.logprob for token in score.tokens) == pytest.approx(total, abs=1e-2)
+    # The images change the replies: otherwise nothing above shows that they were used.
     assert len({choice.probabilities for choice in chosen[: len(pictures)]}) == len(pictures)
 
 
 async def test_transformers(checkpoint: Path, forward: Any, pictures: list[Image | None]) -> None:
     engine = await open_engine(ModelSettings(name=str(checkpoint)), EngineSettings(name="transformers"))
-    await hold(engine, forward, pictures)
+    await check_replies(engine, forward, pictures)
     await engine.close()
 
 
@@ -100,7 +101,7 @@ def test_vllms_cpu_build_computes_gated_deltanet_in_bfloat16(place: str | None) 
     assert _dtype("auto", True, config) == _dtype("bfloat16", True, config) == "bfloat16"
     assert _dtype("auto", False, config) == "auto"
     assert _dtype("auto", True, {"text_config": {}}) == "float32"
-    with pytest.raises(ModelError, match="in bfloat16 alone, not in float32"):
+    with pytest.raises(ModelError, match="in bfloat16 only, not in float32"):
         _dtype("float32", True, config)
 
 
@@ -112,7 +113,7 @@ async def test_vllm(checkpoint: Path, forward: Any, pictures: list[Image | None]
     settings = EngineSettings(name="vllm", args={"kv_cache_memory_bytes": 1 << 28})
     engine = await open_engine(ModelSettings(name=str(checkpoint)), settings)
     try:
-        await hold(engine, forward, [None])
+        await check_replies(engine, forward, [None])
         chosen = [await engine.choose(Choose(Prompt(TEXTS[0], image))) for image in pictures]
         for choice, image in zip(chosen, pictures, strict=True):
             assert choice.usage.prompt_tokens == len(forward(Prompt(TEXTS[0], image))[0])

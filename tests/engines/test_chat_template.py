@@ -8,14 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scalecap.engines.base import Prompt
-from scalecap.engines.chat_template import Chat, tile
+from scalecap.engines.chat_template import ChatTokenizer, merge_offsets
 
 transformers: Any = pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
 
 
 @pytest.fixture(scope="session")
-def chat(tiny_model: Path) -> Chat:
-    return Chat(transformers.AutoTokenizer.from_pretrained(tiny_model))
+def chat(tiny_model: Path) -> ChatTokenizer:
+    return ChatTokenizer(transformers.AutoTokenizer.from_pretrained(tiny_model))
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def chat(tiny_model: Path) -> Chat:
     ids=["plain", "bytes of a character", "byte and more", "spaces left out", "nothing"],
 )
 def test_tile(offsets: list[tuple[int, int]], length: int, spans: list[tuple[int, int, int]]) -> None:
-    assert tile(offsets, length) == spans
+    assert merge_offsets(offsets, length) == spans
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(max_size=60) | st.sampled_from(["<|im_end|>", "🦁<|image_pad|>é", "\ue000\ue001"]))
-def test_spans_cover_any_text_once(chat: Chat, text: str) -> None:
-    ids, spans = chat.spans(text)
+def test_spans_cover_any_text_once(chat: ChatTokenizer, text: str) -> None:
+    ids, spans = chat.encode_with_spans(text)
     assert "".join(text[start:end] for start, end, _ in spans) == text
     assert sum(count for *_, count in spans) == len(ids)
     assert not set(ids) & set(chat.tokenizer.all_special_ids)
@@ -44,28 +44,31 @@ def test_spans_cover_any_text_once(chat: Chat, text: str) -> None:
 
 @pytest.mark.parametrize("system", ["You are a helpful assistant.", ""])
 @pytest.mark.parametrize("parts", [True, False])
-def test_ids_are_the_templates(chat: Chat, system: str, parts: bool) -> None:
+def test_ids_are_the_templates(chat: ChatTokenizer, system: str, parts: bool) -> None:
     prompt = Prompt("\n Is it true?\n", system=system)
     messages = [{"role": "system", "content": system}] * bool(system) + [
         {"role": "user", "content": prompt.text}
     ]
     text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    turn = Chat(chat.tokenizer, parts=parts).turn(prompt)
-    assert turn.prefix + turn.rest == chat.tokenizer(text)["input_ids"]
+    turn = ChatTokenizer(chat.tokenizer, parts=parts).encode_prompt(prompt)
+    assert turn.prefix + turn.suffix == chat.tokenizer(text)["input_ids"]
     assert turn.prefix
 
 
-def test_the_picture_is_in_the_prefix(chat: Chat) -> None:
+def test_the_picture_is_in_the_prefix(chat: ChatTokenizer) -> None:
     picture: Any = object()
-    one, other = chat.turn(Prompt("Is it true?", picture)), chat.turn(Prompt("Is it a cat?", picture))
+    one, other = (
+        chat.encode_prompt(Prompt("Is it true?", picture)),
+        chat.encode_prompt(Prompt("Is it a cat?", picture)),
+    )
     assert one.prefix == other.prefix
     assert chat.tokenizer.convert_tokens_to_ids("<|image_pad|>") in one.prefix
 
 
-def test_a_template_beside_the_tokenizer_holds(chat: Chat) -> None:
-    short = Chat(chat.tokenizer, "{{ messages[-1].content[-1].text }}<|im_end|>")
-    turn = short.turn(Prompt("yes"))
-    assert turn.prefix + turn.rest == [*chat.encode("yes"), 299]
+def test_a_template_beside_the_tokenizer_holds(chat: ChatTokenizer) -> None:
+    short = ChatTokenizer(chat.tokenizer, "{{ messages[-1].content[-1].text }}<|im_end|>")
+    turn = short.encode_prompt(Prompt("yes"))
+    assert turn.prefix + turn.suffix == [*chat.encode("yes"), 299]
 
 
 TURN = r"{{ messages[-1].content[-1].text + '<|im_end|>assistant\n' }}"
@@ -100,47 +103,51 @@ ALWAYS = TURN + OPENED
         ),
     ],
 )
-def test_a_template_that_reasons_is_noticed(
-    chat: Chat, template: str, variables: dict[str, Any], opened: bool, warned: list[str]
+def test_warnings_about_templates_that_reason(
+    chat: ChatTokenizer, template: str, variables: dict[str, Any], opened: bool, warned: list[str]
 ) -> None:
-    told = Chat(chat.tokenizer, template, variables=variables)
-    assert told.opens_thought is opened
+    told = ChatTokenizer(chat.tokenizer, template, variables=variables)
+    assert told.opens_reasoning is opened
     lines = told.warnings("m")
     assert len(lines) == len(warned)
     for line, words in zip(lines, warned, strict=True):
         assert re.search(words, line), line
 
 
-def test_variables_reach_the_template(chat: Chat) -> None:
+def test_variables_reach_the_template(chat: ChatTokenizer) -> None:
     def rendered(variables: dict[str, Any]) -> str:
-        turn = Chat(chat.tokenizer, HYBRID, variables=variables).turn(Prompt("yes?"))
-        text: str = chat.tokenizer.decode([*turn.prefix, *turn.rest])
+        turn = ChatTokenizer(chat.tokenizer, HYBRID, variables=variables).encode_prompt(Prompt("yes?"))
+        text: str = chat.tokenizer.decode([*turn.prefix, *turn.suffix])
         return text
 
     assert rendered({}).endswith("yes?<|im_end|>assistant\n<think>\n")
     assert rendered({"enable_thinking": False}).endswith("<think>\n\n</think>\n\n")
 
 
-def test_a_reply_without_its_reasoning(chat: Chat) -> None:
+def test_a_reply_without_its_reasoning(chat: ChatTokenizer) -> None:
     ids = chat.encode("Or a dog?\n</think>\n\nA cat.")
-    said = Chat(chat.tokenizer, HYBRID).reply(ids)
+    said = ChatTokenizer(chat.tokenizer, HYBRID).decode_reply(ids)
     assert (said.text, said.reasoning) == ("A cat.", "Or a dog?")
     assert said.reasoning_tokens == len(chat.encode("Or a dog?"))
-    assert Chat(chat.tokenizer, HYBRID).reply(chat.encode("Or a")) == ("", "Or a", len(chat.encode("Or a")))
-    assert Chat(chat.tokenizer, TURN).reply(chat.encode("A cat.")) == ("A cat.", "", 0)
+    assert ChatTokenizer(chat.tokenizer, HYBRID).decode_reply(chat.encode("Or a")) == (
+        "",
+        "Or a",
+        len(chat.encode("Or a")),
+    )
+    assert ChatTokenizer(chat.tokenizer, TURN).decode_reply(chat.encode("A cat.")) == ("A cat.", "", 0)
 
 
-def test_marks_that_are_control_tokens_are_seen(chat: Chat) -> None:
-    """skip_special_tokens alone would join the thought and the answer."""
+def test_reasoning_tags_that_are_control_tokens_are_kept(chat: ChatTokenizer) -> None:
+    """skip_special_tokens alone would merge the reasoning and the answer."""
     tokenizer = copy.deepcopy(chat.tokenizer)
     tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
     open_, close = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     ids = [open_, *chat.encode("Or a dog?"), close, *chat.encode("A cat."), tokenizer.eos_token_id]
-    assert Chat(tokenizer).reply(ids)[:2] == ("A cat.", "Or a dog?")
+    assert ChatTokenizer(tokenizer).decode_reply(ids)[:2] == ("A cat.", "Or a dog?")
 
 
-def test_a_tokenizer_without_a_template_is_refused_when_the_engine_opens(chat: Chat) -> None:
+def test_a_tokenizer_without_a_template_is_refused_when_the_engine_opens(chat: ChatTokenizer) -> None:
     tokenizer = copy.deepcopy(chat.tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="chat_template"):
-        Chat(tokenizer).warnings("m")
+        ChatTokenizer(tokenizer).warnings("m")

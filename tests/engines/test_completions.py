@@ -1,4 +1,4 @@
-"""What a server's answers and refusals say."""
+"""Request bodies, and what is read from replies and error messages."""
 
 import json
 import math
@@ -7,7 +7,14 @@ import pytest
 from PIL import Image as Pillow
 
 from scalecap.engines.base import EngineError, Image, Prompt, Usage
-from scalecap.engines.completions import body, choice, most_alternatives, token_usage, tokens_of, too_long
+from scalecap.engines.completions import (
+    align_tokens,
+    choose_option,
+    max_top_logprobs,
+    prompt_too_long,
+    request_body,
+    token_usage,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,33 +36,33 @@ from scalecap.engines.completions import body, choice, most_alternatives, token_
         ("The decoder prompt (length 5000) is longer than the maximum model length of 4096.", 5000, 4096),
     ],
 )
-def test_refusals_of_servers(message: str, tokens: int, limit: int) -> None:
-    long = too_long(message, None)
-    assert long
-    assert (long.tokens, long.limit) == (tokens, limit)
+def test_prompt_too_long(message: str, tokens: int, limit: int) -> None:
+    error = prompt_too_long(message, None)
+    assert error
+    assert (error.tokens, error.limit) == (tokens, limit)
 
 
 def test_tokens_that_spell_a_text() -> None:
     pieces = [("<s>", -9.0), ("a", -1.0), (" c", -2.0), ("", -3.0), ("ä", -4.0), ("t", -5.0)]
-    assert [tuple(token[:3]) for token in tokens_of(pieces, " cät")] == [
+    assert [tuple(token[:3]) for token in align_tokens(pieces, " cät")] == [
         (0, 2, -2.0),
         (2, 3, -7.0),
         (3, 4, -5.0),
     ]
-    assert [tuple(token[:3]) for token in tokens_of(pieces, "ät")] == [(0, 1, -7.0), (1, 2, -5.0)]
+    assert [tuple(token[:3]) for token in align_tokens(pieces, "ät")] == [(0, 1, -7.0), (1, 2, -5.0)]
     with pytest.raises(EngineError, match="spell"):
-        tokens_of(pieces, "at")
+        align_tokens(pieces, "at")
 
 
 @pytest.mark.parametrize("picture", [None, b"data:image/png;base64,AAAA"])
 @pytest.mark.parametrize("system", ["", 'Be "brief".'])
 @pytest.mark.parametrize("after", [[], [{"role": "assistant", "content": "A cat."}]])
-def test_a_body_put_together_is_the_json_that_it_would_be(
+def test_the_pieces_of_a_body_are_json(
     picture: bytes | None, system: str, after: list[dict[str, str]]
 ) -> None:
     text = 'Is it "A"}], \\ \x00 \u2028 ä \ud83d?'
     image = Image("h", Pillow.new("RGB", (1, 1))) if picture else None
-    pieces = body({"model": "m", "seed": 3}, Prompt(text, image, system), picture, after)
+    pieces = request_body({"model": "m", "seed": 3}, Prompt(text, image, system), picture, after)
     content = (
         text
         if picture is None
@@ -74,17 +81,17 @@ def test_a_body_put_together_is_the_json_that_it_would_be(
 
 
 @pytest.mark.parametrize("usage", [None, [], {}, {"prompt_tokens": None}, {"prompt_tokens_details": None}])
-def test_a_server_that_counts_nothing(usage: object) -> None:
+def test_a_server_that_reports_no_usage(usage: object) -> None:
     assert token_usage({"usage": usage}) == Usage()
 
 
-def test_what_a_server_counts() -> None:
+def test_token_usage() -> None:
     told = {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}, "completion_tokens": 2}
     assert token_usage({"usage": told}) == Usage(7, 3, 2)
 
 
 @pytest.mark.parametrize(
-    ("refusal", "most"),
+    ("error", "most"),
     [
         ("Requested sample logprobs of 20, which is greater than max allowed: 5", 5),
         ("Invalid value for 'top_logprobs': must be less than or equal to 5.", 5),
@@ -95,12 +102,12 @@ def test_what_a_server_counts() -> None:
         ("This model's maximum context length is 100 tokens", None),
     ],
 )
-def test_how_many_a_server_tells_at_most(refusal: str, most: int | None) -> None:
-    assert most_alternatives(refusal) == most
+def test_the_largest_top_logprobs(error: str, most: int | None) -> None:
+    assert max_top_logprobs(error) == most
 
 
 @pytest.mark.parametrize(
-    ("told", "cut", "probabilities"),
+    ("returned", "truncated", "probabilities"),
     [
         ({"yes": 0.6, "no": 0.2, "It": 0.1}, True, (0.75, 0.25)),
         ({"yes": 0.9, "Yes": 0.05, "It": 0.01}, True, (1, 0)),  # no has 0.01 at most
@@ -109,8 +116,10 @@ def test_how_many_a_server_tells_at_most(refusal: str, most: int | None) -> None
         ({"It": 0.6, "The": 0.2}, True, (0, 0)),
     ],
 )
-def test_an_option_that_was_not_told_may_be_as_likely_as_the_last_that_was(
-    told: dict[str, float], cut: bool, probabilities: tuple[float, float]
+def test_a_missing_option_may_be_as_likely_as_the_last_token_returned(
+    returned: dict[str, float], truncated: bool, probabilities: tuple[float, float]
 ) -> None:
-    top = [(word, math.log(p)) for word, p in told.items()]
-    assert choice(top, ("yes", "no"), Usage(), cut=cut).probabilities == pytest.approx(probabilities)
+    top = [(word, math.log(p)) for word, p in returned.items()]
+    assert choose_option(top, ("yes", "no"), Usage(), truncated=truncated).probabilities == pytest.approx(
+        probabilities
+    )

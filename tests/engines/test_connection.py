@@ -1,4 +1,4 @@
-"""HTTP to one server: what is sent, how the environment counts, and what refusals say."""
+"""HTTP to one server: requests, environment variables and error responses."""
 
 import asyncio
 import base64
@@ -16,11 +16,11 @@ pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 from aiohttp import web
 from aiohttp.test_utils import TestServer as Local
 
-from scalecap.engines.connection import Connection, Refused
+from scalecap.engines.connection import Connection, StatusError
 
 
 class Seen:
-    """A server that keeps what it was sent."""
+    """A server that records its requests."""
 
     def __init__(self) -> None:
         self.requests: list[web.Request] = []
@@ -40,7 +40,7 @@ def seen() -> Seen:
 
 @pytest.fixture
 async def address(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    """Of the server, without a scheme."""
+    """The server's, without a scheme."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -64,12 +64,12 @@ async def test_pieces_are_sent_as_one_body_over_one_connection(seen: Seen, addre
     assert len({id(request.transport) for request in seen.requests}) == 1
 
 
-async def test_who_asks(seen: Seen, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_credentials(seen: Seen, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def asked(url: str) -> web.Request:
         connection = Connection(url)
         await connection.get("/models")
         await connection.close()
-        assert "secret" not in connection.shown
+        assert "secret" not in connection.display_url
         return seen.requests[-1]
 
     assert (await asked(f"http://{address}")).headers["Authorization"] == "Bearer none"
@@ -85,7 +85,7 @@ async def test_who_asks(seen: Seen, address: str, monkeypatch: pytest.MonkeyPatc
     assert base64.b64decode(basic.removeprefix("Basic ")) == b"me:sec ret"
 
 
-async def test_a_file_of_passwords_is_not_read(
+async def test_netrc_is_not_read(
     seen: Seen, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login other password wrong")
@@ -101,7 +101,7 @@ async def test_a_file_of_passwords_is_not_read(
 async def test_the_environments_proxy(
     seen: Seen, address: str, monkeypatch: pytest.MonkeyPatch, passed: bool
 ) -> None:
-    """The server plays the proxy of a host that there is not."""
+    """The server acts as the proxy of a host that does not exist."""
     monkeypatch.setenv("http_proxy", f"http://me:pass@{address.partition('/')[0]}")
     monkeypatch.setenv("no_proxy", "other.invalid" if passed else "nowhere.invalid")
     connection = Connection("http://nowhere.invalid/v1")
@@ -121,7 +121,7 @@ LATER = format_datetime(datetime.now(UTC) + timedelta(days=365), usegmt=True)
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "passes", "pause"),
+    ("status", "headers", "retryable", "retry_after"),
     [
         (429, {}, True, None),
         (429, {"Retry-After": "2.5"}, True, 2.5),
@@ -135,20 +135,20 @@ LATER = format_datetime(datetime.now(UTC) + timedelta(days=365), usegmt=True)
     ],
     ids=str,
 )
-async def test_whether_a_refusal_passes_and_when(
-    seen: Seen, address: str, status: int, headers: dict[str, str], passes: bool, pause: Any
+async def test_whether_and_when_to_retry(
+    seen: Seen, address: str, status: int, headers: dict[str, str], retryable: bool, retry_after: Any
 ) -> None:
     seen.answer = lambda: web.json_response({"error": "no"}, status=status, headers=headers)
     connection = Connection(f"http://{address}")
-    with pytest.raises(Refused, match=f"{status}: no") as caught:
+    with pytest.raises(StatusError, match=f"{status}: no") as caught:
         await connection.get("/models")
-    assert caught.value.passes == passes
-    assert caught.value.pause == pause
+    assert caught.value.retryable == retryable
+    assert caught.value.retry_after == retry_after
     await connection.close()
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "message"),
     [
         ({"error": {"message": "bad\nvalue", "param": "seed", "code": 400}}, "bad value: seed"),
         ({"object": "error", "message": "bad value", "code": 400}, "bad value"),
@@ -163,17 +163,17 @@ async def test_whether_a_refusal_passes_and_when(
     ],
     ids=lambda each: str(each)[:20],
 )
-async def test_the_words_of_a_refusal(seen: Seen, address: str, answer: Any, words: str) -> None:
+async def test_error_messages(seen: Seen, address: str, answer: Any, message: str) -> None:
     text = answer if isinstance(answer, str) else json.dumps(answer)
     seen.answer = lambda: web.Response(text=text, status=400)
     connection = Connection(f"http://{address}")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(StatusError) as caught:
         await connection.post("/chat", [b"{}"])
-    assert caught.value.words == words
+    assert caught.value.message == message
     await connection.close()
 
 
-async def test_an_idle_connection_that_the_server_closes_is_opened_anew():
+async def test_an_idle_connection_that_the_server_closes_is_reopened():
     asked: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

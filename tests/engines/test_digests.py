@@ -11,8 +11,8 @@ from scalecap.engines.digests import digest
 
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file whose digest is worth keeping, and that changed long enough ago."""
-    monkeypatch.setattr(digests, "_SETTLED", 0.0)
+    """A file that is large and old enough for its digest to be cached."""
+    monkeypatch.setattr(digests, "_MIN_AGE", 0.0)
     monkeypatch.setattr(digests.time, "time", lambda: 1e12)
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(1 << 20))
@@ -21,7 +21,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were read through."""
+    """The files that were read."""
     names: list[str] = []
     whole = hashlib.file_digest
 
@@ -80,19 +80,19 @@ def test_an_equal_file_elsewhere_is_read(large: Path, tmp_path: Path, read: list
     assert len(read) == 2
 
 
-def test_what_is_small_or_changed_just_now_is_read_each_time(
+def test_small_and_recently_changed_files_are_read_each_time(
     large: Path, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = tmp_path / "config.json"
     small.write_text("{}")
     assert digest(small) == digest(small) == sha(small)
     monkeypatch.setattr(digests.time, "time", lambda: large.stat().st_mtime + 1)
-    monkeypatch.setattr(digests, "_SETTLED", 60.0)
+    monkeypatch.setattr(digests, "_MIN_AGE", 60.0)
     assert digest(large) == digest(large) == sha(large)
     assert len(read) == 4
 
 
-def test_a_damaged_record_is_not_believed(large: Path, read: list[str]) -> None:
+def test_a_damaged_cache_entry_is_ignored(large: Path, read: list[str]) -> None:
     digest(large)
     (kept,) = (Path.home() / ".cache" / "scalecap" / "digests").iterdir()
     kept.write_text("0" * 63)
@@ -100,14 +100,14 @@ def test_a_damaged_record_is_not_believed(large: Path, read: list[str]) -> None:
     assert len(read) == 2
 
 
-def test_a_home_that_cannot_be_written_costs_time_alone(large: Path, read: list[str]) -> None:
+def test_a_home_that_is_not_writable_is_no_error(large: Path, read: list[str]) -> None:
     Path.home().parent.mkdir(exist_ok=True)
     Path.home().write_text("a file, not a folder")
     assert digest(large) == digest(large) == sha(large)
     assert len(read) == 2
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_kept(
+def test_a_digest_is_not_cached_if_the_file_changes_meanwhile(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = hashlib.file_digest

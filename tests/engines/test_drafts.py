@@ -50,7 +50,7 @@ TEXTS = ["a b a b a b a b", "There is a cat. " * 4, "1 2 3 4 5 1 2 3", "yes", "n
 
 
 def requests(image: Image) -> list[Generate]:
-    """Greedy, penalised and random ones of several lengths, without a picture and with one."""
+    """Greedy, penalised and random requests of several lengths, with and without an image."""
     return [
         Generate(Prompt(text, shown), sampling, seed=number)
         for number, text in enumerate(TEXTS)
@@ -64,7 +64,7 @@ def requests(image: Image) -> list[Generate]:
 
 
 async def written(folder: Path, asked: Sequence[Generate]) -> tuple[list[Generated], list[int]]:
-    """The replies, and by step the tokens that it read of all rows."""
+    """The replies, and for each step the number of tokens in all rows."""
     from scalecap.engines.transformers import open_transformers
 
     model = ModelSettings(name=str(folder), dtype="float64")

@@ -1,4 +1,4 @@
-"""Pictures on their way to a server."""
+"""Images encoded for a server."""
 
 import base64
 import io
@@ -13,13 +13,11 @@ from scalecap.engines.settings import ModelSettings
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
-from scalecap.engines.encoded_images import Pictures
+from scalecap.engines.encoded_images import ImageEncoder
 from scalecap.engines.openai import open_openai
 
 
-async def test_encoded_pictures_are_kept_by_their_bytes(
-    fake: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_cache_is_limited_by_size(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
 
     def encode(image: Image, *_: int | None) -> bytes:
@@ -27,7 +25,7 @@ async def test_encoded_pictures_are_kept_by_their_bytes(
         return b"x" * (1000 if image.hash == "large" else 100)
 
     monkeypatch.setattr("scalecap.engines.encoded_images.data_url", encode)
-    monkeypatch.setattr("scalecap.engines.encoded_images._KEPT", 300)
+    monkeypatch.setattr("scalecap.engines.encoded_images._CACHE_BYTES", 300)
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
 
     async def show(*names: str) -> list[str]:
@@ -43,10 +41,10 @@ async def test_encoded_pictures_are_kept_by_their_bytes(
     await engine.close()
 
 
-async def test_a_picture_is_sent_without_loss_and_small() -> None:
+async def test_images_are_sent_losslessly_and_small() -> None:
     channels = [Pillow.effect_noise((200, 150), 90).filter(GaussianBlur(2)) for _ in range(3)]
     pixels = Pillow.merge("RGB", channels)
-    sent = await Pictures(None, None).encoded(Image("h", pixels))
+    sent = await ImageEncoder(None, None).encode(Image("h", pixels))
     kind, _, encoded = sent.partition(b",")
     assert kind == b"data:image/png;base64"
     file = base64.b64decode(encoded)
@@ -54,7 +52,7 @@ async def test_a_picture_is_sent_without_loss_and_small() -> None:
     slow = io.BytesIO()
     pixels.save(slow, "PNG", compress_level=6)
     assert len(file) < len(slow.getvalue())
-    lossy = await Pictures(None, 95).encoded(Image("h", pixels))
+    lossy = await ImageEncoder(None, 95).encode(Image("h", pixels))
     kind, _, encoded = lossy.partition(b",")
     assert kind == b"data:image/jpeg;base64"
     assert Pillow.open(io.BytesIO(base64.b64decode(encoded))).size == pixels.size

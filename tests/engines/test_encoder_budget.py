@@ -1,4 +1,4 @@
-"""vLLM's budget of encoded pictures, a field that it keeps to itself."""
+"""The size of vLLM's encoder cache, a private field."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +33,9 @@ def test_it_holds_a_32nd_of_the_memory(vision: dict[str, Any], before: int, afte
     assert scheduler.encoder_cache_size == after
 
 
-def test_a_version_that_has_it_elsewhere_is_told_and_runs_on() -> None:
+def test_a_version_that_has_it_elsewhere_gets_a_warning() -> None:
     class Frozen:
-        encoder_cache_size = property(lambda self: 4096)  # as of a class that can't be changed any more
+        encoder_cache_size = property(lambda self: 4096)  # as in a frozen class
 
     for scheduler in (SimpleNamespace(), Frozen()):
         message = _enlarge_encoder_cache(config(scheduler), 32 * GB)

@@ -1,4 +1,4 @@
-"""Which settings change an engine's identity, and with it every key of the cache: a table of all of them."""
+"""A table of all settings: which of them change an engine's identity, and with it the cache keys."""
 
 import ast
 import importlib.util
@@ -16,11 +16,11 @@ LOCAL = {"transformers", "vllm"}
 ALL = {*ENGINES}
 
 MODEL: dict[str, tuple[Any, set[str]]] = {
-    # Their place in the identity is taken by what the engine found: content and dtype, or the server's name.
+    # The resolved model stands for these: content and dtype, or the server's name.
     "name": ("other", set()),
     "revision": ("abc", set()),
     "dtype": ("float64", set()),
-    "engine": ({"concurrency": 2}, set()),  # what it comes to is the engine's settings
+    "engine": ({"concurrency": 2}, set()),  # merged into the engine's settings
     # Read from the settings.
     "trust_remote_code": (True, LOCAL),
     "max_context": (1000, ALL),
@@ -30,9 +30,9 @@ MODEL: dict[str, tuple[Any, set[str]]] = {
 }
 ENGINE: dict[str, tuple[Any, set[str]]] = {
     "name": ("openai", set()),
-    "base_url": ("http://elsewhere/v1", set()),  # open_openai puts it, or `identity`, into what it found
+    "base_url": ("http://elsewhere/v1", set()),  # part of the resolved model, unless `identity` is
     "identity": ("mine", set()),
-    "logprobs": (False, set()),  # likewise: what the server was found to tell
+    "logprobs": (False, set()),  # part of the resolved model: what the server returns
     "concurrency": (3, set()),
     "batch_size": (3, set()),
     "timeout": (3.0, set()),
@@ -52,15 +52,15 @@ ENGINE: dict[str, tuple[Any, set[str]]] = {
 def test_each_setting_changes_the_identity_or_does_not(engine: str, kind: Any, table: Any) -> None:
     assert {field.name for field in fields(kind)} == set(table), "classify the new setting here"
     whole = {ModelSettings: ModelSettings(name="m"), EngineSettings: EngineSettings()}
-    before = identity(engine, "found", whole[ModelSettings], whole[EngineSettings])  # type: ignore[arg-type]
+    before = identity(engine, "resolved", whole[ModelSettings], whole[EngineSettings])  # type: ignore[arg-type]
     for name, (value, engines) in table.items():
         changed = whole | {kind: replace(whole[kind], **{name: value})}
-        after = identity(engine, "found", changed[ModelSettings], changed[EngineSettings])  # type: ignore[arg-type]
+        after = identity(engine, "resolved", changed[ModelSettings], changed[EngineSettings])  # type: ignore[arg-type]
         assert (after != before) == (engine in engines), name
 
 
 def test_a_setting_that_is_new_counts() -> None:
-    """One that is added later is in no list."""
+    """A setting that is added later is in no list."""
 
     @dataclass
     class Later(EngineSettings):
@@ -69,11 +69,13 @@ def test_a_setting_that_is_new_counts() -> None:
 
     model = ModelSettings(name="m")
     keys = {
-        identity("vllm", "found", model, each)
+        identity("vllm", "resolved", model, each)
         for each in (Later(), Later(new=2), Later(parts={"a": 1}), Later(parts={"a": 2}))
     }
     assert len(keys) == 4
-    assert identity("vllm", "found", model, Later()) == identity("vllm", "found", model, EngineSettings())
+    assert identity("vllm", "resolved", model, Later()) == identity(
+        "vllm", "resolved", model, EngineSettings()
+    )
 
 
 ARGS = [
@@ -86,11 +88,11 @@ ARGS = [
 def test_arguments_of_vllm_count_unless_they_are_listed() -> None:
     model = ModelSettings(name="m")
     harmless = dict.fromkeys(HARMLESS_ARGS, 2)
-    keys = {identity("vllm", "found", model, EngineSettings(args=args)) for args in ({}, *ARGS)}
+    keys = {identity("vllm", "resolved", model, EngineSettings(args=args)) for args in ({}, *ARGS)}
     assert len(keys) == len(ARGS) + 1
-    assert identity("vllm", "found", model, EngineSettings(args=harmless)) == "vllm found"
-    first = identity("vllm", "found", model, EngineSettings(args={"seed": 1, "dtype": "half"}))
-    assert first == identity("vllm", "found", model, EngineSettings(args={"dtype": "half", "seed": 1}))
+    assert identity("vllm", "resolved", model, EngineSettings(args=harmless)) == "vllm resolved"
+    first = identity("vllm", "resolved", model, EngineSettings(args={"seed": 1, "dtype": "half"}))
+    assert first == identity("vllm", "resolved", model, EngineSettings(args={"dtype": "half", "seed": 1}))
 
 
 def test_the_harmless_arguments_are_vllms() -> None:
@@ -108,6 +110,6 @@ def test_the_harmless_arguments_are_vllms() -> None:
 
 
 def test_defaults_are_left_out() -> None:
-    """So that a setting that an upgrade brings, at its default, leaves the kept replies valid."""
+    """So cached replies stay valid when an upgrade adds a setting."""
     for engine in ENGINES:
-        assert identity(engine, "found", ModelSettings(name="m"), EngineSettings()) == f"{engine} found"
+        assert identity(engine, "resolved", ModelSettings(name="m"), EngineSettings()) == f"{engine} resolved"

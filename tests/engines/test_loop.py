@@ -1,4 +1,4 @@
-"""The engines' event loop lives in a thread of its own."""
+"""The engines' event loop runs in its own thread."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ def test_an_error_reaches_the_caller(loop: LoopThread):
 
 @pytest.mark.parametrize("attempt", range(100))
 def test_ctrl_c_cancels_the_work_and_waits_for_its_end(loop: LoopThread, attempt: int):
-    """Wherever the main thread is when the signal comes: it was lost one time in sixty."""
+    """Wherever the main thread is when the signal arrives."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     ended = []
 

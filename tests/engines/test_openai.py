@@ -1,4 +1,4 @@
-"""What is asked of a server and read from its answers; vLLM's own server at the end."""
+"""Requests sent to a server and how its responses are read; one test with vLLM's own server."""
 
 import base64
 import io
@@ -42,25 +42,25 @@ async def test_reply_with_picture(fake: Server) -> None:
     fake.answers = [(200, completion("A cat.", "length"))]
     short = await engine.generate(Generate(prompt))
     await engine.close()
-    assert short.finish == "context"  # the server had no room for all that was asked for
+    assert short.finish == "context"  # the context had no room for max_tokens
     assert (reply.text, reply.finish, reply.usage.prompt_tokens) == ("A cat.", "length", 7)
-    asked = fake.asked[0]
-    assert asked["seed"] == 5
-    assert asked["repetition_penalty"] == 1.05
-    assert asked["messages"][0] == {"role": "system", "content": "Be brief."}
-    picture, text = asked["messages"][1]["content"]
+    request = fake.requests[0]
+    assert request["seed"] == 5
+    assert request["repetition_penalty"] == 1.05
+    assert request["messages"][0] == {"role": "system", "content": "Be brief."}
+    picture, text = request["messages"][1]["content"]
     assert text == {"type": "text", "text": "What is it?"}
     sent = Pillow.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].split(",")[1])))
     assert (sent.format, sent.size) == ("PNG", (10, 5))
 
 
-async def test_a_schema_is_asked_for(fake: Server) -> None:
+async def test_a_schema_is_sent(fake: Server) -> None:
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
     await engine.generate(Generate(Prompt("?")))
-    assert "response_format" not in fake.asked[-1]
+    assert "response_format" not in fake.requests[-1]
     await engine.generate(Generate(Prompt("?"), schema='{"type": "object"}'))
     wanted = {"name": "reply", "schema": {"type": "object"}}
-    assert fake.asked[-1]["response_format"] == {"type": "json_schema", "json_schema": wanted}
+    assert fake.requests[-1]["response_format"] == {"type": "json_schema", "json_schema": wanted}
     await engine.close()
 
 
@@ -77,7 +77,7 @@ async def test_choice(fake: Server) -> None:
     chosen = await engine.choose(Choose(Prompt("?")))
     assert chosen.probabilities == pytest.approx((0.75 / 0.85, 0.1 / 0.85))
     assert chosen.mass == pytest.approx(0.85)
-    assert (fake.asked[0]["max_tokens"], fake.asked[0]["top_logprobs"]) == (1, 20)
+    assert (fake.requests[0]["max_tokens"], fake.requests[0]["top_logprobs"]) == (1, 20)
     fake.answers = [(200, completion("Hm", top={"Hm": 1.0}))]
     neither = await engine.choose(Choose(Prompt("?")))
     assert (neither.probabilities, neither.mass) == ((0, 0), 0)
@@ -122,10 +122,10 @@ async def test_what_is_sent_beyond_the_protocol(fake: Server) -> None:
     await engine.generate(Generate(Prompt("?"), Sampling(repetition_penalty=1.05)))
     await engine.choose(Choose(Prompt("?")))
     await engine.close()
-    for asked in fake.asked:
-        assert asked["chat_template_kwargs"] == thinking
-        assert (asked["top_k"], asked["provider"]) == (20, {"order": ["a"]})
-    assert [asked.get("repetition_penalty") for asked in fake.asked] == [1.05, None]
+    for request in fake.requests:
+        assert request["chat_template_kwargs"] == thinking
+        assert (request["top_k"], request["provider"]) == (20, {"order": ["a"]})
+    assert [request.get("repetition_penalty") for request in fake.requests] == [1.05, None]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ async def test_prompt_too_long(fake: Server) -> None:
     fake.answers = [(400, error(message.format(590, 90, 500))), (200, completion("A cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
     assert (await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=500)))).text == "A cat."
-    assert fake.asked[1]["max_tokens"] == 10
+    assert fake.requests[1]["max_tokens"] == 10
     fake.answers = [(400, error(message.format(700, 200, 500)))]
     with pytest.raises(PromptTooLong) as caught:
         await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=500)))
@@ -219,7 +219,7 @@ async def test_agrees_with_transformers_behind_a_real_server(
 
 
 async def test_one_reply_without_logprobs_changes_no_other(fake: Server) -> None:
-    """It is asked for again, and fails alone when it stays odd; it never becomes a sure yes or no."""
+    """It is requested again, and fails alone if it stays odd; it never becomes a certain yes or no."""
     good, odd = (200, completion("Yes", top={"Yes": 0.55, "No": 0.45})), (200, completion("Yes"))
     fake.answers = [odd, good, odd, odd, good]
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
@@ -228,12 +228,12 @@ async def test_one_reply_without_logprobs_changes_no_other(fake: Server) -> None
     with pytest.raises(EngineError, match="no logprobs"):
         await engine.choose(choice)
     assert (await engine.choose(choice)).probabilities == pytest.approx((0.55, 0.45))
-    assert [asked["max_tokens"] for asked in fake.asked] == [1] * 5
+    assert [request["max_tokens"] for request in fake.requests] == [1] * 5
     await engine.close()
 
 
 async def test_a_reply_cut_by_the_context_is_told_from_one_cut_by_max_tokens(fake: Server) -> None:
-    """Even by a server that does not count tokens: the one is cached, the other is not."""
+    """Even if the server does not count tokens: the one is cached, the other is not."""
     full = error("This model's maximum context length is 100 tokens. However, 90 in the messages")
     cut = (200, completion("A cat", "length") | {"usage": None})
     fake.answers = [(400, full), cut]
@@ -246,8 +246,8 @@ async def test_a_reply_cut_by_the_context_is_told_from_one_cut_by_max_tokens(fak
 
 @pytest.mark.parametrize("status", [400, 422])
 async def test_a_server_that_knows_max_completion_tokens_alone(fake: Server, status: int) -> None:
-    def script(asked: dict[str, Any]) -> Answer:
-        if "max_tokens" in asked:
+    def script(request: dict[str, Any]) -> Answer:
+        if "max_tokens" in request:
             refusal = "Unsupported parameter: 'max_tokens' is not supported with this model. "
             return status, error(refusal + "Use 'max_completion_tokens' instead.")
         return 200, completion("A cat.")
@@ -256,12 +256,12 @@ async def test_a_server_that_knows_max_completion_tokens_alone(fake: Server, sta
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
     for _ in range(2):
         assert (await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=9)))).text == "A cat."
-    limits = [{key: value for key, value in asked.items() if "tokens" in key} for asked in fake.asked]
+    limits = [{key: value for key, value in request.items() if "tokens" in key} for request in fake.requests]
     assert limits == [{"max_tokens": 9}, {"max_completion_tokens": 9}, {"max_completion_tokens": 9}]
     await engine.close()
 
 
-async def test_the_words_of_a_refusal_are_told_wherever_they_stand(fake: Server) -> None:
+async def test_an_error_message_is_found_in_any_key(fake: Server) -> None:
     fake.answers = [(422, {"detail": "Unexpected fields in the request: {'seed'}"})]
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
     with pytest.raises(EngineError, match=r"refuses the request: .*Unexpected fields .*seed"):
@@ -270,8 +270,8 @@ async def test_the_words_of_a_refusal_are_told_wherever_they_stand(fake: Server)
 
 
 async def test_a_server_without_a_repetition_penalty(fake: Server, caplog: pytest.LogCaptureFixture) -> None:
-    def script(asked: dict[str, Any]) -> Answer:
-        if "repetition_penalty" in asked:
+    def script(request: dict[str, Any]) -> Answer:
+        if "repetition_penalty" in request:
             return 422, {"detail": "Unexpected fields in the request: {'repetition_penalty'}"}
         return 200, completion("A cat.")
 
@@ -280,6 +280,6 @@ async def test_a_server_without_a_repetition_penalty(fake: Server, caplog: pytes
     for _ in range(2):
         reply = await engine.generate(Generate(Prompt("?"), Sampling(repetition_penalty=1.05)))
         assert reply.text == "A cat."
-    assert ["repetition_penalty" in asked for asked in fake.asked] == [True, False, False]
-    assert caplog.text.count("knows no repetition_penalty") == 1
+    assert ["repetition_penalty" in request for request in fake.requests] == [True, False, False]
+    assert caplog.text.count("does not support repetition_penalty") == 1
     await engine.close()

@@ -1,4 +1,4 @@
-"""What is seen of a server before any row, and how its replies are known."""
+"""Checks of a server when the engine is opened, and the identity of its replies."""
 
 from typing import Any
 
@@ -76,11 +76,11 @@ async def test_opening_has_the_deadline_too(fake: Server) -> None:
 
 
 @pytest.mark.parametrize(("most", "told"), [(5, " top_logprobs=5"), (1, " choices=text")])
-async def test_a_server_that_tells_fewer_log_probabilities(fake: Server, most: int, told: str) -> None:
-    def script(asked: dict[str, Any]) -> Answer:
-        if asked.get("top_logprobs", 0) > most:
+async def test_a_server_that_returns_fewer_log_probabilities(fake: Server, most: int, told: str) -> None:
+    def script(request: dict[str, Any]) -> Answer:
+        if request.get("top_logprobs", 0) > most:
             return 400, error(f"Requested sample logprobs of 20, which is greater than max allowed: {most}")
-        top = {"Yes": 0.6, "No": 0.2, "It": 0.05} if "logprobs" in asked else None
+        top = {"Yes": 0.6, "No": 0.2, "It": 0.05} if "logprobs" in request else None
         return 200, completion("Yes", top=top)
 
     fake.script = fake.probe = script
@@ -88,6 +88,6 @@ async def test_a_server_that_tells_fewer_log_probabilities(fake: Server, most: i
     assert engine.identity == f"openai m at={fake.url}{told}"
     chosen = await engine.choose(Choose(Prompt("?")))
     assert chosen.probabilities == pytest.approx((0.75, 0.25) if most == 5 else (1, 0))
-    assert fake.asked[-1].get("top_logprobs") == (5 if most == 5 else None)
-    assert len(fake.asked) == 1
+    assert fake.requests[-1].get("top_logprobs") == (5 if most == 5 else None)
+    assert len(fake.requests) == 1
     await engine.close()

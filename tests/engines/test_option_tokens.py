@@ -7,7 +7,7 @@ WORDS = ["yes", " yes", "Yes", " Yes", "no", " no", "No", "NO"]
 
 
 def encode(text: str) -> list[int]:
-    """A tokenizer of a few whole words; all else is spelt in letters."""
+    """A tokenizer with a few words; everything else is encoded letter by letter."""
     return [WORDS.index(text)] if text in WORDS else [ord(letter) for letter in text]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalecap.engines.reasoning import find_switch, opens_thought, split_reasoning
+from scalecap.engines.reasoning import find_switch, opens_reasoning, split_reasoning
 
 PLAIN = st.text(max_size=40).filter(lambda text: "think>" not in text)
 
@@ -52,7 +52,7 @@ def test_no_reasoning_is_left_in_the_answer(thoughts: list[str], answer: str) ->
     ],
 )
 def test_a_prompt_that_opens_a_thought(prompt: str, opens: bool) -> None:
-    assert opens_thought(prompt) is opens
+    assert opens_reasoning(prompt) is opens
 
 
 @pytest.mark.parametrize(

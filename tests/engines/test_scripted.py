@@ -14,7 +14,7 @@ async def test_a_list_answers_in_order_and_ends():
     engine = Scripted(["fine thanks", "again"])
     assert await engine.generate(ASK) == Generated("fine thanks", "stop", Usage(3, None, 2))
     assert (await engine.generate(ASK)).text == "again"
-    with pytest.raises(EngineError, match="no line left"):
+    with pytest.raises(EngineError, match="no reply left"):
         await engine.generate(ASK)
 
 

@@ -1,4 +1,4 @@
-"""Tries, deadlines, and a server that is away for a while."""
+"""Retries, deadlines, and a server that is down for a while."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from scalecap.engines.settings import ModelSettings
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
 from scalecap.engines.openai import open_openai
-from scalecap.engines.servers import Servers
+from scalecap.engines.servers import ServerPool
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ async def test_faults_that_pass(fake: Server, fault: Answer) -> None:
     fake.answers = [fault]
     with pytest.raises(EngineError):
         await engine.generate(Generate(Prompt("?")))
-    assert len(fake.asked) == 6
+    assert len(fake.requests) == 6
     await engine.close()
 
 
-async def test_waits_as_told(fake: Server) -> None:
+async def test_retry_after_is_respected(fake: Server) -> None:
     fake.headers = {"Retry-After": "1"}
     fake.answers = [(429, error("slow down")), (200, completion("A cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
@@ -46,27 +46,27 @@ async def test_waits_as_told(fake: Server) -> None:
     ids=str,
 )
 async def test_odd_answers_fail_alone(fake: Server, body: Any, times: int) -> None:
-    """Garbage is asked again once; what a filter withholds is not."""
+    """An unreadable response is retried once; a reply withheld by a filter is not."""
     fake.answers = [*[(200, body)] * times, (200, completion("A cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
     with pytest.raises(EngineError) as caught:
         await engine.generate(Generate(Prompt("?")))
-    assert len(fake.asked) == times
+    assert len(fake.requests) == times
     assert not isinstance(caught.value, EngineDead)
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
     await engine.close()
 
 
 @pytest.mark.parametrize(("away", "answered"), [([True, True, True, False], True), ([False, False], False)])
-async def test_a_connection_lost_to_a_server_that_was_away_costs_no_try(
+async def test_a_connection_lost_to_a_server_that_was_down_costs_no_retry(
     fake: Server, monkeypatch: pytest.MonkeyPatch, away: list[bool], answered: bool
 ) -> None:
-    looks = iter(away)
+    polls = iter(away)
 
-    async def look(*_: object) -> bool:
-        return next(looks)
+    async def poll(*_: object) -> bool:
+        return next(polls)
 
-    monkeypatch.setattr(Servers, "_looking", look)
+    monkeypatch.setattr(ServerPool, "_poll_until_up", poll)
     fake.answers = [*[(200, "reset")] * len(away), (200, completion("A cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=0))
     if answered:
@@ -74,12 +74,12 @@ async def test_a_connection_lost_to_a_server_that_was_away_costs_no_try(
     else:
         with pytest.raises(EngineError, match="ConnectionError"):
             await engine.generate(Generate(Prompt("?")))
-    assert next(looks, None) is None
+    assert next(polls, None) is None
     await engine.close()
 
 
 @pytest.mark.parametrize("fault", [(200, "hang"), (429, error("slow down"))], ids=["hang", "429"])
-async def test_a_request_has_one_deadline_for_all_its_tries(
+async def test_a_request_has_one_deadline_for_all_retries(
     fake: Server, monkeypatch: pytest.MonkeyPatch, fault: Answer
 ) -> None:
     monkeypatch.setattr("scalecap.engines.servers._HEALTH_INTERVAL", 0.01)
@@ -88,29 +88,29 @@ async def test_a_request_has_one_deadline_for_all_its_tries(
     engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3, retries=3))
     with pytest.raises(EngineError, match=r"no answer within engine\.timeout=0\.3 seconds"):
         await engine.generate(Generate(Prompt("?")))
-    assert len(fake.asked) == 1
+    assert len(fake.requests) == 1
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
     await engine.close()
 
 
-async def test_a_deadline_that_passes_while_the_server_is_away_begins_anew(
+async def test_a_deadline_that_passes_while_the_server_is_down_starts_over(
     fake: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = iter([True, False])
+    polls = iter([True, False])
 
-    async def look(*_: object) -> bool:
-        return next(looks)
+    async def poll(*_: object) -> bool:
+        return next(polls)
 
-    monkeypatch.setattr(Servers, "_looking", look)
+    monkeypatch.setattr(ServerPool, "_poll_until_up", poll)
     engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.5))
     fake.answers = [(200, "hang"), (200, completion("A cat."))]
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
     await engine.close()
 
 
-async def test_bounded(fake: Server) -> None:
+async def test_concurrency_is_limited(fake: Server) -> None:
     engine = await open_openai(ModelSettings(name="m"), settings(fake, concurrency=3))
     await asyncio.gather(*(engine.generate(Generate(Prompt(str(number)))) for number in range(12)))
-    assert len(fake.asked) == 12
-    assert fake.most <= 3
+    assert len(fake.requests) == 12
+    assert fake.max_in_flight <= 3
     await engine.close()

