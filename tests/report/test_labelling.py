@@ -168,7 +168,7 @@ async def test_from_keys_to_a_promise(
     )
     assert "wrong with a probability of at most 20 %" in summary.screen()
     async with browser(tmp_path / "promised" / "report.html") as page:
-        await page.get_by_text("The run in numbers").click()
+        await page.get_by_text("Run summary").click()
         assert "with a probability of at most 20 %" in await page.inner_text("header")
 
 

@@ -1,4 +1,4 @@
-"""Label files: what they may say, and one clear message for each way in which they don't fit."""
+"""Labels of a run: parsing of label files, matching to statements, error messages."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_labels_find_their_statements(made: Path, tmp_path: Path):
     ("changed", "message"),
     [
         ({"step": "golden_sentence"}, "no check 'golden_sentence'; did you mean 'golden_sentences'"),
-        ({"row_id": "1000"}, "has no row '1000'; is it a label of another run?"),
+        ({"row_id": "1000"}, "has no row '1000'; is this label of another run?"),
         ({"run": "0123456789ab"}, "line 1 was sampled from run 0123456789ab, but"),
         ({"text": "There is a cow."}, "row '0' has no statement 'There is a cow.' at golden_sentences"),
     ],
