@@ -49,17 +49,18 @@ def test_it_says_what_it_said(compose: Callable[..., Settings]) -> None:
 
 def test_checking_halves_what_is_wrong_and_asking_tells_more(compose: Callable[..., Settings]) -> None:
     words = ("data.count=48", "data.seed=3", "engine=transformers", "progress=false", "evaluate=scenes")
-    found = measured(compose(*words))
+    drawn = "pipeline.steps.init_caption.sampling={temperature: 1.0, top_p: 1.0}"  # as it was taught to err
+    found = measured(compose(*words, drawn))
     first, final = (1 - found[f"scenes.{name}.precision"] for name in ("init_caption", "final_caption"))
-    assert first > 0.15  # it was taught to be careless
+    assert first > 0.2  # of the captions it learned from, 27 % of the facts are wrong
     assert final <= first / 2
     assert found["scenes.final_caption.true"] >= 1.3 * found["scenes.init_caption.true"]
 
 
-def test_its_checks_are_right_nine_times_of_ten(compose: Callable[..., Settings]) -> None:
+def test_its_checks_are_right(compose: Callable[..., Settings]) -> None:
     words = ("pipeline=none", "evaluate=scenes_verifier", "data.count=40", "data.seed=99")
     found = measured(compose(*words, "engine=transformers", "progress=false"))
-    assert found["verifier.balanced_accuracy"] >= 0.88  # 0.9 and more over many; see the model card
+    assert found["verifier.balanced_accuracy"] >= 0.94  # over more statements 0.97; see the model card
 
 
 def test_its_size_and_card() -> None:
