@@ -31,6 +31,7 @@ from scalecap.engines.scripted import Scripted
 from scalecap.report.comparison import Comparison
 from scalecap.report.push import write_repository
 from scalecap.report.run_page import write_report
+from scalecap.report.thumbnails import AMBIGUOUS
 from scalecap.run.folder import read_runs
 from scalecap.run.merge import merge
 from scalecap.runner import run
@@ -312,7 +313,7 @@ def test_a_folder_of_before_ids_shows_pictures_whose_names_are_there_once(
     for record in journal:
         record.pop("id", None), record.pop("image", None)
     (made / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in journal))
-    unknown = "an earlier version made the row, and the picture's name does not tell which it is"
+    unknown = AMBIGUOUS
     assert reported(made) == [(each, unknown if each == "grey" else each) for each in ROWS]
     again = caption(settings_of(compose, *data, "output=again"))
     shown = compared(tmp_path / "compared", again, made)
