@@ -299,7 +299,7 @@ def _add_notes(job: Job, rows: PendingRows, summary: Summary) -> None:
     summary.notes += rows.notes()
     if isinstance(source, Edited) and rows.complete and (unmatched := source.unmatched()):
         summary.notes.append(unmatched)
-    if settings.write.needs_pictures and not rows.complete:
+    if settings.write.needs_images and not rows.complete:
         summary.notes.append("Files with images, and files next to images, are written when a run finishes.")
     if settings.labels.check and summary.status == "finished":
         command = f"  scalecap calibrate {shlex.quote(settings.output)} --wrong 0.05"
@@ -318,7 +318,7 @@ def _write_outputs(job: Job, rows: PendingRows, summary: Summary) -> None:
             summary,
             settings.write,
             image=settings.data.image,
-            data=rows_until_error(job.source) if settings.write.needs_pictures and rows.complete else None,
+            data=rows_until_error(job.source) if settings.write.needs_images and rows.complete else None,
         )
     edited = {step: flags["edited"] for step, flags in summary.flags.items()}
     # Rows of another config may have been made with other thresholds.

@@ -44,12 +44,12 @@ class WriteSettings:
     """Text after it."""
 
     @property
-    def needs_pictures(self) -> bool:
+    def needs_images(self) -> bool:
         """Whether an export needs the data's rows once more."""
-        return self.holds_pictures or self.beside is not None or "webdataset" in self.format
+        return self.embeds_images or self.beside is not None or "webdataset" in self.format
 
     @property
-    def holds_pictures(self) -> bool:
+    def embeds_images(self) -> bool:
         """Whether `dataset/`, or the format of another package, holds image files."""
         return self.image == "bytes" and any(each != "webdataset" for each in self.format)
 

@@ -65,7 +65,7 @@ def write(
         columns: the steps' columns in their output order; null where a failed row lacks one.
         image: the image column.
         data: the source's rows, ordered like the records; required for image files
-            (`settings.needs_pictures`). Without them `dataset/` has the images' names.
+            (`settings.needs_images`). Without them `dataset/` has the images' names.
 
     Raises:
         OSError: a file can't be written, or a folder exists that scalecap did not write.
@@ -95,7 +95,7 @@ def write(
         for row in rows() if select is None else _flagged(rows(), select, written):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(part, folder / "captions.jsonl")
-    files = settings.holds_pictures and data is not None
+    files = settings.embeds_images and data is not None
     with ExitStack() as stack:
         sinks: list[Sink] = []
         if "parquet" in settings.format:

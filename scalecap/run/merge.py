@@ -81,7 +81,7 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
             summary,
             wanted,
             image=data.image,
-            data=rows_until_error(open_source(data)) if wanted.needs_pictures else None,
+            data=rows_until_error(open_source(data)) if wanted.needs_images else None,
         )
         summary.write()
     return summary
@@ -167,10 +167,10 @@ def _check_shards(parts: Sequence[Part]) -> None:
         by_shard[part.shard] = part.folder
     missing = [shard for number in range(of) if (shard := Shard(number, of)) not in by_shard]
     if missing:
-        told = ", ".join(map(str, missing[:MAX_LISTED_SHARDS])) + (
+        listed = ", ".join(map(str, missing[:MAX_LISTED_SHARDS])) + (
             " …" if len(missing) > MAX_LISTED_SHARDS else ""
         )
-        raise MergeError(f"{len(missing)} of {of} shards are missing: {told}")
+        raise MergeError(f"{len(missing)} of {of} shards are missing: {listed}")
     unfinished = [f"{part.shard} in {part.folder}" for part in parts if not part.journal.ended]
     if unfinished:
         raise MergeError(f"not finished, resume first: {', '.join(unfinished[:MAX_LISTED_SHARDS])}")

@@ -181,7 +181,7 @@ class Summary:
         self.left_out = written.left_out
         folders = (["dataset"] if "parquet" in settings.format else []) + settings.folders
         self.exports = [name for name in folders if (self.output / name).exists()]
-        without = {"sidecars"} if settings.holds_pictures else {"sidecars", "dataset"}
+        without = {"sidecars"} if settings.embeds_images else {"sidecars", "dataset"}
         with_files = " and ".join(f"{name}/" for name in folders if name not in without)
         if written.json_columns:
             mixed = ", ".join(written.json_columns)
