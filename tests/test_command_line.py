@@ -298,9 +298,12 @@ def test_failed_rows_give_3(typed: Typed, tmp_path: Path):
     assert typed("data=jsonl", "data.path=rows.jsonl") == 3
 
 
-def test_check_loads_nothing_and_leaves_nothing(typed: Typed, opened: list[Any], tmp_path: Path, capsys: Any):
+@pytest.mark.parametrize("override", ["check=true", "check=yes", "++check=True"])
+def test_check_loads_nothing_and_leaves_nothing(
+    typed: Typed, opened: list[Any], tmp_path: Path, capsys: Any, override: str
+):
     before = set(tmp_path.rglob("*"))
-    assert typed("check=true") == 0
+    assert typed(override) == 0
     assert "golden_sentences: verify([sentences])" in capsys.readouterr().out
     assert not opened
     assert set(tmp_path.rglob("*")) == before
