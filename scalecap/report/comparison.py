@@ -210,8 +210,8 @@ class Comparison:
     def _better(self, name: str) -> str:
         """`higher`, `lower` or `neither`, as the metric's stage declares it; older runs do not say."""
         step, *rest = parts(name)
-        told = [run.summary.get("better", {}) for run in self.runs]
-        declared = next((each[step] for each in told if step in each), None)
+        declared_by_run = [run.summary.get("better", {}) for run in self.runs]
+        declared = next((each[step] for each in declared_by_run if step in each), None)
         return "neither" if declared is None else str(declared.get(rest[-1] if rest else "", "higher"))
 
     @cached_property

@@ -107,8 +107,8 @@ def _compound(thing: Mapping[str, Any], rng: random.Random) -> _Statement:
     """Several details in one statement."""
     form = rng.random()
     if form < 0.4:
-        told = [name for name in ("size", "colour", "place") if thing[name] and rng.random() < 0.6]
-        return _Statement(claim_of(thing, *told), introduce, rng.choice(["kind", *told]))
+        details = [name for name in ("size", "colour", "place") if thing[name] and rng.random() < 0.6]
+        return _Statement(claim_of(thing, *details), introduce, rng.choice(["kind", *details]))
     claim = claim_all(thing) if form < 0.6 else claim_place(thing)
     names = [name for name in (*DETAIL_WEIGHTS, "beside") if name != "count" and getattr(claim, name)]
     return _Statement(claim, _described, rng.choice(names))

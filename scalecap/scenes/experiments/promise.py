@@ -90,9 +90,9 @@ def world(rows: Sequence[Mapping[str, Any]], check: str) -> World:
         scores = row[f"{check}_scores"] or []
         if scores:
             p_yes = [-1.0 if score["p_yes"] is None else score["p_yes"] for score in scores]
-            told = [scenes({"it": score["text"]}, row["truth"])["it"] for score in scores]
+            facts = [scenes({"it": score["text"]}, row["truth"])["it"] for score in scores]
             found.p_yes.append(np.array(p_yes))
-            found.true.append(np.array([bool(each["true"]) and not each["wrong"] for each in told]))
+            found.true.append(np.array([bool(each["true"]) and not each["wrong"] for each in facts]))
     return found
 
 

@@ -80,8 +80,8 @@ class Heads(nn.Module):
         for index, (name, head) in enumerate(self.heads.items()):
             logits = head(merged)
             total = total + nn.functional.cross_entropy(logits.flatten(0, 1), labels[..., index].flatten())
-            told = thing & (labels[..., index] >= (name == "facing"))
-            right[name] = (logits.argmax(-1) == labels[..., index])[told].float().mean().item()
+            present = thing & (labels[..., index] >= (name == "facing"))
+            right[name] = (logits.argmax(-1) == labels[..., index])[present].float().mean().item()
         return total, right
 
 
@@ -118,9 +118,9 @@ class Described(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         """Embeds labels (images, 36, heads) as tokens (images, 36, hidden)."""
         known = labels.clamp(min=0)
-        told = [
+        embeddings = [
             self.get_buffer(name)[known[..., index]]
             for index, name in enumerate(HEAD_CLASSES)
             if name != "sprite"
         ]
-        return torch.stack(told).sum(0)
+        return torch.stack(embeddings).sum(0)
