@@ -38,7 +38,7 @@ _HEALTH_INTERVAL = 2.0
 _HEALTH_TIMEOUT = 10.0
 """Seconds that a server has to answer a health check."""
 _STALL_SECONDS = 10.0
-"""A server that has requests and answers none of them for so many seconds gets a health check."""
+"""A server that has requests and answers none of them for this many seconds gets a health check."""
 _MAX_FAILED_CHECKS = 3
 """Failed health checks in a row after which a server's requests are sent to other servers."""
 _BACKOFF = 0.5

@@ -106,9 +106,9 @@ ALWAYS = TURN + OPENED
 def test_warnings_about_templates_that_reason(
     chat: ChatTokenizer, template: str, variables: dict[str, Any], opened: bool, warned: list[str]
 ) -> None:
-    told = ChatTokenizer(chat.tokenizer, template, variables=variables)
-    assert told.opens_reasoning is opened
-    lines = told.warnings("m")
+    tokenizer = ChatTokenizer(chat.tokenizer, template, variables=variables)
+    assert tokenizer.opens_reasoning is opened
+    lines = tokenizer.warnings("m")
     assert len(lines) == len(warned)
     for line, words in zip(lines, warned, strict=True):
         assert re.search(words, line), line

@@ -86,8 +86,8 @@ def test_a_server_that_reports_no_usage(usage: object) -> None:
 
 
 def test_token_usage() -> None:
-    told = {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}, "completion_tokens": 2}
-    assert token_usage({"usage": told}) == Usage(7, 3, 2)
+    reported = {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}, "completion_tokens": 2}
+    assert token_usage({"usage": reported}) == Usage(7, 3, 2)
 
 
 @pytest.mark.parametrize(

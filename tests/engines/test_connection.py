@@ -25,7 +25,7 @@ class Seen:
     def __init__(self) -> None:
         self.requests: list[web.Request] = []
         self.bodies: list[bytes] = []
-        self.answer: Callable[[], web.StreamResponse] = lambda: web.json_response({"told": True})
+        self.answer: Callable[[], web.StreamResponse] = lambda: web.json_response({"ok": True})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
@@ -55,8 +55,8 @@ async def test_pieces_are_sent_as_one_body_over_one_connection(seen: Seen, addre
     connection = Connection(f"http://{address}/")
     picture = b"x" * 3_000_000
     for _ in range(3):
-        assert await connection.post("/chat", [b'{"a":"', picture, b'"}']) == {"told": True}
-    assert await connection.get("/models") == {"told": True}
+        assert await connection.post("/chat", [b'{"a":"', picture, b'"}']) == {"ok": True}
+    assert await connection.get("/models") == {"ok": True}
     await connection.close()
     assert seen.bodies[:3] == [b'{"a":"' + picture + b'"}'] * 3
     assert {request.headers["Content-Length"] for request in seen.requests[:3]} == {"3000008"}
@@ -65,23 +65,23 @@ async def test_pieces_are_sent_as_one_body_over_one_connection(seen: Seen, addre
 
 
 async def test_credentials(seen: Seen, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def asked(url: str) -> web.Request:
+    async def sent(url: str) -> web.Request:
         connection = Connection(url)
         await connection.get("/models")
         await connection.close()
         assert "secret" not in connection.display_url
         return seen.requests[-1]
 
-    assert (await asked(f"http://{address}")).headers["Authorization"] == "Bearer none"
+    assert (await sent(f"http://{address}")).headers["Authorization"] == "Bearer none"
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OPENAI_ORG_ID", "us")
-    request = await asked(f"http://{address}?version=2")
+    request = await sent(f"http://{address}?version=2")
     assert (request.headers["Authorization"], request.headers["OpenAI-Organization"]) == (
         "Bearer secret",
         "us",
     )
     assert request.path_qs == "/v1/models?version=2"
-    basic = (await asked(f"http://me:sec%20ret@{address}")).headers["Authorization"]
+    basic = (await sent(f"http://me:sec%20ret@{address}")).headers["Authorization"]
     assert base64.b64decode(basic.removeprefix("Basic ")) == b"me:sec ret"
 
 
@@ -174,23 +174,23 @@ async def test_error_messages(seen: Seen, address: str, answer: Any, message: st
 
 
 async def test_an_idle_connection_that_the_server_closes_is_reopened():
-    asked: list[bytes] = []
+    sent: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(2):
             head = await reader.readuntil(b"\r\n\r\n")
-            if len(asked) == 1 and b"GET" not in head:
-                asked.append(b"")
+            if len(sent) == 1 and b"GET" not in head:
+                sent.append(b"")
                 writer.transport.abort()
                 return
             size = int(dict(re.findall(rb"(Content-Length): (\d+)", head)).get(b"Content-Length", 0))
-            asked.append(await reader.readexactly(size))
+            sent.append(await reader.readexactly(size))
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue")
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     connection = Connection(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
     assert await connection.get("/models") is True
     assert await connection.post("/chat/completions", [b'{"a": ', b"1}"]) is True
-    assert asked == [b"", b"", b'{"a": 1}']
+    assert sent == [b"", b"", b'{"a": 1}']
     await connection.close()
     server.close()

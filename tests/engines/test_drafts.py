@@ -63,7 +63,7 @@ def requests(image: Image) -> list[Generate]:
     ]
 
 
-async def written(folder: Path, asked: Sequence[Generate]) -> tuple[list[Generated], list[int]]:
+async def generate_all(folder: Path, requests: Sequence[Generate]) -> tuple[list[Generated], list[int]]:
     """The replies, and for each step the number of tokens in all rows."""
     from scalecap.engines.transformers import open_transformers
 
@@ -77,7 +77,7 @@ async def written(folder: Path, asked: Sequence[Generate]) -> tuple[list[Generat
 
     engine._runner.step = counted  # type: ignore[method-assign]
     try:
-        return list(await asyncio.gather(*map(engine.generate, asked))), steps
+        return list(await asyncio.gather(*map(engine.generate, requests))), steps
     finally:
         await engine.close()
 
@@ -85,9 +85,9 @@ async def written(folder: Path, asked: Sequence[Generate]) -> tuple[list[Generat
 def test_replies_are_the_same_with_drafts_in_fewer_steps(
     tiny_model: Path, image: Image, monkeypatch: pytest.MonkeyPatch
 ):
-    drafted, drafted_steps = asyncio.run(written(tiny_model, requests(image)))
+    drafted, drafted_steps = asyncio.run(generate_all(tiny_model, requests(image)))
     monkeypatch.setattr(drafts, "MAX_DRAFT_TOKENS", 0)
-    plain, plain_steps = asyncio.run(written(tiny_model, requests(image)))
+    plain, plain_steps = asyncio.run(generate_all(tiny_model, requests(image)))
     assert drafted == plain
     assert len(drafted_steps) < len(plain_steps)
     assert sum(plain_steps) == sum(reply.usage.generated_tokens - 1 for reply in plain)
@@ -101,6 +101,6 @@ def test_a_fusion_takes_a_third_of_the_steps(embedded: Path):
         "The swan is on the right.",
     ]
     prompt = Prompt("Join into one description:\n" + "\n".join(known))
-    (reply,), steps = asyncio.run(written(embedded, [Generate(prompt, Sampling(temperature=0))]))
+    (reply,), steps = asyncio.run(generate_all(embedded, [Generate(prompt, Sampling(temperature=0))]))
     assert reply.text == " ".join(known)
     assert (len(steps), reply.usage.generated_tokens) == (10, 30)

@@ -75,8 +75,8 @@ async def test_opening_has_the_deadline_too(fake: Server) -> None:
         await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3))
 
 
-@pytest.mark.parametrize(("most", "told"), [(5, " top_logprobs=5"), (1, " choices=text")])
-async def test_a_server_that_returns_fewer_log_probabilities(fake: Server, most: int, told: str) -> None:
+@pytest.mark.parametrize(("most", "suffix"), [(5, " top_logprobs=5"), (1, " choices=text")])
+async def test_a_server_that_returns_fewer_log_probabilities(fake: Server, most: int, suffix: str) -> None:
     def script(request: dict[str, Any]) -> Answer:
         if request.get("top_logprobs", 0) > most:
             return 400, error(f"Requested sample logprobs of 20, which is greater than max allowed: {most}")
@@ -85,7 +85,7 @@ async def test_a_server_that_returns_fewer_log_probabilities(fake: Server, most:
 
     fake.script = fake.probe = script
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
-    assert engine.identity == f"openai m at={fake.url}{told}"
+    assert engine.identity == f"openai m at={fake.url}{suffix}"
     chosen = await engine.choose(Choose(Prompt("?")))
     assert chosen.probabilities == pytest.approx((0.75, 0.25) if most == 5 else (1, 0))
     assert fake.requests[-1].get("top_logprobs") == (5 if most == 5 else None)

@@ -47,7 +47,7 @@ async def test_scored_tokens_cover_every_character_once():
 
 
 @pytest.mark.parametrize(
-    ("client", "request_", "line"),
+    ("method", "request_", "line"),
     [
         ("generate", ASK, 0.5),
         ("choose", PICK, "maybe"),
@@ -57,6 +57,6 @@ async def test_scored_tokens_cover_every_character_once():
         ("score", RATE, float("nan")),
     ],
 )
-async def test_a_line_of_the_wrong_kind_is_an_engine_error(client, request_, line):
+async def test_a_line_of_the_wrong_kind_is_an_engine_error(method, request_, line):
     with pytest.raises(EngineError, match="the script answers"):
-        await getattr(Scripted([line]), client)(request_)
+        await getattr(Scripted([line]), method)(request_)

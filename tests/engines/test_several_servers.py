@@ -42,14 +42,14 @@ def several(fakes: list[Server], **given: Any) -> EngineSettings:
 
 async def answerers(engine: OpenAIEngine, times: int = 1) -> dict[str, set[int]]:
     """By image, the numbers of the servers that answered."""
-    told: dict[str, set[int]] = {picture.hash: set() for picture in PICTURES}
+    answered_by: dict[str, set[int]] = {picture.hash: set() for picture in PICTURES}
 
     async def client(picture: Image, time: int) -> None:
         reply = await engine.generate(Generate(Prompt(f"What is it, {time}?", picture)))
-        told[picture.hash].add(int(reply.text))
+        answered_by[picture.hash].add(int(reply.text))
 
     await asyncio.gather(*(client(picture, time) for picture in PICTURES for time in range(times)))
-    return told
+    return answered_by
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -75,20 +75,20 @@ async def test_a_pictures_requests_go_to_one_server(fakes: list[Server]) -> None
     for fewer in ([fakes[2], fakes[0], fakes[1]], fakes[:2], fakes[1:]):
         engine = await open_openai(MODEL, several(fewer))
         there = {fakes.index(fake) for fake in fewer}
-        told = await answerers(engine)
-        assert all(told[name] == each for name, each in whole.items() if each <= there)
+        answered_by = await answerers(engine)
+        assert all(answered_by[name] == each for name, each in whole.items() if each <= there)
         await engine.close()
 
 
 async def test_texts_without_a_picture_are_shared_out_by_what_they_say(fakes: list[Server]) -> None:
     engine = await open_openai(MODEL, several(fakes))
-    told = [
+    replies = [
         [(await engine.generate(Generate(Prompt(f"Join {number}.")))).text for number in range(12)]
         for _ in range(2)
     ]
     await engine.close()
-    assert told[0] == told[1]
-    assert set(told[0]) == {"0", "1", "2"}
+    assert replies[0] == replies[1]
+    assert set(replies[0]) == {"0", "1", "2"}
 
 
 async def test_a_server_that_dies_moves_its_pictures_alone_and_is_taken_back(fakes: list[Server]) -> None:
@@ -118,8 +118,8 @@ async def test_requests_in_flight_at_a_server_that_dies_are_answered_by_others(f
     asking = asyncio.create_task(answerers(engine))
     await until(lambda: fakes[1]._in_flight > 3)
     fakes[1].stop()
-    told = await asking
-    assert not any(1 in each for each in told.values())
+    answered_by = await asking
+    assert not any(1 in each for each in answered_by.values())
     seen = Counter(str(request["messages"]) for fake in (fakes[0], fakes[2]) for request in fake.requests)
     assert sum(seen.values()) == len(PICTURES)
     await engine.close()
@@ -194,8 +194,8 @@ async def test_one_request_that_one_server_does_not_answer_is_answered_by_anothe
 async def test_a_server_that_refuses_everything_is_left(fakes: list[Server], status: int) -> None:
     engine = await open_openai(MODEL, several(fakes))
     fakes[0].answers, fakes[0].models = [(status, error("no"))], (200, {"data": [{"id": "other"}]})
-    told = await answerers(engine)
-    assert not any(0 in each for each in told.values())
+    answered_by = await answerers(engine)
+    assert not any(0 in each for each in answered_by.values())
     assert not engine._pool.servers[0].up
     await engine.close()
 
@@ -219,8 +219,8 @@ async def test_a_machine_that_vanished(fakes: list[Server], monkeypatch: pytest.
     monkeypatch.setattr("scalecap.engines.servers._HEALTH_TIMEOUT", 0.5)
     engine = await open_openai(MODEL, several(fakes))
     fakes[0].answers, fakes[0].models = [(200, "hang")], (200, "hang")
-    told = await asyncio.wait_for(answerers(engine), 20)
-    assert {number for each in told.values() for number in each} == {1, 2}
+    answered_by = await asyncio.wait_for(answerers(engine), 20)
+    assert {number for each in answered_by.values() for number in each} == {1, 2}
     await engine.close()
 
 
@@ -285,9 +285,9 @@ def test_preflight_checks_each(fakes: list[Server]) -> None:
     assert preflight(MODEL, several(fakes)) == ""
     fakes[0].models = (404, {})
     fakes[1].stop()
-    told = preflight(MODEL, several(fakes))
+    unchecked = preflight(MODEL, several(fakes))
     fakes[1].start()
-    assert told == (
+    assert unchecked == (
         f"whether {fakes[0].url} has a model m, since it lists none;"
         f" whether {fakes[1].url} has a model m, since it is down"
     )

@@ -82,7 +82,7 @@ def mixed(picture: Picture) -> list[Request]:
     return requests
 
 
-async def client(engine: TransformersEngine, request: Request) -> Reply:
+async def send(engine: TransformersEngine, request: Request) -> Reply:
     if isinstance(request, Generate):
         return await engine.generate(request)
     if isinstance(request, Choose):
@@ -107,8 +107,8 @@ async def test_concurrent_requests_change_nothing(
     engine = await open_transformers(ModelSettings(name=str(tiny_model)), settings)
     assert engine.concurrency == 2 * batch_size
     requests = mixed(picture)
-    together = await asyncio.gather(*[client(engine, request) for request in requests])
-    alone = [await client(engine, request) for request in requests]
+    together = await asyncio.gather(*[send(engine, request) for request in requests])
+    alone = [await send(engine, request) for request in requests]
     await engine.close()
     for one, other in zip(together, alone, strict=True):
         assert flat(one)[0] == flat(other)[0]
@@ -319,7 +319,7 @@ async def test_out_of_memory_means_smaller_batches(
 ) -> None:
     monkeypatch.setattr(engine, "_max_batch", engine._max_batch)
     requests = mixed(picture)
-    expected = [flat(await client(engine, request))[0] for request in requests]
+    expected = [flat(await send(engine, request))[0] for request in requests]
     prefill, step = engine._runner.prefill, engine._runner.step
 
     def limited(rows: Any, keep: int = 1) -> Any:
@@ -334,7 +334,7 @@ async def test_out_of_memory_means_smaller_batches(
 
     monkeypatch.setattr(engine._runner, "prefill", limited)
     monkeypatch.setattr(engine._runner, "step", limited_step)
-    replies = await asyncio.gather(*[client(engine, request) for request in requests])
+    replies = await asyncio.gather(*[send(engine, request) for request in requests])
     assert [flat(reply)[0] for reply in replies] == expected
 
 
@@ -394,8 +394,8 @@ async def test_padding_does_not_count_in_a_sliding_window(tiny_model: Path, tmp_
         shutil.copy(tiny_model / file, tmp_path)
     engine = await open_transformers(ModelSettings(name=str(tmp_path)), EngineSettings())
     requests: list[Request] = [Choose(Prompt(text)) for text in TEXTS] + [Generate(Prompt("yes"), GREEDY)]
-    together = await asyncio.gather(*[client(engine, request) for request in requests])
-    alone = [await client(engine, request) for request in requests]
+    together = await asyncio.gather(*[send(engine, request) for request in requests])
+    alone = [await send(engine, request) for request in requests]
     await engine.close()
     for one, other in zip(together, alone, strict=True):
         assert flat(one)[0] == flat(other)[0]

@@ -143,12 +143,12 @@ async def test_pictures_stay_encoded(engine: VllmEngine, picture: Picture) -> No
     pictures = [picture(number) for number in range(60, 160)]
     text = (await engine.choose(Choose(Prompt("One?")))).usage.prompt_tokens
     await engine._llm.collective_rpc("get_encoder_timing_stats")
-    asked = [Choose(Prompt(question, each)) for question in ("One?", "Two?") for each in pictures]
+    requests = [Choose(Prompt(question, each)) for question in ("One?", "Two?") for each in pictures]
     tokens = sum(
-        [(await engine.choose(each)).usage.prompt_tokens - text - 2 for each in asked[: len(pictures)]]
+        [(await engine.choose(each)).usage.prompt_tokens - text - 2 for each in requests[: len(pictures)]]
     )
     assert tokens > SETTINGS.args["max_num_batched_tokens"]
-    for each in asked[len(pictures) :]:
+    for each in requests[len(pictures) :]:
         await engine.choose(each)
     (encoded,) = await engine._llm.collective_rpc("get_encoder_timing_stats")
     assert sum(each["num_encoder_calls"] for each in encoded.values()) == len(pictures)
@@ -192,7 +192,7 @@ async def test_prompts_that_do_not_fit(engine: VllmEngine, picture: Picture) -> 
 
 
 @pytest.mark.parametrize(
-    ("printed", "kind", "told"),
+    ("printed", "kind", "message"),
     [
         ("ValueError: Free memory on device (3/80 GiB) is less", ModelError, "does not fit into the memory"),
         ("ValueError: No available memory for the cache blocks.", ModelError, "lower model.vlm.max_context"),
@@ -201,13 +201,13 @@ async def test_prompts_that_do_not_fit(engine: VllmEngine, picture: Picture) -> 
     ],
 )
 async def test_a_startup_error_is_what_a_child_printed(
-    printed: str, kind: type[Exception], told: str
+    printed: str, kind: type[Exception], message: str
 ) -> None:
     with tempfile.TemporaryFile("a+") as output:
         output.write(f"(EngineCore) Traceback:\n  line 3\n{printed}\nKeyError: 'visual'\n")
         failure = _startup_error(ModelSettings(name="m"), RuntimeError("it ended"), output)
     assert isinstance(failure, kind)
-    assert told in str(failure)
+    assert message in str(failure)
 
 
 async def test_colocated_models_share_the_memory() -> None:
@@ -220,7 +220,7 @@ async def test_colocated_models_share_the_memory() -> None:
 async def test_errors_about_wrong_settings(tiny_model: Path) -> None:
     model = ModelSettings(name=str(tiny_model))
     for args, words in [
-        ({"tensor_paralel_size": 2}, "tensor_paralel_size .*: tensor_parallel_size"),
+        ({"tensor_paralel_size": 2}, "tensor_paralel_size: .*did you mean 'tensor_parallel_size'"),
         ({"logprobs_mode": "processed_logits"}, "raw_logprobs or raw_logits"),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}, "no log-probabilities"),
         ({"model": "other"}, r"model\.vlm\.name"),
@@ -240,8 +240,8 @@ async def test_raw_logits_and_old_rope_settings(
     odd: VllmEngine, reference: TransformersEngine, picture: Picture
 ) -> None:
     assert odd.identity.endswith(' args.enable_mm_processor_stats=true args.logprobs_mode="raw_logits"')
-    client = Generate(Prompt(LONG), GREEDY)
-    assert (await odd.generate(client)).text == (await reference.generate(client)).text
+    request = Generate(Prompt(LONG), GREEDY)
+    assert (await odd.generate(request)).text == (await reference.generate(request)).text
     for image in (None, picture(1)):
         score = Score(Prompt(LONG, image), "A cat, 一只狗.")
         found, wanted = (await odd.score(score)).tokens, (await reference.score(score)).tokens
@@ -258,20 +258,20 @@ async def test_replicas_keep_a_pictures_requests_together(odd: VllmEngine, pictu
     assert odd.concurrency == 64
     pictures = [picture(number) for number in range(10, 16)]
 
-    async def client(question: str) -> list[int]:
-        asked = [odd.choose(Choose(Prompt(LONG + question, each))) for each in pictures]
-        return [reply.usage.cached_tokens for reply in await asyncio.gather(*asked)]
+    async def cached_tokens(question: str) -> list[int]:
+        requests = [odd.choose(Choose(Prompt(LONG + question, each))) for each in pictures]
+        return [reply.usage.cached_tokens for reply in await asyncio.gather(*requests)]
 
-    first = await client("One?")
+    first = await cached_tokens("One?")
     assert max(first) < 128
     assert sorted(odd._replicas[each.hash] for each in pictures) == [0, 0, 0, 1, 1, 1]
     for question in ("Two?", "Three?"):
-        assert min(await client(question)) >= 128
+        assert min(await cached_tokens(question)) >= 128
 
 
 async def test_a_dead_replica_is_a_dead_engine_and_leaves_no_process(odd: VllmEngine) -> None:
-    client = Generate(Prompt(LONG), Sampling(max_tokens=1500))
-    endless = asyncio.create_task(odd.generate(client))
+    request = Generate(Prompt(LONG), Sampling(max_tokens=1500))
+    endless = asyncio.create_task(odd.generate(request))
     await asyncio.sleep(0.2)
     replicas = [process.pid for process in odd._llm.engine_core.resources.engine_manager.processes]
     theirs = [pid for replica in replicas for pid in (replica, *below(replica))]
@@ -280,7 +280,7 @@ async def test_a_dead_replica_is_a_dead_engine_and_leaves_no_process(odd: VllmEn
     with pytest.raises(EngineDead):
         await endless
     with pytest.raises(EngineDead):
-        await odd.generate(client)
+        await odd.generate(request)
     await odd.close()
     for _ in range(60):
         if not any(map(alive, theirs)):
