@@ -16,28 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import CODES, fault
 from PIL import Image as Pillow
 from server import Server, storyteller
 
 from scalecap.engines.base import Choose, Chosen, EngineDead, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.run import watchdog as stalls
-
-TABLE = (Path(__file__).parent.parent / "scalecap" / "run" / "README.md").read_text(encoding="utf-8")
-ROWS = re.findall(
-    r"^\| \*\*(.+?)\*\*.* \| .+ \| .+ \| (.+?) \|$",
-    TABLE.partition("<!-- faults -->")[2].partition("<!-- end -->")[0],
-    re.MULTILINE,
-)
-CODES = {fault: {int(code) for code in re.findall(r"\d+", codes)} for fault, codes in ROWS}
-"""The name of each fault, in bold in the table, to its exit codes there."""
-tested: set[str] = set()
-
-
-def fault(name: str) -> Any:
-    """Marks a test as that of a row of the table; the test gets the exit codes from there."""
-    tested.add(name)
-    return pytest.mark.parametrize("codes", [pytest.param(CODES.get(name, set()), id=name)])
 
 
 def captions(folder: Path) -> list[dict[str, Any]]:
@@ -453,6 +438,5 @@ def test_damaged_files(typed, engines, answer, tmp_path: Path, codes: set[int]):
 
 
 def test_every_row_is_tested():
-    # kills and signals are in test_kills.py, in processes of their own
-    elsewhere = {"Interrupt", "Kill"}
-    assert tested | elsewhere == set(CODES)
+    marks = [(Path(__file__).parent / name).read_text() for name in ("test_faults.py", "test_kills.py")]
+    assert set(re.findall(r'^@fault\("(.+)"\)$', "".join(marks), re.MULTILINE)) == set(CODES)

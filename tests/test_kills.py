@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faults import fault
 from processes import alive, below, command
 from server import Server, digest, storyteller
 
@@ -26,6 +27,14 @@ def server() -> Iterator[Server]:
     server = Server(storyteller)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    """When to kill, drawn anew in each run of the tests. A failure shows the seed; KILL_SEED sets it."""
+    seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
+    print(f"KILL_SEED={seed}")
+    return random.Random(seed)
 
 
 class Job:
@@ -67,8 +76,9 @@ def asks(server: Server, rows: Callable[..., str], count: int) -> list[str]:
     return [*own, f"engine.concurrency={CONCURRENCY}", "data=jsonl", rows(count), "progress=false"]
 
 
+@fault("Kill")
 def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
-    server: Server, rows: Callable[..., str], tmp_path: Path
+    server: Server, rows: Callable[..., str], tmp_path: Path, dice: random.Random, codes: set[int]
 ):
     words = asks(server, rows, 40)
     whole = Job(tmp_path / "whole", words)
@@ -77,16 +87,18 @@ def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
     assert set(expected.values()) == {1}
 
     server.requests.clear()
-    dice, job, kills = random.Random(7), Job(tmp_path / "killed", words), 0
+    job, kills = Job(tmp_path / "killed", words), 0
     while len(server.requests) < 0.95 * len(expected):
         process, more = job.begin(), len(server.requests) + dice.randint(1, 90)
         wait(lambda more=more: len(server.requests) >= more, process)
         time.sleep(dice.random() * 0.1)
         process.kill()
         process.communicate()
-        kills += 1
+        # A shell tells a signal as 128 and its number; a run that was quicker than its killer has ended well.
+        assert process.returncode == 0 or 128 - process.returncode in codes
+        kills += process.returncode != 0
     told = job.finish()
-    assert kills >= 5
+    assert kills >= 3
     assert f"resumed: {job_done(told)} of 40 rows done" in told
     assert job.captions() == whole.captions()
     again = Counter(map(digest, server.requests))
@@ -104,12 +116,12 @@ def job_done(told: str) -> str:
     return line.partition("(")[2].partition(" ")[0]
 
 
-def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: Path):
+def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: Path, dice: random.Random):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     words = ["engine=transformers", "data.count=12", "rows_in_flight=3", "progress=false"]
     whole = Job(tmp_path / "whole", words)
     whole.finish()
-    dice, job, in_the_middle = random.Random(3), Job(tmp_path / "killed", words), 0
+    job, in_the_middle = Job(tmp_path / "killed", words), 0
     for _ in range(2):
         process, more = job.begin(), job.rows() + dice.randint(1, 3)
         wait(lambda more=more: job.rows() >= more, process)
@@ -123,9 +135,10 @@ def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: P
         assert killed == unharmed
 
 
+@fault("Interrupt")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_what_is_in_flight(
-    server: Server, rows: Callable[..., str], tmp_path: Path, number: signal.Signals
+    server: Server, rows: Callable[..., str], tmp_path: Path, number: signal.Signals, codes: set[int]
 ):
     words = asks(server, rows, 40)
     job = Job(tmp_path, words)
@@ -133,7 +146,7 @@ def test_a_signal_finishes_what_is_in_flight(
     wait(lambda: job.rows() > 5, process)
     process.send_signal(number)
     told, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert {process.returncode} == codes
     assert re.search(r"Interrupted: \d+ of 40 rows captioned", told)
     assert "Next: resume:" in told
     assert f"output={job.output}" in told
@@ -147,8 +160,9 @@ def test_a_signal_finishes_what_is_in_flight(
     assert len(server.requests) > asked
 
 
+@fault("Kill")
 def test_a_second_signal_stops_though_the_server_hangs(
-    server: Server, rows: Callable[..., str], tmp_path: Path
+    server: Server, rows: Callable[..., str], tmp_path: Path, codes: set[int]
 ):
     words = asks(server, rows, 40)
     job = Job(tmp_path, words)
@@ -169,7 +183,8 @@ def test_a_second_signal_stops_though_the_server_hangs(
     begun = time.monotonic()
     told, _ = process.communicate(timeout=60)
     assert time.monotonic() - begun < 15  # a hang lasts 30
-    assert (process.returncode, "Interrupted" in told) == (130, True)
+    assert process.returncode in codes
+    assert "Interrupted" in told
     assert told.count("Press Ctrl-C again") == told.count("Stopping now.") == 1
     done = len(job.captions().splitlines())
     assert 0 < done < 40
