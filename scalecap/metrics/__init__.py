@@ -10,9 +10,10 @@ from typing import Any
 
 
 def texts(captions: Mapping[str, Any], words: int | None = None) -> Iterator[tuple[str, str]]:
-    """Each column's name with its caption, of a list a text a line; a row's null columns are left out.
+    """Each column's name and caption; lists are joined by line breaks, null columns left out.
 
-    With `words`, no more than so many first words: captions of equal length can be compared.
+    Args:
+        words: maximum number of words, so that captions of equal length can be compared.
     """
     for name, value in captions.items():
         if value is not None:
@@ -39,16 +40,16 @@ def records(value: Any, *names: str) -> list[Mapping[str, Any]]:
     """A column of records, as a list of mappings or as a mapping of lists, each with all `names`.
 
     Raises:
-        ValueError: it is something else; the message says what is missing.
+        ValueError: it is something else, or a record lacks a name.
     """
     if isinstance(value, Mapping) and all(isinstance(each, list) for each in value.values()):
         lengths = {name: len(each) for name, each in value.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"lists of records have other lengths: {lengths!r:.80}")
+            raise ValueError(f"expected lists of equal length, got {lengths!r:.80}")
         value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        raise ValueError(f"{value!r:.80} is no list of records with {', '.join(names)}")
+        raise ValueError(f"expected a list of records with {', '.join(names)}, got {value!r:.80}")
     for number, record in enumerate(value):
         if missing := [name for name in names if not isinstance(record, Mapping) or name not in record]:
-            raise ValueError(f"record {number} has no {', '.join(missing)}: {record!r:.80}")
+            raise ValueError(f"record {number} lacks {', '.join(missing)}: {record!r:.80}")
     return value

@@ -26,36 +26,36 @@ class Capsbench:
     async def __call__(
         self, client: ModelClient, *, captions: Columns, questions: Any
     ) -> tuple[Measures, list[dict[str, Any]]]:
-        asked = records(questions, "question", "answer", "category")
+        questions = records(questions, "question", "answer", "category")
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
         for name, caption in texts(captions, self.words):
-            told = await together(self._answer(client, caption, each["question"]) for each in asked)
+            replies = await together(self._answer(client, caption, each["question"]) for each in questions)
             hits = [
-                taken.option == str(each["answer"]).strip().lower()
-                for each, taken in zip(asked, told, strict=True)
+                reply.option == str(each["answer"]).strip().lower()
+                for each, reply in zip(questions, replies, strict=True)
             ]
             measured[name] = {
                 "accuracy": share(hits),
-                "unanswered": share(taken.option in ("n/a", "") for taken in told),
+                "unanswered": share(reply.option in ("n/a", "") for reply in replies),
                 "words": len(caption.split()),
                 "category": by_category(
-                    (str(each["category"]), hit) for each, hit in zip(asked, hits, strict=True)
+                    (str(each["category"]), hit) for each, hit in zip(questions, hits, strict=True)
                 ),
             }
             answers += [
                 {
                     "caption": name,
                     "question": each["question"],
-                    "told": taken.option,
-                    "p": taken.p,
+                    "told": reply.option,
+                    "p": reply.p,
                     "right": hit,
-                    "mass": taken.mass,
+                    "mass": reply.mass,
                 }
-                for each, taken, hit in zip(asked, told, hits, strict=True)
+                for each, reply, hit in zip(questions, replies, hits, strict=True)
             ]
         return measured, answers
 
-    async def _answer(self, client: ModelClient, caption: str, question: str) -> choices.Taken:
+    async def _answer(self, client: ModelClient, caption: str, question: str) -> choices.Choice:
         prompt = self.prompt.render(caption=caption, question=str(question))
-        return choices.likeliest(await client.choose(prompt, ANSWERS, model=self.model), ANSWERS)
+        return choices.most_probable(await client.choose(prompt, ANSWERS, model=self.model), ANSWERS)

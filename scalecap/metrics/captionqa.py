@@ -34,36 +34,43 @@ class Captionqa:
     async def __call__(
         self, client: ModelClient, *, captions: Columns, questions: Any
     ) -> tuple[Measures, list[dict[str, Any]]]:
-        asked = records(questions, "question", "choices", "answer")
+        questions = records(questions, "question", "choices", "answer")
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
         for name, caption in texts(captions, self.words):
-            told = await together(self._answer(client, caption, each) for each in asked)
+            answered = await together(self._answer(client, caption, each) for each in questions)
             measured[name] = {
-                "score": {"count": sum(each["score"] for each in told), "of": len(told)},
-                "accuracy": share(each["right"] for each in told),
-                "unanswered": share(each["told"] in (CANNOT, "") for each in told),
+                "score": {"count": sum(each["score"] for each in answered), "of": len(answered)},
+                "accuracy": share(each["right"] for each in answered),
+                "unanswered": share(each["told"] in (CANNOT, "") for each in answered),
                 "words": len(caption.split()),
                 "category": by_category(
                     (category, each["right"])
-                    for question, each in zip(asked, told, strict=True)
+                    for question, each in zip(questions, answered, strict=True)
                     for category in _categories(question)
                 ),
             }
-            answers += [{"caption": name, **each} for each in told]
+            answers += [{"caption": name, **each} for each in answered]
         return measured, answers
 
     async def _answer(self, client: ModelClient, caption: str, question: Mapping[str, Any]) -> dict[str, Any]:
         offered = list(map(str, question["choices"]))
-        right = offered[choices.find(question["answer"], offered)]
+        right = offered[choices.index_of(question["answer"], offered)]
         text = str(question["question"])
         options = [*offered] if is_yes_no(text, offered) else [*offered, CANNOT]
         # Seeded by the question, so that every caption meets it in the same order.
         random.Random(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()).shuffle(options)
-        prompt = self.prompt.render(caption=caption, question=text, options=choices.listed(options))
-        told, p, mass = await choices.take(client, prompt, options, self.model)
-        score = 1.0 if told == right else 1 / len(offered) + 0.05 if told == CANNOT else 0.0
-        return {"question": text, "told": told, "p": p, "right": told == right, "score": score, "mass": mass}
+        prompt = self.prompt.render(caption=caption, question=text, options=choices.list_options(options))
+        option, p, mass = await choices.choose_by_letter(client, prompt, options, self.model)
+        score = 1.0 if option == right else 1 / len(offered) + 0.05 if option == CANNOT else 0.0
+        return {
+            "question": text,
+            "told": option,
+            "p": p,
+            "right": option == right,
+            "score": score,
+            "mass": mass,
+        }
 
 
 def is_yes_no(question: str, options: list[str]) -> bool:

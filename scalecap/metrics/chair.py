@@ -1,4 +1,4 @@
-"""CHAIR: objects that a caption names and the picture has not (Rohrbach et al. 2018)."""
+"""CHAIR: objects that a caption names and the image does not have (Rohrbach et al. 2018)."""
 
 import re
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ class Chair:
     one; `recall` is how many of the objects, of those in the vocabulary, are named at all, without which
     short captions win. `objects` has the names of what is in the picture, by any of their synonyms.
 
-    `vocabulary` is a text file of what can be found in a caption, an object a line: its name, then
-    synonyms, with commas between; regular plurals go without saying. `coco` is the packaged list of
+    `vocabulary` is a text file of what can be found in a caption, one object per line: its name, then
+    synonyms, separated by commas; regular plurals are added. `coco` is the packaged list of
     COCO's 80.
     """
 
@@ -60,18 +60,18 @@ class Vocabulary:
 
     @staticmethod
     def load(file: str) -> "Vocabulary":
-        """The vocabulary in a file; ValueError when it can't be read or holds nothing."""
+        """The vocabulary in a file; ValueError if it can't be read or is empty."""
         path = COCO if file == "coco" else Path(file)
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise ValueError(f"vocabulary: can't read {path}: {error.strerror}") from error
         if not any(line.strip(" ,") for line in lines):
-            raise ValueError(f"vocabulary: {path} holds no object")
+            raise ValueError(f"vocabulary: {path} lists no objects")
         return Vocabulary(lines)
 
     def name(self, word: str) -> str:
-        """The object's name for one of its synonyms; a word that is not known is its own."""
+        """The object's name for one of its synonyms; an unknown word is returned as it is."""
         plain = word.strip().lower()
         return self._names.get(plain, plain)
 

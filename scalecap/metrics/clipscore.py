@@ -1,4 +1,4 @@
-"""CLIPScore: how near a caption is to its picture in the space of a CLIP model."""
+"""CLIPScore: similarity of a caption and its image in the space of a CLIP model."""
 
 import asyncio
 from importlib import import_module
@@ -31,14 +31,14 @@ class Clipscore:
         self._clip = Clip(weights)
 
     def missing(self) -> str | None:
-        """Why the weights can't be had."""
+        """Why the weights are not available; None if they are."""
         return self._clip.missing()
 
     async def __call__(self, client: ModelClient, *, captions: Columns, image: Image) -> Measures:
-        told = dict(texts(captions, self.words))
-        read = [f"A photo depicts {caption}" for caption in told.values()]
+        captions_read = dict(texts(captions, self.words))
+        read = [f"A photo depicts {caption}" for caption in captions_read.values()]
         scores = await self._clip.score(image, read) if read else []
-        named = zip(told, scores, strict=True)
+        named = zip(captions_read, scores, strict=True)
         return {name: {"score": 2.5 * max(cosine, 0.0), "cut": int(cut)} for name, (cosine, cut) in named}
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class Clip:
         self._weights = weights
         self._thread: DaemonPool | None = None
         self._loaded: tuple[Any, Any] | ValueError | None = None
-        """Model and processor, or why they can't be had, so that not every row tries again."""
+        """Model and processor, or why they can't be loaded, so that not every row tries again."""
 
     def missing(self) -> str | None:
         from scalecap.engines.settings import ModelSettings
@@ -65,7 +65,7 @@ class Clip:
         return None
 
     async def score(self, image: Image, texts: list[str]) -> list[tuple[float, bool]]:
-        """For each text its cosine with the picture, and whether it was cut.
+        """For each text its cosine similarity with the image, and whether it was truncated.
 
         Raises:
             ValueError: the model can't be loaded; the message says why.
@@ -97,7 +97,7 @@ class Clip:
         return [(float(cosine), length > most) for cosine, length in zip(cosines, lengths, strict=True)]
 
     def close(self) -> None:
-        """Frees the model's memory; a later score loads it anew."""
+        """Free the model's memory; a later score loads it again."""
         if self._thread:
             self._thread.submit(self._free)
             self._thread.shutdown()
@@ -112,7 +112,7 @@ class Clip:
 
 
 def _load(weights: str) -> tuple[Any, Any] | ValueError:
-    """Model and processor, or why they can't be had."""
+    """Model and processor, or why they can't be loaded."""
     from scalecap.engines.compat import patch_libraries
     from scalecap.engines.weights import out_of_memory
 

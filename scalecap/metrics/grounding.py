@@ -1,11 +1,11 @@
-"""How much of a caption a model finds in the picture."""
+"""How much of a caption a model finds in the image."""
 
 from typing import Any, ClassVar
 
 from scalecap.metrics import texts
 from scalecap.stages import Columns, Image, Measures, ModelClient, Role, Sampling, stage, together
 from scalecap.stages.split_sentences import split_sentences
-from scalecap.stages.verify import probability
+from scalecap.stages.verify import check_threshold
 from scalecap.text.parsing import lines
 from scalecap.text.templates import Template
 
@@ -16,7 +16,7 @@ GREEDY = Sampling(temperature=0, max_tokens=256)
 class Grounding:
     """The share of a caption's sentences that the judge finds in the picture, and its mean P(yes).
 
-    With a prompt `claims` the judge first takes each sentence apart into atomic claims, one a line, and
+    With a prompt `claims` the judge first splits each sentence into atomic claims, one per line, and
     answers about these instead, as FActScore does with texts (Min et al. 2023, arXiv 2305.14251). The
     side column `answers` has every text with its probability; one that is answered neither yes nor no is
     `unanswered`, and not supported.
@@ -33,7 +33,7 @@ class Grounding:
         words: int | None = None,
         model: Role = "judge",
     ) -> None:
-        self.prompt, self.claims, self.threshold = prompt, claims, probability(threshold)
+        self.prompt, self.claims, self.threshold = prompt, claims, check_threshold(threshold)
         self.words, self.model = words, model
 
     async def __call__(
@@ -42,17 +42,19 @@ class Grounding:
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
         for name, caption in texts(captions, self.words):
-            told = split_sentences(caption)
+            statements = split_sentences(caption)
             if self.claims is not None:
-                taken = await together(self._take_apart(client, sentence, self.claims) for sentence in told)
-                told = list(dict.fromkeys(claim for claims in taken for claim in claims))
-            checked = await together(self._check(client, text, image) for text in told)
+                claims_of = await together(
+                    self._split_into_claims(client, sentence, self.claims) for sentence in statements
+                )
+                statements = list(dict.fromkeys(claim for claims in claims_of for claim in claims))
+            checked = await together(self._check(client, text, image) for text in statements)
             yes = [each["p_yes"] for each in checked if each["p_yes"] is not None]
             measured[name] = {
-                "supported": {"count": sum(p >= self.threshold for p in yes), "of": len(told)},
+                "supported": {"count": sum(p >= self.threshold for p in yes), "of": len(statements)},
                 "p_yes": {"count": sum(yes), "of": len(yes)},
-                "unanswered": {"count": len(told) - len(yes), "of": len(told)},
-                "statements": len(told),
+                "unanswered": {"count": len(statements) - len(yes), "of": len(statements)},
+                "statements": len(statements),
                 "words": len(caption.split()),
             }
             answers += [{"caption": name, **each} for each in checked]
@@ -65,7 +67,7 @@ class Grounding:
         p_yes = chosen.probabilities[0] if chosen.answered else None
         return {"text": text, "p_yes": p_yes, "mass": chosen.known_mass}
 
-    async def _take_apart(self, client: ModelClient, sentence: str, prompt: Template) -> list[str]:
+    async def _split_into_claims(self, client: ModelClient, sentence: str, prompt: Template) -> list[str]:
         """The claims of a sentence; itself when the judge names none."""
         reply = await client.generate(prompt.render(text=sentence), model=self.model, sampling=GREEDY)
         return lines(reply.text) or [sentence]

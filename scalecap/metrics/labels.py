@@ -21,7 +21,7 @@ _TEXTS = ("row_id", "step", "text", "verdict", "run")
 
 
 class LabelError(Exception):
-    """A label file doesn't fit; the message names the file, the line and the fix."""
+    """A label file is invalid; the message names the file, the line and the fix."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Label:
 
 
 def read_labels(paths: Iterable[Path]) -> list[Label]:
-    """All labels of the files. Raises LabelError for a line that is none, OSError for an unreadable file."""
+    """All labels of the files. Raises LabelError for an invalid line, OSError for an unreadable file."""
     return [label for path in paths for label in _read(path)]
 
 
@@ -64,7 +64,7 @@ def _read(path: Path) -> Iterator[Label]:
                 raise LabelError(f"{place}: unknown verdict {found['verdict']!r:.80}{close}")
             yield Label(**{key: found[key] for key in _TEXTS}, draw=str(found.get("draw", "")), place=place)
     if empty:
-        raise LabelError(f"{path} holds no labels")
+        raise LabelError(f"{path} has no labels")
 
 
 def _short(line: bytes) -> str:

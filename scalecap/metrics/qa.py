@@ -38,19 +38,19 @@ class Qa:
         offered = list(map(str, options or []))
         for name, caption in texts(captions, self.words):
             prompt = self.prompt.render(
-                caption=caption, question=question, options=choices.listed(offered) if offered else ""
+                caption=caption, question=question, options=choices.list_options(offered) if offered else ""
             )
             if offered:
-                told, p, mass = await choices.take(client, prompt, offered, self.model)
-                right = told == offered[choices.find(answer, offered)]
+                option, p, mass = await choices.choose_by_letter(client, prompt, offered, self.model)
+                right = option == offered[choices.index_of(answer, offered)]
             else:
                 reply = await client.generate(prompt, model=self.model, sampling=SHORT)
-                told, p, mass = extract(reply.text), None, None
+                option, p, mass = extract(reply.text), None, None
                 accepted = answer if isinstance(answer, list) else [answer]
-                right = plain(told) in {plain(str(each)) for each in accepted}
+                right = plain(option) in {plain(str(each)) for each in accepted}
             measured[name] = {"accuracy": int(right), "words": len(caption.split())}
             answers.append(
-                {"caption": name, "question": question, "told": told, "p": p, "right": right, "mass": mass}
+                {"caption": name, "question": question, "told": option, "p": p, "right": right, "mass": mass}
             )
         return measured, answers
 

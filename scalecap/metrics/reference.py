@@ -1,4 +1,4 @@
-"""Likeness to captions that people wrote: BLEU, METEOR, ROUGE-L, CIDEr."""
+"""Similarity to reference captions: BLEU, METEOR, ROUGE-L, CIDEr."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from scalecap.threads import DaemonPool
 
 
 class _NoSynonyms:
-    """In place of WordNet, whose data is no part of nltk."""
+    """Stands in for WordNet, whose data is not part of nltk."""
 
     @staticmethod
     def synsets(word: str) -> list[Any]:
@@ -22,7 +22,7 @@ class _NoSynonyms:
 
 
 class _Cooked:
-    """A scorer's texts as it counts them, made anew whenever it goes through them."""
+    """A scorer's n-gram counts, computed anew at each iteration instead of held in memory."""
 
     def __init__(self, count: int, made: Callable[[], Iterator[Any]]) -> None:
         self._count, self._made = count, made
@@ -91,22 +91,22 @@ async def reference(
     if not given:
         raise ValueError("the row has no reference caption")
     measured: dict[str, Any] = {}
-    told = []
+    kept_texts = []
     for name, caption in texts(captions, words):
-        # METEOR takes 40 ms for a caption of 200 words, in which no other row would go on.
-        likeness = await asyncio.get_running_loop().run_in_executor(_thread(), _likeness, caption, given)
-        measured[name] = {**likeness, "words": len(caption.split())}
-        told.append({"caption": name, "text": caption})
-    return measured, told, given
+        # METEOR takes 40 ms for a caption of 200 words, too long for the event loop.
+        similarity = await asyncio.get_running_loop().run_in_executor(_thread(), _similarity, caption, given)
+        measured[name] = {**similarity, "words": len(caption.split())}
+        kept_texts.append({"caption": name, "text": caption})
+    return measured, kept_texts, given
 
 
 @cache
 def _thread() -> DaemonPool:
-    """One for all rows: nltk's corpora are not made for several."""
+    """One thread for all rows: nltk's corpora are not thread-safe."""
     return DaemonPool(1, "reference")
 
 
-def _likeness(caption: str, references: list[str]) -> dict[str, float]:
+def _similarity(caption: str, references: list[str]) -> dict[str, float]:
     import sacrebleu
     from nltk.translate.meteor_score import meteor_score
     from pycocoevalcap.rouge.rouge import Rouge

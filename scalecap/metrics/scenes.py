@@ -22,20 +22,21 @@ SORTS = ("object", "count", "size", "colour", "part", "facing", "position", "rel
 def scenes(
     captions: Columns, truth: Any, before: Columns | None = None, *, words: int | None = None
 ) -> Measures:
-    """Facts that each caption tells, held against the truth of its scene, each counted once.
+    """Facts that each caption states, compared with the truth of its scene, each counted once.
 
-    `precision` is true of told, `recall` true of all that could be told, `f1` 2 · true / (told + all);
-    also by sort of fact. `chair_i` is the share of objects told that are not there, `chair_s` that of
+    `precision` is true / stated, `recall` true / possible, `f1` 2 · true / (stated + possible);
+    also by sort of fact. `chair_i` is the share of stated objects that are not there, `chair_s` that of
     sentences with such an object (Rohrbach et al. 2018, a sentence in place of a caption). Sentences
     that can't be read are counted in `unread`.
     """
     possible = everything(truth)
     return {
-        name: told(caption, truth, possible) for name, caption in texts({**(before or {}), **captions}, words)
+        name: measures_of(caption, truth, possible)
+        for name, caption in texts({**(before or {}), **captions}, words)
     }
 
 
-def told(caption: str, truth: Mapping[str, Any], possible: frozenset[Fact]) -> dict[str, Any]:
+def measures_of(caption: str, truth: Mapping[str, Any], possible: frozenset[Fact]) -> dict[str, Any]:
     """The measures of one caption."""
     read = [[fact for claim in claims for fact in facts(claim, truth)] for claims in sentences(caption)]
     said = frozenset(fact for sentence in read for fact in sentence)

@@ -11,11 +11,13 @@ import numpy as np
 from scalecap.metrics import records, share
 from scalecap.metrics.labels import LabelError, distinct, read_labels
 from scalecap.stages import Image, Measures, ModelClient, Role, stage, together
-from scalecap.stages.verify import probability
+from scalecap.stages.verify import check_threshold
 from scalecap.stats import RESAMPLES, Interval
 from scalecap.text.templates import Template
 
-TRUE = {"true": True, "yes": True, "1": True, "1.0": True} | dict.fromkeys(("false", "no", "0", "0.0"), False)
+LABELS = {"true": True, "yes": True, "1": True, "1.0": True} | dict.fromkeys(
+    ("false", "no", "0", "0.0"), False
+)
 
 
 def quality(rows: Iterable[Sequence[Any]]) -> dict[str, Interval]:
@@ -36,10 +38,10 @@ def quality(rows: Iterable[Sequence[Any]]) -> dict[str, Interval]:
     answers, lengths = np.array(numbers).reshape(-1, 3), np.array(counts)
     starts = np.cumsum(lengths) - lengths
     found = _quality(answers)
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     drawn: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(RESAMPLES // 4 if found else 0):
-        picked = dice.integers(len(lengths), size=len(lengths))
+        picked = rng.integers(len(lengths), size=len(lengths))
         own = lengths[picked]  # each row's answers stay together
         places = np.arange(own.sum()) + np.repeat(starts[picked] - (np.cumsum(own) - own), own)
         for name, value in _quality(answers[places]).items():
@@ -106,7 +108,7 @@ class Verifier:
         threshold: float = 0.5,
         model: Role = "vlm",
     ) -> None:
-        self.prompt, self.threshold, self.model = prompt, probability(threshold), model
+        self.prompt, self.threshold, self.model = prompt, check_threshold(threshold), model
         self.labels = _labelled(labels, step)
 
     def check(self, columns: Sequence[str]) -> str | None:
@@ -117,7 +119,7 @@ class Verifier:
         ):
             return None
         return (
-            "needs `statements: <column of {text, label}>`, or `text: <column>` and `label: <column>`, or"
+            "requires `statements: <column of {text, label}>`, or `text: <column>` and `label: <column>`, or"
             " `row_id: row_id` and `labels: [<file>]`"
         )
 
@@ -146,9 +148,9 @@ class Verifier:
         return measured, answers
 
     async def _answer(self, client: ModelClient, text: str, label: Any, image: Image) -> dict[str, Any]:
-        true = TRUE.get(str(label).strip().casefold())
+        true = LABELS.get(str(label).strip().casefold())
         if true is None:
-            raise ValueError(f"the label {label!r:.80} is neither true nor false, yes nor no, 1 nor 0")
+            raise ValueError(f"expected a label true or false, yes or no, 1 or 0, got {label!r:.80}")
         prompt = self.prompt.render(text=str(text))
         chosen = await client.choose(prompt, ("yes", "no"), image=image, model=self.model)
         p_yes = chosen.probabilities[0] if chosen.answered else None
@@ -157,7 +159,7 @@ class Verifier:
 
 
 def _labelled(files: Sequence[str] | None, step: str | None) -> dict[str, list[Mapping[str, Any]]]:
-    """By row, the labelled statements of label files; ValueError says what is wrong with these."""
+    """By row, the labelled statements of label files; ValueError names what is wrong with them."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     try:
         labels = distinct(read_labels(Path(file).expanduser() for file in files or ()))
@@ -167,5 +169,5 @@ def _labelled(files: Sequence[str] | None, step: str | None) -> dict[str, list[M
         if each.verdict != "unsure" and step in (None, each.step):
             found.setdefault(each.row_id, []).append({"text": each.text, "label": each.verdict})
     if files and not found:
-        raise ValueError(f"labels: none of step {step}" if step else "labels: all are unsure")
+        raise ValueError(f"labels: no label of step {step}" if step else "labels: all labels are unsure")
     return found

@@ -1,4 +1,4 @@
-"""Put a caption together without a language model."""
+"""Assemble a caption without a language model."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from scalecap.stages import ModelClient, stage
 from scalecap.stages.group_details import details as details_of
-from scalecap.stages.shortening import hold
+from scalecap.stages.shortening import keep_fitting
 from scalecap.text.segmentation import sentences as cut
 from scalecap.text.segmentation import words
 
@@ -15,15 +15,15 @@ _EMPTY = frozenset({"a", "an", "the", "is", "are", "was", "were", "there"})
 
 @stage
 class Assemble:
-    """Sentences, each with its details after it, then other details; what repeats is left out.
+    """Sentences, each followed by its details, then other details; repetitions are left out.
 
-    No model is asked, so nothing is lost, changed or made up, however weak the models are. A sentence
-    repeats an earlier one when its words (but for articles, "there" and forms of be) stand in it side
-    by side in the same order. With no sentence and no detail it is `initial`, a text or several, marked
-    "fallback".
+    No model is involved, so nothing is lost, changed or made up. A sentence
+    repeats an earlier one that contains its words (except articles, "there" and forms of be) next to each
+    other in the same order. Without sentences and details the caption is `initial`, one text or several,
+    flagged "fallback".
 
-    `max_sentences` and `max_words` leave out sentences from the end, marked "shortened", and cut none: a
-    first one that is too long stays, marked "too_long".
+    `max_sentences` and `max_words` drop whole sentences from the end, flagged "shortened"; a first sentence
+    that is too long stays, flagged "too_long".
     """
 
     role: ClassVar[None] = None
@@ -31,7 +31,7 @@ class Assemble:
     def __init__(self, *, max_sentences: int | None = None, max_words: int | None = None) -> None:
         for name, most in (("max_sentences", max_sentences), ("max_words", max_words)):
             if most is not None and most < 1:
-                raise ValueError(f"{name}: {most} must be 1 or more")
+                raise ValueError(f"{name}: expected at least 1, got {most}")
         self.max_sentences, self.max_words = max_sentences, max_words
 
     async def __call__(
@@ -48,24 +48,24 @@ class Assemble:
             parts.append(sentence)
             if blocks:
                 parts += [detail["text"] for detail in details_of([blocks[place]])]
-        told = list(distinct([*parts, *(details or [])]))
-        if not told:
+        kept = list(distinct([*parts, *(details or [])]))
+        if not kept:
             client.mark("fallback")
             if initial is None or isinstance(initial, str):
                 return initial or ""
-            told = list(distinct(initial))
-        return " ".join(hold(told, self.max_sentences, self.max_words, client.mark))
+            kept = list(distinct(initial))
+        return " ".join(keep_fitting(kept, self.max_sentences, self.max_words, client.mark))
 
 
 def distinct(texts: list[str]) -> Iterator[str]:
     """The sentences of all texts, in order, without those that repeat an earlier one."""
-    before: list[list[str]] = []
+    earlier: list[list[str]] = []
     for text in texts:
         for start, end in cut(text):
             sentence = text[start:end].strip()
             gist = [word for word in _words(sentence) if word not in _EMPTY] or [sentence]
-            if sentence and not any(_within(gist, other) for other in before):
-                before.append(gist)
+            if sentence and not any(_within(gist, other) for other in earlier):
+                earlier.append(gist)
                 yield sentence
 
 

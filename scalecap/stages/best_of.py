@@ -1,15 +1,15 @@
 """Choose one of several texts by the scores of what they say."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from scalecap.stages import ModelClient, stage
+from scalecap.stages.scores import Score
 
 
 @stage(side=["ranks"])
 class BestOf:
-    """The text with the highest mean score; of equal ones the first.
+    """The text with the highest mean score; the first on ties.
 
     `scores` is the side column of a check: of the texts themselves, one each, or with `about`, of parts of
     them (sentences, claims, objects), `about` having the place of each part's text. A score is P(yes), the
@@ -25,12 +25,14 @@ class BestOf:
         client: ModelClient,
         *,
         texts: list[str],
-        scores: list[dict[str, Any]],
+        scores: list[Score],
         about: list[int] | None = None,
     ) -> tuple[str, list[dict[str, Any]]]:
         places = list(range(len(texts))) if about is None else about
         if len(places) != len(scores):
-            raise ValueError(f"{len(scores)} scores and {len(places)} places of what they score")
+            raise ValueError(
+                f"expected one position per score, got {len(places)} positions for {len(scores)} scores"
+            )
         parts: list[list[float]] = [[] for _ in texts]
         for place, score in zip(places, scores, strict=True):
             parts[place].append(value(score))
@@ -45,9 +47,9 @@ class BestOf:
         ]
 
 
-def value(score: Mapping[str, Any]) -> float:
+def value(score: Score) -> float:
     """A check's verdict on one text as a number from 0 to 1."""
-    for name in ("p_yes", "likelihood"):
-        if score.get(name) is not None:
-            return float(score[name])
+    for probability in (score.get("p_yes"), score.get("likelihood")):
+        if probability is not None:
+            return probability
     return float(score["kept"])

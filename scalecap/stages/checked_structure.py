@@ -5,35 +5,38 @@ from typing import Any
 
 from scalecap.stages import stage
 from scalecap.stages.leaves import leaves
+from scalecap.stages.scores import Score
 
 Path = tuple[str | int, ...]
 
 
 @stage(side=["refused"])
 def checked_structure(
-    value: Any, about: list[dict[str, Any]], scores: list[dict[str, Any]], *, key: str = "name"
+    value: Any, about: list[dict[str, Any]], scores: list[Score], *, key: str = "name"
 ) -> tuple[Any, list[dict[str, Any]]]:
     """A structured caption whose values are {value, p_yes}, without those that a check did not keep.
 
     `value` is what `leaves` took apart, `about` its side column, and `scores` that of the check of its
-    statements. A record in a list goes as a whole where its `key` was not kept: of an object that is not
-    there, nothing is told. With nothing left it is null.
+    statements. A record in a list goes as a whole where its `key` was not kept: nothing is
+    said about an object that is not there. If nothing is left it is null.
 
     The side column `refused` has a record of each value left out: {path, value, text, p_yes}; `text` is its
     statement, null where it has none.
     """
     checked = {tuple(each["path"]): score for each, score in zip(about, scores, strict=True)}
     kept = {path for path, score in checked.items() if score["kept"]}
-    told = {leaf.path for leaf in leaves(value) if leaf.path in kept and _stands(leaf.path, value, kept, key)}
+    stated = {
+        leaf.path for leaf in leaves(value) if leaf.path in kept and _stands(leaf.path, value, kept, key)
+    }
     refused = []
     for leaf in leaves(value):
-        if leaf.path not in told:
-            score = checked.get(leaf.path, {})
-            path = ".".join(map(str, leaf.path))
+        if leaf.path not in stated:
+            score = checked.get(leaf.path)
+            text, p = (score["text"], score.get("p_yes")) if score else (None, None)
             refused.append(
-                {"path": path, "value": leaf.value, "text": score.get("text"), "p_yes": score.get("p_yes")}
+                {"path": ".".join(map(str, leaf.path)), "value": leaf.value, "text": text, "p_yes": p}
             )
-    p_yes = {path: checked[path]["p_yes"] for path in told}
+    p_yes = {path: checked[path].get("p_yes") for path in stated}
     return _pruned(value, (), p_yes), refused
 
 
@@ -48,7 +51,7 @@ def _stands(path: Path, value: Any, kept: set[Path], key: str) -> bool:
 
 
 def _pruned(value: Any, path: Path, p_yes: Mapping[Path, float | None]) -> Any:
-    """What is told of the value at a path; None where nothing is."""
+    """What is left of the value at a path; None if nothing is."""
     if isinstance(value, Mapping):
         found = {key: _pruned(each, (*path, key), p_yes) for key, each in value.items()}
         return {key: each for key, each in found.items() if each is not None} or None

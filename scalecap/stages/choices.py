@@ -1,4 +1,4 @@
-"""Multiple choice: options by letter, and the letter that a model takes."""
+"""Multiple choice: options listed by letter, and the option that a model chooses."""
 
 import string
 from collections.abc import Sequence
@@ -9,41 +9,42 @@ from scalecap.stages import Chosen, ModelClient
 LETTERS = string.ascii_uppercase
 
 
-def listed(options: Sequence[str]) -> str:
-    """`A. first`, `B. second` … a line each. ValueError when there are more than letters."""
+def list_options(options: Sequence[str]) -> str:
+    """`A. first`, `B. second` … one per line. Raises ValueError for more than 26."""
     if len(options) > len(LETTERS):
-        raise ValueError(f"{len(options)} options: there are letters for {len(LETTERS)}")
+        raise ValueError(f"expected at most {len(LETTERS)} options, got {len(options)}")
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
-class Taken(NamedTuple):
-    """What a model takes of several options."""
+class Choice(NamedTuple):
+    """The option that a model chose."""
 
     option: str
-    """The likeliest; "" when it said none of them."""
+    """The most probable one; "" if the reply was none of them."""
     p: float | None
-    """Its probability among the options; None with no option."""
+    """Its probability among the options; None without an option."""
     mass: float | None
-    """That of all options together (see `Chosen.mass`); None where an engine can't tell it."""
+    """Probability of all options together (see `Chosen.mass`); None if the engine can't tell."""
 
 
-def likeliest(chosen: Chosen, options: Sequence[str]) -> Taken:
-    """The option that has the largest probability, of equal ones the first."""
+def most_probable(chosen: Chosen, options: Sequence[str]) -> Choice:
+    """The option with the largest probability, the first on ties."""
     if not chosen.answered:
-        return Taken("", None, chosen.known_mass)
+        return Choice("", None, chosen.known_mass)
     p = max(chosen.probabilities)
-    return Taken(options[chosen.probabilities.index(p)], p, chosen.known_mass)
+    return Choice(options[chosen.probabilities.index(p)], p, chosen.known_mass)
 
 
-async def take(client: ModelClient, prompt: str, options: Sequence[str], model: str) -> Taken:
-    """The option whose letter is likeliest."""
-    return likeliest(await client.choose(prompt, LETTERS[: len(options)], model=model), options)
+async def choose_by_letter(client: ModelClient, prompt: str, options: Sequence[str], model: str) -> Choice:
+    """The option whose letter is most probable."""
+    return most_probable(await client.choose(prompt, LETTERS[: len(options)], model=model), options)
 
 
-def find(answer: Any, options: Sequence[str]) -> int:
+def index_of(answer: Any, options: Sequence[str]) -> int:
     """The index of the right option, given as its text, its letter (`B`, `(B)`) or its index from 0.
 
-    Raises ValueError when it is none of them.
+    Raises:
+        ValueError: it is none of them.
     """
     if isinstance(answer, bool):
         answer = "yes" if answer else "no"
@@ -57,4 +58,4 @@ def find(answer: Any, options: Sequence[str]) -> int:
         letter = answer.strip().strip("().:").upper()
         if len(letter) == 1 and letter in LETTERS[: len(options)]:
             return LETTERS.index(letter)
-    raise ValueError(f"the answer {answer!r:.80} is none of the options {list(options)!r:.200}")
+    raise ValueError(f"invalid answer {answer!r:.80}, expected one of {list(options)!r:.200}")

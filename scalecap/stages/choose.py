@@ -1,10 +1,11 @@
-"""Choose one of several statements that exclude each other."""
+"""Choose one of several mutually exclusive statements."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from scalecap.stages import Image, ModelClient, Role, stage, together
-from scalecap.stages.choices import LETTERS, listed
-from scalecap.stages.verify import probability, unasked
+from scalecap.stages.choices import LETTERS, list_options
+from scalecap.stages.scores import Score, unasked_score
+from scalecap.stages.verify import check_threshold
 from scalecap.text.templates import Template
 
 NONE = "None of these."
@@ -21,11 +22,11 @@ class Choose:
 
     With `statement_prompt` each statement is a yes/no check, and the likeliest has the highest P(yes). With
     `prompt`, which lists the `options` by letter, "None of these." last, one request chooses among them:
-    cheaper, but models prefer some letters whatever stands there, more so the smaller they are, and the
-    probabilities are of the statements on offer, not of truth. A group of more than 25 statements is then
-    cut there, marked "shortened".
+    cheaper, but models have a bias for certain letters, smaller ones more so, and the probabilities compare
+    the statements on offer, they are not probabilities of truth. Only the first 25 statements of a group are
+    then offered; a larger group is flagged "shortened".
 
-    The side column `scores` has a record a group, in order: {text, p_yes (the likeliest statement and its
+    The side column `scores` has one record per group, in order: {text, p_yes (the likeliest statement and its
     probability), kept, mass (as in `verify`), options: [{text, p}], about}.
     """
 
@@ -44,15 +45,15 @@ class Choose:
     ) -> None:
         if (prompt is None) == (statement_prompt is None):
             raise ValueError(
-                "asks by letter or statement by statement: write `prompt: ${prompts.choose}` or"
-                " `statement_prompt: ${prompts.verify}`, not both"
+                "expected either `prompt` or `statement_prompt`: write `prompt: ${prompts.choose}` or"
+                " `statement_prompt: ${prompts.verify}`"
             )
         self.prompt, self.statement_prompt = prompt, statement_prompt
-        self.threshold, self.model = probability(threshold), model
+        self.threshold, self.model = check_threshold(threshold), model
 
     async def __call__(
         self, client: ModelClient, *, texts: list[str], about: list[int], image: Image
-    ) -> tuple[list[str], list[dict[str, Any]]]:
+    ) -> tuple[list[str], list[Score]]:
         groups: dict[int, list[str]] = {}
         for text, group in zip(texts, about, strict=True):
             groups.setdefault(group, []).append(text)
@@ -60,13 +61,12 @@ class Choose:
         allowed = client.allowed([1 if self.prompt else len(statements) for _, statements in order])
         scores = await together(self._choose(client, *each, image) for each in order[:allowed])
         scores += [
-            unasked(statements[0]) | {"options": [], "about": group} for group, statements in order[allowed:]
+            {**unasked_score(statements[0]), "options": [], "about": group}
+            for group, statements in order[allowed:]
         ]
         return [score["text"] for score in scores if score["kept"]], scores
 
-    async def _choose(
-        self, client: ModelClient, group: int, statements: list[str], image: Image
-    ) -> dict[str, Any]:
+    async def _choose(self, client: ModelClient, group: int, statements: list[str], image: Image) -> Score:
         if self.prompt is not None and len(statements) >= len(LETTERS):
             client.mark("shortened")
             statements = statements[: len(LETTERS) - 1]
@@ -84,16 +84,16 @@ class Choose:
         }
 
     async def _by_letter(self, client: ModelClient, statements: list[str], image: Image) -> _Answered:
-        """The probability of each statement's letter, and of that of none of them."""
+        """Probability of each statement's letter, and last of "None of these."."""
         assert self.prompt is not None
         offered = [*statements, NONE]
         letters = LETTERS[: len(offered)]
-        prompt = self.prompt.render(options=listed(offered))
+        prompt = self.prompt.render(options=list_options(offered))
         chosen = await client.choose(prompt, letters, image=image, model=self.model)
         return list(chosen.probabilities), [chosen.known_mass]
 
     async def _by_statement(self, client: ModelClient, statements: list[str], image: Image) -> _Answered:
-        """P(yes) of each statement by itself; 0 of one that was not answered."""
+        """P(yes) of each statement by itself; 0 if it was not answered."""
         assert self.statement_prompt is not None
         prompts = [self.statement_prompt.render(text=text) for text in statements]
         answers = await together(client.choose(prompt, image=image, model=self.model) for prompt in prompts)

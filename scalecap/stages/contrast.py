@@ -5,8 +5,9 @@ from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from scalecap.stages import Image, ModelClient, Role, Scored, stage, together
-from scalecap.text.content_words import content
-from scalecap.text.segmentation import Span, clauses, left, overlap, sentences
+from scalecap.stages.scores import Score
+from scalecap.text.content_words import content_words
+from scalecap.text.segmentation import Span, clauses, join_kept, overlap, sentences
 from scalecap.text.templates import Template
 
 Values = Literal["auto", "logits", "logprobs"]
@@ -28,20 +29,20 @@ class Contrast:
     gap is its value with the picture minus that without; a clause (what commas cut a sentence into)
     stays when the largest gap of its content words is above `threshold`, a sentence is what is left of
     its clauses, and a clause without a content word goes with the others of its sentence (ScaleCap,
-    arXiv 2506.19848). `threshold: null` keeps everything and asks nothing.
+    arXiv 2506.19848). `threshold: null` keeps everything and sends no requests.
 
-    `texts` is a caption, rated whole and told sentence by sentence, or a list of texts, each rated and
-    told by itself. The prompt is `prompt`, or for answers the column `questions`, one a text.
+    `texts` is a caption, rated as a whole and reported by sentence, or a list of texts, each rated and
+    reported by itself. The prompt is `prompt`, or for answers the column `questions`, one per text.
 
-    `words: all` rates every token, marks too, as the authors' release does. `values: logits` compares
-    raw logits, as that release does, where the engine tells them (transformers, and vLLM with
+    `words: all` rates every token, including punctuation, as the authors' release does. `values: logits`
+    compares raw logits, as that release does, if the engine returns them (transformers, and vLLM with
     `logprobs_mode=raw_logits`); `values: logprobs` compares log-probabilities, a ratio of probabilities.
     They differ at each token by how much the picture moves the log-sum of all logits there, which
     log-probabilities have taken off. `auto` takes logits where there are any.
 
     The side column `scores` has {text, kept, remains, clauses: [{text, gap, kept}], tokens: [{text,
     gap}]}; clauses and tokens cover the text once (a token stands where it begins), and a gap is null
-    where nothing was rated.
+    if nothing was rated.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ()}
@@ -56,30 +57,30 @@ class Contrast:
         model: Role = "vlm",
     ) -> None:
         if words == "content":
-            content("loads the lexicon now, while no row waits")
+            content_words("loads the lexicon now, while no row waits")
         self.prompt, self.threshold, self.words, self.values = prompt, threshold, words, values
         self.model = model
 
     def check(self, columns: Collection[str]) -> str | None:
         if (self.prompt is None) == ("questions" not in columns):
             return (
-                "rates texts as replies to one prompt: write `prompt: ${prompts.caption}` for captions,"
-                " or `questions: <column>` for answers, not both"
+                "expected either `prompt` or `questions`: write `prompt: ${prompts.caption}` for captions,"
+                " or `questions: <column>` for answers"
             )
         return None
 
     async def __call__(
         self, client: ModelClient, *, texts: str | list[str], image: Image, questions: list[str] | None = None
-    ) -> tuple[list[str], list[dict[str, Any]]]:
+    ) -> tuple[list[str], list[Score]]:
         given = [texts] if isinstance(texts, str) else texts
-        asked = [self.prompt.render()] * len(given) if self.prompt else questions or []
-        if len(asked) != len(given):
-            raise ValueError(f"there are {len(given)} texts to rate and {len(asked)} questions")
+        prompts = [self.prompt.render()] * len(given) if self.prompt else questions or []
+        if len(prompts) != len(given):
+            raise ValueError(f"expected one question per text, got {len(prompts)} for {len(given)} texts")
         places = [place for place, text in enumerate(given) if text.strip() and self.threshold is not None]
         places = places[: client.allowed([2] * len(places))]
-        found = await together(self._gaps(client, asked[place], given[place], image) for place in places)
+        found = await together(self._gaps(client, prompts[place], given[place], image) for place in places)
         gaps_of = dict(zip(places, found, strict=True))
-        scores = []
+        scores: list[Score] = []
         for place, text in enumerate(given):
             spans = sentences(text)
             groups = [[span] for span in spans] if isinstance(texts, str) else [spans]
@@ -95,19 +96,19 @@ class Contrast:
         )
         return find_gaps(seen, unseen, self.values)
 
-    def _record(self, text: str, group: Sequence[Span], gaps: Sequence[Gap]) -> dict[str, Any]:
-        """What is told of sentences that are neighbours in the text."""
+    def _record(self, text: str, group: Sequence[Span], gaps: Sequence[Gap]) -> Score:
+        """The record of consecutive sentences of a text."""
         start, end = (group[0].start, group[-1].end) if group else (0, 0)
-        told, remains = [], []
+        parts, remains = [], []
         for sentence in group:
             rated = self._rate(text, sentence, gaps)
-            told += rated
-            remains.append(left([(clause["text"], clause["kept"]) for clause in rated]))
+            parts += rated
+            remains.append(join_kept([(clause["text"], clause["kept"]) for clause in rated]))
         return {
             "text": text[start:end].strip(),
             "kept": any(remains),
             "remains": " ".join(filter(None, remains)),
-            "clauses": told,
+            "clauses": parts,
             "tokens": [
                 {"text": text[gap.start : gap.end], "gap": round(gap.gap, 6)}
                 for gap in gaps
@@ -118,31 +119,31 @@ class Contrast:
     def _rate(self, text: str, sentence: Span, gaps: Sequence[Gap]) -> list[dict[str, Any]]:
         """The sentence's clauses, each with its largest gap, and whether it stays."""
         line = text[slice(*sentence)]
-        counted = content(line) if self.words == "content" else [Span(0, len(line))]
+        counted = content_words(line) if self.words == "content" else [Span(0, len(line))]
         tokens = [Span(gap.start - sentence.start, gap.end - sentence.start) for gap in gaps]
-        told: list[dict[str, Any]] = []
+        rated: list[dict[str, Any]] = []
         for start, end in clauses(line):
             words = [Span(max(a, start), min(b, end)) for a, b in counted if min(b, end) > max(a, start)]
             found = [gaps[token].gap for token, _ in overlap(tokens, words)]
-            told.append({"text": line[start:end], "gap": round(max(found), 6) if found else None})
+            rated.append({"text": line[start:end], "gap": round(max(found), 6) if found else None})
         likelier = [
             clause["gap"] is not None and self.threshold is not None and clause["gap"] > self.threshold
-            for clause in told
+            for clause in rated
         ]
-        for clause, kept in zip(told, likelier, strict=True):
+        for clause, kept in zip(rated, likelier, strict=True):
             goes_along = clause["gap"] is None and any(likelier)
             clause["kept"] = self.threshold is None or kept or goes_along
-        return told
+        return rated
 
 
 def find_gaps(seen: Scored, unseen: Scored, values: Values) -> list[Gap]:
     """Each token's value with the picture minus that without.
 
     Raises:
-        ValueError: the engine tells no raw logits, or cut the text into other tokens the second time.
+        ValueError: the engine returns no raw logits, or tokenized the text differently the second time.
     """
     if [token[:2] for token in seen.tokens] != [token[:2] for token in unseen.tokens]:
-        raise ValueError("without the picture the engine cut the text into other tokens")
+        raise ValueError("the engine tokenized the text differently without the picture")
     pairs = list(zip(seen.tokens, unseen.tokens, strict=True))
     logits = [
         Gap(a.start, a.end, a.logit - b.logit)
@@ -153,9 +154,9 @@ def find_gaps(seen: Scored, unseen: Scored, values: Values) -> list[Gap]:
         return logits
     if values == "logits":
         raise ValueError(
-            "this engine tells no raw logits: write `values: logprobs`, or take engine=transformers,"
+            "this engine returns no raw logits: write `values: logprobs`, or use engine=transformers,"
             " or engine=vllm with engine.args.logprobs_mode=raw_logits"
         )
     if any(math.isnan(token.logprob) for token in seen.tokens):
-        raise ValueError("this engine tells raw logits alone: write `values: logits`")
+        raise ValueError("this engine returns raw logits only: write `values: logits`")
     return [Gap(a.start, a.end, a.logprob - b.logprob) for a, b in pairs]

@@ -1,10 +1,11 @@
-"""Write the final caption from what was found true."""
+"""Fuse what was found true into the final caption."""
 
 from collections.abc import Collection
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from scalecap.stages import ModelClient, PromptTooLong, Role, Sampling, stage
 from scalecap.stages.assemble import distinct
+from scalecap.stages.scores import Score
 from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, probabilities
 from scalecap.text.parsing import body
 from scalecap.text.templates import Template
@@ -12,18 +13,17 @@ from scalecap.text.templates import Template
 
 @stage
 class Fuse:
-    """Organises sentences and details into one caption, from texts alone.
+    """Organises sentences and details into one caption, without the picture.
 
-    A row without a sentence asks nothing and falls back (`fallback: initial`, the column `initial`,
-    or `fallback: empty`), marked "fallback". Without a detail there is nothing to join: the sentences are
-    the caption, and nothing is asked. Where no request is left, sentences and details are, each once, marked
-    "unasked" and "fallback".
+    A row without a sentence falls back to the column `initial` (`fallback: initial`) or to an empty text
+    (`fallback: empty`), flagged "fallback", and sends no request. Without a detail the sentences are the
+    caption, also without a request. If no request is left in the budget, the caption is all distinct
+    sentences and details, flagged "unasked" and "fallback".
 
     A prompt too long for the model loses details until it takes about three quarters of the context,
-    marked "shortened": those with the lowest P(yes) first when `scores`, the side column of their
-    check, tells it of all, else from the end, each time from the longer of the two lists (positions
-    when equal). When it is still too long with no detail left, the sentences themselves are the
-    caption, marked "fallback" too.
+    flagged "shortened": those with the lowest P(yes) first if `scores`, the side column of their check, has
+    it for all, else from the end of the longer list (positions on ties). If it is too long even without
+    details, the sentences are the caption, also flagged "fallback".
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("context", "object_info", "position_info")}
@@ -41,7 +41,7 @@ class Fuse:
 
     def check(self, columns: Collection[str]) -> str | None:
         if self.fallback == "initial" and "initial" not in columns:
-            return "fallback: initial needs the column: write `initial: init_caption` or `fallback: empty`"
+            return "fallback: initial requires the column: add `initial: init_caption` or `fallback: empty`"
         return None
 
     async def __call__(
@@ -52,7 +52,7 @@ class Fuse:
         object_info: list[str],
         position_info: list[str],
         initial: str | None = None,
-        scores: list[dict[str, Any]] | None = None,
+        scores: list[Score] | None = None,
     ) -> str:
         if not context:
             client.mark("fallback")
@@ -62,7 +62,7 @@ class Fuse:
         if not client.allowed([1]):
             client.mark("fallback")
             return " ".join(distinct([*context, *object_info, *position_info]))
-        # The same details twice are dropped from both at once.
+        # A list that is given twice loses its details in both places at once.
         lists = [object_info] if object_info == position_info else [object_info, position_info]
         details = [detail for each in lists for detail in each]
         known = probabilities(scores)

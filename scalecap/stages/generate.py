@@ -1,4 +1,4 @@
-"""Ask a model for text."""
+"""Generate text from a prompt."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ from scalecap.stages import (
     stage,
     together,
 )
-from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, hold, limit
+from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, keep_fitting, truncate
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.text.parsing import Unparsed, body, json_value, lines
 from scalecap.text.segmentation import sentences
@@ -32,38 +32,37 @@ class Generate:
     `variables` names columns that fill the prompt; the items of a list (texts, or records with a `text`)
     stand on lines of their own. Without a picture, a prompt whose variables are all empty is not asked.
 
-    `each` names list columns of equal length and asks once an item: the column is then a list with a reply
-    an item, in their order. `samples: n` draws n replies to one prompt, each with its own seed: the column is
-    a list of them.
+    `each` names list columns of equal length and sends one request per item: the column is then the list of
+    replies, in order. `samples: n` draws n replies to one prompt, each with its own seed: the column is the
+    list of them.
 
-    `views` is a column of regions and goes with `each`, or alone, once a region: each request is shown its
-    own in place of the picture. An item without one is not asked about.
+    `views` is a column of regions, used alone or with `each`: each request shows its region instead of the
+    picture. An item without a region is not asked about.
 
     With `where`, an expression over the variables of `each`, only items for which it holds are asked about;
-    the others have an empty reply (null as JSON). A row without any such item is marked "skipped".
+    the others have an empty reply (null as JSON). A row without any such item is flagged "skipped".
 
     `parse: lines` makes a list of the reply's lines, each once and without Markdown, `parse: sentences` of
     their sentences. With `each` or `samples` those of all replies are one list, and the side column `about`
     has the place of each one's item or sample, from 0. `parse: json` reads the reply as JSON, which follows
-    the JSON schema `schema` if one is given; engines that can constrain decoding are held to it. A reply that
-    can't be read is drawn once more (not a greedy one, which would be the same), then it is null and marked
-    "unparsed".
+    the JSON schema `schema` if one is given; engines that support constrained decoding enforce it. A reply
+    that can't be parsed is drawn once more (unless greedy), then it is null and flagged "unparsed".
 
-    `max_sentences` and `max_characters` hold a text to a length: what is over is cut off at the end of a
-    sentence (of a first one that is too long, at a clause or a word), marked "shortened". `max_words`, with
-    `parse: sentences` too, leaves out whole sentences alone: a first one that is too long stays, marked
-    "too_long". The prompt may tell `{{ max_words }}` and `{{ max_sentences }}`. A prompt too long
-    for the model loses items of its lists until it takes about three quarters of the context, marked
+    `max_sentences` and `max_characters` truncate a text after a sentence (a first sentence that is too long,
+    after a clause or a word), flagged "shortened". `max_words`, with
+    `parse: sentences` too, drops whole sentences only: a first one that is too long stays, flagged
+    "too_long". The prompt may use `{{ max_words }}` and `{{ max_sentences }}`. A prompt too long
+    for the model loses items of its lists until it takes about three quarters of the context, flagged
     "shortened": those with the lowest `p_yes` first, then from the end of the longest list.
 
-    A refusal ("I'm sorry, but I can't …") is marked "refused", a reply without text "empty". `retry_prompt`,
-    with the same variables, is then asked once, marked "reprompted".
+    A refusal ("I'm sorry, but I can't …") is flagged "refused", a reply without text "empty". `retry_prompt`,
+    with the same variables, is then sent once, flagged "reprompted".
 
     The default `model` is `vlm` with a picture and `llm` without.
     """
 
     offered: ClassVar[tuple[str, ...]] = ("max_words", "max_sentences")
-    """Settings that a prompt may tell."""
+    """Settings that a prompt may use as variables."""
 
     def __init__(
         self,
@@ -83,17 +82,17 @@ class Generate:
         bounds = {"max_sentences": max_sentences, "max_words": max_words, "max_characters": max_characters}
         for name, most in bounds.items():
             if most is not None and most < 1:
-                raise ValueError(f"{name}: {most} must be 1 or more")
+                raise ValueError(f"{name}: expected at least 1, got {most}")
             if most is not None and parse == "sentences" and name == "max_characters":
-                raise ValueError(f"{name} needs `parse: text`")
+                raise ValueError(f"{name} requires `parse: text`")
             if most is not None and parse not in ("text", "sentences"):
-                raise ValueError(f"{name} needs `parse: text` or `parse: sentences`")
+                raise ValueError(f"{name} requires `parse: text` or `parse: sentences`")
         if schema is not None:
             if parse != "json":
-                raise ValueError("schema needs `parse: json`")
+                raise ValueError("schema requires `parse: json`")
             check_schema(schema)
         if samples is not None and samples < 1:
-            raise ValueError(f"samples: {samples} must be 1 or more")
+            raise ValueError(f"samples: expected at least 1, got {samples}")
         self.prompt, self.retry_prompt = prompt, retry_prompt
         self.parse, self.samples, self.where = parse, samples, where
         self.schema = schema
@@ -103,19 +102,21 @@ class Generate:
 
     @staticmethod
     def shape(stage: Stage, given: Mapping[str, Any]) -> Stage:
-        """The columns of a step with these settings."""
+        """The stage with the columns and the default model that these settings imply."""
         if not any(given.get(name) for name in ("image", "views", "variables", "each")):
-            raise ValueError("shows the model nothing: write `image: image`, `variables: …` or `each: …`")
+            raise ValueError("the prompt has no input: add `image: image`, `variables: …` or `each: …`")
         if given.get("image") and given.get("views"):
-            raise ValueError("`image` and `views` do not go together: a request is shown one picture")
-        sees = given.get("image") or given.get("views")
-        model = replace(stage.settings["model"], default="vlm" if sees else "llm")
+            raise ValueError("`image` and `views` can't be combined: a request has one picture")
+        shows_image = given.get("image") or given.get("views")
+        model = replace(stage.settings["model"], default="vlm" if shows_image else "llm")
         if (given.get("each") or given.get("views")) and given.get("samples"):
-            raise ValueError("`each` and `samples` do not go together: draw samples in a step before")
+            raise ValueError("`each` and `samples` can't be combined: draw the samples in an earlier step")
         if twice := _names(given.get("variables")) & _names(given.get("each")):
-            raise ValueError(f"{sorted(twice)[0]!r} is named by both `variables` and `each`")
+            raise ValueError(f"{sorted(twice)[0]!r} is in both `variables` and `each`")
         if given.get("where") and not given.get("each"):
-            raise ValueError("where: chooses items, and there is no `each`: a step has `when: <expression>`")
+            raise ValueError(
+                "where: selects items and requires `each`; for a whole step use `when: <expression>`"
+            )
         listed = any(given.get(name) for name in ("each", "views", "samples"))
         joins = given.get("parse") in ("lines", "sentences")
         kind: Kind = "texts" if listed or joins else "text"
@@ -131,7 +132,9 @@ class Generate:
 
     def check(self, columns: Collection[str]) -> str | None:
         if (self.samples or 1) > 1 and self.sampling and self.sampling.temperature == 0:
-            return f"samples: {self.samples} greedy replies are equal: write `sampling: {{temperature: 0.7}}`"
+            return (
+                f"samples: {self.samples} greedy replies would be equal: add `sampling: {{temperature: 0.7}}`"
+            )
         return None
 
     async def __call__(
@@ -155,17 +158,19 @@ class Generate:
             ]
             if every and not chosen:
                 client.mark("skipped")
-            chosen = [place for place in chosen if told(every[place][0], {**shared, **every[place][1]})]
-            asked = set(chosen[: client.allowed([1] * len(chosen))])
+            chosen = [
+                place for place in chosen if has_content(every[place][0], {**shared, **every[place][1]})
+            ]
+            to_ask = set(chosen[: client.allowed([1] * len(chosen))])
             replies = await together(
-                self._reply(client, view, {**shared, **item}) if place in asked else self._nothing()
+                self._reply(client, view, {**shared, **item}) if place in to_ask else self._nothing()
                 for place, (view, item) in enumerate(every)
             )
         elif self.samples is not None:
-            draws = client.allowed([1] * self.samples) if told(image, shared) else 0
+            draws = client.allowed([1] * self.samples) if has_content(image, shared) else 0
             replies = await together(self._reply(client, image, shared, draw) for draw in range(draws))
         else:
-            asks = told(image, shared) and client.allowed([1])
+            asks = has_content(image, shared) and client.allowed([1])
             return await (self._reply(client, image, shared) if asks else self._nothing())
         if self.parse not in ("lines", "sentences"):
             return replies
@@ -186,7 +191,7 @@ class Generate:
             client,
             filled(self.prompt),
             [len(as_text(item)) for value in lists for item in value],
-            drops(lists),
+            drop_order(lists),
             model=self.model,
             sampling=self.sampling,
             image=image,
@@ -201,28 +206,28 @@ class Generate:
             found = lines(reply.text)
             if self.parse == "sentences":
                 found = [sentence for line in found for sentence in split_sentences(line)]
-                found = hold(found, self.max_sentences, self.max_words, client.mark)
+                found = keep_fitting(found, self.max_sentences, self.max_words, client.mark)
             return found
         text = body(reply.text)
         if self.max_words is not None:
             spans = sentences(text)
-            kept = hold(
+            kept = keep_fitting(
                 [text[slice(*span)] for span in spans], self.max_sentences, self.max_words, client.mark
             )
             text = "".join(kept).strip()
         if self.max_sentences is None and self.max_characters is None:
             return text
-        limited = limit(text, self.max_sentences, self.max_characters)
+        limited = truncate(text, self.max_sentences, self.max_characters)
         if limited != text.strip():
             client.mark("shortened")
         return limited
 
     async def _nothing(self) -> Any:
-        """The reply of an item that is not asked about."""
+        """The value for an item that is not asked about."""
         return {"text": "", "json": None}.get(self.parse, [])
 
     def _fault(self, reply: str) -> str | None:
-        """The flag of a reply that can't be parsed."""
+        """The flag "unparsed" of a reply that can't be parsed."""
         if self.parse == "json":
             try:
                 json_value(reply, self.schema)
@@ -231,8 +236,8 @@ class Generate:
         return None
 
 
-def told(image: Image | None, values: Mapping[str, Any]) -> bool:
-    """Whether there is anything to ask about."""
+def has_content(image: Image | None, values: Mapping[str, Any]) -> bool:
+    """Whether there is an image or a variable that is not empty."""
     return image is not None or any(as_text(value).strip() for value in values.values())
 
 
@@ -243,7 +248,7 @@ def _names(given: Any) -> set[str]:
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """ValueError for what is no JSON schema."""
+    """Raises ValueError for an invalid JSON schema."""
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
@@ -253,18 +258,18 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def items(each: Mapping[str, Sequence[Any]] | None, views: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """The values of each item, by variable; null has none. ValueError for lists of several lengths."""
+    """The values of each item, by variable; null is an empty list. ValueError for lists of unequal length."""
     lists = {name: values or [] for name, values in (each or {}).items()}
     lengths = {name: len(values) for name, values in lists.items()}
     if views is not None:
         lengths["views"] = len(views)
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"each: lists of one length are wanted, these have {lengths}")
+        raise ValueError(f"each: expected lists of equal length, got {lengths}")
     return [{name: values[place] for name, values in lists.items()} for place in range(max(lengths.values()))]
 
 
 def without(variables: Mapping[str, Any], dropped: Collection[int]) -> dict[str, str]:
-    """The variables as texts; `dropped` are places among the items of all lists, end to end."""
+    """The variables as texts; `dropped` are positions among the items of all lists, concatenated."""
     texts, first = {}, 0
     for name, value in variables.items():
         if isinstance(value, list):
@@ -276,7 +281,7 @@ def without(variables: Mapping[str, Any], dropped: Collection[int]) -> dict[str,
 
 
 def as_text(value: Any) -> str:
-    """A list's items on lines of their own, the text of a record, nothing for None, else as it prints."""
+    """A list as lines, a record as its `text`, None as an empty string, anything else as `str` gives it."""
     if isinstance(value, list):
         return "\n".join(map(as_text, value))
     if isinstance(value, Mapping) and isinstance(value.get("text"), str):
@@ -284,8 +289,8 @@ def as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def drops(lists: Sequence[Sequence[Any]]) -> list[int]:
-    """Places among the items of all lists, end to end, in the order in which they are given up."""
+def drop_order(lists: Sequence[Sequence[Any]]) -> list[int]:
+    """Positions among the items of all lists, concatenated, in the order in which they are dropped."""
     items = [item for each in lists for item in each]
     p_yes = [item.get("p_yes") if isinstance(item, Mapping) else None for item in items]
     known = [place for place, p in enumerate(p_yes) if p is not None]

@@ -1,16 +1,17 @@
-"""Put each detail to the sentence that brought its object."""
+"""Group details by the sentence that mentions their object."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scalecap.stages import Columns, stage
+from scalecap.stages.scores import Score, remaining_text
 
 
 @stage(side=["lines"])
 def group_details(
     sentences: list[str], about: list[dict[str, Any]], checks: Columns
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Blocks, one a sentence: {sentence, details: [{object, position, text, p_yes}]}.
+    """One block per sentence: {sentence, details: [{object, position, text, p_yes}]}.
 
     `about` is the side column of the questions; `checks` names the side columns `scores` of one check
     of their answers, or of several, each of which read what the one before it kept.
@@ -19,16 +20,16 @@ def group_details(
     "Sentence: …", with these after it, "Details about [the position of] the cat: …".
     """
     blocks: list[dict[str, Any]] = [{"sentence": sentence, "details": []} for sentence in sentences]
-    answered = chain(list(checks.values()))
+    answered = chain_checks(list(checks.values()))
     if len(about) != len(answered):
         raise ValueError(
             f"{len(about)} questions and {len(answered)} checked texts: `checks` must begin with a check of"
             " their answers"
         )
-    for asked, score in zip(about, answered, strict=True):
+    for question, score in zip(about, answered, strict=True):
         if score is not None:
-            detail = {"object": asked["object"], "position": asked["position"], **score}
-            blocks[asked["sentence"]]["details"].append(detail)
+            detail = {"object": question["object"], "position": question["position"], **score}
+            blocks[question["sentence"]]["details"].append(detail)
     return blocks, [line for block in blocks for line in _lines(block)]
 
 
@@ -41,8 +42,8 @@ def _lines(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"text": text, "p_yes": detail["p_yes"]}
 
 
-def chain(checks: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any] | None]:
-    """Of each text of the first check: what is left of it after all, and its P(yes); None if it was dropped.
+def chain_checks(checks: Sequence[Sequence[Score]]) -> list[dict[str, Any] | None]:
+    """For each text of the first check, {text, p_yes} after all checks; None if it was dropped.
 
     Raises:
         ValueError: a check did not read what the one before it kept.
@@ -50,7 +51,7 @@ def chain(checks: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any] 
     first, *later = checks
     state = [_kept(score) for score in first]
     for check in later:
-        waiting = [place for place, left in enumerate(state) if left is not None]
+        waiting = [place for place, kept in enumerate(state) if kept is not None]
         if len(waiting) != len(check):
             raise ValueError(f"a check kept {len(waiting)} texts and the next one read {len(check)}")
         for place, score in zip(waiting, check, strict=True):
@@ -61,10 +62,10 @@ def chain(checks: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any] 
     return state
 
 
-def _kept(score: Mapping[str, Any]) -> dict[str, Any] | None:
+def _kept(score: Score) -> dict[str, Any] | None:
     if not score["kept"]:
         return None
-    return {"text": score.get("remains", score["text"]), "p_yes": score.get("p_yes")}
+    return {"text": remaining_text(score), "p_yes": score.get("p_yes")}
 
 
 def details(blocks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

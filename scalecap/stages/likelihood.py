@@ -1,10 +1,11 @@
 """Rate texts by how likely they are as the reply to a prompt."""
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from scalecap.stages import Image, ModelClient, Role, stage, together
-from scalecap.stages.verify import probability
+from scalecap.stages.scores import Score
+from scalecap.stages.verify import check_threshold
 from scalecap.text.templates import Template
 
 
@@ -14,19 +15,19 @@ class Likelihood:
 
     The likelihood is the product of the probabilities of the text's tokens, as in the language-prior-free
     verification of SelfVal (arXiv 2601.22451): asked to name one thing, the model names what it sees, and
-    no caption before it makes an object likely that is not there. It is the joint probability of just
-    these tokens, so longer texts have less; how a reply ends is not counted. A text is kept from
+    no caption before it makes an absent object likely. It is the joint probability of these tokens, without
+    the end of the reply, so longer texts have less. A text is kept from
     `threshold` up. The side column `scores` has {text, likelihood, kept}.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ()}
 
     def __init__(self, *, prompt: Template, threshold: float = 0.0, model: Role = "vlm") -> None:
-        self.prompt, self.threshold, self.model = prompt, probability(threshold), model
+        self.prompt, self.threshold, self.model = prompt, check_threshold(threshold), model
 
     async def __call__(
         self, client: ModelClient, *, texts: list[str], image: Image
-    ) -> tuple[list[str], list[dict[str, Any]]]:
+    ) -> tuple[list[str], list[Score]]:
         allowed = client.allowed([1] * len(texts))
         scores = await together(self._score(client, text, image) for text in texts[:allowed])
         scores += [
@@ -34,11 +35,11 @@ class Likelihood:
         ]
         return [score["text"] for score in scores if score["kept"]], scores
 
-    async def _score(self, client: ModelClient, text: str, image: Image) -> dict[str, Any]:
+    async def _score(self, client: ModelClient, text: str, image: Image) -> Score:
         scored = await client.score(self.prompt.render(), text, image=image, model=self.model)
         likelihood = math.exp(math.fsum(token.logprob for token in scored.tokens))
         if math.isnan(likelihood):
             raise ValueError(
-                "this engine tells raw logits alone: leave engine.args.logprobs_mode=raw_logits out"
+                "this engine returns raw logits only: remove engine.args.logprobs_mode=raw_logits"
             )
         return {"text": text, "likelihood": likelihood, "kept": likelihood >= self.threshold}

@@ -1,16 +1,17 @@
-"""Texts that must fit: into a model's context, or into a length."""
+"""Shorten prompts to a model's context, and texts to a length."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 from scalecap.stages import Generated, Image, ModelClient, PromptTooLong, Sampling
+from scalecap.stages.scores import Score, remaining_text
 from scalecap.text.parsing import complete_sentences
-from scalecap.text.segmentation import clauses, left, sentences, words
+from scalecap.text.segmentation import clauses, join_kept, sentences, words
 
-SHARE = 0.75
-"""Of the context that a shortened prompt is to take."""
+TARGET_SHARE = 0.75
+"""Share of the context that a shortened prompt is to take."""
 
 
 async def generate_fitting(
@@ -25,20 +26,20 @@ async def generate_fitting(
     retry: Callable[[Collection[int]], str] | None = None,
     **settings: Any,
 ) -> Generated:
-    """Ask; what does not fit, or leaves its reply no room, is asked again with less, marked "shortened".
+    """Generate; a prompt that does not fit the context is shortened and sent again, flagged "shortened".
 
-    A reply that was cut ends with its last whole sentence.
+    A truncated reply is cut after its last complete sentence.
 
     Args:
-        render: the prompt without the pieces at these places.
-        sizes: characters of each piece.
-        drops: places of pieces in the order in which they are given up, until the prompt takes about
+        render: returns the prompt without the pieces at the given positions.
+        sizes: number of characters of each piece.
+        drops: positions of pieces in the order in which they are dropped, until the prompt takes about
             three quarters of the context.
-        retry: likewise the prompt for a refused or empty reply.
-        settings: what else `ModelClient.generate` takes.
+        retry: like `render`, for the prompt sent after a refused or empty reply.
+        settings: further arguments of `ModelClient.generate`.
 
     Raises:
-        PromptTooLong: it does not fit with all of them dropped.
+        PromptTooLong: the prompt does not fit even with all pieces dropped.
     """
     dropped = 0
     while True:
@@ -57,7 +58,7 @@ async def generate_fitting(
         except PromptTooLong as error:
             if dropped == len(drops):
                 raise
-            surplus = len(prompt) * max(0.0, 1 - SHARE * error.limit / max(error.tokens, 1))
+            surplus = len(prompt) * max(0.0, 1 - TARGET_SHARE * error.limit / max(error.tokens, 1))
             while dropped < len(drops):
                 surplus -= sizes[drops[dropped]] + 1
                 dropped += 1
@@ -71,7 +72,7 @@ async def generate_fitting(
 
 
 def from_the_end(lists: Sequence[Sequence[Any]]) -> list[int]:
-    """Places in all lists laid end to end: each time the last of the longest, of equal ones the later."""
+    """Positions in the concatenated lists: each time the last item of the longest list, the later on ties."""
     lengths = [len(each) for each in lists]
     starts = [sum(lengths[:index]) for index in range(len(lengths))]
     order = []
@@ -83,64 +84,64 @@ def from_the_end(lists: Sequence[Sequence[Any]]) -> list[int]:
 
 
 def by_probability(values: Sequence[float | None]) -> list[int] | None:
-    """Places from the least probable to the most, of equal ones the last first; None when one is unknown."""
+    """Positions from least to most probable, the last first on ties; None if a value is unknown."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
     return sorted(range(len(known)), key=lambda place: (known[place], -place))
 
 
-def probabilities(scores: Sequence[Mapping[str, Any]] | None) -> dict[str, float]:
-    """P(yes) of each text that a check kept; of a text checked twice, the lower one."""
+def probabilities(scores: Sequence[Score] | None) -> dict[str, float]:
+    """P(yes) of each text that a check kept; the lowest of a text that was checked several times."""
     found: dict[str, float] = {}
     for score in scores or []:
-        text, p_yes = score.get("remains", score["text"]), score.get("p_yes")
+        text, p_yes = remaining_text(score), score.get("p_yes")
         if score["kept"] and p_yes is not None:
             found[text] = min(p_yes, found.get(text, p_yes))
     return found
 
 
-def fitting(told: Sequence[str], most_sentences: int | None, most_words: int | None) -> int:
-    """How many sentences, the first ones, are within both limits; at least one, however long."""
-    count = len(told[:most_sentences])
-    if most_words is not None:
-        totals = accumulate(len(words(sentence)) for sentence in told)
-        count = min(count, sum(total <= most_words for total in totals))
-    return max(count, min(len(told), 1))
+def count_fitting(texts: Sequence[str], max_sentences: int | None, max_words: int | None) -> int:
+    """Number of leading sentences within both limits; at least one, however long."""
+    count = len(texts[:max_sentences])
+    if max_words is not None:
+        totals = accumulate(len(words(sentence)) for sentence in texts)
+        count = min(count, sum(total <= max_words for total in totals))
+    return max(count, min(len(texts), 1))
 
 
-def hold(
-    told: Sequence[str], most_sentences: int | None, most_words: int | None, mark: Callable[[str], None]
+def keep_fitting(
+    texts: Sequence[str], max_sentences: int | None, max_words: int | None, mark: Callable[[str], None]
 ) -> list[str]:
-    """The first sentences that are within both limits, none of them cut.
+    """The leading sentences within both limits, none of them cut.
 
-    Those left out are marked "shortened"; a first one that has too many words stays, marked "too_long".
+    Sets the flag "shortened" if sentences are left out, and "too_long" if even the first has too many words.
     """
-    kept = list(told[: fitting(told, most_sentences, most_words)])
-    if len(kept) < len(told):
+    kept = list(texts[: count_fitting(texts, max_sentences, max_words)])
+    if len(kept) < len(texts):
         mark("shortened")
-    if most_words is not None and sum(len(words(sentence)) for sentence in kept) > most_words:
+    if max_words is not None and sum(len(words(sentence)) for sentence in kept) > max_words:
         mark("too_long")
     return kept
 
 
-def limit(text: str, most_sentences: int | None, most_characters: int | None) -> str:
-    """The first sentences that are within both limits, white space between them as it was.
+def truncate(text: str, max_sentences: int | None, max_characters: int | None) -> str:
+    """The leading sentences within both limits, with the original white space between them.
 
-    A first sentence that is too long ends after the last clause, or else the last word, that fits.
+    A first sentence that is too long is cut after the last clause, or else the last word, that fits.
     """
     text = text.strip()
-    spans = sentences(text)[:most_sentences]
-    if most_characters is None:
+    spans = sentences(text)[:max_sentences]
+    if max_characters is None:
         return text[: spans[-1].end].strip() if spans else text
-    fitting = [end for _, end in spans if len(text[:end].rstrip()) <= most_characters]
+    fitting = [end for _, end in spans if len(text[:end].rstrip()) <= max_characters]
     if fitting or not spans:
         return text[: max(fitting, default=0)].strip()
     first = text[slice(*spans[0])]
     parts = [first[slice(*span)] for span in clauses(first)]
     for count in range(len(parts) - 1, 0, -1):
-        shorter = left([(part, place < count) for place, part in enumerate(parts)])
-        if len(shorter) <= most_characters:
+        shorter = join_kept([(part, place < count) for place, part in enumerate(parts)])
+        if len(shorter) <= max_characters:
             return shorter
-    ends = [end for _, end in words(first) if end < most_characters]
-    return first[: max(ends, default=most_characters - 1)] + "…"
+    ends = [end for _, end in words(first) if end < max_characters]
+    return first[: max(ends, default=max_characters - 1)] + "…"

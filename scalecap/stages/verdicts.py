@@ -1,7 +1,7 @@
-"""Several statements judged in one reply: how they are asked, read, and how sure the model was.
+"""Several statements judged in one reply: formatting, parsing and probabilities of the verdicts.
 
-The reply has a line a statement, "1. yes". A verdict counts only when its number and word stand there;
-nothing is guessed from what a line says otherwise.
+The reply has one line per statement, "1. yes". A verdict counts only with its number and word; nothing is
+guessed from other text.
 """
 
 import math
@@ -14,13 +14,13 @@ from scalecap.text.segmentation import Span
 _LINE = re.compile(r"[ \t>*]*(\d+)[ \t]*[.):\-][ \t*]*(yes|no)\b", re.IGNORECASE)
 
 
-def numbered(texts: Sequence[str]) -> str:
-    """`1. first`, `2. second` … a line each; line breaks inside of a text become spaces."""
+def number_lines(texts: Sequence[str]) -> str:
+    """`1. first`, `2. second` … one per line; line breaks within a text become spaces."""
     return "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(texts, 1))
 
 
-def read(reply: str, count: int) -> list[bool] | None:
-    """The verdicts on `count` statements; None when one has none, or has two."""
+def parse(reply: str, count: int) -> list[bool] | None:
+    """The verdicts on `count` statements; None unless each has exactly one."""
     found: dict[int, set[bool]] = {}
     for line in reply.splitlines():
         if match := _LINE.match(line):
@@ -29,8 +29,8 @@ def read(reply: str, count: int) -> list[bool] | None:
     return [each.pop() for each in verdicts] if all(len(each) == 1 for each in verdicts) else None
 
 
-def written(verdicts: Sequence[bool]) -> tuple[str, list[Span]]:
-    """The reply that says just these verdicts, and the characters of each one's word."""
+def format_reply(verdicts: Sequence[bool]) -> tuple[str, list[Span]]:
+    """The reply with exactly these verdicts, and the span of each yes or no in it."""
     text, spans = "", []
     for number, yes in enumerate(verdicts, 1):
         text += f"{chr(10) if text else ''}{number}. "
@@ -41,9 +41,9 @@ def written(verdicts: Sequence[bool]) -> tuple[str, list[Span]]:
 
 
 def p_yes(scored: Scored, verdicts: Sequence[bool], words: Sequence[Span]) -> list[float] | None:
-    """P(yes) of each statement by a scored reply: the probability of its word, or 1 less that of "no".
+    """P(yes) of each statement from a scored reply: the probability of "yes", or 1 minus that of "no".
 
-    None where the engine tells raw logits alone.
+    None if the engine returns raw logits only.
     """
     found = []
     for yes, word in zip(verdicts, words, strict=True):

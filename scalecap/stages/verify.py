@@ -1,10 +1,10 @@
-"""Keep the texts that the picture supports."""
+"""Keep the texts that the image supports."""
 
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 from scalecap.engines.base import EngineDead, EngineError
 from scalecap.stages import (
@@ -18,6 +18,7 @@ from scalecap.stages import (
     together,
     verdicts,
 )
+from scalecap.stages.scores import Score, unasked_score
 from scalecap.text.templates import Template
 
 
@@ -30,23 +31,22 @@ class Verify:
     column `scores` has every text: {text, p_yes, kept, mass}, with p_yes and mass null when sampled.
     The side column `refuted` has the texts that were answered no.
 
-    `batch: k` asks about k texts in one request, by `batch_prompt`, whose `texts` lists them by number: one
-    reply, greedy, with a line "1. yes" or "1. no" each. The picture is then paid for twice in k checks, not
-    k times, which matters where it is not kept between requests (hosted servers, models with hybrid
-    attention). P(yes) is read by scoring the verdicts as the reply: the probability of "yes" at its place, or
-    1 less that of "no". It is the model's certainty of its own words, each read after the verdicts before it,
-    which sway it; it is not P(yes) of a text asked about alone, and a threshold for one does not hold for the
-    other. Where the engine can't score, the words decide, p_yes is null and the row is marked "unscored". A
-    reply without a verdict on each text, or a prompt that is too long, has them asked about alone, marked
-    "asked_alone". `mass` is null.
+    `batch: k` asks about k texts in one request with `batch_prompt`, whose `texts` lists them by number; the
+    reply, greedy, has one line "1. yes" or "1. no" each. The picture is then processed twice for k checks
+    instead of k times, which pays off without a prefix cache (hosted servers, models with hybrid attention).
+    P(yes) is read by scoring the verdicts as the reply: the probability of "yes" at its place, or 1 minus
+    that of "no". It is the model's confidence in its own words, given the verdicts before them, not P(yes) of
+    a text asked about alone, so thresholds of one do not carry over to the other. If the engine can't score,
+    the words decide, p_yes is null and the row is flagged "unscored". If the reply lacks a verdict, or the
+    prompt is too long, each text is asked about alone, flagged "asked_alone". `mass` is null.
 
-    `views` is a column of regions, one a text: a text is checked against its own in place of the picture.
-    One without is not asked about if `before`, the side column `scores` of an earlier check of the same
-    texts, has its verdict; without `before` it is checked against the picture.
+    `views` is a column of regions, one per text: a text is checked against its own region instead of the
+    whole picture. A text without a region is not asked about if `before`, the side column `scores` of an
+    earlier check of the same texts, has its verdict; without `before` it is checked against the picture.
 
     `mass` is the probability of yes and no together (null where an engine can't tell it). Below the run's
-    `min_mass` the model would say something else: the text is not kept, p_yes is null, and the row is
-    marked "unanswered".
+    `min_mass` the model would answer something else: the text is not kept, p_yes is null, and the row is
+    flagged "unanswered".
 
     A text that is empty, or that the step's limit or the pipeline's budget left unasked, is neither kept nor
     refuted; its record has `asked: false`.
@@ -76,12 +76,12 @@ class Verify:
         if batch < 1:
             raise ValueError(f"batch: {batch} must be 1 or more")
         if batch > 1 and batch_prompt is None:
-            raise ValueError("batch needs `batch_prompt: ${prompts.verify_batch}`")
+            raise ValueError("batch requires `batch_prompt: ${prompts.verify_batch}`")
         if batch > 1 and (mode != "choose" or ensemble):
-            raise ValueError("batch goes with neither `mode: sampled` nor `ensemble`")
+            raise ValueError("batch can't be combined with `mode: sampled` or `ensemble`")
         self.batch, self.batch_prompt = batch, batch_prompt
         self.prompts = [prompt, *(ensemble or [])]
-        self.threshold, self.mode = probability(threshold), mode
+        self.threshold, self.mode = check_threshold(threshold), mode
         self.model, self.sampling = model, sampling
 
     async def __call__(
@@ -91,29 +91,29 @@ class Verify:
         texts: list[str],
         image: Image,
         views: Views | None = None,
-        before: list[dict[str, Any]] | None = None,
-    ) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+        before: list[Score] | None = None,
+    ) -> tuple[list[str], list[Score], list[str]]:
         own = views or [None] * len(texts)
         if len(own) != len(texts):
-            raise ValueError(f"{len(texts)} texts and {len(own)} views of them")
+            raise ValueError(f"expected one view per text, got {len(own)} views for {len(texts)} texts")
         if before is not None and [score["text"] for score in before] != texts:
             raise ValueError("before: the earlier check did not read the same texts")
-        asked = [
+        to_check = [
             place
             for place, text in enumerate(texts)
             if text.strip() and (before is None or own[place] is not None)
         ]
-        asked = asked[: client.allowed(self._costs([own[place] is None for place in asked]))]
-        joined = [place for place in asked if own[place] is None] if self.batch > 1 else []
-        groups = [joined[at : at + self.batch] for at in range(0, len(joined), self.batch)]
-        groups += [[place] for place in asked if place not in set(joined)]
-        found = await together(
+        to_check = to_check[: client.allowed(self._costs([own[place] is None for place in to_check]))]
+        batched = [place for place in to_check if own[place] is None] if self.batch > 1 else []
+        groups = [batched[start : start + self.batch] for start in range(0, len(batched), self.batch)]
+        groups += [[place] for place in to_check if place not in set(batched)]
+        results = await together(
             self._group(client, [texts[place] for place in group], own[group[0]] or image) for group in groups
         )
-        answers = {place: _Answer(unasked(text), False) for place, text in enumerate(texts)}
-        answers |= {place: _Answer(score, _said_no(score)) for place, score in enumerate(before or [])}
-        for group, its in zip(groups, found, strict=True):
-            answers |= zip(group, its, strict=True)
+        answers = {place: _Answer(unasked_score(text), False) for place, text in enumerate(texts)}
+        answers |= {place: _Answer(score, _answered_no(score)) for place, score in enumerate(before or [])}
+        for group, of_group in zip(groups, results, strict=True):
+            answers |= zip(group, of_group, strict=True)
         ordered = [answers[place] for place in range(len(texts))]
         return (
             [answer.score["text"] for answer in ordered if answer.score["kept"]],
@@ -122,14 +122,18 @@ class Verify:
         )
 
     def _costs(self, whole: Sequence[bool]) -> list[int]:
-        """Requests of each text, by whether it has no view of its own; those of a batch are its first's."""
+        """Requests of each text; those of a batch count for its first text.
+
+        Args:
+            whole: whether a text has no view of its own and is checked against the whole picture.
+        """
         if self.batch == 1:
             return [len(self.prompts)] * len(whole)
-        costs, joined = [], 0
-        for joins in whole:
-            heads = joins and joined % self.batch == 0
-            joined += joins
-            costs.append(2 if heads and joined < sum(whole) else int(heads or not joins))
+        costs, batched = [], 0
+        for in_batch in whole:
+            first = in_batch and batched % self.batch == 0
+            batched += in_batch
+            costs.append(2 if first and batched < sum(whole) else int(first or not in_batch))
         return costs
 
     async def _group(self, client: ModelClient, texts: list[str], image: Image) -> "list[_Answer]":
@@ -137,21 +141,21 @@ class Verify:
         if len(texts) == 1:
             return [await self._score(client, texts[0], image)]
         assert self.batch_prompt is not None
-        prompt = self.batch_prompt.render(texts=verdicts.numbered(texts))
+        prompt = self.batch_prompt.render(texts=verdicts.number_lines(texts))
         sampling = Sampling(temperature=0, max_tokens=8 * len(texts) + 16)
         try:
             reply = await client.generate(prompt, image=image, model=self.model, sampling=sampling)
         except PromptTooLong:
-            said = None
+            answered = None
         else:
-            said = verdicts.read(reply.text, len(texts))
-        if said is None:
+            answered = verdicts.parse(reply.text, len(texts))
+        if answered is None:
             client.mark("asked_alone")
             return await together(self._score(client, text, image) for text in texts)
-        forced, words = verdicts.written(said)
+        forced, words = verdicts.format_reply(answered)
         try:
             scored = await client.score(prompt, forced, image=image, model=self.model)
-            ps = verdicts.p_yes(scored, said, words)
+            ps = verdicts.p_yes(scored, answered, words)
         except EngineDead:
             raise
         except EngineError:
@@ -159,7 +163,7 @@ class Verify:
         if ps is None:
             client.mark("unscored")
         answers = []
-        for text, yes, p in zip(texts, said, ps or itertools.repeat(None, len(texts)), strict=True):
+        for text, yes, p in zip(texts, answered, ps or itertools.repeat(None, len(texts)), strict=True):
             kept = yes if p is None else p >= self.threshold
             answers.append(_Answer({"text": text, "p_yes": p, "kept": kept, "mass": None}, not kept))
         return answers
@@ -181,36 +185,31 @@ class Verify:
         if not all(chosen.answered for chosen in answers):
             return _Answer({"text": text, "p_yes": None, "kept": False, "mass": mass}, False)
         p_yes = math.fsum(chosen.probabilities[0] for chosen in answers) / len(answers)
-        score = {"text": text, "p_yes": p_yes, "kept": p_yes >= self.threshold, "mass": mass}
-        return _Answer(score, _said_no(score))
+        score: Score = {"text": text, "p_yes": p_yes, "kept": p_yes >= self.threshold, "mass": mass}
+        return _Answer(score, _answered_no(score))
 
 
 class _Answer(NamedTuple):
-    """What was answered about one text."""
+    """The answer about one text."""
 
-    score: dict[str, Any]
+    score: Score
     no: bool
-    """It was no, which is less than not yes: the model may have said something else."""
+    """Whether it was no; an answer that is not yes may also be neither."""
 
 
-def _said_no(score: Mapping[str, Any]) -> bool:
-    """Whether the record of a check by probability tells of a no."""
-    return not score["kept"] and score["p_yes"] is not None
+def _answered_no(score: Score) -> bool:
+    """Whether a record with a probability is that of a no."""
+    return not score["kept"] and score.get("p_yes") is not None
 
 
-def unasked(text: str) -> dict[str, Any]:
-    """The record of a text that was not asked about."""
-    return {"text": text, "p_yes": None, "kept": False, "mass": None, "asked": False}
-
-
-def probability(threshold: float) -> float:
-    """A threshold that makes sense; ValueError for another."""
+def check_threshold(threshold: float) -> float:
+    """The threshold; ValueError unless it is a probability."""
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: {threshold} is no probability (0 to 1)")
+        raise ValueError(f"threshold: expected a probability between 0 and 1, got {threshold}")
     return threshold
 
 
 def says_yes(reply: str) -> bool:
-    """Whether the reply's first word is yes, whatever its case and marks around it."""
+    """Whether the reply's first word is yes, ignoring case and punctuation."""
     word = re.search(r"[^\W_]+", reply)
     return word is not None and word.group().casefold() == "yes"

@@ -1,9 +1,9 @@
-"""Which words of a text say something about a picture: the paper's content words.
+"""The content words of a text, those that say something about a picture (ScaleCap, arXiv 2506.19848).
 
 They are adjectives, adverbs, nouns, numbers, names, verbs and interjections (ADJ, ADV, NOUN, NUM, PROPN,
-VERB, INTJ). Parts of speech are those of TextBlob's pattern tagger, whose English lexicon and rules come
-inside its wheel. A word that it does not know counts, so text in another language is rated whole. Forms of
-be, have and do and modal verbs never count: they are auxiliaries nearly everywhere. Nor does "not".
+VERB, INTJ). Parts of speech come from TextBlob's pattern tagger, whose English lexicon and rules
+are part of its wheel. Unknown words count, so text in another language is rated as a whole. Forms of be, have
+and do, modal verbs and "not" never count.
 """
 
 from scalecap.text.segmentation import Span, words
@@ -16,7 +16,7 @@ AUXILIARIES = frozenset([
 ])  # fmt: skip
 
 
-def content(text: str) -> list[Span]:
+def content_words(text: str) -> list[Span]:
     """The content words of a text, in order."""
     return [
         span for span, stem, tag in tagged(text) if tag.startswith(_TAGS) and stem.lower() not in AUXILIARIES
@@ -35,7 +35,7 @@ def nouns(text: str) -> set[str]:
 
 
 def tagged(text: str) -> list[tuple[Span, str, str]]:
-    """Each word, its stem, and its tag."""
+    """Each word's span, stem and Penn Treebank tag."""
     from textblob.taggers import PatternTagger
 
     found = words(text)

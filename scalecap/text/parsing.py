@@ -1,37 +1,37 @@
-"""What a model's free reply holds: lines, or a JSON value. Nothing is guessed."""
+"""Parsing of free-text replies into lines, sentences or JSON. Nothing is guessed."""
 
 import json
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from scalecap.text.segmentation import finished, sentences
+from scalecap.text.segmentation import is_complete, sentences
 
 _MARK = re.compile(r"^(?:[-•+]\s*|\*\s+|#+\s+|\d+[.)]\s+)")
-"""Of a list's item or a heading: "- ", "1. ", "## ", not the number in "3 dogs"."""
+"""Marker of a list item or heading: "- ", "1. ", "## ", not the number in "3 dogs"."""
 _BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
 _RULE = re.compile(r"[-*_]{3,}|```\w*")
-"""A line that only draws one, or that begins or ends a block of code."""
+"""A horizontal rule, or the first or last line of a code block."""
 
 
 def lines(reply: str) -> list[str]:
-    """The lines of a reply, each once, without Markdown: list marks, headings, bold type, rules and fences.
+    """The lines of a reply, each once, without Markdown (list markers, headings, bold, rules, fences).
 
-    What announces the lines, or more, is left out, as by `body`. A reply that is only "None" has none.
+    Lines that announce others are left out, as by `body`. A reply that is only "None" has no lines.
     """
-    told = [line.strip() for line in reply.splitlines()]
-    told = body("\n".join(line for line in told if line and not _RULE.fullmatch(line))).splitlines()
-    found = (_BOLD.sub(r"\2", _MARK.sub("", line, count=1)).strip() for line in told)
+    stripped = [line.strip() for line in reply.splitlines()]
+    content = body("\n".join(line for line in stripped if line and not _RULE.fullmatch(line))).splitlines()
+    found = (_BOLD.sub(r"\2", _MARK.sub("", line, count=1)).strip() for line in content)
     distinct = list(dict.fromkeys(line for line in found if line))
     return [] if len(distinct) == 1 and distinct[0].casefold() in ("none", "none.") else distinct
 
 
 def body(reply: str) -> str:
     """A reply without a first line that announces it ("Sure! Here is …:") or a last that announces more."""
-    told = reply.strip().splitlines()
-    first = 1 if len(told) > 1 and _announces(told[0]) else 0
-    last = len(told) - (len(told) > first + 1 and _announces(told[-1]))
-    return reply if (first, last) == (0, len(told)) else "\n".join(told[first:last]).strip()
+    lines = reply.strip().splitlines()
+    first = 1 if len(lines) > 1 and _announces(lines[0]) else 0
+    last = len(lines) - (len(lines) > first + 1 and _announces(lines[-1]))
+    return reply if (first, last) == (0, len(lines)) else "\n".join(lines[first:last]).strip()
 
 
 def _announces(line: str) -> bool:
@@ -39,29 +39,28 @@ def _announces(line: str) -> bool:
 
 
 def complete_sentences(reply: str) -> str:
-    """A reply that was cut, up to its last whole sentence that says something new.
+    """A truncated reply up to its last complete sentence that is not a repetition.
 
-    A model that repeats itself is cut somewhere in its repetitions; their first round stays. A reply without
-    a whole sentence is left as it is.
+    Of a model that repeats itself the first round stays. A reply without a complete sentence is unchanged.
     """
-    told = [reply[start:end] for start, end in sentences(reply)]
-    while told and not (finished(told[-1]) and told[-1].strip() not in map(str.strip, told[:-1])):
-        del told[-1]
-    return "".join(told).strip() or reply
+    kept = [reply[start:end] for start, end in sentences(reply)]
+    while kept and not (is_complete(kept[-1]) and kept[-1].strip() not in map(str.strip, kept[:-1])):
+        del kept[-1]
+    return "".join(kept).strip() or reply
 
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
 
 
 class Unparsed(ValueError):
-    """The reply is not the JSON that was asked for; the message says why."""
+    """The reply is not the requested JSON; the message says why."""
 
 
 def json_value(reply: str, schema: Mapping[str, Any] | None = None) -> Any:
     """The JSON value that a reply is, or that its only block of code is.
 
     Raises:
-        Unparsed: it is none, or does not follow the JSON schema.
+        Unparsed: the reply is not JSON, or does not follow the schema.
     """
     blocks = _FENCE.findall(reply)
     try:

@@ -1,15 +1,15 @@
 """Refusals: replies in which a model declines to answer ("I'm sorry, but I can't assist with that").
 
-Rules for English, Chinese, German, French, Spanish and Japanese. Each wants an apology or the speaker at the
-reply's beginning, and then that they can't *help, describe, answer …*: a model that can't *see a dog* has
-answered. A long reply is none, however it begins.
+Rules for English, Chinese, German, French, Spanish and Japanese. Each requires an apology or a first person
+at the beginning, followed by being unable to *help, describe, answer …*: a model that can't *see a dog* has
+answered. A long reply is never a refusal.
 """
 
 import re
 import unicodedata
 
 LONGEST = 300
-"""Characters of the longest reply that is taken for a refusal."""
+"""Maximum number of characters of a refusal."""
 
 _ENGLISH = (
     r"(?:(?:(?:i(?:'m| am) )?(?:(?:very|so|really|truly) )?sorry|(?:my )?apologies|i apologi[sz]e"

@@ -1,7 +1,7 @@
-"""A text cut into sentences, clauses and words, every character in exactly one piece.
+"""Segmentation of a text into sentences, clauses and words, every character in exactly one piece.
 
-Sentences end at a mark that ends one (not in "3.5", "Dr." or "1."), at a Chinese or Japanese mark, and at
-a line break. Clauses are what commas cut a sentence into. Nothing is lost: the pieces, joined, are the text.
+Sentences end at final punctuation (not in "3.5", "Dr." or "1."), Chinese and Japanese too, and at line
+breaks. Clauses are the parts of a sentence between commas. The pieces joined are the text.
 """
 
 import re
@@ -14,13 +14,13 @@ _END = re.compile(
     rf"(?P<latin>[.!?…]+)(?P<closed>[{_CLOSERS}]*)(?=\s|$)"
     rf"|[。！？]+[{_CLOSERS}]*(?![,.!?…，、；：。！？{_CLOSERS}])"
 )
-_NEAR = 100
-"""Characters around a mark that tell whether it ends a sentence."""
+_CONTEXT = 100
+"""Characters on each side of a punctuation mark that decide whether it ends a sentence."""
 _NEVER_END = re.compile(
     "[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Ss]t|[Mm]t|Rev|Gen|Sen|Gov|Capt|Lt|Col|Sgt"
     "|[Vv]s|[Aa]pprox|[Cc]a|[Cc]f|[Ee]\\.g|[Ii]\\.e|[Ee]sp|[Ii]ncl"
 )
-"""Titles that are words, too, have a capital."""
+"""Abbreviations after which a sentence goes on. Those that are words too count only with a capital."""
 _END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|jr|sr|a\\.m|p\\.m|ft|oz|lb|lbs|min|max", re.I)
 # 1,200 stays whole; 、 only lists words.
 _COMMA = re.compile(rf"(?:,[{_CLOSERS}]*(?=\s)|[，،][{_CLOSERS}]*)")
@@ -44,20 +44,20 @@ def sentences(text: str) -> list[Span]:
     cuts = []
     at = 0
     for line in text.splitlines(keepends=True):
-        cuts += [at + cut for cut in _ends_of_sentences(line)]
+        cuts += [at + cut for cut in _sentence_ends(line)]
         at += len(line)
         cuts.append(at)
-    return _tiled(text, cuts)
+    return _spans_between(text, cuts)
 
 
-def finished(sentence: str) -> bool:
-    """Whether a sentence ends with a mark that ends one."""
+def is_complete(sentence: str) -> bool:
+    """Whether a sentence ends with final punctuation."""
     return _LAST_MARK.search(sentence) is not None
 
 
 def clauses(text: str) -> list[Span]:
     """Spans that cover a sentence once, cut after its commas."""
-    return _tiled(text, (comma.end() for comma in _COMMA.finditer(text)))
+    return _spans_between(text, (comma.end() for comma in _COMMA.finditer(text)))
 
 
 def words(text: str) -> list[Span]:
@@ -65,13 +65,13 @@ def words(text: str) -> list[Span]:
     return [Span(*found.span()) for found in _WORD.finditer(text)]
 
 
-def left(pieces: Sequence[tuple[str, bool]]) -> str:
-    """What is left of a sentence when only some of its clauses are kept, stripped.
+def join_kept(pieces: Sequence[tuple[str, bool]]) -> str:
+    """A sentence with only some of its clauses, stripped.
 
-    When the last one is dropped, the sentence's own last mark takes the place of the comma before it.
+    If the last clause is dropped, the sentence's final punctuation replaces the comma before it.
 
     Args:
-        pieces: the clauses as they stand in the text, and whether each is kept.
+        pieces: (clause, whether it is kept) in order.
     """
     kept = "".join(text for text, keep in pieces if keep).strip()
     if not kept or pieces[-1][1]:
@@ -94,15 +94,15 @@ def overlap(spans: Iterable[Span], others: Sequence[Span]) -> Iterator[tuple[int
             other += 1
 
 
-def _tiled(text: str, cuts: Iterable[int]) -> list[Span]:
-    """The text's spans between the cuts; white space alone joins the span after it, at the end the last."""
+def _spans_between(text: str, cuts: Iterable[int]) -> list[Span]:
+    """Spans between the cuts; one of white space alone is joined to the next, at the end to the last."""
     spans: list[Span] = []
-    start = looked = 0
+    start = previous = 0
     for cut in cuts:
-        if text[looked:cut].strip():
+        if text[previous:cut].strip():
             spans.append(Span(start, cut))
             start = cut
-        looked = cut
+        previous = cut
     if start < len(text):
         if spans and not text[start:].strip():
             start = spans.pop().start
@@ -110,23 +110,23 @@ def _tiled(text: str, cuts: Iterable[int]) -> list[Span]:
     return spans
 
 
-def _ends_of_sentences(line: str) -> Iterator[int]:
-    """Where sentences of a line end, the last one's end not told."""
+def _sentence_ends(line: str) -> Iterator[int]:
+    """Offsets at which sentences of a line end, without the end of the line."""
     start = 0
     for end in _END.finditer(line):
-        # No more of the line than is looked at, or many marks in a very long one would take for ever.
-        before = line[max(start, end.start() - _NEAR) : end.start()]
-        after = line[end.end() : end.end() + _NEAR].lstrip()
-        if end["latin"] is None or _ends(before, end, after):
+        # A bounded context, or a long line with many marks would take quadratic time.
+        before = line[max(start, end.start() - _CONTEXT) : end.start()]
+        after = line[end.end() : end.end() + _CONTEXT].lstrip()
+        if end["latin"] is None or _ends_sentence(before, end, after):
             start = end.end()
             yield start
 
 
-def _ends(before: str, end: re.Match[str], after: str) -> bool:
-    """Whether the mark `end` closes the sentence `before`, with `after` next on the line."""
-    goes_on = after[:1].islower()
+def _ends_sentence(before: str, end: re.Match[str], after: str) -> bool:
+    """Whether the punctuation `end` ends a sentence, between the texts `before` and `after`."""
+    continues = after[:1].islower()
     if end["closed"].strip("*_") or end["latin"].endswith(("..", "…")):
-        return not goes_on  # 'he says "Stop!" and waits'; "a dog... or a wolf"
+        return not continues  # 'he says "Stop!" and waits'; "a dog... or a wolf"
     if end["latin"] != ".":
         return True
     word = before.split()[-1].lstrip("(\"'“‘[*_") if before.strip() else ""
@@ -137,5 +137,5 @@ def _ends(before: str, end: re.Match[str], after: str) -> bool:
     if word.lower() in ("no", "fig"):
         return not after[:1].isdigit()
     if _END_BEFORE_CAPITAL.fullmatch(word):
-        return not goes_on
+        return not continues
     return not _NEVER_END.fullmatch(word)

@@ -17,10 +17,10 @@ class PromptError(ValueError):
 
 
 class Template:
-    """A prompt with places for values. A value is text only: it is never parsed as a template."""
+    """A prompt with variables. Their values are never parsed as templates."""
 
     def __init__(self, source: str) -> None:
-        """Raises PromptError when `source` is no valid Jinja."""
+        """Raises PromptError if `source` is not valid Jinja."""
         try:
             self.variables = frozenset(meta.find_undeclared_variables(_environment.parse(source)))
             self._template = _environment.from_string(source)
@@ -29,18 +29,18 @@ class Template:
         self.source = source
 
     def render(self, /, **values: Any) -> str:
-        """The prompt with `values` in place; PromptError when one is missing or forbidden."""
+        """The prompt with `values` filled in; PromptError if one is missing or forbidden."""
         try:
             return self._template.render(values)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise PromptError(str(error)) from error
 
     def problems(self, valid: Collection[str], offered: Collection[str] = ()) -> list[str]:
-        """What is wrong with this prompt where just the variables `valid` are filled, and those `offered`."""
+        """What is wrong with this prompt, which must use `valid` variables and may use `offered` ones."""
         unknown = sorted(self.variables.difference(valid, offered))
         found = [f"unknown variable {{{{ {name} }}}}{did_you_mean(name, valid)}" for name in unknown]
         if valid and not self.variables:
-            found.append("uses no variable: write " + " or ".join(f"{{{{ {name} }}}}" for name in valid))
+            found.append("uses no variable; expected " + " or ".join(f"{{{{ {name} }}}}" for name in valid))
         if not found:
             try:
                 self.render(**{name: f"<{name}>" for name in [*valid, *offered]})
@@ -53,7 +53,7 @@ class Expression:
     """A condition over columns, such as `golden_sentences | length < 3`."""
 
     def __init__(self, source: str) -> None:
-        """Raises PromptError when `source` is no valid Jinja expression."""
+        """Raises PromptError if `source` is not a valid Jinja expression."""
         try:
             self._evaluate = _environment.compile_expression(source, undefined_to_none=False)
             self.variables = frozenset(
@@ -64,7 +64,7 @@ class Expression:
         self.source = source
 
     def holds(self, /, **values: Any) -> bool:
-        """Whether it is true of `values`; PromptError when it can't be computed.
+        """Whether it is true of `values`; PromptError if it can't be evaluated.
 
         A filter's result (`scores | selectattr('kept')`) is true when it has an item.
         """
@@ -75,7 +75,7 @@ class Expression:
             raise PromptError(f"{self.source!r}: {error}") from error
 
     def number(self, /, **values: Any) -> float:
-        """Its value as a number; PromptError when it can't be computed, or is none."""
+        """Its value as a number; PromptError if it can't be evaluated or is not a number."""
         try:
             value = self._evaluate(values)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
@@ -85,6 +85,6 @@ class Expression:
         return value
 
     def problems(self, valid: Collection[str]) -> list[str]:
-        """What is wrong with it where just the variables `valid` have values."""
+        """Problems of this expression given the names of its variables."""
         unknown = sorted(self.variables.difference(valid))
         return [f"unknown name {name!r}{did_you_mean(name, valid)}" for name in unknown]

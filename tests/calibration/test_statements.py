@@ -21,8 +21,8 @@ GOOD = '{"row_id": "0", "step": "s", "text": "t", "verdict": "yes", "run": "r"}\
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no labels"),
-        ("\n\n", "holds no labels"),
+        ("", "has no labels"),
+        ("\n\n", "has no labels"),
         (GOOD + "{no", "line 2 is not JSON"),
         (GOOD + "[1]", "line 2: expected an object with row_id, step, text, verdict, run, got [1]"),
         (GOOD.replace('"0"', "7"), "line 1: expected a text in 'row_id', got 7"),

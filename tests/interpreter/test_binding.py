@@ -152,7 +152,10 @@ BAD = [
         changed(golden=STEPS["golden"] | {"ensemble": ["{{ text }}?", "{{ txt }}?"]}),
         "golden: ensemble.1: unknown variable {{ txt }}; did you mean 'text'",
     ),
-    (one({"stage": "contrast", "texts": "tags"}), "x: rates texts as replies to one prompt: write `prompt:"),
+    (
+        one({"stage": "contrast", "texts": "tags"}),
+        "x: expected either `prompt` or `questions`",
+    ),
     (one({"stage": "generate", "image": "image", "prompt": "{{ a"}), "prompt: line 1: unexpected end"),
     (
         one({"stage": "generate", "image": "image", "prompt": "{{ text }}"}),
@@ -212,9 +215,12 @@ BAD = [
     ),
     (
         changed(golden=STEPS["golden"] | {"prompt": "{text}"}),
-        "golden: prompt: uses no variable: write {{ text }}",
+        "golden: prompt: uses no variable; expected {{ text }}",
     ),
-    (changed(golden=STEPS["golden"] | {"threshold": 7}), "golden: threshold: 7.0 is no probability (0 to 1)"),
+    (
+        changed(golden=STEPS["golden"] | {"threshold": 7}),
+        "threshold: expected a probability between 0 and",
+    ),
     (
         changed(raw_questions=STEPS["raw_questions"] | {"prompt": "{{ sentence }}"}),
         "raw_questions: prompt: unknown variable {{ sentence }}; available: s",
@@ -234,7 +240,7 @@ BAD = [
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "expected a mapping of names"),
     (
         changed(raw_answers=STEPS["raw_answers"] | {"variables": {"question": "id"}}),
-        "raw_answers: 'question' is named by both `variables` and `each`",
+        "raw_answers: 'question' is in both `variables` and `each`",
     ),
     (
         changed(golden=STEPS["golden"] | {"views": "sentences"}),
@@ -246,7 +252,7 @@ BAD = [
     ),
     (
         {"x": {"stage": "tiles"}, "y": {"stage": "generate", "prompt": "p", "image": "image", "views": "x"}},
-        "y: `image` and `views` do not go together",
+        "y: `image` and `views` can't be combined",
     ),
     (
         one({"stage": "generate", "prompt": "p", "views": "vews"}),
@@ -276,15 +282,15 @@ BAD = [
     ),
     (
         changed(init_caption=STEPS["init_caption"] | {"where": "id"}),
-        "init_caption: where: chooses items, and there is no `each`",
+        "init_caption: where: selects items and requires `each`",
     ),
     (
         changed(init_caption=STEPS["init_caption"] | {"samples": 2, "sampling": {"temperature": 0}}),
-        "init_caption: samples: 2 greedy replies are equal: write `sampling:",
+        "init_caption: samples: 2 greedy replies would be equal: add `sampling:",
     ),
     (
         changed(raw_answers=STEPS["raw_answers"] | {"samples": 2}),
-        "raw_answers: `each` and `samples` do not go together",
+        "raw_answers: `each` and `samples` can't be combined",
     ),
     (
         changed(raw_answers=STEPS["raw_answers"] | {"each": {"question": "init_caption"}}),
@@ -318,7 +324,7 @@ BAD = [
     ),
     (
         one({"stage": "generate", "prompt": "p"}),
-        "x: shows the model nothing: write `image: image`, `variables: …` or `each: …`",
+        "x: the prompt has no input: add `image: image`, `variables: …` or `each: …`",
     ),
     (
         changed(q_list={"stage": "parse_questions", "text": "sentences"}),
@@ -344,7 +350,7 @@ BAD = [
     (one({"stage": "split_sentences", "text": "x"}), "the steps form a cycle: x -> x"),
     (
         changed(final={name: value for name, value in STEPS["final"].items() if name != "initial"}),
-        "final: fallback: initial needs the column: write `initial: init_caption`",
+        "final: fallback: initial requires the column: add `initial: init_caption`",
     ),
 ]
 

@@ -96,7 +96,7 @@ async def test_chair_knows_cocos_objects_and_ones_own(asking, tmp_path):
     with pytest.raises(ValueError, match=r"can't read .*absent.txt"):
         Chair(vocabulary=str(tmp_path / "absent.txt"))
     own.write_text(" ,\n")
-    with pytest.raises(ValueError, match="holds no object"):
+    with pytest.raises(ValueError, match="lists no objects"):
         Chair(vocabulary=str(own))
 
 

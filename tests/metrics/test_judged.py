@@ -10,7 +10,7 @@ from scalecap.metrics.capsbench import Capsbench
 from scalecap.metrics.captionqa import CANNOT, Captionqa, is_yes_no
 from scalecap.metrics.grounding import Grounding
 from scalecap.metrics.qa import Qa, extract, plain
-from scalecap.stages.choices import find
+from scalecap.stages.choices import index_of
 from scalecap.text.templates import Template
 
 ABOUT = Template("{{ caption }} | {{ question }}")
@@ -87,11 +87,11 @@ async def test_captions_are_cut_to_equal_length(asking):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("text", "no list of records"),
-        (None, "no list of records"),
-        ([{"question": "?"}], "record 0 has no answer, category"),
-        ({"question": ["?"], "answer": []}, "have other lengths: {'question': 1, 'answer': 0}"),
-        (["text"], "record 0 has no question, answer, category"),
+        ("text", "expected a list of records"),
+        (None, "expected a list of records"),
+        ([{"question": "?"}], "record 0 lacks answer, category"),
+        ({"question": ["?"], "answer": []}, "lists of equal length, got {'question': 1, 'answer': 0}"),
+        (["text"], "record 0 lacks question, answer, category"),
     ],
 )
 async def test_questions_of_another_shape_are_told(asking, value, message):
@@ -183,7 +183,7 @@ async def test_qa_among_options(asking):
 
 
 async def test_more_options_than_letters_are_refused(asking):
-    with pytest.raises(ValueError, match="27 options: there are letters for 26"):
+    with pytest.raises(ValueError, match="expected at most 26 options, got 27"):
         await Qa(prompt=PICK)(
             asking(reader).client,
             captions={"a": "b"},
@@ -237,17 +237,17 @@ def test_answers_are_compared_plainly(one, other, same):
     ("answer", "index"), [("red", 0), ("B", 1), ("(b)", 1), (1, 1), (" Blue ", 1), ("b.", 1)]
 )
 def test_the_right_option(answer, index):
-    assert find(answer, ["red", "blue"]) == index
+    assert index_of(answer, ["red", "blue"]) == index
 
 
 def test_true_and_false_are_yes_and_no():
-    assert [find(answer, ["yes", "no"]) for answer in (True, False)] == [0, 1]
+    assert [index_of(answer, ["yes", "no"]) for answer in (True, False)] == [0, 1]
 
 
 @pytest.mark.parametrize("answer", ["green", "C", 2, -1, "", None, 1.0, ["red"]])
 def test_an_answer_that_is_no_option(answer):
-    with pytest.raises(ValueError, match="none of the options"):
-        find(answer, ["red", "blue"])
+    with pytest.raises(ValueError, match="invalid answer"):
+        index_of(answer, ["red", "blue"])
 
 
 async def test_claims_keep_their_numbers_and_lists_of_texts_their_items(asking, image):

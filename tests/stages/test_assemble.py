@@ -79,5 +79,5 @@ async def test_whole_sentences_are_left_out(
 
 
 def test_bounds_below_one_are_refused():
-    with pytest.raises(ValueError, match="max_words: 0 must be 1 or more"):
+    with pytest.raises(ValueError, match="max_words: expected at least 1, got 0"):
         Assemble(max_words=0)

@@ -142,6 +142,6 @@ async def test_the_same_details_twice_are_dropped_from_both(asking):
 
 
 def test_check_names_the_column_that_the_fallback_needs():
-    assert "write `initial: init_caption`" in (Fuse(prompt=PROMPT).check(["context"]) or "")
+    assert "add `initial: init_caption`" in (Fuse(prompt=PROMPT).check(["context"]) or "")
     assert Fuse(prompt=PROMPT).check(["context", "initial"]) is None
     assert Fuse(prompt=PROMPT, fallback="empty").check(["context"]) is None

@@ -87,7 +87,7 @@ async def test_several_lists_go_side_by_side(asking):
     asked = asking(lambda request: request.prompt.text)
     each = {"sentences": ["a", "b"], "details": ["c", "d"]}
     assert await Generate(prompt=PROMPT)(asked.client, each=each) == ["a|c", "b|d"]
-    with pytest.raises(ValueError, match=r"one length are wanted, these have {'sentences': 1, 'details': 0}"):
+    with pytest.raises(ValueError, match=r"lists of equal length, got {'sentences': 1, 'details': 0}"):
         await Generate(prompt=PROMPT)(asked.client, each={"sentences": ["a"], "details": []})
 
 
@@ -109,7 +109,7 @@ async def test_each_request_is_shown_its_own_view(asking, image):
     each = Generate(prompt=Template("{{ s }}?"), parse="lines")
     assert await each(asked.client, each={"s": ["a", "b"]}, views=[None, other]) == (["other"], [1])
     assert asked.texts == ["Describe.", "Describe.", "b?"]
-    with pytest.raises(ValueError, match=r"one length are wanted, these have {'s': 1, 'views': 2}"):
+    with pytest.raises(ValueError, match=r"lists of equal length, got {'s': 1, 'views': 2}"):
         await each(asked.client, each={"s": ["a"]}, views=[one, other])
 
 
@@ -181,8 +181,8 @@ async def test_what_does_not_parse_is_drawn_once_more_and_then_null(asking, repl
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 0}, "samples: 0 must be 1 or more"),
-        ({"schema": {}}, "schema needs `parse: json`"),
+        ({"samples": 0}, "samples: expected at least 1, got 0"),
+        ({"schema": {}}, "schema requires `parse: json`"),
         ({"parse": "json", "schema": {"type": "box"}}, r"schema: \$.type: 'box' is not valid"),
     ],
 )
@@ -257,9 +257,9 @@ async def test_a_text_that_does_not_fit_is_the_rows_error(asking):
 
 @pytest.mark.parametrize("name", ["max_sentences", "max_characters"])
 def test_limits_are_at_least_one_and_of_texts(name):
-    with pytest.raises(ValueError, match=f"{name}: 0"):
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
         Generate(prompt=PROMPT, **{name: 0})
-    with pytest.raises(ValueError, match=f"{name} needs `parse: text`"):
+    with pytest.raises(ValueError, match=f"{name} requires `parse: text`"):
         Generate(prompt=PROMPT, parse="lines", **{name: 1})
 
 
@@ -288,5 +288,5 @@ def test_max_words_is_a_setting_and_no_column():
     steps = {"x": {"stage": "generate", "prompt": "{{ max_words }}: {{ a }}", "variables": {"a": "a"}}}
     plan = Pipeline.build({"x": steps["x"] | {"max_words": 7}}, {"a": "text"}).plan()
     assert "      | 7: <a>\n" in plan + "\n"
-    with pytest.raises(PipelineError, match=r"max_words needs `parse: text` or `parse: sentences`"):
+    with pytest.raises(PipelineError, match=r"max_words requires `parse: text` or `parse: sentences`"):
         Pipeline.build({"x": steps["x"] | {"max_words": 7, "parse": "lines"}}, {"a": "text"})

@@ -1,6 +1,6 @@
 import pytest
 
-from scalecap.stages.group_details import chain, group_details
+from scalecap.stages.group_details import chain_checks, group_details
 
 
 def score(text, kept=True, **more):
@@ -50,13 +50,15 @@ def test_details_stand_with_their_sentence():
 def test_a_second_check_read_what_the_first_left():
     rated = [score("a, b", remains="a"), score("c", False, remains=""), score("d, e", remains="d, e")]
     verified = [score("a", False, p_yes=0.1), score("d, e", p_yes=0.9)]
-    assert chain([rated, verified]) == [None, None, {"text": "d, e", "p_yes": 0.9}]
-    # The probability of an earlier check stays when the last tells none.
-    assert chain([[score("a, b", p_yes=0.7)], [score("a, b", remains="a")]]) == [{"text": "a", "p_yes": 0.7}]
+    assert chain_checks([rated, verified]) == [None, None, {"text": "d, e", "p_yes": 0.9}]
+    # The probability of an earlier check stays if the last has none.
+    assert chain_checks([[score("a, b", p_yes=0.7)], [score("a, b", remains="a")]]) == [
+        {"text": "a", "p_yes": 0.7}
+    ]
 
 
 def test_checks_that_did_not_follow_each_other_are_an_error():
     with pytest.raises(ValueError, match="kept 1 texts and the next one read 2"):
-        chain([[score("a"), score("b", False)], [score("a"), score("b")]])
+        chain_checks([[score("a"), score("b", False)], [score("a"), score("b")]])
     with pytest.raises(ValueError, match="4 questions and 1 checked texts"):
         group_details(["A cat."], ASKED, {"first": [score("a")]})

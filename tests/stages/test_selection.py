@@ -32,7 +32,7 @@ async def test_a_likelihood_is_the_product_over_tokens(asking, image):
 
 async def test_a_likelihood_needs_log_probabilities(asking, image):
     asked = asking(lambda _: Scored((Token(0, 3, math.nan, 4.0),)))
-    with pytest.raises(ValueError, match="raw logits alone"):
+    with pytest.raises(ValueError, match="raw logits only"):
         await Likelihood(prompt=Template("Name one."))(asked.client, texts=["Dog"], image=image)
 
 
@@ -69,7 +69,7 @@ async def test_texts_that_nothing_rates(asking):
     assert (await BestOf()(asked.client, texts=["a", "b"], scores=[], about=[]))[0] == "a"
     assert asked.flags == ["unscored"]
     assert await BestOf()(asked.client, texts=[], scores=[], about=[]) == ("", [])
-    with pytest.raises(ValueError, match="1 scores and 2 places"):
+    with pytest.raises(ValueError, match="got 2 positions for 1 scores"):
         await BestOf()(asked.client, texts=["a", "b"], scores=p(0.5))
 
 
@@ -105,7 +105,7 @@ async def test_statements_are_compared_by_their_own_checks(asking, image):
     ]
     assert scores[0]["options"] == [{"text": "red", "p": 0.8}, {"text": "blue", "p": 0.9}]
     assert len(asked.requests) == 4
-    with pytest.raises(ValueError, match="by letter or statement by statement"):
+    with pytest.raises(ValueError, match="expected either `prompt` or `statement_prompt`"):
         Choose()
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalecap.stages.shortening import by_probability, from_the_end, limit, probabilities
+from scalecap.stages.shortening import by_probability, from_the_end, probabilities, truncate
 from scalecap.text import segmentation as clauses
 
 
@@ -26,12 +26,12 @@ from scalecap.text import segmentation as clauses
     ],
 )
 def test_limit(text, sentences, characters, limited):
-    assert limit(text, sentences, characters) == limited
+    assert truncate(text, sentences, characters) == limited
 
 
 @given(st.text(max_size=80), st.none() | st.integers(1, 3), st.none() | st.integers(1, 40))
 def test_a_limit_is_kept(text, sentences, characters):
-    limited = limit(text, sentences, characters)
+    limited = truncate(text, sentences, characters)
     assert characters is None or len(limited) <= characters
     assert sentences is None or len(clauses.sentences(limited)) <= sentences
 

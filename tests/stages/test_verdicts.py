@@ -24,23 +24,23 @@ from scalecap.stages import verdicts
     ],
 )
 def test_verdicts_are_read_and_not_guessed(reply, said):
-    assert verdicts.read(reply, 3) == said
+    assert verdicts.parse(reply, 3) == said
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
 def test_what_is_written_reads_as_it_was(said):
-    text, words = verdicts.written(said)
-    assert verdicts.read(text, len(said)) == said
+    text, words = verdicts.format_reply(said)
+    assert verdicts.parse(text, len(said)) == said
     assert [text[start:end] for start, end in words] == ["yes" if yes else "no" for yes in said]
 
 
 def test_statements_are_numbered_each_on_a_line():
-    assert verdicts.numbered(["A dog.", "A\n cat."]) == "1. A dog.\n2. A cat."
+    assert verdicts.number_lines(["A dog.", "A\n cat."]) == "1. A dog.\n2. A cat."
 
 
 def test_p_yes_is_that_of_the_word():
     said = [True, False]
-    text, words = verdicts.written(said)
+    text, words = verdicts.format_reply(said)
     assert text == "1. yes\n2. no"
     spans = [(0, 2, -5.0), (2, 4, -0.1), (4, 6, -0.2), (6, 9, -5.0), (9, 12, math.log(0.9))]
     scored = Scored(tuple(Token(start, end, logprob) for start, end, logprob in spans))

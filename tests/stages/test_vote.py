@@ -33,7 +33,7 @@ def test_enough_checks_keep_a_text(at_least, kept):
 
 
 def test_bad_votes_are_named():
-    with pytest.raises(ValueError, match="at_least: 3 of 2"):
+    with pytest.raises(ValueError, match="at_least: expected 1 to 2 or null, got 3"):
         vote(CHECKS, at_least=3)
     with pytest.raises(ValueError, match="rated and verified did not check the same texts"):
         vote({"rated": RATED, "verified": VERIFIED[:2]})

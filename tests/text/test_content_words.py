@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalecap.text.content_words import content, nouns
+from scalecap.text.content_words import content_words, nouns
 from scalecap.text.segmentation import words
 
 
@@ -22,12 +22,12 @@ from scalecap.text.segmentation import words
     ],
 )
 def test_content_words(text: str, expected: str) -> None:
-    assert " ".join(text[start:end] for start, end in content(text)) == expected
+    assert " ".join(text[start:end] for start, end in content_words(text)) == expected
 
 
 @given(st.text(max_size=60))
 def test_any_text_can_be_tagged(text: str) -> None:
-    assert set(content(text)) <= set(words(text))
+    assert set(content_words(text)) <= set(words(text))
 
 
 def test_nouns_are_told_once():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalecap.text.segmentation import Span, clauses, left, overlap, sentences, words
+from scalecap.text.segmentation import Span, clauses, join_kept, overlap, sentences, words
 
 CAPTIONS = st.text(
     alphabet=st.sampled_from("aB1.,!?，。、！'’\"”)*-_ \n\t\u2028汉字éא🐈\u0301"), max_size=60
@@ -32,7 +32,7 @@ def test_every_character_belongs_to_one_sentence_and_one_clause(text: str) -> No
 def test_what_is_left_is_made_of_the_texts_own_characters(text: str, choice: list[bool]) -> None:
     for sentence in cut(text, sentences(text)):
         pieces = list(zip(cut(sentence, clauses(sentence)), choice, strict=False))
-        remains = left(pieces)
+        remains = join_kept(pieces)
         characters = iter(sentence)
         assert all(character in characters for character in remains)  # in their order, each used once
         if all(keep for _, keep in pieces):
@@ -93,13 +93,13 @@ def test_clauses_end_after_commas_between_words(sentence: str, parts: list[str])
 )
 def test_the_sentences_own_mark_ends_what_is_left(keep: str, remains: str) -> None:
     parts = ["A dog,", " a cat,", " and a bird. "]
-    assert left([(part, sign == "1") for part, sign in zip(parts, keep, strict=True)]) == remains
+    assert join_kept([(part, sign == "1") for part, sign in zip(parts, keep, strict=True)]) == remains
 
 
 def test_a_cut_off_caption_keeps_its_last_clause() -> None:
     text = "A dog runs. A cat sleeps, and a bi"
     assert cut(text, sentences(text)) == ["A dog runs.", " A cat sleeps, and a bi"]
-    assert left([(" A cat sleeps,", True), (" and a bi", False)]) == "A cat sleeps"
+    assert join_kept([(" A cat sleeps,", True), (" and a bi", False)]) == "A cat sleeps"
 
 
 def test_words_keep_apostrophes_hyphens_and_decimals() -> None:

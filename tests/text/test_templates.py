@@ -64,7 +64,7 @@ def test_rendering_is_strict_and_sandboxed(source, message):
         ("{{ context }}", ["context", "details"], []),
         ("{{ txt }}", ["text"], ["unknown variable {{ txt }}; did you mean 'text'?"]),
         ("{{ q }}", [], ["unknown variable {{ q }}; available: none"]),
-        ("{text}", ["text"], ["uses no variable: write {{ text }}"]),
+        ("{text}", ["text"], ["uses no variable; expected {{ text }}"]),
         (
             "{{ b }}{{ a }}",
             ["text"],

@@ -23,7 +23,7 @@ from scalecap.scenes.statements import (
     claim_place,
     statements,
 )
-from scalecap.stages.choices import LETTERS, listed
+from scalecap.stages.choices import LETTERS, list_options
 from scalecap.stages.choose import NONE
 from scalecap.stages.parse_questions import ASKS
 from scalecap.text.templates import Template
@@ -161,7 +161,7 @@ def choice(truth: Mapping[str, Any], prompts: Prompts, rng: random.Random) -> Le
     if rng.random() < 0.75 or len(others) < 2:
         statements.insert(rng.randint(0, len(others)), (first, True))
     right = next((at for at, (_, true) in enumerate(statements) if true), len(statements))
-    options = listed([text for text, _ in statements] + [NONE])
+    options = list_options([text for text, _ in statements] + [NONE])
     return Lesson(rng.choice(prompts["choose"])(options=options), LETTERS[right], CHECKED, tuple(statements))
 
 

@@ -20,7 +20,7 @@ from scalecap.scenes.train.lessons import Lesson, Prompts
 from scalecap.scenes.train.packing import Packer, predict
 from scalecap.scenes.views import View, draw_view
 from scalecap.scenes.world import unseen_seed
-from scalecap.text.content_words import content
+from scalecap.text.content_words import content_words
 from scalecap.text.segmentation import sentences
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _contrast(
         encoded = learner.tokenizer(lesson.reply, return_offsets_mapping=True)
         ids = torch.tensor(encoded["input_ids"])
         gaps = (with_[: len(ids)] - without[: len(ids)]).gather(1, ids[:, None].to(with_.device))[:, 0]
-        words = content(lesson.reply)
+        words = content_words(lesson.reply)
         for start, end in sentences(lesson.reply):
             counted = [word for word in words if start <= word.start < end]
             word_gaps = [
