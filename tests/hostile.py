@@ -1,4 +1,4 @@
-"""A model whose texts mean harm."""
+"""A scripted model whose replies are hostile HTML."""
 
 from scalecap.engines.base import Choose, Request
 
@@ -6,7 +6,7 @@ HOSTILE = "A <b>bold</b> dog</script><script>window.hacked=1</script><img src=x 
 
 
 def says(request: Request) -> str | float:
-    """The model sees a hostile dog and invents a cat."""
+    """A reply function: a hostile dog that is there, and an invented cat."""
     text = request.prompt.text
     if isinstance(request, Choose):
         return 0.1 if "cat" in text else 0.9

@@ -1,4 +1,4 @@
-"""Labels of a run, as somebody who knows the pictures would give them."""
+"""Labels of a run by an annotator who knows the images."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ STEPS = (
 
 
 def labels_of(folder: Path, step: str, **changed: Any) -> list[dict[str, Any]]:
-    """A right verdict on the first statement of each even row and on the second of each odd one."""
+    """Correct verdicts on the first statement of each even row and the second of each odd one."""
     rows = list(Run(folder, "run").labelable_rows())
     found = []
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Encoded pictures for the tests of this folder."""
+"""Encoded images and tar files for tests."""
 
 import io
 import tarfile
@@ -8,12 +8,12 @@ from PIL import Image
 
 
 def picture(color: Any = "red", size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: Any) -> bytes:
-    """A picture of one colour; PNG unless `format` says otherwise."""
+    """An image of one colour; PNG unless `format` says otherwise."""
     return encoded(Image.new(mode, size, color), **save)
 
 
 def encoded(image: Image.Image, **save: Any) -> bytes:
-    """The picture as a file's bytes; PNG unless `format` says otherwise."""
+    """The image encoded as a file; PNG unless `format` says otherwise."""
     buffer = io.BytesIO()
     image.save(buffer, **{"format": "PNG", **save})
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""The picture beside a caption is its own: from every source, however the run ended, in every output.
+"""Each caption stays with its own image: from every source, however the run ended, in every output.
 
-Each picture has one colour and its caption names it, so the test looks at the picture that stands beside.
+Each image has one colour that its caption names, so the test compares the two.
 """
 
 import asyncio
@@ -41,9 +41,9 @@ COLOURS = {
     **{"cyan": (0, 255, 255), "magenta": (255, 0, 255), "black": (0, 0, 0), "grey": (128, 128, 128)},
 }
 ROWS = ("grey", "red", "grey", "green", "blue", "grey", "yellow", "red", "cyan", "magenta", "black")
-"""Colours of the rows; some pictures are equal, and so are their rows where nothing else tells them apart."""
+"""Colours of the rows; some images are equal, and so are their rows where nothing else tells them apart."""
 SLOW = ("grey", "blue", "black")
-"""Pictures that a run which is stopped never captions: what it leaves out lies between what it has."""
+"""Images that a run which is stopped never captions: what it leaves out lies between what it has."""
 
 
 def colour_of(pixels: Pillow.Image) -> str:
@@ -64,7 +64,7 @@ def jsonl(folder: Path) -> list[str]:
 
 
 def jsonl_bytes(folder: Path) -> list[str]:
-    """Pictures that are in the rows themselves."""
+    """Images that are in the rows themselves."""
     urls = [f"data:image/png;base64,{base64.b64encode(picture(COLOURS[each])).decode()}" for each in ROWS]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps({"image": url}) for url in urls))
     return ["data=jsonl", f"data.path={folder}/rows.jsonl", "data.allow_urls=true"]
@@ -79,7 +79,7 @@ def folder_of_pictures(folder: Path) -> list[str]:
 
 
 def pil(folder: Path, **more: Any) -> datasets.Dataset:
-    """A data set of pictures that have no paths."""
+    """A data set of images that have no paths."""
     cells = [Pillow.new("RGB", (40, 30), COLOURS[colour]) for colour in ROWS]
     features = datasets.Features({"image": datasets.Image()} | dict.fromkeys(more, datasets.Value("string")))
     return datasets.Dataset.from_dict({"image": cells, **more}, features=features)
@@ -145,7 +145,7 @@ def settings_of(compose: Callable[..., Settings], *data: str) -> Settings:
 
 
 def caption(settings: Settings, *, stopped: bool = False) -> Path:
-    """A run's folder; one that is `stopped` loses its engine once all but the slow pictures are done."""
+    """A run's folder; one that is `stopped` loses its engine once all but the slow images are done."""
     folder = Path(settings.output)
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)  # as the command line does
     OmegaConf.save(OmegaConf.structured(settings), folder / ".hydra" / "config.yaml")
@@ -176,7 +176,7 @@ def blocks(page: Path, name: str) -> list[Any]:
 
 
 def thumbnail(cell: dict[str, str]) -> str:
-    """The colour of a page's picture, or why there is none."""
+    """The colour of a page's image, or why there is none."""
     if "none" in cell:
         return cell["none"]
     with Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))) as shown:
@@ -184,14 +184,14 @@ def thumbnail(cell: dict[str, str]) -> str:
 
 
 def reported(folder: Path) -> list[tuple[str, str]]:
-    """Captions with the pictures beside them, as the report shows them."""
+    """Captions with the images beside them, as the report shows them."""
     page = write_report(folder)
     texts = ["".join(each["text"] for each in row["sections"][-1]["texts"]) for row in blocks(page, "rows")]
     return list(zip(texts, map(thumbnail, blocks(page, "images")), strict=True))
 
 
 def compared(folder: Path, *runs: Path) -> list[tuple[list[str | None], str]]:
-    """Captions of every run with the picture beside them, as the comparison shows them."""
+    """Captions of every run with the image beside them, as the comparison shows them."""
     folder.mkdir()
     Comparison(read_runs(runs)).save(folder)
     rows = blocks(folder / "comparison.html", "rows")
@@ -206,7 +206,7 @@ def compared(folder: Path, *runs: Path) -> list[tuple[list[str | None], str]]:
 
 
 def pushed(run: Path, to: Path) -> list[tuple[str, str | None]]:
-    """Captions with the pictures in the data set that would be uploaded."""
+    """Captions with the images in the data set that would be uploaded."""
     write_repository(run, "me/colours", to)
     rows = [row for path in sorted((to / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
     pictures = [row["image"] and Pillow.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
@@ -244,7 +244,7 @@ def test_a_caption_keeps_its_picture(captioned: Runs, tmp_path: Path):
 
 
 def swapped(folder: Path) -> None:
-    """The red picture of row 1 and the green one of row 3 in each other's place."""
+    """The red image of row 1 and the green one of row 3 in each other's place."""
     one, other = (folder / name for name in ("1.png", "3.png"))
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
@@ -265,7 +265,7 @@ def test_a_picture_that_was_replaced_is_not_shown(
         shards.append(caption(replace(settings, data=data, output=str(tmp_path / "shards" / str(number)))))
     merge(shards, tmp_path / "before")
     swapped(tmp_path)
-    if not seen:  # as after a run whose steps did not look at the pictures: the files' times tell
+    if not seen:  # as after a run whose steps did not look at the images: the files' times tell
         for folder in (*shards, tmp_path / "before"):
             path = folder / "journal.jsonl"
             path.write_text(re.sub(r'"image": "[0-9a-f]{40}"', '"image": ""', path.read_text()))

@@ -114,7 +114,7 @@ def calibrate(
 def promised(
     compose: Callable[..., Settings], rows: Callable[..., str], engines: dict[str, Scripted], tmp_path: Path
 ) -> Benchmark:
-    """Captions pictures with the promise that `calibrate` made possible."""
+    """Captions images with the promise that `calibrate` made possible."""
 
     def made(*overrides: str, steps: str = STEPS, wrong: str = "0.1") -> Summary:
         promise = (

@@ -55,7 +55,7 @@ def test_a_file_that_is_named_twice_is_told_apart(tmp_path: Path):
 
 
 def held(count: int, **more: list[Any]) -> datasets.Dataset:
-    """A data set of pictures without paths, each redder than the one before."""
+    """A data set of images without paths, each redder than the one before."""
     cells = [{"bytes": picture((number, 0, 0)), "path": None} for number in range(count)]
     features = datasets.Features({"image": datasets.Image()}) | {
         name: datasets.Value("string" if isinstance(values[0], str) else "int64")

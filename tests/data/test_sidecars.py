@@ -86,7 +86,7 @@ def test_a_run_replaces_its_own_folder_and_no_other(tmp_path: Path):
 
 
 def beside(folder: Path, captions: list[Any], names: list[str], how: str = "new") -> dict[str, int]:
-    """Writes sidecars of these pictures; why some are not there."""
+    """Writes sidecars of these images; why some are not there."""
 
     def row(n: int, name: str) -> Row:
         def find() -> Path:

@@ -1,5 +1,5 @@
 import gzip
-import pickle  # noqa: TID251 - rows are sent to other processes so
+import pickle  # noqa: TID251 - rows are pickled for other processes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -18,9 +18,9 @@ Make = Callable[..., Run]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Writes a run's folder: a value of the metric `good` for each picture, None for a row that failed.
+    """Writes a run's folder: a value of the metric `good` for each image, None for a row that failed.
 
-    `before_ids` is a folder of a version that had none; `seen` says that steps looked at the pictures.
+    `before_ids` is a folder of a version that had none; `seen` says that steps looked at the images.
     """
 
     def make(
@@ -102,7 +102,7 @@ def paired(first: Run, second: Run) -> list[int]:
 
 def test_pictures_that_stand_twice_are_paired_by_their_ids(make: Make):
     assert paired(make("0", [1, 1, 1], images="aab"), make("1", [1, 1, 1], images="aab")) == [0, 1, 2]
-    # Rows 0 and 2 were replaced between the runs: of equal pictures, nothing tells which is which.
+    # Rows 0 and 2 were replaced between the runs: of equal images, nothing tells which is which.
     assert paired(make("2", [1, 1, 1], images="aab"), make("3", [1, 1, 1], images="baa")) == [2, 1, -1]
 
 

@@ -88,7 +88,7 @@ async def label(page: Any, count: int) -> None:
 
 
 async def wait_for_text(page: Any, place: str, words: str) -> None:
-    """Waits until the place has these words: a statement is shown once its picture is."""
+    """Waits until the place has these words: a statement is shown once its image is."""
     await page.wait_for_function(
         "([place, words]) => document.getElementById(place).innerText.includes(words)", arg=[place, words]
     )
@@ -177,7 +177,7 @@ async def test_no_statement_is_decided_about_before_it_is_seen(hostile: Path, br
         await page.get_by_role("button", name="Label statements").click()
         await page.wait_for_selector("#label-image img")
         press = "window.dispatchEvent(new KeyboardEvent('keydown', {key: 'y'}));"
-        await page.evaluate(f"() => {{ {press * 3} }}")  # faster than the next picture is there
+        await page.evaluate(f"() => {{ {press * 3} }}")  # faster than the next image is there
         await page.wait_for_function("() => /^[1-9]/.test(document.getElementById('label-count').innerText)")
         assert "1 of 58 labelled" in await page.inner_text("#label-count")
         await label(page, 1)

@@ -19,7 +19,7 @@ from scalecap.report.card import code, fenced
 
 @pytest.fixture
 def ran(typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path) -> Callable[..., Path]:
-    """Runs the pipeline on two good pictures and a broken one; its folder."""
+    """Runs the pipeline on two good images and a broken one; its folder."""
 
     def run(*words: str) -> Path:
         folder = tmp_path / "runs" / "dogs"

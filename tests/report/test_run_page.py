@@ -1,4 +1,4 @@
-"""What goes into the pages: parts of a row, origins, differences, pictures, sizes."""
+"""What goes into the pages: parts of a row, origins, differences, images, sizes."""
 
 import base64
 import gzip
@@ -105,7 +105,7 @@ def test_the_working_folder_of_the_run_is_remembered(
     Pillow.new("RGB", (2000, 1000), "red").save(tmp_path / "photos" / "a.png")
     assert typed("data=folder", "data.path=photos", "output=out", "report=false") == 0
     elsewhere = tmp_path / "elsewhere"
-    (elsewhere / "photos").mkdir(parents=True)  # with a picture of the same name, which is not the run's
+    (elsewhere / "photos").mkdir(parents=True)  # with an image of the same name, which is not the run's
     Pillow.new("RGB", (20, 20), "blue").save(elsewhere / "photos" / "a.png")
     monkeypatch.chdir(elsewhere)
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "out")])

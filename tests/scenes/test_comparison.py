@@ -69,7 +69,7 @@ async def test_replies_are_kept_and_a_pictures_tokens_are_counted_once(tmp_path:
     assert asked == ["a", "b"]
     first, *later = (reply.usage.cached_tokens for reply in replies)
     assert first == 0
-    assert later[0] == later[1] > 36  # the picture's tokens and the system prompt's
+    assert later[0] == later[1] > 36  # the image's tokens and the system prompt's
     assert (await engine.choose(Choose(Prompt("a", picture)))).usage.cached_tokens == later[0]
     engine.reset()
     again = await engine.generate(Generate(Prompt("a", picture)))

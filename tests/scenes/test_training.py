@@ -43,7 +43,7 @@ def model(tokenizer):
 
 
 def chat(tokenizer, lesson: Lesson, picture: bool) -> list[int]:
-    """What an engine sends: the chat template's own text, the placeholder of the picture in full."""
+    """What an engine sends: the chat template's own text, the placeholder of the image in full."""
     content = [{"type": "image"}] * picture + [{"type": "text", "text": lesson.prompt}]
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
@@ -61,7 +61,7 @@ def as_run(model, tokenizer, lesson: Lesson, picture: torch.Tensor | None) -> tu
     ids_ = torch.tensor([ids])
     seen = {}
     if picture is not None:
-        # Two equal frames make the temporal patch of a still picture.
+        # Two equal frames make the temporal patch of a still image.
         pixels = patches(picture)[0].reshape(-1, 3, 1, 14, 14).expand(-1, -1, 2, -1, -1).flatten(1)
         seen = {
             "pixel_values": pixels,
