@@ -38,6 +38,7 @@ from scalecap.run.check import check
 from scalecap.run.cluster import open_cluster
 from scalecap.run.costs import estimate_cost, recorded_usage
 from scalecap.run.edits import Edited, read_edits
+from scalecap.run.folder import Run
 from scalecap.run.journal import Journal, JournalError
 from scalecap.run.outputs import write
 from scalecap.run.pending import PendingRows
@@ -109,6 +110,8 @@ def run(
                 pool.run(_caption(job, rows, engines, pool, cache, summary))
             elif not rows.seen:
                 raise _no_rows(settings)
+            else:  # no model was loaded; the rows are those of the recorded ones
+                summary.models = Run(summary.output, "").summary.get("models", {})
             _add_notes(job, rows, summary)
             with _disk_errors(summary.output):
                 _write_outputs(job, rows, summary)

@@ -83,6 +83,17 @@ def test_a_finished_run_opens_no_engine(compose: Compose, engines: Engines, tmp_
     assert captions(tmp_path) == before
 
 
+def test_a_run_with_nothing_left_to_do_keeps_the_models_that_made_its_rows(
+    compose: Compose, engines: Engines, tmp_path: Path
+):
+    """`calibrate` and the data card read them from the summary."""
+    recorded = []
+    for words in ((), ("write.sidecars=txt",)):
+        run(compose("data.limit=1", *words), engines=engines)
+        recorded.append(json.loads((tmp_path / "run" / "summary.json").read_text())["models"])
+    assert recorded[1] == recorded[0] != {}
+
+
 def test_more_rows_resume_in_the_same_folder(compose: Compose, engines: Engines, tmp_path: Path):
     run(compose("data.limit=2"), engines=engines)
     summary = run(compose("data.limit=3", "rows_in_flight=1"), engines=engines)
