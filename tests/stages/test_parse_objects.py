@@ -12,7 +12,7 @@ REPLIES = [
 
 
 def test_each_object_once_in_order_then_the_positions():
-    questions, about = parse_objects(REPLIES)
+    questions, about = parse_objects({"replies": REPLIES})
     names = ["the cat", "the Red Hat", "the tree", "an owl"]
     assert questions == [
         *(f"Describe more details about {name}." for name in names),
@@ -25,12 +25,25 @@ def test_each_object_once_in_order_then_the_positions():
 
 @pytest.mark.parametrize(("budget", "objects"), [(-1, 0), (0, 0), (1, 1), (3, 3), (4, 4), (9, 4), (None, 4)])
 def test_the_budget_is_the_most_objects(budget, objects):
-    questions, about = parse_objects(REPLIES, budget=budget)
+    questions, about = parse_objects({"replies": REPLIES}, budget=budget)
     assert len(questions) == len(about) == 2 * objects
 
 
 def test_a_reply_that_goes_on_to_another_sentence_ends_there():
     # SmolLM2-135M-Instruct, after the prompt's examples.
     reply = "Describe more details about the man.\nSentence:\nA chart\nDescribe more details about the chart."
-    _, about = parse_objects([reply])
+    _, about = parse_objects({"replies": [reply]})
     assert [entry["object"] for entry in about] == ["the man", "the man"]
+
+
+def test_replies_about_several_sentences_go_to_the_first_that_names_the_object():
+    replies = {
+        "each": [""],
+        "joint": ["Describe more details about the dogs.", "Describe more details about a hat."],
+    }
+    sentences = ["It is sunny.", "A boy has a hat.", "There is one dog.", "The dog has a hat, too."]
+    _, about = parse_objects(replies, sentences)
+    assert [entry["sentence"] for entry in about] == [2, 1, 2, 1]
+    assert (
+        parse_objects({"joint": ["Describe more details about the sky."]}, sentences)[1][0]["sentence"] == 0
+    )
