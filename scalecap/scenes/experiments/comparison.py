@@ -90,6 +90,12 @@ def ablations() -> list[Variant]:
         dense(
             "repeats left in", full, *(f"+pipeline.steps.{step}.near=false" for step in DEDUPLICATION_STEPS)
         ),
+        dense(
+            "what the fusion loses stays lost",
+            full,
+            "~pipeline.steps.lost",
+            "~pipeline.steps.final_caption.details",
+        ),
         dense("without the closing check", full, caption="fused_caption"),
         dense("without a language model", full, caption="assembled_caption"),
         *(
