@@ -168,7 +168,7 @@ def test_a_limit_is_checked_before_anything_is_asked(limit: Any, problem: str):
     with pytest.raises(PipelineError) as caught:
         Pipeline.build(steps, {"id": "text"})
     assert any(problem in each for each in caught.value.problems)
-    with pytest.raises(PipelineError, match="limit: split_each asks no model"):
+    with pytest.raises(PipelineError, match="limit: split_each sends no requests"):
         Pipeline.build(STEPS | {"sentences": STEPS["sentences"] | {"limit": 3}}, None)
 
 

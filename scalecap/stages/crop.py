@@ -19,8 +19,8 @@ class Crop:
     A box is [left, top, right, bottom], or a record whose `box` is that, in units in which the picture is
     `scale` wide and `scale` high (null: in pixels). `margin` widens it on each side by that share of its
     width and height, as far as the picture goes. A null box (of an item that was not asked about, or whose
-    reply was not readable) gives null. So does what is no box of four numbers with some area, marked
-    "unreadable_box", and one that reaches out of the picture, marked "outside".
+    reply was not readable) gives null. So does anything but a box of four numbers with an area, flagged
+    "unreadable_box", and a box that exceeds the picture, flagged "outside".
     """
 
     role: ClassVar[None] = None

@@ -1,4 +1,4 @@
-"""The registry of stages: what their signatures declare."""
+"""The registry of stages, with their columns and settings as declared by their signatures."""
 
 import asyncio
 import importlib
@@ -21,7 +21,7 @@ Better = Literal["lower", "neither"]
 ROLES = ("vlm", "llm", "judge")
 
 Role = Annotated[str, "role"]
-"""A setting that names the model asked, one of ROLES."""
+"""A setting that names the model role, one of ROLES."""
 Columns = Annotated[Mapping[str, Any], "columns"]
 """A column parameter that the YAML gives as a mapping of names to columns."""
 Items = Annotated[Mapping[str, Any], "items"]
@@ -47,7 +47,7 @@ millions, so a function holds of them only what it needs.
 
 
 class ModelClient(Protocol):
-    """What a stage asks models through; bound to one row and one step."""
+    """A stage's access to models, bound to one row and one step."""
 
     async def generate(
         self,
@@ -71,7 +71,7 @@ class ModelClient(Protocol):
             sample: which draw of this prompt; each has its own seed.
             schema: JSON text of a JSON schema that engines which can make the reply follow.
             fault: what is wrong with a reply's text, as the flag to set; None when nothing is.
-            retry: asked once in place of `text` when that is refused or the reply is empty, marked
+            retry: prompt sent once instead of `text` if the reply is a refusal or empty, flagged
                 "reprompted".
         """
         ...
@@ -84,7 +84,7 @@ class ModelClient(Protocol):
         image: Image | None = None,
         model: str = "vlm",
     ) -> Chosen:
-        """One token: the probability of each option; all 0, and marked, when the reply is none of them."""
+        """One token: the probability of each option; all 0, with a flag, if the reply is none of them."""
         ...
 
     async def score(
@@ -96,8 +96,8 @@ class ModelClient(Protocol):
     def allowed(self, costs: Sequence[int]) -> int:
         """How many of these items, the first ones, the step may ask about; the others are marked "unasked".
 
-        To be called before anything is asked, so that it does not depend on which reply comes first. A stage
-        that never calls it runs as long as its row has a request left, and then not at all.
+        To be called before any request, so that the result does not depend on which reply comes first. A
+        stage that never calls it runs only if its row has a request left.
 
         Args:
             costs: requests that each item takes; a second draw of a faulty reply comes on top.
@@ -145,7 +145,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Stage:
-    """A registered stage, as its signatures tell it."""
+    """A registered stage, as declared by its signatures."""
 
     name: str
     unit: Callable[..., Any]
@@ -230,7 +230,7 @@ def _read(unit: Callable[..., Any], name: str, side: tuple[str, ...]) -> Stage:
     hints = typing.get_type_hints(call, include_extras=True)
     columns = list(inspect.signature(call).parameters.values())
     if asks:
-        columns = columns[2:]  # self and ask
+        columns = columns[2:]  # self and client
         setting_hints = typing.get_type_hints(unit.__init__, include_extras=True)
         settings = list(inspect.signature(unit).parameters.values())
     else:

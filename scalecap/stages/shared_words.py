@@ -12,8 +12,8 @@ def shared_words(text: str, others: list[str], about: list[str]) -> list[dict[st
     """Of each sentence, which content words stand in which of the other texts: {text, shared}.
 
     `shared` has {column, text, words} of each other text that has some of the sentence's nouns, verbs,
-    adjectives, adverbs and numbers; `about` names the column of each. A sentence that shares none owes the
-    other texts nothing. One that does may: that the picture shows it as well can't be told from words.
+    adjectives, adverbs and numbers; `about` names the column of each. A sentence without any does
+    not come from the other texts. One with some may, or the picture shows the same.
     """
     known = [(column, other, _words(gist(other))) for column, other in zip(about, others, strict=True)]
     found = []

@@ -20,7 +20,7 @@ class Tiles:
     def __init__(self, *, rows: int = 2, columns: int = 2, overlap: float = 0.2) -> None:
         for name, value in (("rows", rows), ("columns", columns)):
             if value < 1:
-                raise ValueError(f"{name}: {value} must be 1 or more")
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap: {overlap} must be a share of a part, 0 to below 1")
         self.rows, self.columns, self.overlap = rows, columns, overlap

@@ -74,7 +74,7 @@ class Verify:
         sampling: Sampling | None = None,
     ) -> None:
         if batch < 1:
-            raise ValueError(f"batch: {batch} must be 1 or more")
+            raise ValueError(f"batch: expected at least 1, got {batch}")
         if batch > 1 and batch_prompt is None:
             raise ValueError("batch requires `batch_prompt: ${prompts.verify_batch}`")
         if batch > 1 and (mode != "choose" or ensemble):

@@ -59,7 +59,7 @@ def test_it_ends_with_a_comparison(typed: Typed, tmp_path: Path, capsys: Any):
     assert typed(*words) == 1
     first, failed, last = table(tmp_path / "sweep")
     assert [line["status"] for line in (first, failed, last)] == ["finished", "failed", "finished"]
-    assert "2.0 is no probability" in failed["reason"]
+    assert "expected a probability between 0 and 1, got 2.0" in failed["reason"]
     assert (first["golden_sentences kept"], last["golden_sentences kept"]) == ("1.0", "0.5")
     assert last["golden_sentences kept difference"] == "-0.5"
     assert (failed["golden_sentences kept"], failed["seconds"]) == ("", "")
@@ -243,7 +243,7 @@ def test_jobs_may_run_in_other_processes(tmp_path: Path, launcher: str, package:
     assert "Traceback" not in done.stderr
     first, second = table(tmp_path / "sweep")
     assert (first["status"], first["rows done"], second["status"]) == ("finished", "1", "failed")
-    assert "2.0 is no probability" in second["reason"]
+    assert "expected a probability between 0 and 1, got 2.0" in second["reason"]
     command = summaries(tmp_path / "sweep")[0]["command"]
     assert command.startswith("python -m scalecap ")
     assert f"{THRESHOLD}=0.3" in command

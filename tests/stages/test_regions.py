@@ -95,7 +95,7 @@ def test_parts_leave_nothing_out(length, count, overlap):
     [
         (Crop, {"scale": 0}, "scale: 0 must be above 0"),
         (Crop, {"margin": -1}, "margin: -1 must be 0 or more"),
-        (Tiles, {"rows": 0}, "rows: 0 must be 1 or more"),
+        (Tiles, {"rows": 0}, "rows: expected at least 1, got 0"),
         (Tiles, {"overlap": 1}, "overlap: 1 must be a share"),
     ],
 )

@@ -232,7 +232,7 @@ async def test_where_a_reply_cannot_be_scored_the_words_decide(asking, image):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch": 0}, "batch: 0 must be 1 or more"),
+        ({"batch": 0}, "batch: expected at least 1, got 0"),
         ({"batch": 2}, "batch requires `batch_prompt:"),
         (
             {"batch": 2, "batch_prompt": BATCH, "mode": "sampled"},
