@@ -393,7 +393,7 @@ def test_no_locks(typed, monkeypatch, capsys, codes: set[int]):
     monkeypatch.setattr(fcntl, "flock", flock)
     words = ("data.limit=2", "output=out", "cache=off")
     assert {typed(*words)} == codes
-    assert "its file system has no locks" in capsys.readouterr().err
+    assert "its file system does not support it" in capsys.readouterr().err
     assert len(captions(Path("out"))) == 2
 
 

@@ -93,7 +93,10 @@ def test_an_edit_of_a_row_that_is_not_there_is_told(
         ('{"row_id": "0", "final_captoin": "x"}', "no step writes a column 'final_captoin'.*final_caption"),
         ('{"row_id": "0", "golden_sentences": "x"}', "golden_sentences: expected a list of texts, got 'x'"),
         ('{"row_id": "0", "golden_sentences": [1]}', "golden_sentences: expected a list of texts"),
-        ('{"row_id": "0", "final_caption": "x"}\n{"row_id": "0", "final_caption": "y"}', "line 2: .*twice"),
+        (
+            '{"row_id": "0", "final_caption": "x"}\n{"row_id": "0", "final_caption": "y"}',
+            "line 2: .*is repeated",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_before_a_model_loads(

@@ -237,7 +237,7 @@ def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path: Path, mo
             journal.append(record(0))
         with Journal(tmp_path / str(code), CONFIG) as journal:
             assert journal.state(row(0)) == "done"
-        assert f"its file system has no locks ({os.strerror(code)}): take care" in caplog.text
+        assert f"its file system does not support it ({os.strerror(code)})" in caplog.text
         assert len(caplog.records) == 2
 
 
@@ -262,7 +262,7 @@ def test_a_journal_that_cannot_be_read_is_closed_and_told(tmp_path: Path, monkey
         if call == "flock":
             patch.setattr(fcntl, "flock", stale)
         else:
-            patch.setattr(Journal, "_take", stale)
+            patch.setattr(Journal, "_replay", stale)
         with pytest.raises(JournalError, match=r"can't read .*journal\.jsonl: Stale file handle"):
             Journal(tmp_path, CONFIG)
     assert len(os.listdir("/proc/self/fd")) == before
