@@ -116,12 +116,12 @@ def test_a_file_that_is_not_as_it_must_be(
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"), [("args.tensor_parallel_size=2", "vLLM"), ("extra_body.top_k=2", "openai")]
+    ("word", "meant"), [("args.tensor_parallel_size=2", "vllm"), ("extra_body.top_k=2", "openai")]
 )
 def test_arguments_of_another_engine_are_refused(command: Typed, capsys: Any, word: str, meant: str):
     assert command("engine=transformers", f"engine.{word}", "data.limit=1") == 1
     key = word.partition("=")[0]
-    assert f"engine.{key} is for {meant}, and the engine is transformers" in capsys.readouterr().err
+    assert f"engine.{key} needs engine={meant}, but the engine is transformers" in capsys.readouterr().err
 
 
 def test_a_check_looks_for_the_model(typed: Typed, tmp_path: Path, capsys: Any):
