@@ -22,7 +22,7 @@ from server import Server, storyteller
 
 from scalecap.engines.base import Choose, Chosen, EngineDead, Request
 from scalecap.engines.scripted import Scripted
-from scalecap.run import watchdog as stalls
+from scalecap.run import watchdog
 
 
 def captions(folder: Path) -> list[dict[str, Any]]:
@@ -172,8 +172,8 @@ def test_a_stage_that_raises(typed, stages, rows, engines, tmp_path: Path, codes
 
 @fault("Blocking stage")
 def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]):
-    monkeypatch.setattr(stalls, "LONG", 0.2)
-    monkeypatch.setattr(stalls, "PAUSE", 0.02)
+    monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.02)
     words = (
         "pipeline.imports=[outside_faults]",
         "+pipeline.steps.y={stage: outside_faults/slow, text: init_caption}",
@@ -182,7 +182,7 @@ def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]
     assert {typed("data.limit=1", "output=out", *words)} == codes
     told = capsys.readouterr().err
     assert told.count("y or z: stage outside_faults/slow blocks the event loop at") == 1
-    assert re.search(r"outside_faults\.py:14: work that takes long belongs in a thread", told)
+    assert re.search(r"outside_faults\.py:14, .*; move slow work to a thread", told)
 
 
 @fault("Busy server")
