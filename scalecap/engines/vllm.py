@@ -23,7 +23,6 @@ import logging
 import math
 import os
 import re
-import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -45,6 +44,7 @@ from scalecap.engines.base import (
     finish_reason,
 )
 from scalecap.engines.chat_template import ChatTokenizer
+from scalecap.engines.child_output import printed_error, redirect_output
 from scalecap.engines.compat import patch_libraries, patched_children
 from scalecap.engines.identity import identity
 from scalecap.engines.option_tokens import option_token_ids
@@ -88,7 +88,7 @@ async def open_vllm(
         raise ModuleNotFoundError("vLLM is not installed", name="vllm")
     weights = find_weights(model)
     output = tempfile.TemporaryFile("a+") if engine.quiet else None  # noqa: SIM115 (lives as long as the engine)
-    with load_errors(model), _redirect_output(output):
+    with load_errors(model), redirect_output(output):
         patch_libraries()
         import transformers
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -262,39 +262,9 @@ def _dtype(name: str, cpu: bool, config: dict[str, Any]) -> str:
     return "float32" if name == "float64" or (cpu and name == "auto") else name
 
 
-@contextlib.contextmanager
-def _redirect_output(output: IO[str] | None) -> Iterator[None]:
-    """Redirects stdout and stderr, of this process and of children started inside the block, to a file."""
-    if output is None:
-        yield
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(stream) for stream in (1, 2)]
-    try:
-        for stream in (1, 2):
-            os.dup2(output.fileno(), stream)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for stream, copy in zip((1, 2), saved, strict=True):
-            os.dup2(copy, stream)
-            os.close(copy)
-
-
-def _printed_error(output: IO[str] | None) -> str:
-    """The first error that a child process printed before it died; empty if there is none."""
-    if output is None:
-        return ""
-    output.seek(0)
-    errors = re.findall(r"\b(\w+(?:Error|Exception): .+)$", output.read(), re.MULTILINE)
-    return next((error for error in errors if "Engine core initialization failed" not in error), "")
-
-
 def _startup_error(model: ModelSettings, error: Exception, output: IO[str] | None) -> Exception:
     """The error to raise if vLLM does not start: the child's error, with the fix if it is known."""
-    cause = _printed_error(output) or f"{type(error).__name__}: {error}"
+    cause = printed_error(output) or f"{type(error).__name__}: {error}"
     if re.search(r"nvjitlink", cause, re.IGNORECASE):
         return ImportError(cause)
     if re.search(r"Free memory on device|No available memory for the cache|KV cache", cause):
@@ -443,7 +413,7 @@ class VllmEngine:
             except EngineError:
                 raise
             except EngineDeadError as error:
-                why = "the engine is closed" if self._closed else _printed_error(self._output) or str(error)
+                why = "the engine is closed" if self._closed else printed_error(self._output) or str(error)
                 raise EngineDead(why) from error
             except Exception as error:
                 if cached and any(sign in str(error) for sign in _EVICTED):
