@@ -26,6 +26,8 @@ from scalecap.scenes.experiments.comparison import (
 from scalecap.scenes.experiments.replies import CachedEngine
 from scalecap.scenes.world import render, sample
 
+RESULTS = Path(main.__code__.co_filename).parents[1] / "results" / "comparison.md"
+
 
 @pytest.mark.parametrize("variant", [*methods(), *ablations()], ids=lambda variant: variant.name)
 def test_each_pipeline_is_one_that_runs_and_writes_the_caption(
@@ -95,3 +97,10 @@ def test_one_command_makes_tables_and_plot(tmp_path: Path, monkeypatch: pytest.M
     assert list(requests) == [str(budget) for budget in BUDGETS]
     assert all(asked <= int(budget) for budget, asked in requests.items())
     assert requests[str(BUDGETS[0])] < requests[str(BUDGETS[-1])]
+
+
+def test_the_results_in_the_docs_are_of_the_pipelines_there_are():
+    text = RESULTS.read_text(encoding="utf-8")
+    assert all(f"| {variant.method} | {variant.setting} |" in text for variant in methods())
+    assert all(f"\n| {variant.setting} |" in text for variant in ablations())
+    assert "python -m scalecap.scenes.experiments.comparison DIR --count" in text
