@@ -136,6 +136,12 @@ async def test_choices_are_counted_with_those_that_are_none_of_the_options(tmp_p
     cache.close()
 
 
+async def test_a_choice_is_among_the_options_of_its_step():
+    world = World(["red"])
+    assert (await world.client.choose("Which?", ["blue", "red", "green"])).probabilities == (0.0, 1.0, 0.0)
+    assert world.requests[0].options == ("blue", "red", "green")
+
+
 @pytest.mark.parametrize(
     ("choices", "unanswered", "unreadable"),
     [(49, 49, False), (50, 25, False), (50, 26, True), (90, 40, False)],
@@ -238,6 +244,19 @@ async def test_a_second_run_reads_the_cache(tmp_path):
     assert await second.client.generate("a") == reply
     assert second.counts.total.reused == 1
     assert second.counts.total.generated_tokens == 0
+    cache.close()
+
+
+async def test_tokens_of_replies_from_the_cache_add_up(tmp_path):
+    cache = Cache(tmp_path)
+    for _ in range(2):
+        world = World(lambda _: Generated("fine", "stop", Usage(3, None, 2)), cache=cache)
+        for text in ("one", "two"):
+            await world.client.generate(text)
+    count = world.counts.steps["s"]
+    assert (count.requests, count.reused) == (2, 2)
+    assert (count.reused_prompt_tokens, count.reused_generated_tokens) == (6, 4)
+    assert (count.prompt_tokens, count.generated_tokens) == (0, 0)
     cache.close()
 
 

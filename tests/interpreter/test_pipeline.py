@@ -12,6 +12,7 @@ from pipeline_runs import DOG, DOG_AT, answer, go, picture, row
 from steps import STEPS, one
 
 from scalecap.engines.base import Choose, EngineError, Generated, Image, PromptTooLong
+from scalecap.interpreter.pipeline import Pipeline
 from scalecap.rows import Row, RowError
 from scalecap.stages import ModelClient, registry, stage
 
@@ -45,7 +46,7 @@ async def test_a_row_goes_through_all_steps_of_the_seed():
         "details_refuted": ["It is left."],
         "final": "fused A dog.+It is brown.",
     }
-    assert (done.error, done.flags) == (None, {})
+    assert (done.error, done.flags, done.image_hash) == (None, {}, picture().hash)
     assert list(done.columns)[:3] == ["id", "init_caption", "sentences"]
     assert {name: count.requests for name, count in counts.steps.items()} == {
         "init_caption": 1,
@@ -55,6 +56,12 @@ async def test_a_row_goes_through_all_steps_of_the_seed():
         "details": 2,
         "final": 1,
     }
+
+
+def test_a_plan_begins_with_the_budget():
+    budget, *steps = Pipeline.build(STEPS, None, budget=9).plan().splitlines()
+    assert budget == "budget: 9 requests an image at most, spent in this order"
+    assert steps == Pipeline.build(STEPS, None).plan().splitlines()
 
 
 async def test_a_row_with_no_golden_sentence_asks_nothing_more():

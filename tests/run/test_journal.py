@@ -146,6 +146,23 @@ def test_another_config_goes_on_by_force_and_it_stays_told(tmp_path: Path):
         Journal(tmp_path, CONFIG)
 
 
+def test_a_folder_that_holds_no_run_is_left_as_it_is(tmp_path: Path):
+    with pytest.raises(JournalError, match=r"holds no run: there is no journal\.jsonl"):
+        Journal(tmp_path, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_reads_a_journal_knows_where_and_with_what_it_was_begun(tmp_path: Path):
+    folder = tmp_path / "new" / "run"
+    with Journal(folder, CONFIG, cwd="/elsewhere") as journal:
+        journal.append(record(0, caption="Né à São Paulo"))
+    before = (folder / "journal.jsonl").read_bytes()
+    assert "Né à São Paulo".encode() in before
+    with Journal(folder, None) as journal:
+        assert (journal.cwd, journal.config, journal.changes) == ("/elsewhere", CONFIG, "")
+    assert (folder / "journal.jsonl").read_bytes() == before
+
+
 def test_a_journal_without_rows_takes_any_config(tmp_path: Path):
     for config in (CONFIG, OTHER):
         with Journal(tmp_path, config) as journal:
@@ -224,6 +241,16 @@ def test_a_shard_of_many_rows_takes_the_memory_of_its_own(of: int):
     assert sum(map(len, entries._pages.values())) < 30_000 * 25 + 4096 * 25
     entries.put(0, Entry(1, True, bytes(8), bytes(8)))
     assert next(iter(entries)) == 0, "a row of another shard, in its place"
+
+
+def test_a_shard_that_resumes_takes_the_memory_of_its_own_rows(tmp_path: Path):
+    config, indices = CONFIG | {"data": {"shard": "0/1000"}}, range(0, 10_000, 1000)
+    with Journal(tmp_path, config) as journal:
+        for index in indices:
+            journal.append(record(index))
+    with Journal(tmp_path, config) as journal:
+        assert list(journal.entries) == list(indices)
+        assert len(journal.entries._pages) == 1
 
 
 def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path: Path, monkeypatch: Any, caplog: Any):
