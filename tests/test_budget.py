@@ -288,12 +288,16 @@ def test_what_is_left_unasked_is_counted_in_the_summary_also_of_rows_done_before
 @pytest.mark.parametrize(
     ("budget", "final", "requests"),
     [
-        # A draft, a check, and the same again at the end, for which one was kept back.
-        (5, "There is a dog.", {"drafts": 1, "golden_sentences": 1, "checked_sentences": 1}),
+        # A draft and a check, then what to ask about, an answer and its check; nothing is left to fuse.
+        (
+            5,
+            "There is a dog. The dog is brown.",
+            {"drafts": 1, "golden_sentences": 1, "joint_questions": 1, "raw_answers": 1, "final_details": 1},
+        ),
         (
             12,
-            "A dog, brown.",
-            {"drafts": 1, "golden_sentences": 2, "raw_questions": 1, "raw_answers": 2, "final_details": 2}
+            "A dog, brown. The dog is at the left.",
+            {"drafts": 1, "golden_sentences": 2, "joint_questions": 1, "raw_answers": 2, "final_details": 2}
             | {"fused_caption": 1, "checked_sentences": 1},
         ),
     ],

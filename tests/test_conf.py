@@ -445,7 +445,7 @@ def test_dense_tells_what_the_first_caption_missed(compose: Compose, tmp_path: P
     assert row["final_caption"] == "A dog. A tree. The ball is blue. A kite. It is small."
     assert row["checked_sentences_refuted"] == ["A cat sleeps."]
     assert [each["of"] for each in row["parts"]] == [[336, 336]] * 2
-    assert summary.flags == {}
+    assert summary.flags == {"joint_questions": {"skipped": 1}}  # each fact brought a question
 
 
 def test_nothing_golden_falls_back_and_says_so(

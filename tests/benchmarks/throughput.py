@@ -268,14 +268,14 @@ class Bench:
         await self.engine._llm.reset_mm_cache()
         await self.engine._llm.reset_prefix_cache()
         await self.engine._llm.reset_encoder_cache()
-        self.engine._sent.clear()
+        self.engine._sent_images.clear()
         await self._encoded()
         result = Result()
         sent = self.engine._render
 
         async def counted(ids: Any, prompt: Any, known: bool) -> Any:
             image = prompt.image
-            result.sent += bool(image and not (known and image.hash in self.engine._sent))
+            result.sent += bool(image and not (known and image.hash in self.engine._sent_images))
             return await sent(ids, prompt, known)
 
         self.engine._render = counted  # type: ignore[method-assign]
@@ -307,7 +307,7 @@ class Afresh(Acting):
         if image := request.prompt.image:
             async with self._one:  # in one thread, as the peer's loop does
                 again = await asyncio.to_thread(self._photographs.again, image.hash, self.result)
-            self.inner._sent.clear()
+            self.inner._sent_images.clear()
             request = replace(request, prompt=replace(request.prompt, image=again))
         return await super().generate(request)
 

@@ -79,10 +79,10 @@ def test_rows_that_select_refuses_are_in_captions_alone_and_another_select_asks_
     assert (folder / "sidecars" / "0.txt").read_text() == captions(folder)[0]["final_caption"]
     assert json.loads((folder / "summary.json").read_text())["rows"]["left_out"] == 4
     assert "write.select: 2 of 6 rows exported, 4 left out" in summary.screen()
-    assert "webdataset  tars of pictures" in summary.screen()
+    assert "webdataset  tars of images" in summary.screen()
     write_repository(folder, "me/dogs", tmp_path / "pushed")
     card = (tmp_path / "pushed" / "README.md").read_text()
-    assert "Of them 4 were left out of the data set" in card
+    assert "4 of them, including failed ones, were excluded" in card
     assert sum(len(pq.read_table(path)) for path in (tmp_path / "pushed" / "data").iterdir()) == 2
 
     Path(tmp_path / "4.png").unlink()

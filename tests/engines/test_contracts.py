@@ -169,7 +169,7 @@ def test_control_tokens_in_a_text(engine: Engine, loop: Any, expect: Any, text: 
     else:
         for reply, request in zip(loop(ask_all(engine, requests)), requests, strict=True):
             same(reply, expect(request))
-    plain = Choose(Prompt("Is it?", picture(3)))
+    plain = Choose(Prompt("Is it true? There is a cake. Answer yes or no.", picture(3)))
     same(loop(send(engine, plain)), expect(plain))
 
 
@@ -179,13 +179,15 @@ def test_an_image_that_was_evicted_is_sent_again(
     if hasattr(engine, "_runner"):
         monkeypatch.setattr(engine._runner, "max_cached_tokens", 200)
     monkeypatch.setattr("scalecap.engines.encoded_images._CACHE_BYTES", 1 << 16)
-    request = Choose(Prompt("Is there a cake?", picture(2)))
+    request = Choose(Prompt("Is it true? There is a cake. Answer yes or no.", picture(2)))
     before = loop(send(engine, request))
     others = [
         Image(f"{number}", Pillow.linear_gradient("L").rotate(6 * number).convert("RGB"))
         for number in range(60)
     ]
-    requests: list[Request] = [Choose(Prompt("Is there a cake?", each)) for each in others]
+    requests: list[Request] = [
+        Choose(Prompt("Is it true? There is a cake. Answer yes or no.", each)) for each in others
+    ]
     loop(ask_all(engine, [*requests[:30], request, *requests[30:]]))
     after = loop(send(engine, request))
     for reply in (before, after):

@@ -96,11 +96,11 @@ def test_replies_are_the_same_with_drafts_in_fewer_steps(
 def test_a_fusion_takes_a_third_of_the_steps(embedded: Path):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     known = [
-        "The picture shows a small swan.",
-        "The swan is small and white and has a curved neck and folded wings.",
-        "The swan is on the right.",
+        "I can see a large tent.",
+        "The tent is large and orange and has an open flap and sloping sides.",
+        "The tent is at the bottom.",
     ]
     prompt = Prompt("Join into one description:\n" + "\n".join(known))
     (reply,), steps = asyncio.run(generate_all(embedded, [Generate(prompt, Sampling(temperature=0))]))
     assert reply.text == " ".join(known)
-    assert (len(steps), reply.usage.generated_tokens) == (10, 30)
+    assert (len(steps), reply.usage.generated_tokens) == (9, 30)
