@@ -186,3 +186,9 @@ def _estimate(sums: np.ndarray) -> np.ndarray:
         means = sums[:, 0::2] / np.where(sums[:, 1::2] == 0, np.nan, sums[:, 1::2])
     estimates: np.ndarray = means[:, 0] if means.shape[1] == 1 else means[:, 0] - means[:, 1]
     return estimates
+
+
+def area(high: Sequence[float] | np.ndarray, low: Sequence[float] | np.ndarray) -> float:
+    """Area under the ROC curve: probability that a value of `high` exceeds one of `low`; ties count half."""
+    a, b = np.asarray(high)[:, None], np.asarray(low)[None]
+    return float(((a > b) + 0.5 * (a == b)).mean())

@@ -21,6 +21,7 @@ from scalecap.run.summary import Summary
 from scalecap.runner import process_engines
 from scalecap.scenes.experiments.harness import argument_parser, caption_rows, parse_arguments, svg_pyplot
 from scalecap.scenes.kinds import KINDS
+from scalecap.stats import area
 
 log = logging.getLogger(__name__)
 
@@ -159,12 +160,6 @@ def _value(score: Mapping[str, Any]) -> float:
     if "p_yes" in score:
         return float(score["p_yes"] or 0.0)
     return max((clause["gap"] for clause in score["clauses"] if clause["gap"] is not None), default=-np.inf)
-
-
-def area(high: Sequence[float], low: Sequence[float]) -> float:
-    """Area under the ROC curve: probability that a value of `high` exceeds one of `low`; ties count half."""
-    a, b = np.asarray(high)[:, None], np.asarray(low)[None]
-    return float(((a > b) + 0.5 * (a == b)).mean())
 
 
 def page(lines: Sequence[Result], areas: Mapping[str, float], count: int, seed: int) -> str:

@@ -20,6 +20,7 @@ from scalecap.scenes.train.lessons import Lesson, Prompts
 from scalecap.scenes.train.packing import Packer, predict
 from scalecap.scenes.views import View, draw_view
 from scalecap.scenes.world import unseen_seed
+from scalecap.stats import area
 from scalecap.text.content_words import content_words
 from scalecap.text.segmentation import sentences
 
@@ -159,9 +160,3 @@ def _answers(
                 ]
                 right[name].append(bool(hit[inside].all()))
     return {name: float(np.mean(hits)) for name, hits in sorted(right.items())}
-
-
-def area(high: np.ndarray, low: np.ndarray) -> float:
-    """Area under the ROC curve: probability that a value of `high` exceeds one of `low`; ties count half."""
-    a, b = np.asarray(high)[:, None], np.asarray(low)[None]
-    return float(((a > b) + 0.5 * (a == b)).mean())
