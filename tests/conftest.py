@@ -139,8 +139,8 @@ def rows(tmp_path: Path) -> Callable[..., str]:
     return make
 
 
-class Asking:
-    """An `ModelClient` that answers from a script and keeps what was asked and marked."""
+class RecordingClient:
+    """Holds a `ModelClient` that answers from a script; records its requests and flags."""
 
     def __init__(self, script: Callable[[Request], Any], min_mass: float = 0.0) -> None:
         self.requests: list[Request] = []
@@ -162,8 +162,9 @@ class Asking:
 
 
 @pytest.fixture
-def asking() -> type[Asking]:
-    return Asking
+def recording_client() -> type[RecordingClient]:
+    """Makes a client from a script."""
+    return RecordingClient
 
 
 @pytest.fixture

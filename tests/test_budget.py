@@ -332,8 +332,8 @@ def test_the_plan_tells_budget_limits_and_rounds():
     assert "    at most budget_left / 2 items\n" in plan
 
 
-async def test_a_fusion_that_is_not_asked_loses_no_detail(asking: Any):
-    dispatcher = asking(lambda request: 1 / 0)
+async def test_a_fusion_that_is_not_asked_loses_no_detail(recording_client: Any):
+    dispatcher = recording_client(lambda request: 1 / 0)
     dispatcher.client._allowance.requests = 0
     fuse = Fuse(prompt=Template("{{ context }}{{ object_info }}{{ position_info }}"), fallback="empty")
     details = ["The dog is brown.", "A dog is there."]

@@ -32,9 +32,9 @@ NAMED = "Rex is a dog. There is a dog. Rex holds a cat."
     ],
 )
 async def test_texts_and_tags_are_listed_and_empty_values_give_nothing(
-    asking: Any, columns: dict[str, Any], texts: list[str], about: list[str]
+    recording_client: Any, columns: dict[str, Any], texts: list[str], about: list[str]
 ):
-    assert await Context()(asking(lambda request: 1 / 0).client, columns=columns) == (texts, about)
+    assert await Context()(recording_client(lambda request: 1 / 0).client, columns=columns) == (texts, about)
 
 
 def test_each_sentence_tells_the_words_that_it_shares():

@@ -115,10 +115,10 @@ async def test_a_server_that_dies_moves_its_pictures_alone_and_is_taken_back(fak
 async def test_requests_in_flight_at_a_server_that_dies_are_answered_by_others(fakes: list[Server]) -> None:
     fakes[1].seconds = 0.3
     engine = await open_openai(MODEL, several(fakes))
-    asking = asyncio.create_task(answerers(engine))
+    answering = asyncio.create_task(answerers(engine))
     await until(lambda: fakes[1]._in_flight > 3)
     fakes[1].stop()
-    answered_by = await asking
+    answered_by = await answering
     assert not any(1 in each for each in answered_by.values())
     seen = Counter(str(request["messages"]) for fake in (fakes[0], fakes[2]) for request in fake.requests)
     assert sum(seen.values()) == len(PICTURES)

@@ -71,15 +71,15 @@ def test_density_by_hand():
         ("Nothing to be seen, a catalogue of carpets.", 0, 0, 0),
     ],
 )
-async def test_chair_by_hand(asking, caption, mentions, invented, found):
-    stage, client = Chair(), asking(lambda _: "x").client
+async def test_chair_by_hand(recording_client, caption, mentions, invented, found):
+    stage, client = Chair(), recording_client(lambda _: "x").client
     measured = (await stage(client, captions={"a": caption}, objects=["Dog", "bus", "lamp"]))["a"]
     assert measured["chair_i"] == {"count": invented, "of": mentions}
     assert measured["chair_s"] == int(invented > 0)
     assert measured["recall"] == {"count": found, "of": 2}  # a lamp can't be found
 
 
-async def test_chair_knows_cocos_objects_and_ones_own(asking, tmp_path):
+async def test_chair_knows_cocos_objects_and_ones_own(recording_client, tmp_path):
     lines = COCO.read_text().splitlines()
     assert len(lines) == 80
     names = [line.split(",")[0] for line in lines]
@@ -90,7 +90,7 @@ async def test_chair_knows_cocos_objects_and_ones_own(asking, tmp_path):
     own = tmp_path / "own.txt"
     own.write_text("gadget, doohickey\n")
     assert known.find("Two mice") == ["mouse"]
-    stage, client = Chair(vocabulary=str(own)), asking(lambda _: "x").client
+    stage, client = Chair(vocabulary=str(own)), recording_client(lambda _: "x").client
     measured = await stage(client, captions={"a": "Doohickeys galore"}, objects=["gadget"])
     assert measured["a"]["recall"] == {"count": 1, "of": 1}
     with pytest.raises(ValueError, match=r"can't read .*absent.txt"):

@@ -31,8 +31,8 @@ def reader(request):
     return "no" if "brown" in caption and word == "red" else "n/a"
 
 
-async def test_capsbench_counts_answers_by_category_for_each_caption(asking):
-    asked = asking(reader)
+async def test_capsbench_counts_answers_by_category_for_each_caption(recording_client):
+    asked = recording_client(reader)
     captions = {"long": "a brown dog", "short": ["a", "dog"], "none": None}
     measured, answers = await Capsbench(prompt=ABOUT)(asked.client, captions=captions, questions=QUESTIONS)
     assert measured == {
@@ -56,28 +56,32 @@ async def test_capsbench_counts_answers_by_category_for_each_caption(asking):
     assert asked.requests[0].options == ("yes", "no", "n/a")
 
 
-async def test_a_judge_that_names_no_option_has_answered_nothing(asking):
+async def test_a_judge_that_names_no_option_has_answered_nothing(recording_client):
     def silent(request):
         return Chosen(tuple(0.0 for _ in request.options), mass=0.0)
 
     measured, answers = await Capsbench(prompt=ABOUT)(
-        asking(silent).client, captions={"a": "b"}, questions=QUESTIONS
+        recording_client(silent).client, captions={"a": "b"}, questions=QUESTIONS
     )
     assert measured["a"]["unanswered"] == {"count": 3, "of": 3}
     assert {(each["told"], each["p"], each["mass"]) for each in answers} == {("", None, 0.0)}
     measured, answers = await Captionqa(prompt=PICK)(
-        asking(silent).client, captions={"a": "b"}, questions=CHOICES
+        recording_client(silent).client, captions={"a": "b"}, questions=CHOICES
     )
     assert measured["a"]["score"] == {"count": 0, "of": 1}
     assert answers[0]["told"] == ""
     measured, _ = await Qa(prompt=PICK)(
-        asking(silent).client, captions={"a": "b"}, question="How many?", options=["one", "two"], answer="A"
+        recording_client(silent).client,
+        captions={"a": "b"},
+        question="How many?",
+        options=["one", "two"],
+        answer="A",
     )
     assert measured["a"]["accuracy"] == 0
 
 
-async def test_captions_are_cut_to_equal_length(asking):
-    asked = asking(lambda request: "n/a")
+async def test_captions_are_cut_to_equal_length(recording_client):
+    asked = recording_client(lambda request: "n/a")
     captions = {"a": "one two three four"}
     measured, _ = await Capsbench(prompt=ABOUT, words=2)(asked.client, captions=captions, questions=QUESTIONS)
     assert asked.texts[0] == "one two | Is there a dog?"
@@ -94,9 +98,9 @@ async def test_captions_are_cut_to_equal_length(asking):
         (["text"], "record 0 lacks question, answer, category"),
     ],
 )
-async def test_questions_of_another_shape_are_told(asking, value, message):
+async def test_questions_of_another_shape_are_told(recording_client, value, message):
     with pytest.raises(ValueError, match=message):
-        await Capsbench(prompt=ABOUT)(asking(reader).client, captions={"a": "b"}, questions=value)
+        await Capsbench(prompt=ABOUT)(recording_client(reader).client, captions={"a": "b"}, questions=value)
 
 
 def test_records_as_a_mapping_of_lists():
@@ -129,8 +133,8 @@ CHOICES = [
 @pytest.mark.parametrize(
     ("option", "score", "right"), [("white", 1.0, 1), ("black", 0.0, 0), (CANNOT, 1 / 3 + 0.05, 0)]
 )
-async def test_captionqa_scores_as_its_authors_do(asking, option, score, right):
-    asked = asking(taking(option))
+async def test_captionqa_scores_as_its_authors_do(recording_client, option, score, right):
+    asked = recording_client(taking(option))
     measured, answers = await Captionqa(prompt=PICK)(
         asked.client, captions={"a": "a white cat"}, questions=CHOICES
     )
@@ -142,8 +146,8 @@ async def test_captionqa_scores_as_its_authors_do(asking, option, score, right):
     assert asked.requests[0].options == tuple("ABCD")
 
 
-async def test_captionqa_asks_every_caption_in_the_same_order(asking):
-    asked = asking(taking("tan"))
+async def test_captionqa_asks_every_caption_in_the_same_order(recording_client):
+    asked = recording_client(taking("tan"))
     await Captionqa(prompt=PICK)(asked.client, captions={"a": "x", "b": "y"}, questions=CHOICES)
     lists = [text.split("\n", 1)[1] for text in asked.texts]
     assert lists[0] == lists[1]
@@ -162,8 +166,8 @@ def test_yes_no_questions_get_no_way_out(question, options, yes_no):
     assert is_yes_no(question, options) is yes_no
 
 
-async def test_qa_among_options(asking):
-    client = asking(taking("two")).client
+async def test_qa_among_options(recording_client):
+    client = recording_client(taking("two")).client
     measured, answers = await Qa(prompt=PICK)(
         client, captions={"a": "b c"}, question="How many?", options=["one", "two"], answer="B"
     )
@@ -182,10 +186,10 @@ async def test_qa_among_options(asking):
     assert measured["a"]["accuracy"] == 1
 
 
-async def test_more_options_than_letters_are_refused(asking):
+async def test_more_options_than_letters_are_refused(recording_client):
     with pytest.raises(ValueError, match="expected at most 26 options, got 27"):
         await Qa(prompt=PICK)(
-            asking(reader).client,
+            recording_client(reader).client,
             captions={"a": "b"},
             question="?",
             options=list(map(str, range(27))),
@@ -193,8 +197,8 @@ async def test_more_options_than_letters_are_refused(asking):
         )
 
 
-async def test_qa_in_words(asking):
-    asked = asking(lambda request: "I think so.\nThe answer is: the Red Car.")
+async def test_qa_in_words(recording_client):
+    asked = recording_client(lambda request: "I think so.\nThe answer is: the Red Car.")
     measured, answers = await Qa(prompt=PICK)(
         asked.client, captions={"a": "b"}, question="Which?", answer=["a red car", "car"]
     )
@@ -250,17 +254,17 @@ def test_an_answer_that_is_no_option(answer):
         index_of(answer, ["red", "blue"])
 
 
-async def test_claims_keep_their_numbers_and_lists_of_texts_their_items(asking, image):
+async def test_claims_keep_their_numbers_and_lists_of_texts_their_items(recording_client, image):
     claims = "1. A dog runs.\n- 3 cats sleep.\n3.5 m tall"
-    asked = asking(lambda request: 0.9 if "True?" in request.prompt.text else claims)
+    asked = recording_client(lambda request: 0.9 if "True?" in request.prompt.text else claims)
     stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"), words=99)
     _, answers = await stage(asked.client, captions={"a": ["A sign", "A cat"]}, image=image)
     assert asked.texts[:2] == ["Split: A sign", "Split: A cat"]
     assert [each["text"] for each in answers] == ["A dog runs.", "3 cats sleep.", "3.5 m tall"]
 
 
-async def test_grounding_counts_sentences(asking, image):
-    asked = asking(lambda request: 0.2 if "cat" in request.prompt.text else 0.8)
+async def test_grounding_counts_sentences(recording_client, image):
+    asked = recording_client(lambda request: 0.2 if "cat" in request.prompt.text else 0.8)
     stage = Grounding(prompt=Template("True? {{ text }}"))
     measured, answers = await stage(
         asked.client, captions={"a": "A dog. A cat.", "b": ["A dog."], "c": ""}, image=image
@@ -278,8 +282,10 @@ async def test_grounding_counts_sentences(asking, image):
     assert all(request.prompt.image is image for request in asked.requests)
 
 
-async def test_a_sentence_without_an_answer_is_not_supported(asking, image):
-    asked = asking(lambda request: Chosen((0.9, 0.1), 0.01 if "cat" in request.prompt.text else 0.9), 0.1)
+async def test_a_sentence_without_an_answer_is_not_supported(recording_client, image):
+    asked = recording_client(
+        lambda request: Chosen((0.9, 0.1), 0.01 if "cat" in request.prompt.text else 0.9), 0.1
+    )
     measured, answers = await Grounding(prompt=Template("True? {{ text }}"))(
         asked.client, captions={"a": "A dog. A cat."}, image=image
     )
@@ -290,13 +296,13 @@ async def test_a_sentence_without_an_answer_is_not_supported(asking, image):
     assert asked.flags == ["unanswered"]
 
 
-async def test_claims_are_asked_in_place_of_sentences(asking, image):
+async def test_claims_are_asked_in_place_of_sentences(recording_client, image):
     def script(request):
         if isinstance(request, Generate):
             return "- There is a dog.\n2. The dog is red.\n" if "dog" in request.prompt.text else " \n"
         return 0.1 if "red" in request.prompt.text else 0.9
 
-    asked = asking(script)
+    asked = recording_client(script)
     stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"))
     measured, answers = await stage(asked.client, captions={"a": "A red dog. Snow."}, image=image)
     assert [each["text"] for each in answers] == ["There is a dog.", "The dog is red.", "Snow."]

@@ -10,9 +10,9 @@ from scalecap.text.templates import Template
 PROMPT = Template("{{ text }}")
 
 
-async def test_statements_are_judged_by_their_labels(asking, image):
+async def test_statements_are_judged_by_their_labels(recording_client, image):
     p = {"a": 0.9, "b": 0.4, "c": 0.6, "d": 0.1}
-    asked = asking(lambda request: p[request.prompt.text])
+    asked = recording_client(lambda request: p[request.prompt.text])
     statements = [
         {"text": t, "label": label} for t, label in zip("abcd", ["yes", 1, False, "No"], strict=True)
     ]
@@ -27,9 +27,9 @@ async def test_statements_are_judged_by_their_labels(asking, image):
     assert [each["label"] for each in answers] == [True, True, False, False]
 
 
-async def test_a_statement_without_an_answer_is_wrong_and_has_no_probability(asking, image):
+async def test_a_statement_without_an_answer_is_wrong_and_has_no_probability(recording_client, image):
     masses = {"a": 0.9, "b": 0.01, "c": 0.9, "d": 0.01}
-    asked = asking(
+    asked = recording_client(
         lambda r: Chosen((0.8, 0.2) if r.prompt.text < "c" else (0.2, 0.8), masses[r.prompt.text]), 0.1
     )
     statements = [{"text": t, "label": label} for t, label in zip("abcd", [1, 1, 0, 0], strict=True)]
@@ -43,8 +43,8 @@ async def test_a_statement_without_an_answer_is_wrong_and_has_no_probability(ask
     assert found["calibration_error"].mean == pytest.approx(0.2)
 
 
-async def test_one_question_a_row(asking, image):
-    asked = asking(lambda request: 0.7)
+async def test_one_question_a_row(recording_client, image):
+    asked = recording_client(lambda request: 0.7)
     measured, _ = await Verifier(prompt=PROMPT, threshold=0.8)(
         asked.client, image=image, text="?", label="no"
     )
@@ -65,11 +65,11 @@ def line(row_id, text, verdict, step="golden"):
     return json.dumps(label) + "\n"
 
 
-async def test_statements_of_label_files(asking, image, tmp_path):
+async def test_statements_of_label_files(recording_client, image, tmp_path):
     file = tmp_path / "labels.jsonl"
     lines = [("0", "a", "yes"), ("0", "b", "no", "details"), ("0", "c", "unsure"), ("1", "d", "no")]
     file.write_text("".join(line(*each) for each in lines))
-    asked = asking(lambda request: 0.9)
+    asked = recording_client(lambda request: 0.9)
     verifier = Verifier(prompt=PROMPT, labels=[str(file)])
     assert verifier.check(["image", "row_id"]) is None
     _, answers = await verifier(asked.client, image=image, row_id="0")

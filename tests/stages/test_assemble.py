@@ -11,8 +11,8 @@ def block(*texts):
     return {"details": [{"text": text} for text in texts]}
 
 
-async def test_details_follow_their_sentence_and_repeats_are_left_out(asking):
-    asked = asking(lambda _: "x")
+async def test_details_follow_their_sentence_and_repeats_are_left_out(recording_client):
+    asked = recording_client(lambda _: "x")
     caption = await Assemble()(
         asked.client,
         sentences=["The picture shows two crabs at the top.", "There is a cake."],
@@ -25,8 +25,8 @@ async def test_details_follow_their_sentence_and_repeats_are_left_out(asking):
     assert (asked.requests, asked.flags) == ([], [])
 
 
-async def test_nothing_falls_back(asking):
-    asked = asking(lambda _: "x")
+async def test_nothing_falls_back(recording_client):
+    asked = recording_client(lambda _: "x")
     assert await Assemble()(asked.client, sentences=[], initial="First.") == "First."
     assert await Assemble()(asked.client, sentences=[" "]) == ""
     assert asked.flags == ["fallback", "fallback"]
@@ -70,9 +70,9 @@ def test_the_first_of_each_stays_and_nothing_is_made_up(texts):
 )
 @pytest.mark.parametrize("fallback", [False, True])
 async def test_whole_sentences_are_left_out(
-    asking: Any, settings: dict[str, int], told: str, flags: list[str], fallback: bool
+    recording_client: Any, settings: dict[str, int], told: str, flags: list[str], fallback: bool
 ):
-    client, texts = asking(lambda request: 1 / 0), ["A dog.", "A cat sits.", "A cow."]
+    client, texts = recording_client(lambda request: 1 / 0), ["A dog.", "A cat sits.", "A cow."]
     found = await Assemble(**settings)(client.client, sentences=[] if fallback else texts, initial=texts)
     assert found == told
     assert client.flags == ["fallback"] * fallback + flags

@@ -27,8 +27,8 @@ def by_word(likelier: dict[str, float], logits: bool = False):
     return answer
 
 
-async def rate(asking, image, script, texts, **settings):
-    asked = asking(script)
+async def rate(recording_client, image, script, texts, **settings):
+    asked = recording_client(script)
     questions = settings.pop("questions", None)
     prompt = None if questions else PROMPT
     kept, scores = await Contrast(prompt=prompt, **settings)(
@@ -37,10 +37,10 @@ async def rate(asking, image, script, texts, **settings):
     return asked, kept, scores
 
 
-async def test_a_caption_is_rated_whole_and_told_by_sentence(asking, image):
+async def test_a_caption_is_rated_whole_and_told_by_sentence(recording_client, image):
     caption = "A dog runs, it is near a cat. A tree stands there."
     likelier = {"dog": 2.0, "cat": -0.5, "near": -1.0, "it": 9.0, "tree": -3.0, "stands": -0.25}
-    asked, kept, scores = await rate(asking, image, by_word(likelier), caption)
+    asked, kept, scores = await rate(recording_client, image, by_word(likelier), caption)
     assert [r.prompt.image for r in asked.requests] == [image, None]
     assert {r.text for r in asked.requests} == {caption}
     assert {r.prompt.text for r in asked.requests} == {"Describe the picture."}
@@ -55,10 +55,10 @@ async def test_a_caption_is_rated_whole_and_told_by_sentence(asking, image):
     assert scores[1]["tokens"][1] == {"text": " tree", "gap": -3.0}
 
 
-async def test_answers_are_rated_each_under_its_question(asking, image):
+async def test_answers_are_rated_each_under_its_question(recording_client, image):
     script = by_word({"brown": 1.0, "left": -1.0})
     texts, questions = ["It is brown.", "It is left. Dr. Who is brown."], ["How?", "Where?"]
-    asked, kept, scores = await rate(asking, image, script, texts, questions=questions)
+    asked, kept, scores = await rate(recording_client, image, script, texts, questions=questions)
     assert kept == ["It is brown.", "Dr. Who is brown."]
     assert [score["text"] for score in scores] == texts
     assert [r.prompt.text for r in asked.requests] == ["How?", "How?", "Where?", "Where?"]
@@ -74,42 +74,48 @@ async def test_answers_are_rated_each_under_its_question(asking, image):
         ({"values": "logprobs", "threshold": 0.05}, ["A dog, of the, runs."]),
     ],
 )
-async def test_settings(asking, image, settings, kept):
+async def test_settings(recording_client, image, settings, kept):
     gains = {"dog": 1.0, "runs": 0.1} if settings != {"words": "all"} else {"A": 0.1, "the": 0.1, "runs": -1}
-    _, found, _ = await rate(asking, image, by_word(gains), "A dog, of the, runs.", **settings)
+    _, found, _ = await rate(recording_client, image, by_word(gains), "A dog, of the, runs.", **settings)
     assert found == kept
 
 
-async def test_a_sentence_with_nothing_to_rate_is_dropped_and_a_clause_goes_with_the_others(asking, image):
+async def test_a_sentence_with_nothing_to_rate_is_dropped_and_a_clause_goes_with_the_others(
+    recording_client, image
+):
     _, kept, scores = await rate(
-        asking, image, by_word({"dog": 1.0}), "And so, of the. With it, a dog is there."
+        recording_client, image, by_word({"dog": 1.0}), "And so, of the. With it, a dog is there."
     )
     assert kept == ["With it, a dog is there."]
     assert scores[1]["clauses"][0] == {"text": " With it,", "gap": None, "kept": True}
 
 
-async def test_no_threshold_keeps_everything_and_asks_nothing(asking, image):
-    asked, kept, scores = await rate(asking, image, by_word({}), "A dog, a cat. A tree", threshold=None)
+async def test_no_threshold_keeps_everything_and_asks_nothing(recording_client, image):
+    asked, kept, scores = await rate(
+        recording_client, image, by_word({}), "A dog, a cat. A tree", threshold=None
+    )
     assert kept == ["A dog, a cat.", "A tree"]
     assert asked.requests == []
     assert scores[0]["tokens"] == []
 
 
 @pytest.mark.parametrize("text", ["", " \n", []])
-async def test_no_text_asks_nothing(asking, image, text):
-    asked, kept, scores = await rate(asking, image, by_word({}), text)
+async def test_no_text_asks_nothing(recording_client, image, text):
+    asked, kept, scores = await rate(recording_client, image, by_word({}), text)
     assert (kept, asked.requests) == ([], [])
     assert all(not score["kept"] for score in scores)
 
 
-async def test_raw_logits_are_taken_where_there_are_any(asking, image):
+async def test_raw_logits_are_taken_where_there_are_any(recording_client, image):
     for values, gap in (("auto", 10.0), ("logits", 10.0), ("logprobs", 1.0)):
-        _, _, scores = await rate(asking, image, by_word({"dog": 1.0}, True), "A dog.", values=values)
+        _, _, scores = await rate(
+            recording_client, image, by_word({"dog": 1.0}, True), "A dog.", values=values
+        )
         assert scores[0]["clauses"][0]["gap"] == gap
-    _, _, scores = await rate(asking, image, by_word({"dog": 1.0}), "A dog.")
+    _, _, scores = await rate(recording_client, image, by_word({"dog": 1.0}), "A dog.")
     assert scores[0]["clauses"][0]["gap"] == 1.0
     with pytest.raises(ValueError, match="values: logprobs"):
-        await rate(asking, image, by_word({}), "A dog.", values="logits")
+        await rate(recording_client, image, by_word({}), "A dog.", values="logits")
 
 
 def test_an_engine_may_tell_logits_alone():
@@ -125,9 +131,9 @@ def test_tokens_that_do_not_fit_are_an_error():
         find_gaps(one, two, "auto")
 
 
-async def test_as_many_questions_as_texts(asking, image):
+async def test_as_many_questions_as_texts(recording_client, image):
     with pytest.raises(ValueError, match="one question per text, got 1 for 2 texts"):
-        await rate(asking, image, by_word({}), ["a", "b"], questions=["a?"])
+        await rate(recording_client, image, by_word({}), ["a", "b"], questions=["a?"])
 
 
 def test_it_is_told_what_the_texts_reply_to():

@@ -18,9 +18,9 @@ from scalecap.stages.deduplicate import Deduplicate, gist
 from scalecap.text import segmentation as clauses
 
 
-async def kept(asking, *texts):
+async def kept(recording_client, *texts):
     left, repeats = await Deduplicate()(
-        asking(lambda _: "").client, texts={"a": list(texts[:1]), "b": list(texts[1:])}
+        recording_client(lambda _: "").client, texts={"a": list(texts[:1]), "b": list(texts[1:])}
     )
     assert sorted([*left, *(each["text"] for each in repeats)]) == sorted(texts)
     assert all(each["by"] in left for each in repeats)
@@ -48,22 +48,22 @@ async def kept(asking, *texts):
         ([], []),
     ],
 )
-async def test_by_hand(asking, texts, left):
-    assert await kept(asking, *texts) == left
+async def test_by_hand(recording_client, texts, left):
+    assert await kept(recording_client, *texts) == left
 
 
-async def test_what_is_known_is_left_out(asking):
-    stage, client = Deduplicate(), asking(lambda _: "").client
+async def test_what_is_known_is_left_out(recording_client):
+    stage, client = Deduplicate(), recording_client(lambda _: "").client
     texts = {"new": ["The dog is brown.", "A cat.", "A large dog."]}
     kept, repeats = await stage(client, texts=texts, known=["I can see a brown dog.", "A dog."])
     assert kept == ["A cat.", "A large dog."]
     assert repeats == [{"text": "The dog is brown.", "by": "I can see a brown dog."}]
 
 
-async def test_only_the_very_same_words_where_near_is_off(asking):
+async def test_only_the_very_same_words_where_near_is_off(recording_client):
     texts = {"a": ["A dog.", "There is a dog.", "A dog.", "A brown dog."]}
     kept, repeats = await Deduplicate(near=False)(
-        asking(lambda _: "").client, texts=texts, known=["A brown dog."]
+        recording_client(lambda _: "").client, texts=texts, known=["A brown dog."]
     )
     assert kept == ["A dog.", "There is a dog."]
     assert [each["text"] for each in repeats] == ["A dog.", "A brown dog."]

@@ -13,8 +13,8 @@ from scalecap.text.templates import Expression, PromptError, Template
 PROMPT = Template("{{ sentences }}|{{ details }}")
 
 
-async def test_a_caption(asking, image):
-    asked = asking(lambda _: " A dog. ")
+async def test_a_caption(recording_client, image):
+    asked = recording_client(lambda _: " A dog. ")
     caption = Generate(prompt=Template("Describe."), sampling=Sampling(max_tokens=7))
     assert await caption(asked.client, image=image) == " A dog. "
     (request,) = asked.requests
@@ -33,8 +33,8 @@ async def test_a_caption(asking, image):
         ({"a": ["{{ b }}"], "b": "{% if %}"}, "{{ b }}|{% if %}"),
     ],
 )
-async def test_columns_fill_the_prompt(asking, image, variables, prompt):
-    asked = asking(lambda _: "reply")
+async def test_columns_fill_the_prompt(recording_client, image, variables, prompt):
+    asked = recording_client(lambda _: "reply")
     stage = Generate(prompt=Template("{{ a }}|{{ b }}"))
     assert await stage(asked.client, variables=variables) == "reply"
     assert await stage(asked.client, variables=variables, image=image) == "reply"
@@ -43,8 +43,8 @@ async def test_columns_fill_the_prompt(asking, image, variables, prompt):
 
 
 @pytest.mark.parametrize("variables", [{"a": [], "b": ""}, {"a": ["", " "], "b": None}])
-async def test_nothing_is_asked_about_nothing_unless_there_is_a_picture(asking, image, variables):
-    asked = asking(lambda _: "reply")
+async def test_nothing_is_asked_about_nothing_unless_there_is_a_picture(recording_client, image, variables):
+    asked = recording_client(lambda _: "reply")
     stage = Generate(prompt=Template("{{ a }}|{{ b }}"))
     assert await stage(asked.client, variables=variables) == ""
     assert await Generate(prompt=PROMPT, parse="lines")(asked.client, variables=variables) == []
@@ -52,8 +52,10 @@ async def test_nothing_is_asked_about_nothing_unless_there_is_a_picture(asking, 
     assert await stage(asked.client, variables=variables, image=image) == "reply"
 
 
-async def test_the_retry_prompt_is_filled_as_the_prompt_is(asking, image):
-    asked = asking(lambda r: "fine" if r.prompt.text.startswith("Please") else "I'm sorry, but I can't help.")
+async def test_the_retry_prompt_is_filled_as_the_prompt_is(recording_client, image):
+    asked = recording_client(
+        lambda r: "fine" if r.prompt.text.startswith("Please") else "I'm sorry, but I can't help."
+    )
     stage = Generate(prompt=Template("{{ a }}"), retry_prompt=Template("Please {{ a }}"))
     assert await stage(asked.client, image=image, each={"a": ["x", "y"]}) == ["fine", "fine"]
     assert sorted(asked.texts) == ["Please x", "Please y", "x", "y"]
@@ -64,8 +66,8 @@ async def test_the_retry_prompt_is_filled_as_the_prompt_is(asking, image):
     assert asked.flags[2:] == ["refused"]
 
 
-async def test_each_item_has_a_reply_in_its_place(asking, image):
-    asked = asking(lambda request: request.prompt.text.upper())
+async def test_each_item_has_a_reply_in_its_place(recording_client, image):
+    asked = recording_client(lambda request: request.prompt.text.upper())
     stage = Generate(prompt=Template("{{ about }} {{ question }}"))
     answers = await stage(
         asked.client, image=image, variables={"about": "q:"}, each={"question": ["b?", "a?", "b?"]}
@@ -74,8 +76,8 @@ async def test_each_item_has_a_reply_in_its_place(asking, image):
     assert all(request.prompt.image == image for request in asked.requests)
 
 
-async def test_no_item_asks_nothing(asking, image):
-    asked = asking(lambda _: "")
+async def test_no_item_asks_nothing(recording_client, image):
+    asked = recording_client(lambda _: "")
     assert (
         await Generate(prompt=PROMPT)(asked.client, image=image, each={"sentences": [], "details": None})
         == []
@@ -83,17 +85,17 @@ async def test_no_item_asks_nothing(asking, image):
     assert asked.requests == []
 
 
-async def test_several_lists_go_side_by_side(asking):
-    asked = asking(lambda request: request.prompt.text)
+async def test_several_lists_go_side_by_side(recording_client):
+    asked = recording_client(lambda request: request.prompt.text)
     each = {"sentences": ["a", "b"], "details": ["c", "d"]}
     assert await Generate(prompt=PROMPT)(asked.client, each=each) == ["a|c", "b|d"]
     with pytest.raises(ValueError, match=r"lists of equal length, got {'sentences': 1, 'details': 0}"):
         await Generate(prompt=PROMPT)(asked.client, each={"sentences": ["a"], "details": []})
 
 
-async def test_the_lines_of_all_replies_tell_their_item(asking):
+async def test_the_lines_of_all_replies_tell_their_item(recording_client):
     replies = {"two": "- A dog.\n\n 2. It is brown. \n", "none": " \n", "one": "3 dogs.\n"}
-    asked = asking(lambda request: replies[request.prompt.text])
+    asked = recording_client(lambda request: replies[request.prompt.text])
     stage = Generate(prompt=Template("{{ s }}"), parse="lines")
     found = await stage(asked.client, each={"s": ["two", "none", "one", ""]})
     assert found == (["A dog.", "It is brown.", "3 dogs."], [0, 0, 2])
@@ -101,9 +103,9 @@ async def test_the_lines_of_all_replies_tell_their_item(asking):
     assert await stage(asked.client, variables={"s": "two"}) == ["A dog.", "It is brown."]
 
 
-async def test_each_request_is_shown_its_own_view(asking, image):
+async def test_each_request_is_shown_its_own_view(recording_client, image):
     one, other = Image("one", image.pixels), Image("other", image.pixels)
-    asked = asking(lambda request: request.prompt.image.hash)
+    asked = recording_client(lambda request: request.prompt.image.hash)
     stage = Generate(prompt=Template("Describe."))
     assert await stage(asked.client, views=[one, None, other]) == ["one", "", "other"]
     each = Generate(prompt=Template("{{ s }}?"), parse="lines")
@@ -113,21 +115,21 @@ async def test_each_request_is_shown_its_own_view(asking, image):
         await each(asked.client, each={"s": ["a"]}, views=[one, other])
 
 
-async def test_samples_are_draws_of_their_own(asking, image):
+async def test_samples_are_draws_of_their_own(recording_client, image):
     replies = iter(["A dog.\nIt runs.", "", "A cat."])
-    asked = asking(lambda _: next(replies))
+    asked = recording_client(lambda _: next(replies))
     stage = Generate(prompt=Template("Describe."), samples=3, parse="lines")
     assert await stage(asked.client, image=image) == (["A dog.", "It runs.", "A cat."], [0, 0, 2])
     assert len({request.seed for request in asked.requests}) == 3
-    again = asking(lambda request: str(request.seed))
+    again = recording_client(lambda request: str(request.seed))
     one, more = Generate(prompt=Template("Describe."), samples=1), Generate(prompt=Template("Describe."))
     # The first draw is that of a step without samples, so that a sweep over their number reuses it.
     assert await one(again.client, image=image) == [await more(again.client, image=image)]
     assert again.requests[0] == asked.requests[0]
 
 
-async def test_only_items_for_which_the_condition_holds_are_asked_about(asking, image):
-    asked = asking(lambda request: request.prompt.text)
+async def test_only_items_for_which_the_condition_holds_are_asked_about(recording_client, image):
+    asked = recording_client(lambda request: request.prompt.text)
     stage = Generate(prompt=Template("{{ s }}"), where=Expression("0.3 < check.p_yes < 0.7"))
     checks = [{"p_yes": p} for p in (0.9, 0.5, 0.1)]
     assert await stage(asked.client, image=image, each={"s": ["a", "b", "c"], "check": checks}) == [
@@ -150,8 +152,8 @@ BOX = {
 }
 
 
-async def test_a_json_value_follows_its_schema(asking):
-    asked = asking(lambda _: 'Here it is:\n```json\n{"box": [1, 2, 3, 4]}\n```')
+async def test_a_json_value_follows_its_schema(recording_client):
+    asked = recording_client(lambda _: 'Here it is:\n```json\n{"box": [1, 2, 3, 4]}\n```')
     stage = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX)
     assert await stage(asked.client, variables={"s": "x"}) == {"box": [1, 2, 3, 4]}
     assert json.loads(asked.requests[0].schema) == BOX
@@ -162,17 +164,17 @@ async def test_a_json_value_follows_its_schema(asking):
 @pytest.mark.parametrize(
     "reply", ["", "none", '{"box": [1, 2, 3]}', '{"box": [1, 2, 3, "4"]}', '{"box": NaN}', "[" * 10_000]
 )
-async def test_what_does_not_parse_is_drawn_once_more_and_then_null(asking, reply):
-    asked = asking(lambda _: reply)
+async def test_what_does_not_parse_is_drawn_once_more_and_then_null(recording_client, reply):
+    asked = recording_client(lambda _: reply)
     stage = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX)
     assert await stage(asked.client, variables={"s": "x"}) is None
     assert asked.flags[0] == "unparsed"
     assert len(asked.requests) == 2
     replies = iter([reply, '{"box": [1, 2, 3, 4]}'])
-    asked = asking(lambda _: next(replies))
+    asked = recording_client(lambda _: next(replies))
     assert await stage(asked.client, variables={"s": "x"}) == {"box": [1, 2, 3, 4]}
     assert asked.flags == []
-    asked = asking(lambda _: reply)
+    asked = recording_client(lambda _: reply)
     greedy = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX, sampling=Sampling(temperature=0))
     assert await greedy(asked.client, variables={"s": "x"}) is None
     assert len(asked.requests) == 1
@@ -191,21 +193,23 @@ def test_settings_that_make_no_sense(settings, message):
         Generate(prompt=PROMPT, **settings)
 
 
-async def test_a_reply_is_held_to_its_length(asking):
-    asked = asking(lambda _: " A dog runs. It is brown. It is fast. ")
+async def test_a_reply_is_held_to_its_length(recording_client):
+    asked = recording_client(lambda _: " A dog runs. It is brown. It is fast. ")
     stage = Generate(prompt=PROMPT, max_sentences=2, max_characters=250)
     assert (
         await stage(asked.client, variables={"sentences": ["a"], "details": ["b"]})
         == "A dog runs. It is brown."
     )
     assert asked.flags == ["shortened"]
-    asked = asking(lambda _: "A dog runs. ")
+    asked = recording_client(lambda _: "A dog runs. ")
     assert await stage(asked.client, variables={"sentences": ["a"], "details": []}) == "A dog runs."
     assert asked.flags == []
 
 
-async def test_an_announcement_takes_no_sentence_of_the_limit(asking):
-    asked = asking(lambda _: "Here is the alternative text:\nA dog runs. It is brown.\nYou may want to add:")
+async def test_an_announcement_takes_no_sentence_of_the_limit(recording_client):
+    asked = recording_client(
+        lambda _: "Here is the alternative text:\nA dog runs. It is brown.\nYou may want to add:"
+    )
     stage = Generate(prompt=PROMPT, max_sentences=2)
     assert (
         await stage(asked.client, variables={"sentences": ["a"], "details": []}) == "A dog runs. It is brown."
@@ -216,8 +220,8 @@ async def test_an_announcement_takes_no_sentence_of_the_limit(asking):
 @pytest.mark.parametrize(
     ("parse", "expected"), [("text", "A dog runs.\nIt is brown."), ("lines", ["A dog runs.", "It is brown."])]
 )
-async def test_a_cut_reply_ends_with_its_last_sentence(asking, image, parse, expected):
-    asked = asking(lambda _: Generated("A dog runs.\nIt is brown.\nIt is brown.\nIt i", "length"))
+async def test_a_cut_reply_ends_with_its_last_sentence(recording_client, image, parse, expected):
+    asked = recording_client(lambda _: Generated("A dog runs.\nIt is brown.\nIt is brown.\nIt i", "length"))
     assert await Generate(prompt=Template("Describe."), parse=parse)(asked.client, image=image) == expected
     assert asked.flags == ["truncated"]
 
@@ -231,8 +235,8 @@ def window(limit):
     return answer
 
 
-async def test_items_are_dropped_from_the_end_of_the_longest_list(asking, image):
-    asked = asking(window(9))
+async def test_items_are_dropped_from_the_end_of_the_longest_list(recording_client, image):
+    asked = recording_client(window(9))
     variables = {"sentences": ["aa", "bb"], "details": ["cc", "dd", "ee"]}
     assert await Generate(prompt=PROMPT)(asked.client, variables=variables, image=image) == "x"
     assert asked.texts[-1] == "aa|cc"
@@ -240,18 +244,18 @@ async def test_items_are_dropped_from_the_end_of_the_longest_list(asking, image)
     assert all(request.prompt.image == image for request in asked.requests)
 
 
-async def test_the_least_probable_item_is_dropped_first(asking):
-    asked = asking(window(12))
+async def test_the_least_probable_item_is_dropped_first(recording_client):
+    asked = recording_client(window(12))
     records = [{"text": text, "p_yes": p} for text, p in (("aaa", 0.6), ("bbb", 0.2), ("ccc", 0.9))]
     stage = Generate(prompt=Template("{{ s }}"))
     assert await stage(asked.client, variables={"s": [{"text": "head", "p_yes": None}, *records]}) == "x"
     assert asked.texts[-1] == "head\nccc"
 
 
-async def test_a_text_that_does_not_fit_is_the_rows_error(asking):
+async def test_a_text_that_does_not_fit_is_the_rows_error(recording_client):
     with pytest.raises(PromptTooLong):
         await Generate(prompt=PROMPT)(
-            asking(window(1)).client, variables={"sentences": "aa", "details": ["bb", "cc"]}
+            recording_client(window(1)).client, variables={"sentences": "aa", "details": ["bb", "cc"]}
         )
 
 
@@ -274,9 +278,9 @@ def test_limits_are_at_least_one_and_of_texts(name):
     ],
 )
 async def test_max_words_leaves_out_whole_sentences_and_the_prompt_tells_it(
-    asking: Any, parse: Any, reply: str, told: Any, flags: list[str]
+    recording_client: Any, parse: Any, reply: str, told: Any, flags: list[str]
 ):
-    asked = asking(lambda request: reply)
+    asked = recording_client(lambda request: reply)
     prompt = Template("At most {{ max_words }} words{{ max_sentences or '' }}: {{ a }}")
     stage = Generate(prompt=prompt, parse=parse, max_words=5, sampling=Sampling(temperature=0))
     assert await stage(asked.client, variables={"a": "facts"}) == told

@@ -23,14 +23,14 @@ SCENE = {
 }
 
 
-async def taken_apart(asking: Any, value: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]:
-    client = asking(lambda request: 1 / 0)
+async def taken_apart(recording_client: Any, value: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+    client = recording_client(lambda request: 1 / 0)
     texts, about = await Leaves(statements=STATEMENTS)(client.client, value=value)
     return texts, about, client.flags
 
 
-async def test_each_value_has_a_statement_where_one_can_be_made(asking: Any):
-    texts, about, flags = await taken_apart(asking, SCENE)
+async def test_each_value_has_a_statement_where_one_can_be_made(recording_client: Any):
+    texts, about, flags = await taken_apart(recording_client, SCENE)
     assert texts == [
         "The setting is a beach.",
         "There is dog.",
@@ -44,8 +44,8 @@ async def test_each_value_has_a_statement_where_one_can_be_made(asking: Any):
 
 
 @pytest.mark.parametrize("value", [None, {}, {"objects": []}, {"setting": ""}, []])
-async def test_nothing_has_no_statements(asking: Any, value: Any):
-    assert await taken_apart(asking, value) == ([], [], [])
+async def test_nothing_has_no_statements(recording_client: Any, value: Any):
+    assert await taken_apart(recording_client, value) == ([], [], [])
     assert checked_structure(value, [], []) == (None, [])
 
 
@@ -57,13 +57,13 @@ def test_values_are_never_templates_and_templates_are_checked_early():
         Pipeline.build({"x": step | {"statements": {"a": 3}}}, {"v": "any"})
 
 
-async def test_a_value_is_text_whatever_it_holds(asking: Any):
-    texts, _, _ = await taken_apart(asking, {"setting": "{{ 7 * 7 }}"})
+async def test_a_value_is_text_whatever_it_holds(recording_client: Any):
+    texts, _, _ = await taken_apart(recording_client, {"setting": "{{ 7 * 7 }}"})
     assert texts == ["The setting is {{ 7 * 7 }}."]
 
 
-async def test_what_is_refused_is_left_out_and_kept_apart_with_its_p_yes(asking: Any):
-    texts, about, _ = await taken_apart(asking, SCENE)
+async def test_what_is_refused_is_left_out_and_kept_apart_with_its_p_yes(recording_client: Any):
+    texts, about, _ = await taken_apart(recording_client, SCENE)
     p_yes = [0.9, 0.8, 0.2, 0.7, 0.1, 0.9]
     scores = [
         {"text": t, "p_yes": p, "kept": p > 0.5, "mass": 1.0} for t, p in zip(texts, p_yes, strict=True)
@@ -85,8 +85,8 @@ async def test_what_is_refused_is_left_out_and_kept_apart_with_its_p_yes(asking:
     ]
 
 
-async def test_nothing_kept_is_null(asking: Any):
-    texts, about, _ = await taken_apart(asking, SCENE)
+async def test_nothing_kept_is_null(recording_client: Any):
+    texts, about, _ = await taken_apart(recording_client, SCENE)
     scores = [{"text": text, "p_yes": 0.0, "kept": False} for text in texts]
     structured, refused = checked_structure(SCENE, about, scores)
     assert structured is None

@@ -19,8 +19,8 @@ def picture(width=400, height=200):
     return Image.of(pixels)
 
 
-async def test_a_box_is_cut_out_of_the_picture(asking):
-    asked = asking(lambda _: "")
+async def test_a_box_is_cut_out_of_the_picture(recording_client):
+    asked = recording_client(lambda _: "")
     (region,) = await Crop(margin=0)(asked.client, boxes=[{"box": [250, 500, 500, 750]}], image=picture())
     assert region.box == (100, 100, 200, 150)
     assert region.image.pixels.size == (100, 50)
@@ -54,8 +54,8 @@ async def test_a_box_is_cut_out_of_the_picture(asking):
         (7, "unreadable_box"),
     ],
 )
-async def test_a_box_that_is_none_is_marked_and_not_guessed(asking, box, flag):
-    asked = asking(lambda _: "")
+async def test_a_box_that_is_none_is_marked_and_not_guessed(recording_client, box, flag):
+    asked = recording_client(lambda _: "")
     boxes = [box, [0, 0, 500, 500]]
     found = await Crop()(asked.client, boxes=boxes, image=picture())
     assert [region is None for region in found] == [box != [0, 0, 1000, 1000], False]
@@ -73,8 +73,10 @@ def test_a_crop_is_inside_and_large_enough(most, first, second, margin):
     assert end - start >= min(LEAST, most)
 
 
-async def test_tiles_cover_the_picture(asking):
-    found = await Tiles(rows=2, columns=3, overlap=0.5)(asking(lambda _: "").client, image=picture())
+async def test_tiles_cover_the_picture(recording_client):
+    found = await Tiles(rows=2, columns=3, overlap=0.5)(
+        recording_client(lambda _: "").client, image=picture()
+    )
     assert [region.box for region in found] == [
         (left, top, left + 200, bottom) for top, bottom in ((0, 133), (67, 200)) for left in (0, 100, 200)
     ]

@@ -18,8 +18,8 @@ def test_sentences_tell_their_text():
     assert split_each(["Dr. No. A cat."], rule="seed") == (["Dr.", "No.", "A cat."], [0, 0, 0])
 
 
-async def test_a_likelihood_is_the_product_over_tokens(asking, image):
-    asked = asking(lambda request: -0.5)
+async def test_a_likelihood_is_the_product_over_tokens(recording_client, image):
+    asked = recording_client(lambda request: -0.5)
     texts, scores = await Likelihood(prompt=Template("Name one."), threshold=0.5)(
         asked.client, texts=["Dog", "Red dog", ""], image=image
     )
@@ -30,8 +30,8 @@ async def test_a_likelihood_is_the_product_over_tokens(asking, image):
     assert (asked.texts[0], asked.requests[0].text) == ("Name one.", "Dog")
 
 
-async def test_a_likelihood_needs_log_probabilities(asking, image):
-    asked = asking(lambda _: Scored((Token(0, 3, math.nan, 4.0),)))
+async def test_a_likelihood_needs_log_probabilities(recording_client, image):
+    asked = recording_client(lambda _: Scored((Token(0, 3, math.nan, 4.0),)))
     with pytest.raises(ValueError, match="raw logits only"):
         await Likelihood(prompt=Template("Name one."))(asked.client, texts=["Dog"], image=image)
 
@@ -55,8 +55,8 @@ def p(*values):
         (p(0.0), [1], "b", [None, 0.0, None]),
     ],
 )
-async def test_the_best_has_the_highest_mean(asking, scores, about, best, means):
-    asked = asking(lambda _: "")
+async def test_the_best_has_the_highest_mean(recording_client, scores, about, best, means):
+    asked = recording_client(lambda _: "")
     chosen, told = await BestOf()(asked.client, texts=["a", "b", "c"], scores=scores, about=about)
     assert chosen == best
     assert [each["score"] for each in told] == pytest.approx(means)
@@ -64,8 +64,8 @@ async def test_the_best_has_the_highest_mean(asking, scores, about, best, means)
     assert (asked.flags, asked.requests) == ([], [])
 
 
-async def test_texts_that_nothing_rates(asking):
-    asked = asking(lambda _: "")
+async def test_texts_that_nothing_rates(recording_client):
+    asked = recording_client(lambda _: "")
     assert (await BestOf()(asked.client, texts=["a", "b"], scores=[], about=[]))[0] == "a"
     assert asked.flags == ["unscored"]
     assert await BestOf()(asked.client, texts=[], scores=[], about=[]) == ("", [])
@@ -73,9 +73,9 @@ async def test_texts_that_nothing_rates(asking):
         await BestOf()(asked.client, texts=["a", "b"], scores=p(0.5))
 
 
-async def test_one_of_several_statements_is_taken(asking, image):
+async def test_one_of_several_statements_is_taken(recording_client, image):
     replies = {"red": (0.2, 0.7, 0.1), "big": (0.4, 0.35, 0.25), "none": (0.3, 0.7)}
-    asked = asking(lambda r: Chosen(next(v for k, v in replies.items() if k in r.prompt.text)))
+    asked = recording_client(lambda r: Chosen(next(v for k, v in replies.items() if k in r.prompt.text)))
     texts = ["It is red.", "It is big.", "It is blue.", "It is small.", "It is none.", "It is red."]
     kept, scores = await Choose(prompt=Template("Which?\n{{ options }}"), threshold=0.3)(
         asked.client, texts=texts, about=[0, 2, 0, 2, 5, 0], image=image
@@ -92,9 +92,9 @@ async def test_one_of_several_statements_is_taken(asking, image):
     assert scores[2]["options"] == [{"text": "It is none.", "p": 0.3}, {"text": "None of these.", "p": 0.7}]
 
 
-async def test_statements_are_compared_by_their_own_checks(asking, image):
+async def test_statements_are_compared_by_their_own_checks(recording_client, image):
     p = {"red": 0.8, "blue": 0.9, "big": 0.4, "small": 0.0}
-    asked = asking(lambda r: p[r.prompt.text.split()[1]])
+    asked = recording_client(lambda r: p[r.prompt.text.split()[1]])
     stage = Choose(statement_prompt=Template("Sure? {{ text }}"))
     texts = ["red", "blue", "big", "small", "red"]
     kept, scores = await stage(asked.client, texts=texts, about=[0, 0, 1, 1, 0], image=image)
@@ -109,16 +109,16 @@ async def test_statements_are_compared_by_their_own_checks(asking, image):
         Choose()
 
 
-async def test_a_choice_that_was_not_answered(asking, image):
-    asked = asking(lambda _: Chosen((0.0, 0.0), 0.0))
+async def test_a_choice_that_was_not_answered(recording_client, image):
+    asked = recording_client(lambda _: Chosen((0.0, 0.0), 0.0))
     kept, (score,) = await Choose(prompt=Template("{{ options }}"), threshold=0)(
         asked.client, texts=["It is red."], about=[0], image=image
     )
     assert (kept, score["p_yes"], score["kept"], asked.flags) == ([], None, False, ["unanswered"])
 
 
-async def test_more_statements_than_letters_are_cut(asking, image):
-    asked = asking(lambda _: "A")
+async def test_more_statements_than_letters_are_cut(recording_client, image):
+    asked = recording_client(lambda _: "A")
     stage = Choose(prompt=Template("{{ options }}"))
     kept, _ = await stage(asked.client, texts=[f"It is {n}." for n in range(40)], about=[0] * 40, image=image)
     assert (kept, asked.flags, len(asked.requests[0].options)) == (["It is 0."], ["shortened"], 26)

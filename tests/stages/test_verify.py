@@ -28,8 +28,8 @@ def p_yes(request):
     ("threshold", "kept"),
     [(0.5, ["a", "b"]), (0.0, ["a", "b", "c", "d"]), (0.95, []), (0.49, ["a", "b", "c"])],
 )
-async def test_choose_keeps_from_the_threshold_up(asking, image, threshold, kept):
-    asked = asking(p_yes)
+async def test_choose_keeps_from_the_threshold_up(recording_client, image, threshold, kept):
+    asked = recording_client(p_yes)
     texts, scores, refuted = await Verify(prompt=PROMPT, threshold=threshold)(
         asked.client, texts=["a", "b", "c", "d"], image=image
     )
@@ -39,9 +39,9 @@ async def test_choose_keeps_from_the_threshold_up(asking, image, threshold, kept
     assert all(isinstance(r, Choose) and r.prompt.image == image for r in asked.requests)
 
 
-async def test_sampled_reads_the_first_word(asking, image):
+async def test_sampled_reads_the_first_word(recording_client, image):
     replies = {"Is 'a' true?": "Yes, it is.", "Is 'b' true?": "No, his eyes are closed."}
-    asked = asking(lambda request: replies[request.prompt.text])
+    asked = recording_client(lambda request: replies[request.prompt.text])
     texts, scores, _ = await Verify(prompt=PROMPT, mode="sampled")(
         asked.client, texts=["a", "b"], image=image
     )
@@ -53,9 +53,9 @@ async def test_sampled_reads_the_first_word(asking, image):
     assert all(isinstance(r, Generate) and r.prompt.image == image for r in asked.requests)
 
 
-async def test_an_ensemble_takes_the_mean_over_its_prompts(asking, image):
+async def test_an_ensemble_takes_the_mean_over_its_prompts(recording_client, image):
     p_yes = {"Is 'a' true?": 0.9, "See a?": 0.3, "Is 'b' true?": 0.5, "See b?": 0.4}
-    asked = asking(lambda request: p_yes[request.prompt.text])
+    asked = recording_client(lambda request: p_yes[request.prompt.text])
     stage = Verify(prompt=PROMPT, ensemble=[Template("See {{ text }}?")])
     texts, scores, _ = await stage(asked.client, texts=["a", "b"], image=image)
     assert texts == ["a"]
@@ -63,36 +63,38 @@ async def test_an_ensemble_takes_the_mean_over_its_prompts(asking, image):
     assert len(asked.requests) == 4
 
 
-async def test_a_sampled_ensemble_needs_more_than_half(asking, image):
-    asked = asking(lambda request: "Yes." if "'" in request.prompt.text else "No.")
+async def test_a_sampled_ensemble_needs_more_than_half(recording_client, image):
+    asked = recording_client(lambda request: "Yes." if "'" in request.prompt.text else "No.")
     for more, kept in ((["{{ text }}?"], []), (["'{{ text }}'?", "{{ text }}?"], ["a"])):
         stage = Verify(prompt=PROMPT, ensemble=[Template(each) for each in more], mode="sampled")
         assert (await stage(asked.client, texts=["a"], image=image))[0] == kept
 
 
-async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(asking, image):
-    asked = asking(lambda request: Chosen((0.0, 0.0), mass=0.0) if "'a'" in request.prompt.text else 0.9)
+async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(recording_client, image):
+    asked = recording_client(
+        lambda request: Chosen((0.0, 0.0), mass=0.0) if "'a'" in request.prompt.text else 0.9
+    )
     texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a", "b"], image=image)
     assert texts == ["b"]
     assert scores[0] == {"text": "a", "p_yes": None, "kept": False, "mass": 0.0}
     assert asked.flags == ["unanswered"]
 
 
-async def test_no_text_asks_nothing(asking, image):
-    asked = asking(p_yes)
+async def test_no_text_asks_nothing(recording_client, image):
+    asked = recording_client(p_yes)
     assert await Verify(prompt=PROMPT)(asked.client, texts=[], image=image) == ([], [], [])
     assert asked.requests == []
 
 
-async def test_equal_texts_are_asked_once_and_kept_in_order(asking, image):
-    asked = asking(p_yes)
+async def test_equal_texts_are_asked_once_and_kept_in_order(recording_client, image):
+    asked = recording_client(p_yes)
     texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a", "c", "a"], image=image)
     assert texts == ["a", "a"]
     assert len(scores) == 3
     assert len(asked.requests) == 2
 
 
-async def test_the_first_failure_in_order_is_raised_once_all_have_ended(asking, image):
+async def test_the_first_failure_in_order_is_raised_once_all_have_ended(recording_client, image):
     ended = []
 
     async def fail(request):
@@ -101,7 +103,7 @@ async def test_the_first_failure_in_order_is_raised_once_all_have_ended(asking, 
         raise EngineError(request.prompt.text)
 
     with pytest.raises(EngineError, match="Is 'a' true"):
-        await Verify(prompt=PROMPT)(asking(fail).client, texts=["a", "b"], image=image)
+        await Verify(prompt=PROMPT)(recording_client(fail).client, texts=["a", "b"], image=image)
     assert ended == ["Is 'b' true?", "Is 'a' true?"]
 
 
@@ -133,32 +135,32 @@ def test_says_yes(reply, yes):
     ("mass", "p", "known"),
     [(0.1, 0.7, 0.1), (0.0999, None, 0.0999), (1e-9, None, 1e-9), (math.nan, 0.7, None)],
 )
-async def test_a_small_mass_is_no_answer(asking, image, mass, p, known):
+async def test_a_small_mass_is_no_answer(recording_client, image, mass, p, known):
     """A model that means something else, such as the beginning of a thought, is no confident yes."""
-    asked = asking(lambda _: Chosen((0.7, 0.3), mass), min_mass=0.1)
+    asked = recording_client(lambda _: Chosen((0.7, 0.3), mass), min_mass=0.1)
     texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a"], image=image)
     assert scores == [{"text": "a", "p_yes": p, "kept": p is not None, "mass": known}]
     assert texts == (["a"] if p else [])
     assert asked.flags == ([] if p else ["unanswered"])
 
 
-async def test_what_was_not_answered_is_not_refuted(asking, image):
-    asked = asking(lambda r: Chosen((0.0, 0.0), 0.0) if "'a'" in r.prompt.text else 0.1)
+async def test_what_was_not_answered_is_not_refuted(recording_client, image):
+    asked = recording_client(lambda r: Chosen((0.0, 0.0), 0.0) if "'a'" in r.prompt.text else 0.1)
     assert (await Verify(prompt=PROMPT)(asked.client, texts=["a", "b"], image=image))[2] == ["b"]
-    asked = asking(lambda r: "No." if "'a'" in r.prompt.text else "Yes.")
+    asked = recording_client(lambda r: "No." if "'a'" in r.prompt.text else "Yes.")
     assert (await Verify(prompt=PROMPT, mode="sampled")(asked.client, texts=["a", "b"], image=image))[2] == [
         "a"
     ]
 
 
-async def test_a_text_is_checked_against_its_own_view(asking, image):
+async def test_a_text_is_checked_against_its_own_view(recording_client, image):
     view = Image("view", image.pixels)
-    asked = asking(lambda r: 0.9 if r.prompt.image is view else 0.2)
+    asked = recording_client(lambda r: 0.9 if r.prompt.image is view else 0.2)
     stage = Verify(prompt=PROMPT)
     texts, scores, refuted = await stage(asked.client, texts=["a", "b"], image=image, views=[view, None])
     assert (texts, refuted) == (["a"], ["b"])
     before = [{"text": text, "p_yes": 0.6, "kept": True, "mass": 1.0} for text in ("a", "b")]
-    again = asking(lambda r: 0.1)
+    again = recording_client(lambda r: 0.1)
     texts, scores, refuted = await stage(
         again.client, texts=["a", "b"], image=image, views=[view, None], before=before
     )
@@ -172,7 +174,7 @@ async def test_a_text_is_checked_against_its_own_view(asking, image):
 BATCH = Template("Which are true?\n{{ texts }}")
 
 
-async def test_several_texts_are_asked_about_in_one_request(asking, image):
+async def test_several_texts_are_asked_about_in_one_request(recording_client, image):
     def answer(request):
         if isinstance(request, Generate):
             return "1. yes\n2. no" if "a" in request.prompt.text.splitlines()[1] else "1. no"
@@ -180,7 +182,7 @@ async def test_several_texts_are_asked_about_in_one_request(asking, image):
             return 0.8
         return math.log(0.9)  # a word
 
-    asked = asking(answer)
+    asked = recording_client(answer)
     stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
     texts, scores, refuted = await stage(asked.client, texts=["a", "b", "c"], image=image)
     assert (texts, refuted) == (["a", "c"], ["b"])
@@ -192,8 +194,8 @@ async def test_several_texts_are_asked_about_in_one_request(asking, image):
     assert asked.flags == []
 
 
-async def test_a_batch_without_a_verdict_each_is_asked_about_alone(asking, image):
-    asked = asking(lambda r: "1. yes" if isinstance(r, Generate) else p_yes(r))
+async def test_a_batch_without_a_verdict_each_is_asked_about_alone(recording_client, image):
+    asked = recording_client(lambda r: "1. yes" if isinstance(r, Generate) else p_yes(r))
     stage = Verify(prompt=PROMPT, batch=3, batch_prompt=BATCH)
     texts, _, refuted = await stage(asked.client, texts=["a", "b", "c"], image=image)
     assert (texts, refuted, asked.flags) == (["a", "b"], ["c"], ["asked_alone"])
@@ -203,18 +205,18 @@ async def test_a_batch_without_a_verdict_each_is_asked_about_alone(asking, image
             raise PromptTooLong(9, 8)
         return p_yes(request)
 
-    asked = asking(too_long)
+    asked = recording_client(too_long)
     assert (await stage(asked.client, texts=["a", "d"], image=image))[0] == ["a"]
     assert asked.flags == ["asked_alone"]
 
 
-async def test_where_a_reply_cannot_be_scored_the_words_decide(asking, image):
+async def test_where_a_reply_cannot_be_scored_the_words_decide(recording_client, image):
     def answer(request):
         if isinstance(request, Score):
             raise EngineError("the server can't rate a given text")
         return "1. yes\n2. no"
 
-    asked = asking(answer)
+    asked = recording_client(answer)
     stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
     texts, scores, refuted = await stage(asked.client, texts=["a", "b"], image=image)
     assert (texts, refuted, asked.flags) == (["a"], ["b"], ["unscored"])
@@ -226,7 +228,7 @@ async def test_where_a_reply_cannot_be_scored_the_words_decide(asking, image):
         return "1. yes\n2. no"
 
     with pytest.raises(EngineDead):
-        await stage(asking(dies).client, texts=["a", "b"], image=image)
+        await stage(recording_client(dies).client, texts=["a", "b"], image=image)
 
 
 @pytest.mark.parametrize(
@@ -249,9 +251,9 @@ def test_a_batch_that_makes_no_sense(settings, message):
         Verify(prompt=PROMPT, **settings)
 
 
-async def test_of_an_ensemble_every_prompt_must_be_answered(asking, image):
+async def test_of_an_ensemble_every_prompt_must_be_answered(recording_client, image):
     masses = {"Is 'a' true?": 0.9, "See a?": 0.01}
-    asked = asking(lambda request: Chosen((1.0, 0.0), masses[request.prompt.text]), min_mass=0.1)
+    asked = recording_client(lambda request: Chosen((1.0, 0.0), masses[request.prompt.text]), min_mass=0.1)
     ensemble = [Template("See {{ text }}?")]
     _, scores, _ = await Verify(prompt=PROMPT, ensemble=ensemble)(asked.client, texts=["a"], image=image)
     assert scores == [{"text": "a", "p_yes": None, "kept": False, "mass": 0.01}]
