@@ -37,20 +37,20 @@ def scripted(answer: Callable[..., Any], reply: Callable[[str], str | None]) -> 
 def test_each_length_is_checked_again_and_within_its_words(compose: Compose, answer: Callable[..., Any]):
     more = [f"The dog has {spots} brown spots now." for spots in range(12, 20)]
     said = " ".join(["A dog sits.", "A cat sleeps.", *more])
-    told: list[str] = []
+    prompts: list[str] = []
 
     def reply(text: str) -> str | None:
         if not text.startswith("Facts about one image"):
             return None
-        told.append(text)
+        prompts.append(text)
         return LONG if "in one sentence" in text else said
 
     settings = compose("data.limit=1", "also=lengths", "prompts/length=default")
     summary = run(settings, engines=scripted(answer, reply))
     (row,) = rows_of(summary)
-    assert ["in one sentence of at most 25 words" in each for each in told] == [True, False, False]
-    assert ["of at most 60 words" in told[1], "of at most 200 words" in told[2]] == [True, True]
-    assert all("There is a dog." in each and "The dog is brown." in each for each in told)
+    assert ["in one sentence of at most 25 words" in each for each in prompts] == [True, False, False]
+    assert ["of at most 60 words" in prompts[1], "of at most 200 words" in prompts[2]] == [True, True]
+    assert all("There is a dog." in each and "The dog is brown." in each for each in prompts)
     # A sentence that is too long stays whole; what is over is left out by the sentence.
     assert row["short_caption"] == LONG
     assert row["medium_sentences"] == ["A dog sits.", "A cat sleeps.", *more[:7]]  # 6 words and 7 times 7

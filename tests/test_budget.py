@@ -337,8 +337,8 @@ async def test_a_fusion_that_is_not_asked_loses_no_detail(recording_client: Any)
     dispatcher.client._allowance.requests = 0
     fuse = Fuse(prompt=Template("{{ context }}{{ object_info }}{{ position_info }}"), fallback="empty")
     details = ["The dog is brown.", "A dog is there."]
-    told = await fuse(dispatcher.client, context=["A dog."], object_info=details, position_info=details)
-    assert told == "A dog. The dog is brown."
+    caption = await fuse(dispatcher.client, context=["A dog."], object_info=details, position_info=details)
+    assert caption == "A dog. The dog is brown."
     assert dispatcher.flags == ["unasked", "fallback"]
 
 

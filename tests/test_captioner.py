@@ -185,17 +185,17 @@ def test_leaving_the_block_closes_the_model(opened: list[Any]):
 
 
 def test_a_prompt_of_ones_own_reaches_the_model(
-    engines: dict[str, Scripted], opened: list[Any], asked: list[str]
+    engines: dict[str, Scripted], opened: list[Any], prompts: list[str]
 ):
     with Captioner(
         "m", pipeline="default", prompts={"verify": "Own words: {{ text }}"}, progress=False
     ) as own:
         own(picture(3))
-    assert any(text.startswith("Own words: There is a") for text in asked)
+    assert any(text.startswith("Own words: There is a") for text in prompts)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> list[str]:
+def prompts(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> list[str]:
     """Texts of the prompts that reach the scripted engine."""
     texts: list[str] = []
     script = engines["vlm"]._answer

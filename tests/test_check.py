@@ -80,8 +80,8 @@ def test_a_stage_from_outside_declares_what_it_needs(
     words = ("pipeline.imports=[needing]", "pipeline.steps.loud={stage: needing/shout, text: final_caption}")
     for more in ("check=true", "output=out"):
         assert typed(*words, more) == 1
-        told = capsys.readouterr().err
-        assert 'loud: needing/shout needs the module no_such_module: pip install "no-such-package"' in told
+        error = capsys.readouterr().err
+        assert 'loud: needing/shout needs the module no_such_module: pip install "no-such-package"' in error
     assert opened == []
 
 

@@ -78,7 +78,7 @@ def test_options_and_overrides_may_be_mixed(typed: Typed, tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "words", "told"),
+    ("file", "text", "words", "message"),
     [
         (
             "prompts/verify/x",
@@ -103,16 +103,16 @@ def test_options_and_overrides_may_be_mixed(typed: Typed, tmp_path: Path, capsys
     ],
 )
 def test_a_file_that_is_not_as_it_must_be(
-    typed: Typed, tmp_path: Path, capsys: Any, file: str, text: str, words: str, told: str
+    typed: Typed, tmp_path: Path, capsys: Any, file: str, text: str, words: str, message: str
 ):
     path = tmp_path / "mine" / f"{file}.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert typed("check=true", "--config-dir=mine", *words.split(" ")) == 1
-    said = capsys.readouterr().err
-    assert told in said
-    assert said.startswith("error: ")
-    assert "Traceback" not in said
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("sampling.top_p=0", "sampling.top_p=0.0: must be above 0 and at most 1"),
         ("sampling.top_p=1.1", "sampling.top_p=1.1: must be above 0 and at most 1"),
@@ -226,10 +226,10 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ),
     ],
 )
-def test_a_value_that_makes_no_sense_is_told(compose: Callable[..., Any], words: str, told: str):
+def test_a_value_that_makes_no_sense_is_told(compose: Callable[..., Any], words: str, message: str):
     with pytest.raises(SettingsError) as caught:
         compose(*words.split())
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):

@@ -371,8 +371,8 @@ def test_published_methods(
     row = json.loads(line)
     assert (row["final_caption"], row["error"], row["flags"]) == (final, None, {})
     # Equal requests, as about sentences that two drafts have, are computed once.
-    asked = {name: count.requests - count.reused for name, count in summary.usage.steps.items()}
-    assert asked == requests
+    sent = {name: count.requests - count.reused for name, count in summary.usage.steps.items()}
+    assert sent == requests
 
 
 def test_a_second_look_at_the_place(compose: Compose, tmp_path: Path):
@@ -400,8 +400,8 @@ def test_a_second_look_at_the_place(compose: Compose, tmp_path: Path):
     assert row["golden_sentences"] == ["A dog.", "A cow.", "A hen."]
     assert row["flags"] == {"boxes": ["unparsed"], "views": ["outside"]}
     assert summary.flags["views"] == {"outside": 1}
-    asked = {name: count.requests for name, count in summary.usage.steps.items() if name != "final_caption"}
-    assert asked == {"init_caption": 1, "first_look": 4, "boxes": 4, "views": 0, "golden_sentences": 1}
+    sent = {name: count.requests for name, count in summary.usage.steps.items() if name != "final_caption"}
+    assert sent == {"init_caption": 1, "first_look": 4, "boxes": 4, "views": 0, "golden_sentences": 1}
 
 
 SURE = {"dog": (0.4, 0.9), "cat": (0.4, 0.9), "cow": (0.6, 0.1), "hen": (0.95, 0.1)}

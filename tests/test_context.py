@@ -76,13 +76,13 @@ def given(rows: Callable[..., str], tmp_path: Path) -> list[str]:
     return ["data=jsonl", path, "progress=false", "report=false", "data.context=[alt,tags]", "also=context"]
 
 
-def scripted(answer: Callable[..., Any], asked: list[str]) -> dict[str, Scripted]:
+def scripted(answer: Callable[..., Any], prompts: list[str]) -> dict[str, Scripted]:
     """A model that names the dog when it was told its name, and a language model that loses nothing."""
 
     def script(request: Any) -> Any:
         text = request.prompt.text
         if text.startswith("Describe the fine-grained"):
-            asked.append(text)
+            prompts.append(text)
             return NAMED if "Rex" in text else "There is a dog. There is a cat."
         if not isinstance(request, Choose) and text.startswith("Join into one description:\n"):
             return text.partition("\n")[2]
@@ -95,14 +95,14 @@ def scripted(answer: Callable[..., Any], asked: list[str]) -> dict[str, Scripted
 def test_context_is_shown_checked_and_told_apart(
     compose: Compose, answer: Callable[..., Any], given: list[str]
 ):
-    asked: list[str] = []
-    summary = run(compose(*given, "rows_in_flight=1"), engines=scripted(answer, asked))
+    prompts: list[str] = []
+    summary = run(compose(*given, "rows_in_flight=1"), engines=scripted(answer, prompts))
     assert (summary.done, summary.failed) == (5, 0)
     rows = [json.loads(line) for line in (summary.output / "captions.jsonl").read_text().splitlines()]
     plain = compose("prompts=seed").prompts["caption"]
-    assert asked[0].startswith(f"{plain}\n\nThese texts came with the image.")
-    assert "\nRex at the park.\ndog\nfrisbee\n" in asked[0]
-    assert [text == plain for text in asked] == [False, True, True, False, True]
+    assert prompts[0].startswith(f"{plain}\n\nThese texts came with the image.")
+    assert "\nRex at the park.\ndog\nfrisbee\n" in prompts[0]
+    assert [text == plain for text in prompts] == [False, True, True, False, True]
     first = rows[0]
     # What was given is refused like anything else, and what passed tells what it shares.
     assert first["golden_sentences"] == ["Rex is a dog.", "There is a dog."]

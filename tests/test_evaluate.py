@@ -169,5 +169,5 @@ def test_the_embedded_model_is_measured(compose: Compose):
     assert found["grounding.final_caption.supported"] > 0.85
     rows = [json.loads(line) for line in (summary.output / "captions.jsonl").read_text().splitlines()]
     row = rows[0]
-    told = {fact for claim in read(row["final_caption"]) for fact in facts(claim, row["truth"])}
-    assert row["scenes"]["final_caption"]["true"] == sum(fact.true for fact in told)
+    stated = {fact for claim in read(row["final_caption"]) for fact in facts(claim, row["truth"])}
+    assert row["scenes"]["final_caption"]["true"] == sum(fact.true for fact in stated)

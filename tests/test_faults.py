@@ -180,9 +180,9 @@ def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]
         "+pipeline.steps.z={stage: outside_faults/slow, text: init_caption}",
     )
     assert {typed("data.limit=1", "output=out", *words)} == codes
-    told = capsys.readouterr().err
-    assert told.count("y or z: stage outside_faults/slow blocks the event loop at") == 1
-    assert re.search(r"outside_faults\.py:14, .*; move slow work to a thread", told)
+    error = capsys.readouterr().err
+    assert error.count("y or z: stage outside_faults/slow blocks the event loop at") == 1
+    assert re.search(r"outside_faults\.py:14, .*; move slow work to a thread", error)
 
 
 @fault("Busy server")
@@ -191,10 +191,10 @@ def test_a_server_that_is_busy(asks, server: Server, status: int, codes: set[int
     server.headers = {"Retry-After": "0"}
     tries: Counter[str] = Counter()
 
-    def script(asked: dict[str, Any]) -> Any:
-        text = json.dumps(asked)
+    def script(request: dict[str, Any]) -> Any:
+        text = json.dumps(request)
         tries[text] += 1
-        return storyteller(asked) if tries[text] > 3 else (status, {"error": {"message": "busy"}})
+        return storyteller(request) if tries[text] > 3 else (status, {"error": {"message": "busy"}})
 
     server.script = script
     assert {asks("engine.retries=6")} == codes
@@ -206,10 +206,10 @@ def test_a_server_that_is_busy(asks, server: Server, status: int, codes: set[int
 def test_a_server_that_stumbles(asks, server: Server, body: Any, codes: set[int]):
     seen: set[str] = set()
 
-    def script(asked: dict[str, Any]) -> Any:
-        text = json.dumps(asked)
+    def script(request: dict[str, Any]) -> Any:
+        text = json.dumps(request)
         if text in seen:
-            return storyteller(asked)
+            return storyteller(request)
         seen.add(text)
         return 200, body
 
@@ -225,11 +225,11 @@ def test_a_server_that_stumbles(asks, server: Server, body: Any, codes: set[int]
 def test_a_request_that_always_fails(asks, server: Server, answer: Any, codes: set[int]):
     first: list[str] = []
 
-    def script(asked: dict[str, Any]) -> Any:
-        content = asked["messages"][-1]["content"]
+    def script(request: dict[str, Any]) -> Any:
+        content = request["messages"][-1]["content"]
         picture = content[0]["image_url"]["url"] if isinstance(content, list) else ""
         first.append(picture)
-        return answer if picture and picture == next(filter(None, first)) else storyteller(asked)
+        return answer if picture and picture == next(filter(None, first)) else storyteller(request)
 
     server.script = script
     words = ("engine.retries=0", "engine.timeout=3")
@@ -294,9 +294,9 @@ def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int])
     leaving.start()
     assert {asks("engine.timeout=2", "rows_in_flight=2", count=12)} == codes
     leaving.join()
-    told = capsys.readouterr()
-    assert re.search(r"the server at http://127.* is gone: no answer for 2 s", told.out)
-    assert "output=out" in told.out  # the command that goes on
+    captured = capsys.readouterr()
+    assert re.search(r"the server at http://127.* is gone: no answer for 2 s", captured.out)
+    assert "output=out" in captured.out  # the command that goes on
     kept = captions(Path("out"))
     assert 0 < len(kept) < 12
     assert not errors(Path("out"))
@@ -351,11 +351,11 @@ def test_checks_that_are_not_answered(typed, rows, engines, answer, capsys, code
 def test_a_full_disk(typed, disk, capsys, codes: set[int]):
     folder = disk("size=64k")
     assert {typed("data.count=40", f"output={folder}/out")} == codes
-    told = capsys.readouterr().err
-    found = re.search(r"error: can't write .*journal\.jsonl: No space left on device\. The (\d+) rows", told)
+    error = capsys.readouterr().err
+    found = re.search(r"error: can't write .*journal\.jsonl: No space left on device\. The (\d+) rows", error)
     assert found
-    assert "Traceback" not in told
-    assert "same output= to resume" in told
+    assert "Traceback" not in error
+    assert "same output= to resume" in error
     disk("size=8m")
     assert typed("data.count=40", f"output={folder}/out") == 0
     resumed = re.search(r"\((\d+) from an earlier run\)", capsys.readouterr().out)
@@ -369,9 +369,9 @@ def test_a_full_disk(typed, disk, capsys, codes: set[int]):
 def test_a_full_disk_under_the_cache(typed, disk, capsys, codes: set[int]):
     folder = disk("size=160k")
     assert {typed("output=out", f"cache.dir={folder}")} == codes
-    told = capsys.readouterr().err
-    assert told.count("replies can't be written to") == 1
-    assert "disk is full" in told
+    error = capsys.readouterr().err
+    assert error.count("replies can't be written to") == 1
+    assert "disk is full" in error
     assert len(captions(Path("out"))) == 24
 
 
@@ -379,9 +379,9 @@ def test_a_full_disk_under_the_cache(typed, disk, capsys, codes: set[int]):
 def test_an_output_that_cannot_be_written(typed, opened, disk, capsys, codes: set[int]):
     folder = disk("size=64k,ro")
     assert {typed(f"output={folder}/out")} == codes
-    told = capsys.readouterr().err
-    assert re.search(r"error: can't write .*disk/out.*: Read-only file system; give another output=DIR", told)
-    assert "Traceback" not in told
+    err = capsys.readouterr().err
+    assert re.search(r"error: can't write .*disk/out.*: Read-only file system; give another output=DIR", err)
+    assert "Traceback" not in err
     assert not opened
 
 

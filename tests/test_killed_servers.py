@@ -20,16 +20,16 @@ SERVE = """
 import json, sys
 from server import Server, storyteller
 
-def script(asked):
-    print(json.dumps(asked), flush=True)
-    return storyteller(asked)
+def script(request):
+    print(json.dumps(request), flush=True)
+    return storyteller(request)
 
 print(Server(script, int(sys.argv[1])).url, flush=True)
 """
 
 
 class Served:
-    """A server's process, and what it was asked."""
+    """A server's process, and the requests it got."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ class Served:
 
     def pictures(self) -> list[str]:
         """The picture of each request that showed one."""
-        contents = [asked["messages"][-1]["content"] for asked in self.requests]
+        contents = [request["messages"][-1]["content"] for request in self.requests]
         return [each[0]["image_url"]["url"] for each in contents if isinstance(each, list)]
 
 
@@ -83,15 +83,15 @@ def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def finish(process: "subprocess.Popen[str]") -> str:
-        told, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, told
-        return told
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        return output
 
-    def asked() -> Counter[str]:
+    def requests() -> Counter[str]:
         return Counter(digest(each) for server in servers for each in server.requests)
 
     finish(begin("whole"))
-    whole = asked()
+    whole = requests()
     assert set(whole.values()) == {1}
     homes = {picture: number for number, each in enumerate(servers) for picture in each.pictures()}
     assert len(homes) == sum(len(set(server.pictures())) for server in servers) == 40
@@ -105,13 +105,13 @@ def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
     while sum(len(server.requests) for server in servers) < 0.6 * whole.total():
         time.sleep(0.002)
     servers[0].begin()
-    told = finish(process)
+    output = finish(process)
     for server in servers:
         server.kill()
 
     captions = [(tmp_path / name / "captions.jsonl").read_bytes() for name in ("whole", "killed")]
     assert captions[0] == captions[1]
-    again = asked()
+    again = requests()
     assert again.keys() == whole.keys()
     assert again.total() - whole.total() <= CONCURRENCY  # what the server had as it was killed
     elsewhere: defaultdict[int, int] = defaultdict(int)
@@ -124,5 +124,5 @@ def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
     # A quick machine has it back before anyone has looked.
     seen = r"\((once|less than one health check)\)"
     assert re.match(rf"{servers[0].url} was away {seen}; others answered \d+ of its requests", away)
-    assert away in told
+    assert away in output
     assert answered.startswith("Requests answered: ")

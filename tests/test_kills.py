@@ -52,9 +52,9 @@ class Job:
 
     def finish(self) -> str:
         process = self.begin()
-        told, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, told
-        return told
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        return output
 
     def rows(self) -> int:
         """Lines in the journal."""
@@ -97,9 +97,9 @@ def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
         # A shell tells a signal as 128 and its number; a run that was quicker than its killer has ended well.
         assert process.returncode == 0 or 128 - process.returncode in codes
         kills += process.returncode != 0
-    told = job.finish()
+    output = job.finish()
     assert kills >= 3
-    assert f"resumed: {job_done(told)} of 40 rows done" in told
+    assert f"resumed: {job_done(output)} of 40 rows done" in output
     assert job.captions() == whole.captions()
     again = Counter(map(digest, server.requests))
     assert again.keys() == expected.keys()
@@ -110,9 +110,9 @@ def lines(job: Job) -> list[bytes]:
     return job.captions().splitlines(keepends=True)
 
 
-def job_done(told: str) -> str:
+def job_done(output: str) -> str:
     """What the first line says is done, which must be what the last screen counts as from an earlier run."""
-    line = next(line for line in told.splitlines() if "(" in line and "from an earlier run" in line)
+    line = next(line for line in output.splitlines() if "(" in line and "from an earlier run" in line)
     return line.partition("(")[2].partition(" ")[0]
 
 
@@ -145,19 +145,19 @@ def test_a_signal_finishes_what_is_in_flight(
     process = job.begin()
     wait(lambda: job.rows() > 5, process)
     process.send_signal(number)
-    told, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert {process.returncode} == codes
-    assert re.search(r"Interrupted: \d+ of 40 rows captioned", told)
-    assert "Next: resume:" in told
-    assert f"output={job.output}" in told
+    assert re.search(r"Interrupted: \d+ of 40 rows captioned", output)
+    assert "Next: resume:" in output
+    assert f"output={job.output}" in output
     written = [json.loads(line) for line in job.captions().splitlines()]
     assert 5 <= len(written) < 40
     assert not any(row["error"] for row in written)
-    asked = len(server.requests)
+    before = len(server.requests)
     job.finish()
     assert len(job.captions().splitlines()) == 40
     assert max(Counter(map(digest, server.requests)).values()) == 1
-    assert len(server.requests) > asked
+    assert len(server.requests) > before
 
 
 @fault("Kill")
@@ -168,10 +168,10 @@ def test_a_second_signal_stops_though_the_server_hangs(
     job = Job(tmp_path, words)
     number = 0
 
-    def script(asked):
+    def script(request):
         nonlocal number
         number += 1
-        return (200, "hang") if number > 100 else storyteller(asked)
+        return (200, "hang") if number > 100 else storyteller(request)
 
     server.script = script
     process = job.begin()
@@ -181,11 +181,11 @@ def test_a_second_signal_stops_though_the_server_hangs(
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
-    told, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert time.monotonic() - begun < 15  # a hang lasts 30
     assert process.returncode in codes
-    assert "Interrupted" in told
-    assert told.count("Press Ctrl-C again") == told.count("Stopping now.") == 1
+    assert "Interrupted" in output
+    assert output.count("Press Ctrl-C again") == output.count("Stopping now.") == 1
     done = len(job.captions().splitlines())
     assert 0 < done < 40
     server.script = storyteller

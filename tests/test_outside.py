@@ -49,9 +49,9 @@ JUDGED = ("pipeline=none", "evaluate=density", "evaluate.caption=caption")
 def test_no_text_leaves_and_no_picture_from_outside(written: Callable[..., Any], words: tuple[str, ...]):
     summary, contents = written(*words)
     assert contents == [picture()] * 3 + [None] * 4
-    told = " ".join(summary.notes)
-    assert f"Images left out of dataset/: {3 if words else 2} (" in told
-    assert "other.png' is outside of the data's folder; set data.allow_outside=true to use it" in told
+    notes = " ".join(summary.notes)
+    assert f"Images left out of dataset/: {3 if words else 2} (" in notes
+    assert "other.png' is outside of the data's folder; set data.allow_outside=true to use it" in notes
     assert summary.done == (7 if words else 5), "pictures from anywhere are captioned"
 
 

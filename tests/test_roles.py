@@ -80,8 +80,8 @@ def test_a_value_of_the_wrong_type_is_named_by_its_whole_key(typed: Callable[...
 
 def test_a_run_goes_on_though_a_roles_server_moved_and_not_with_another_engine(compose: Compose):
     here, moved, other = (
-        asdict(compose(f"model.judge.engine={{name: openai, base_url: http://{host}/v1, logprobs: {told}}}"))
-        for host, told in (("a", "true"), ("b", "true"), ("b", "false"))
+        asdict(compose(f"model.judge.engine={{name: openai, base_url: http://{host}/v1, logprobs: {given}}}"))
+        for host, given in (("a", "true"), ("b", "true"), ("b", "false"))
     )
     assert Journal.differences(here, moved) == ""
     assert Journal.differences(here, other) == "model.judge.engine.logprobs: was True, is False"
@@ -119,8 +119,8 @@ def test_the_judge_is_asked_on_its_own_server(
     shown = capsys.readouterr().out
     assert f"vlm: m\nllm: m\njudge: large, engine=openai at {two.url}\n" in shown
     assert command(*words) == 0
-    assert {asked["model"] for asked in one.requests} == {"m"}
-    assert {asked["model"] for asked in two.requests} == {"large"}
+    assert {request["model"] for request in one.requests} == {"m"}
+    assert {request["model"] for request in two.requests} == {"large"}
     assert two.max_in_flight == 1
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["models"] == {

@@ -152,10 +152,10 @@ def caption(settings: Settings, *, stopped: bool = False) -> Path:
     left = sum(colour not in SLOW for colour in ROWS)
     last = asyncio.Event()
 
-    async def answer(asked: Request) -> str:
+    async def answer(request: Request) -> str:
         nonlocal left
-        assert asked.prompt.image
-        colour = colour_of(asked.prompt.image.pixels)
+        assert request.prompt.image
+        colour = colour_of(request.prompt.image.pixels)
         if stopped and colour in SLOW:
             await last.wait()
             raise EngineDead("it is gone")
@@ -332,12 +332,12 @@ def test_a_folder_of_before_ids_shows_pictures_whose_names_are_there_once(
 def test_an_interrupted_run_keeps_its_pictures(compose: Callable[..., Settings], tmp_path: Path):
     settings = settings_of(compose, *saved(tmp_path))
     settings.rows_in_flight = 2
-    asked = 0
+    count = 0
 
     def answer(request: Request) -> str:
-        nonlocal asked
-        asked += 1
-        if asked == 4:
+        nonlocal count
+        count += 1
+        if count == 4:
             os.kill(os.getpid(), signal.SIGINT)
         assert request.prompt.image
         return colour_of(request.prompt.image.pixels)

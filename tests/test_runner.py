@@ -149,11 +149,11 @@ def test_flags_are_counted(compose: Compose, tmp_path: Path):
 
 
 def test_items_are_kept_and_fail_as_rows_do(compose: Compose, tmp_path: Path, rows: Callable[..., str]):
-    broken, asked = True, list[str]()
+    broken, prompts = True, list[str]()
 
     def says(request: Request) -> Any:
         text, picture = request.prompt.text, request.prompt.image
-        asked.append(text)
+        prompts.append(text)
         if isinstance(request, Generate):
             return f"A dog. It is number {request.seed}."
         if broken and picture.pixels.getpixel((0, 0))[0] == 1 and "number" in text:
@@ -169,11 +169,11 @@ def test_items_are_kept_and_fail_as_rows_do(compose: Compose, tmp_path: Path, ro
     assert failed["sentences_about"] == first["sentences_about"] == [0, 0, 1, 1, 2, 2]
     assert not {*first["drafts"]} & {*last["drafts"]}
     broken = False
-    asked.clear()
+    prompts.clear()
     assert run(settings, engines=both(Scripted(says))).done == 3
     # Drafts, and the check of the sentence that they share, are on hand.
-    assert len(asked) == 3
-    assert all("number" in text for text in asked)
+    assert len(prompts) == 3
+    assert all("number" in text for text in prompts)
     assert captions(tmp_path)[0] == first
 
 

@@ -32,11 +32,11 @@ def calibrate(monkeypatch: pytest.MonkeyPatch, made: Path, tmp_path: Path) -> Ca
 
 def test_a_promise_from_labels(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture):
     assert calibrate(labels_of(made, "golden_sentences"), "--wrong", "0.1") == 0
-    told = capsys.readouterr().out
-    assert "golden_sentences: 120 labels, one per image: 60 yes, 60 no" in told
+    output = capsys.readouterr().out
+    assert "golden_sentences: 120 labels, one per image: 60 yes, 60 no" in output
     # Dogs get 0.6 to 0.961, cats 0.11 to 0.59: 12 of 60 cats are kept at 0.5.
-    assert "at the run's threshold 0.5: accuracy 0.90 (0.83 to 0.95), true kept 1.00 (0.94 to 1.00)" in told
-    assert "wrong dropped 0.80 (0.68 to 0.89)" in told
+    assert "at the run's threshold 0.5: accuracy 0.90 (0.83 to 0.95), true kept 1.00 (0.94 to 1.00)" in output
+    assert "wrong dropped 0.80 (0.68 to 0.89)" in output
     made_file = read_calibration(made / "calibration.json")
     step = made_file.steps["golden_sentences"]
     promise = step.promise(0.1)
@@ -44,11 +44,11 @@ def test_a_promise_from_labels(made: Path, calibrate: Calibrate, capsys: pytest.
     assert promise.threshold is not None
     assert 0.5 < promise.threshold < 0.6
     assert promise.kept_wrong <= 1
-    assert f"calibration={made / 'calibration.json'} wrong=0.1" in told
+    assert f"calibration={made / 'calibration.json'} wrong=0.1" in output
     none = step.promise(0.01)
     assert none is not None
     assert none.threshold is None
-    assert "more labels may suffice" in told
+    assert "more labels may suffice" in output
     assert step.identities == {"vlm": "scripted"}
     assert set(step.scope["steps"]) == {"init_caption", "sentences", "golden_sentences"}
     assert "threshold" not in step.scope["steps"]["golden_sentences"]

@@ -157,10 +157,10 @@ def test_labels_of_benchmarks_promise_something_of_a_pipelines_check(
     row = json.loads((tmp_path / "labelled" / "captions.jsonl").read_text().splitlines()[0])
     assert row["golden_sentences_scores"][0]["text"] == texts
     assert "init_caption" not in row
-    told = calibrate("--wrong", "0.2")
-    assert f"golden_sentences: {statements} labels of 60 images: {labelled}" in told
-    assert "the statements come from the data, so guarantees are about statements like these" in told
-    assert "tested on one random label per image (binomial bound)" in told
+    output = calibrate("--wrong", "0.2")
+    assert f"golden_sentences: {statements} labels of 60 images: {labelled}" in output
+    assert "the statements come from the data, so guarantees are about statements like these" in output
+    assert "tested on one random label per image (binomial bound)" in output
     made = read_calibration(tmp_path / "labelled" / "calibration.json").steps["golden_sentences"]
     assert (made.labels, made.images, made.given) == (statements, 60, True)
     assert made.scope["steps"] == {
@@ -241,9 +241,9 @@ def test_rows_without_labels_fail_with_column_and_fix(
     errors = {row["row_id"]: row["error"]["message"] for row in lines if row["error"]}
     assert errors["4"].startswith("column 'answer' has no label: say what it means with")
     assert errors["5"].startswith("column 'question': expected a text or a list of texts, got 7")
-    told = calibrate("--wrong", "0.2")
-    assert "  row '4' failed and is excluded: column 'answer' has no label: say what it means" in told
-    assert "  row '5' failed and is excluded: column 'question': expected a text or a list" in told
+    output = calibrate("--wrong", "0.2")
+    assert "  row '4' failed and is excluded: column 'answer' has no label: say what it means" in output
+    assert "  row '5' failed and is excluded: column 'question': expected a text or a list" in output
 
 
 def test_a_data_set_without_any_label_makes_no_calibration(

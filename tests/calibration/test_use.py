@@ -84,8 +84,10 @@ def test_the_card_tells_the_promise(calibration: str, again: Again, tmp_path: Pa
     assert "- `final_details`: threshold 0.5 set by hand: no guarantee." in text
 
 
-@pytest.mark.parametrize(("otherwise", "told"), [("initial: init_caption", True), ("fallback: empty", False)])
-def test_captions_that_no_check_passed_are_told(calibration: str, again: Again, otherwise: str, told: bool):
+@pytest.mark.parametrize(
+    ("otherwise", "noted"), [("initial: init_caption", True), ("fallback: empty", False)]
+)
+def test_captions_that_no_check_passed_are_told(calibration: str, again: Again, otherwise: str, noted: bool):
     fuse = (
         ", final_caption: {stage: fuse, prompt: '{{ context }}{{ object_info }}{{ position_info }}', context:"
         f" golden_sentences, object_info: final_details, position_info: final_details, {otherwise}}}}}"
@@ -97,7 +99,7 @@ def test_captions_that_no_check_passed_are_told(calibration: str, again: Again, 
     note = (
         "final_caption: 3 rows fell back: where no sentence passed, the caption is the initial one, unchecked"
     )
-    assert (note in screen) == told
+    assert (note in screen) == noted
 
 
 def test_a_promise_for_all_checks_needs_labels_of_what_runs(calibration: str, again: Again):
@@ -275,9 +277,9 @@ def test_a_run_over_other_pictures_says_whose_labels_they_are(
     note = "golden_sentences: labels are of images from data=jsonl"
     promise = (calibration, "wrong={golden_sentences: 0.1}", "data.limit=3")
     assert not any(each.startswith(note) for each in again(*promise).notes)
-    (told,) = (
+    (message,) = (
         each
         for each in again(*promise, f"data.path={other}", f"output={tmp_path}/other").notes
         if each.startswith(note)
     )
-    assert told.endswith("the guarantee holds if this run's images come from the same distribution.")
+    assert message.endswith("the guarantee holds if this run's images come from the same distribution.")

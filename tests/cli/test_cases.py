@@ -90,6 +90,6 @@ def test_what_is_no_list_of_cases_is_refused(listed: Any, message: str):
 
 def test_a_missing_file_and_a_wrong_name_are_told(capsys: pytest.CaptureFixture[str]):
     assert main(["absent.yaml", "sed"]) == 1
-    told = capsys.readouterr().out
-    assert "no such file: absent.yaml" in told
-    assert "pipeline=sed: no such option" in told
+    output = capsys.readouterr().out
+    assert "no such file: absent.yaml" in output
+    assert "pipeline=sed: no such option" in output

@@ -125,7 +125,7 @@ def test_sidecars_beside_the_pictures_of_a_folder(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("write.select='truht == 1'",), "write.select: no column 'truht'; did you mean 'truth'"),
         (
@@ -135,9 +135,9 @@ def test_sidecars_beside_the_pictures_of_a_folder(
     ],
 )
 def test_an_unknown_column_is_refused_before_a_model_loads(
-    compose: Compose, words: tuple[str, ...], told: str
+    compose: Compose, words: tuple[str, ...], message: str
 ):
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=message):
         run(compose(*words))
 
 

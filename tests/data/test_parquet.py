@@ -109,11 +109,11 @@ def test_files_that_are_none_are_one_row_each(write: Write) -> None:
     rows = list(opened(path))
     assert opened(path).total == len(rows) == 5
     assert [row.index for row in rows] == list(range(5))
-    told = [(row.error.kind, str(row.error)) for row in rows if row.error]
-    assert [kind for kind, _ in told] == ["missing_key", "unreadable_file", "bad_cell"]
-    for number, (_, message) in enumerate(told, 1):
+    errors = [(row.error.kind, str(row.error)) for row in rows if row.error]
+    assert [kind for kind, _ in errors] == ["missing_key", "unreadable_file", "bad_cell"]
+    for number, (_, message) in enumerate(errors, 1):
         assert f"{number}.parquet" in message
-    assert "did you mean 'picture'" in told[0][1] or "available: picture" in told[0][1]
+    assert "did you mean 'picture'" in errors[0][1] or "available: picture" in errors[0][1]
 
 
 def test_no_file_is_readable(write: Write) -> None:
@@ -143,14 +143,14 @@ def test_a_broken_row_group_fails_its_own_rows(write: Write) -> None:
 def test_finished_row_groups_are_not_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write({"image": cells(25)})
     source = opened(path)
-    asked: list[tuple[int, int | None]] = []
+    queried: list[tuple[int, int | None]] = []
 
     def finished(stamp: str, first: int, rows: int | None = None) -> int:
-        asked.append((first, rows))
+        queried.append((first, rows))
         return (rows or 0) if first == 10 else 0
 
     left = list(source.unfinished(finished))
-    assert asked == [(0, 10), (10, 10), (20, 5)]
+    assert queried == [(0, 10), (10, 10), (20, 5)]
     assert left[10] == range(10, 20)
     assert [row.index for row in left if isinstance(row, Row)] == [*range(10), *range(20, 25)]
     monkeypatch.setattr(File, "open", lambda file: pytest.fail("it is opened"))
@@ -175,13 +175,13 @@ def test_one_failed_read_costs_no_other_picture(write: Write, monkeypatch: pytes
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", failing)
-    told: list[int] = []
+    unreadable: list[int] = []
     for row in rows:
         try:
             assert color(row) == COLORS[row.index]
         except RowError:
-            told.append(row.index)
-    assert told == [16]
+            unreadable.append(row.index)
+    assert unreadable == [16]
 
 
 def test_pictures_are_streamed(tmp_path: Path) -> None:

@@ -123,12 +123,12 @@ def test_beside_the_pictures_no_file_that_is_there_is_touched(data: Path, tmp_pa
     assert (data / "b.txt").read_text() == "mine"
     assert (data / "c.txt").read_text() == "a picture"
     assert not (tmp_path / "outside.txt").exists()
-    told = " ".join(reasons)
+    message = " ".join(reasons)
     assert sum(reasons.values()) == 5
     for part in ("is the sidecar of another image", "write.beside=replace", "is the image itself"):
-        assert part in told
-    assert "outside of the data's folder" in told
-    assert "no such file" in told
+        assert part in message
+    assert "outside of the data's folder" in message
+    assert "no such file" in message
     # The same again finds its own file as it wrote it.
     assert beside(tmp_path, ["A"], ["a.jpg"]) == {}
     assert list(beside(tmp_path, ["new"], ["a.jpg"])) != []

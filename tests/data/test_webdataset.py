@@ -188,8 +188,8 @@ def test_a_broken_shard_is_one_row(shard: Shard, content: bytes, words: str) -> 
 
 def test_nothing_readable_is_an_error_of_the_data_set(shard: Shard) -> None:
     path = shard(b"no tar at all" * 100)
-    told = r"none of the first 1 samples of .* can be read: can't read .*0\.tar' as a tar"
-    with pytest.raises(DataError, match=told):
+    message = r"none of the first 1 samples of .* can be read: can't read .*0\.tar' as a tar"
+    with pytest.raises(DataError, match=message):
         opened(path)
     with pytest.raises(DataError, match="has no samples"):
         opened(shard(tar(("README", b"x"), (".hidden.jpg", b"x"), ("folder/._1.jpg", b"x"))))

@@ -215,8 +215,8 @@ def test_files_that_were_cut_off_are_as_if_not_there(make: Make):
 
 def test_runs_over_other_pictures_are_told(make: Make):
     runs = [make("0", [0.1, 0.2]), make("1", [0.3, 0.4], images="xy"), make("2", [None, 0.2])]
-    (told,) = [note for note in Comparison(runs).notes if note.startswith("Job ")]
-    assert told.startswith("Job 1 has no row in common with job 0")
+    (message,) = [note for note in Comparison(runs).notes if note.startswith("Job ")]
+    assert message.startswith("Job 1 has no row in common with job 0")
 
 
 def test_only_what_differs_has_a_column(make: Make):

@@ -126,10 +126,10 @@ def test_nothing_in_a_block_ends_it(text: str):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("a", "`a`"), ("a`b", "`` a`b ``"), ("a\n\nb", "`a b`"), ("a|b", r"`a\|b`")]
+    ("text", "markdown"), [("a", "`a`"), ("a`b", "`` a`b ``"), ("a\n\nb", "`a b`"), ("a|b", r"`a\|b`")]
 )
-def test_code_in_a_line(text: str, told: str):
-    assert code(text) == told
+def test_code_in_a_line(text: str, markdown: str):
+    assert code(text) == markdown
 
 
 @pytest.mark.parametrize(

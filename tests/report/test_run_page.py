@@ -184,8 +184,8 @@ def test_odd_columns_are_shown_as_they_are(compose: Compose, engines: dict[str, 
     row = json.loads(path.read_text())
     row |= {"golden_sentences_scores": [{"text": 3}, None, "x"], "raw_answers": {"a": [1]}, "flags": None}
     path.write_text(json.dumps(row | {"more": [[1], {"b": "</script>"}]}) + "\n")
-    (told,) = packed(write_report(tmp_path / "run"), "rows-0")
-    rest = dict(told["other"])
+    (shown,) = packed(write_report(tmp_path / "run"), "rows-0")
+    rest = dict(shown["other"])
     assert json.loads(rest["raw_answers"]) == {"a": [1]}
     assert "</script>" in rest["more"]
 
@@ -214,8 +214,8 @@ def test_a_text_without_an_answer_tells_why_it_was_dropped(
     run(compose("data.limit=1"), engines={"vlm": engine, "llm": engine})
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     blocks = re.findall(r'id="data-[^"]*">([^<]*)<', page)
-    told = " ".join(gzip.decompress(base64.b64decode(each)).decode() for each in blocks)
-    assert "unanswered: yes and no together have a probability of only 0.020" in told
+    texts = " ".join(gzip.decompress(base64.b64decode(each)).decode() for each in blocks)
+    assert "unanswered: yes and no together have a probability of only 0.020" in texts
 
 
 def dense(request: Request) -> Any:

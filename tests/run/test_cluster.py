@@ -275,8 +275,8 @@ def test_actors_and_nodes_die_and_come_back_and_the_run_is_the_same(nodes: Any, 
     out = process.communicate()[0]
     assert process.returncode == 0, out
     assert "(3 from an earlier run)" in out
-    told, said = (tmp_path / name / "captions.jsonl" for name in ("alone", "run"))
-    assert told.read_bytes() == said.read_bytes()
+    expected, written = (tmp_path / name / "captions.jsonl" for name in ("alone", "run"))
+    assert expected.read_bytes() == written.read_bytes()
     indices = [
         json.loads(line)["index"]
         for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()

@@ -105,16 +105,16 @@ def test_columns_of_numbers_are_averaged(
     settings = compose(
         "data.limit=4",
         "pipeline.imports=[counting]",
-        "+pipeline.steps.told={stage: counting/length, texts: sentences}",
+        "+pipeline.steps.counted={stage: counting/length, texts: sentences}",
         "+pipeline.steps.true={stage: counting/share, texts: sentences}",
     )
     summary = run(settings, engines=engines)
     written = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
     assert written == {
-        "told": {"mean": 2.0, "low": 2.0, "high": 2.0, "rows": 4},
+        "counted": {"mean": 2.0, "low": 2.0, "high": 2.0, "rows": 4},
         "true.dogs": {"mean": 0.5, "low": 0.5, "high": 0.5, "rows": 4},
     }
     screen = summary.screen()
-    assert re.search(r"^  told +2 \(2 to 2\)$", screen, re.M)
+    assert re.search(r"^  counted +2 \(2 to 2\)$", screen, re.M)
     assert re.search(r"^  true\n    dogs +0.5 \(0.5 to 0.5\)$", screen, re.M)
     assert captions(tmp_path)[0]["true"] == {"dogs": {"count": 1, "of": 2}, "none": None}

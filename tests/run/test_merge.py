@@ -62,8 +62,8 @@ def test_a_shard_passes_over_parts_and_its_last_row_of_one_tells_of_it():
         return 4 if first == 4 else 0
 
     rows = Shard(1, 3).skip_finished(parts, done)
-    told = [each if isinstance(each, range) else (each.index, each.part) for each in islice(rows, 3)]
-    assert told == [(1, (0, 4)), range(4, 8, 3), (10, (8, 4))]
+    found = [each if isinstance(each, range) else (each.index, each.part) for each in islice(rows, 3)]
+    assert found == [(1, (0, 4)), range(4, 8, 3), (10, (8, 4))]
     with pytest.raises(DataError, match="it breaks"):
         next(rows)
 
@@ -94,8 +94,8 @@ def test_joined_shards_are_the_run_that_one_process_makes(
     assert (summary.kept, summary.dropped, summary.flags) == (one.kept, one.dropped, one.flags)
     assert summary.promises == one.promises != {}
     assert summary.usage.total.requests == one.usage.total.requests
-    told, joined = (tmp_path / name / "captions.jsonl" for name in ("one", "whole"))
-    assert joined.read_bytes() == told.read_bytes()
+    single, joined = (tmp_path / name / "captions.jsonl" for name in ("one", "whole"))
+    assert joined.read_bytes() == single.read_bytes()
     assert "Merged from 3 shards" in summary.screen()
     assert json.loads((tmp_path / "whole" / "summary.json").read_text())["rows"]["done"] == 6
     assert write_report(tmp_path / "whole").stat().st_size > 1000
@@ -240,6 +240,6 @@ def test_the_command_says_what_is_wrong_in_a_line(
         with pytest.raises(SystemExit) as ended:
             command.main()
         assert ended.value.code == code
-    told = capsys.readouterr()
-    assert "6 rows captioned, 1 failed" in told.out
-    assert "already holds a run; give another --to=DIR" in told.err
+    captured = capsys.readouterr()
+    assert "6 rows captioned, 1 failed" in captured.out
+    assert "already holds a run; give another --to=DIR" in captured.err

@@ -28,10 +28,10 @@ async def test_no_line_after_the_end(monkeypatch, caplog):
     with progress.Progress(1, RunUsage(), live=False) as shown:
         await asyncio.sleep(0.6)
         shown.row(failed=False)
-    told = len(caplog.records)
+    lines = len(caplog.records)
     assert "1 of 1 rows" in caplog.records[-1].message
     await asyncio.sleep(1.2)
-    assert len(caplog.records) == told
+    assert len(caplog.records) == lines
 
 
 async def test_speed_is_counted_from_the_first_row_and_not_while_a_model_loads(monkeypatch):

@@ -104,12 +104,12 @@ def test_too_many_failures_stop_the_run(
 
 
 def test_a_dead_engine_keeps_what_was_finished(answer: Answer, compose: Compose, tmp_path: Path):
-    asked = 0
+    captioned = 0
 
     def dies(request: Request) -> str | float:
-        nonlocal asked
-        asked += first_words(request) == "Describe the picture."
-        if asked > 2:
+        nonlocal captioned
+        captioned += first_words(request) == "Describe the picture."
+        if captioned > 2:
             raise EngineDead("out of memory")
         return answer(request)
 
@@ -123,13 +123,13 @@ def test_a_dead_engine_keeps_what_was_finished(answer: Answer, compose: Compose,
 def test_a_signal_finishes_the_rows_in_flight(
     answer: Answer, compose: Compose, tmp_path: Path, each: signal.Signals
 ):
-    asked = 0
+    captioned = 0
 
     def interrupts(request: Request) -> str | float:
-        nonlocal asked
+        nonlocal captioned
         if isinstance(request, Generate) and first_words(request) == "Describe the picture.":
-            asked += 1
-            if asked == 3:
+            captioned += 1
+            if captioned == 3:
                 os.kill(os.getpid(), each)
         return answer(request)
 

@@ -38,9 +38,9 @@ def test_each_pipeline_is_one_that_runs_and_writes_the_caption(
 
 
 def caption(variant: Variant, true: int, wrong: int, tokens: float) -> Measurement:
-    told = {"true": true, "wrong": wrong, "words": 9}
-    told |= {"precision": {"count": true, "of": true + wrong}, "recall": {"count": true, "of": 10}}
-    return Measurement(variant, [told] * 3, 1.0, tokens, 0.0)
+    score = {"true": true, "wrong": wrong, "words": 9}
+    score |= {"precision": {"count": true, "of": true + wrong}, "recall": {"count": true, "of": 10}}
+    return Measurement(variant, [score] * 3, 1.0, tokens, 0.0)
 
 
 def test_others_are_compared_at_no_more_tokens_than_ours():
@@ -54,21 +54,21 @@ def test_others_are_compared_at_no_more_tokens_than_ours():
 
 
 async def test_replies_are_kept_and_a_pictures_tokens_are_counted_once(tmp_path: Path):
-    asked: list[str] = []
+    prompts: list[str] = []
 
     class Counted(Scripted):
         async def generate(self, request: Generate) -> Generated:
-            asked.append(request.prompt.text)
+            prompts.append(request.prompt.text)
             return Generated("yes", "stop", usage=Usage(prompt_tokens=90, generated_tokens=1))
 
         async def choose(self, request: Choose) -> Chosen:
-            asked.append(request.prompt.text)
+            prompts.append(request.prompt.text)
             return Chosen((0.9, 0.1), usage=Usage(prompt_tokens=90))
 
     engine = CachedEngine(Counted(lambda _: ""), tmp_path)
     picture = Image.of(render(sample(3)))
     replies = [await engine.generate(Generate(Prompt(text, picture))) for text in ("a", "b", "b")]
-    assert asked == ["a", "b"]
+    assert prompts == ["a", "b"]
     first, *later = (reply.usage.cached_tokens for reply in replies)
     assert first == 0
     assert later[0] == later[1] > 36  # the image's tokens and the system prompt's
@@ -76,7 +76,7 @@ async def test_replies_are_kept_and_a_pictures_tokens_are_counted_once(tmp_path:
     engine.reset()
     again = await engine.generate(Generate(Prompt("a", picture)))
     assert again == replies[0]
-    assert asked == ["a", "b", "a"]
+    assert prompts == ["a", "b", "a"]
     await engine.close()
 
 
@@ -95,7 +95,7 @@ def test_one_command_makes_tables_and_plot(tmp_path: Path, monkeypatch: pytest.M
         if line.startswith("| dense |")
     }
     assert list(requests) == [str(budget) for budget in BUDGETS]
-    assert all(asked <= int(budget) for budget, asked in requests.items())
+    assert all(count <= int(budget) for budget, count in requests.items())
     assert requests[str(BUDGETS[0])] < requests[str(BUDGETS[-1])]
 
 

@@ -89,8 +89,8 @@ def test_atoms_of_a_claim_tell_its_facts_and_no_others(seed: int):
     truth = sample(seed).truth()
     for thing in truth["things"]:
         claim = claim_of(thing, "size", "colour", "parts", "facing", "place", "beside")
-        told = [fact for text in atoms(claim) for each in read(text) for fact in facts(each, truth)]
-        assert set(told) == set(facts(claim, truth))
+        atomic = [fact for text in atoms(claim) for each in read(text) for fact in facts(each, truth)]
+        assert set(atomic) == set(facts(claim, truth))
 
 
 def test_pronouns_mean_the_thing_before():

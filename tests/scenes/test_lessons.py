@@ -27,7 +27,7 @@ def prompts():
     return training_prompts()
 
 
-def told(text: str, truth) -> dict:
+def score(text: str, truth) -> dict:
     return scenes({"it": text}, truth)["it"]
 
 
@@ -36,7 +36,7 @@ def test_careless_captions_err_towards_what_is_usual():
     for seed in range(500):
         truth = sample(seed).truth()
         text = careless_caption(truth, rng)
-        measured.append(told(text, truth))
+        measured.append(score(text, truth))
         there = {thing["kind"] for thing in truth["things"]}
         extra = {claim.kind for claim in read(text) if claim.kind} - there
         invented += len(extra)
@@ -54,9 +54,9 @@ def test_answers_are_true_and_checks_right(seed, prompts):
     for lesson in lessons.check(truth, prompts, rng, LATE):
         ((text, true),) = lesson.judged
         assert lesson.reply == ("yes" if true else "no")
-        assert (told(text, truth)["wrong"] == 0) == true
+        assert (score(text, truth)["wrong"] == 0) == true
     for draw in (lessons.looks, lessons.place):
-        measured = told(draw(truth, prompts, rng).reply, truth)
+        measured = score(draw(truth, prompts, rng).reply, truth)
         assert measured["true"] > 0
         assert measured["wrong"] == measured["unread"]["count"] == 0
 
@@ -70,7 +70,7 @@ def test_verdicts_and_choices_name_what_is_true(seed, prompts):
     assert [f"{n}. {text}" in lesson.prompt for n, (text, _) in enumerate(lesson.judged, 1)]
     lesson = lessons.choice(truth, prompts, rng)
     options = dict(line.split(". ", 1) for line in lesson.prompt.split("\n")[1:-1])
-    right = [letter for letter, text in options.items() if text != NONE and not told(text, truth)["wrong"]]
+    right = [letter for letter, text in options.items() if text != NONE and not score(text, truth)["wrong"]]
     assert (right or [max(options)]) == [lesson.reply]
     assert options[max(options)] == NONE
 
@@ -86,7 +86,7 @@ def test_what_else_there_is_completes_what_is_known(seed, prompts):
         assert named == there
     else:
         assert {claim.kind for claim in read(lesson.reply)} == there - named
-        assert told(lesson.reply, truth)["wrong"] == 0
+        assert score(lesson.reply, truth)["wrong"] == 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -120,12 +120,12 @@ def test_each_thing_is_listed_once(seed, prompts):
 def test_a_sentence_is_taken_apart_into_single_facts(seed, prompts):
     truth = sample(seed).truth()
     lesson = texts.decomposing(truth, prompts, random.Random(seed))
-    asked = read(lesson.prompt.removeprefix("Take apart: "))
+    original = read(lesson.prompt.removeprefix("Take apart: "))
     apart = sentences(lesson.reply)
     for (claim,) in apart:
         fields = ("size", "colour", "parts", "facing", "place", "beside", "ground")
         assert sum(bool(getattr(claim, name)) for name in fields) <= 1
-    one = [set(facts(claim, truth)) for claim in asked]
+    one = [set(facts(claim, truth)) for claim in original]
     assert set().union(*one) == {fact for claims in apart for claim in claims for fact in facts(claim, truth)}
 
 

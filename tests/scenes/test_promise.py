@@ -69,9 +69,9 @@ def test_the_page_and_the_plot(tmp_path: Path):
 
 
 def test_the_promises_in_the_docs_were_kept():
-    told = RESULTS.read_text(encoding="utf-8")
-    assert "python -m scalecap.scenes.experiments.promise DIR --count 1000" in told
-    table = [line.split("|") for line in told.splitlines() if line.startswith("| ") and line.count("|") == 10]
+    text = RESULTS.read_text(encoding="utf-8")
+    assert "python -m scalecap.scenes.experiments.promise DIR --count 1000" in text
+    table = [line.split("|") for line in text.splitlines() if line.startswith("| ") and line.count("|") == 10]
     rows = [[cell.strip() for cell in cells[1:-1]] for cells in table if cells[2].strip()[:1].isdigit()]
     assert {row[0] for row in rows} == set(CHECKS.values())
     assert len(rows) == len(CHECKS) * len(LABELS) * len(DEFAULT_PROMISES)
