@@ -40,7 +40,7 @@ async def test_the_score_is_the_models_own(weights):
         assert list(found) == ["a", "b"]
 
 
-async def test_captions_beyond_the_context_are_told(weights):
+async def test_captions_beyond_the_context_are_reported_as_cut(weights):
     captions = {"a": "a cat " * 20, "b": "cat"}
     found = await Clipscore(weights=weights)(None, captions=captions, image=picture(0))
     assert (found["a"]["cut"], found["b"]["cut"]) == (1, 0)
@@ -54,7 +54,7 @@ async def test_no_model_is_an_error_with_its_name_for_every_row(tmp_path):
             await stage(None, captions={"a": "b"}, image=picture(0))
 
 
-async def test_no_room_on_the_gpu_is_said_with_the_fix(weights, monkeypatch):
+async def test_no_room_on_the_gpu_is_an_error_with_the_fix(weights, monkeypatch):
     def full(_):
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 

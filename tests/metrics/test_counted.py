@@ -79,7 +79,7 @@ async def test_chair_by_hand(recording_client, caption, mentions, invented, foun
     assert measured["recall"] == {"count": found, "of": 2}  # a lamp can't be found
 
 
-async def test_chair_knows_cocos_objects_and_ones_own(recording_client, tmp_path):
+async def test_chair_knows_cocos_objects_and_a_list_of_ones_own(recording_client, tmp_path):
     lines = COCO.read_text().splitlines()
     assert len(lines) == 80
     names = [line.split(",")[0] for line in lines]
@@ -121,8 +121,8 @@ def test_facts_are_counted_once_each(caption: str, true: int, wrong: int, unread
 
 
 def test_scenes_by_hand():
-    told = "There is a small dog. There is a cat on the right. It is on snow. Lorem ipsum."
-    measured = scenes({"a": told}, TRUTH, {"b": ["The scene is on grass."]})
+    caption = "There is a small dog. There is a cat on the right. It is on snow. Lorem ipsum."
+    measured = scenes({"a": caption}, TRUTH, {"b": ["The scene is on grass."]})
     a = measured["a"]
     # dog, small; wrong: cat, right, snow
     assert (a["true"], a["wrong"]) == (2, 3)
@@ -153,7 +153,7 @@ PARAPHRASES = [
 
 
 @pytest.mark.parametrize("text", PARAPHRASES)
-def test_paraphrases_tell_the_same_facts(text):
+def test_paraphrases_state_the_same_facts(text):
     measured = scenes({"a": text}, TRUTH)["a"]
     assert (measured["true"], measured["wrong"], measured["unread"]["count"]) == (3, 0, 0)
 
@@ -166,14 +166,14 @@ def test_hostile_captions_are_counted_not_raised(text):
 
 
 @pytest.mark.parametrize("index", range(20))
-def test_all_that_can_be_told_is_true_and_labelled_statements_are_right(index):
+def test_every_fact_is_true_and_labelled_statements_are_right(index):
     truth = json.loads(json.dumps(sample(unseen_seed(5, index)).truth()))
     assert all(fact.true for fact in everything(truth))
-    told = scene_statements(truth, pairs=3)
-    assert [each["label"] for each in told] == [True, False] * 3
-    for each in told:
-        told_apart = sentences(each["text"])
-        assert all(told_apart)
-        assert all(holds(claim, truth) for claims in told_apart for claim in claims) is each["label"]
-    assert told == scene_statements(truth, pairs=3)
-    assert told != scene_statements(truth, pairs=3, seed=1)
+    statements = scene_statements(truth, pairs=3)
+    assert [each["label"] for each in statements] == [True, False] * 3
+    for each in statements:
+        claims_by_sentence = sentences(each["text"])
+        assert all(claims_by_sentence)
+        assert all(holds(claim, truth) for claims in claims_by_sentence for claim in claims) is each["label"]
+    assert statements == scene_statements(truth, pairs=3)
+    assert statements != scene_statements(truth, pairs=3, seed=1)

@@ -23,7 +23,7 @@ QUESTIONS = [
 
 
 def reader(request):
-    """Knows what the words of the caption tell, and no more."""
+    """Answers from the words of the caption alone."""
     caption, question = request.prompt.text.split(" | ")
     word = question.split()[-1].rstrip("?")
     if word in caption:
@@ -32,9 +32,9 @@ def reader(request):
 
 
 async def test_capsbench_counts_answers_by_category_for_each_caption(recording_client):
-    asked = recording_client(reader)
+    recorder = recording_client(reader)
     captions = {"long": "a brown dog", "short": ["a", "dog"], "none": None}
-    measured, answers = await Capsbench(prompt=ABOUT)(asked.client, captions=captions, questions=QUESTIONS)
+    measured, answers = await Capsbench(prompt=ABOUT)(recorder.client, captions=captions, questions=QUESTIONS)
     assert measured == {
         "long": {
             "accuracy": {"count": 2, "of": 3},
@@ -52,8 +52,8 @@ async def test_capsbench_counts_answers_by_category_for_each_caption(recording_c
     first = {"caption": "long", "question": "Is there a dog?", "told": "yes", "p": 1.0, "right": True}
     assert answers[0] == first | {"mass": 1.0}
     assert len(answers) == 6
-    assert all(isinstance(r, Choose) and r.prompt.image is None for r in asked.requests)
-    assert asked.requests[0].options == ("yes", "no", "n/a")
+    assert all(isinstance(r, Choose) and r.prompt.image is None for r in recorder.requests)
+    assert recorder.requests[0].options == ("yes", "no", "n/a")
 
 
 async def test_a_judge_that_names_no_option_has_answered_nothing(recording_client):
@@ -81,10 +81,12 @@ async def test_a_judge_that_names_no_option_has_answered_nothing(recording_clien
 
 
 async def test_captions_are_cut_to_equal_length(recording_client):
-    asked = recording_client(lambda request: "n/a")
+    recorder = recording_client(lambda request: "n/a")
     captions = {"a": "one two three four"}
-    measured, _ = await Capsbench(prompt=ABOUT, words=2)(asked.client, captions=captions, questions=QUESTIONS)
-    assert asked.texts[0] == "one two | Is there a dog?"
+    measured, _ = await Capsbench(prompt=ABOUT, words=2)(
+        recorder.client, captions=captions, questions=QUESTIONS
+    )
+    assert recorder.texts[0] == "one two | Is there a dog?"
     assert measured["a"]["words"] == 2
 
 
@@ -98,7 +100,7 @@ async def test_captions_are_cut_to_equal_length(recording_client):
         (["text"], "record 0 lacks question, answer, category"),
     ],
 )
-async def test_questions_of_another_shape_are_told(recording_client, value, message):
+async def test_malformed_questions_are_refused(recording_client, value, message):
     with pytest.raises(ValueError, match=message):
         await Capsbench(prompt=ABOUT)(recording_client(reader).client, captions={"a": "b"}, questions=value)
 
@@ -134,22 +136,22 @@ CHOICES = [
     ("option", "score", "right"), [("white", 1.0, 1), ("black", 0.0, 0), (CANNOT, 1 / 3 + 0.05, 0)]
 )
 async def test_captionqa_scores_as_its_authors_do(recording_client, option, score, right):
-    asked = recording_client(taking(option))
+    recorder = recording_client(taking(option))
     measured, answers = await Captionqa(prompt=PICK)(
-        asked.client, captions={"a": "a white cat"}, questions=CHOICES
+        recorder.client, captions={"a": "a white cat"}, questions=CHOICES
     )
     assert measured["a"]["score"] == {"count": pytest.approx(score), "of": 1}
     assert measured["a"]["accuracy"] == {"count": right, "of": 1}
     assert measured["a"]["unanswered"] == {"count": int(option == CANNOT), "of": 1}
     assert measured["a"]["category"] == {"Attribute": {"count": right, "of": 1}}
     assert answers[0]["told"] == option
-    assert asked.requests[0].options == tuple("ABCD")
+    assert recorder.requests[0].options == tuple("ABCD")
 
 
-async def test_captionqa_asks_every_caption_in_the_same_order(recording_client):
-    asked = recording_client(taking("tan"))
-    await Captionqa(prompt=PICK)(asked.client, captions={"a": "x", "b": "y"}, questions=CHOICES)
-    lists = [text.split("\n", 1)[1] for text in asked.texts]
+async def test_captionqa_lists_the_options_in_the_same_order_for_every_caption(recording_client):
+    recorder = recording_client(taking("tan"))
+    await Captionqa(prompt=PICK)(recorder.client, captions={"a": "x", "b": "y"}, questions=CHOICES)
+    lists = [text.split("\n", 1)[1] for text in recorder.texts]
     assert lists[0] == lists[1]
 
 
@@ -198,14 +200,14 @@ async def test_more_options_than_letters_are_refused(recording_client):
 
 
 async def test_qa_in_words(recording_client):
-    asked = recording_client(lambda request: "I think so.\nThe answer is: the Red Car.")
+    recorder = recording_client(lambda request: "I think so.\nThe answer is: the Red Car.")
     measured, answers = await Qa(prompt=PICK)(
-        asked.client, captions={"a": "b"}, question="Which?", answer=["a red car", "car"]
+        recorder.client, captions={"a": "b"}, question="Which?", answer=["a red car", "car"]
     )
     assert measured["a"]["accuracy"] == 1
     assert answers[0]["told"] == "the Red Car"
-    assert isinstance(asked.requests[0], Generate)
-    assert asked.requests[0].sampling.temperature == 0
+    assert isinstance(recorder.requests[0], Generate)
+    assert recorder.requests[0].sampling.temperature == 0
 
 
 @pytest.mark.parametrize(
@@ -249,25 +251,25 @@ def test_true_and_false_are_yes_and_no():
 
 
 @pytest.mark.parametrize("answer", ["green", "C", 2, -1, "", None, 1.0, ["red"]])
-def test_an_answer_that_is_no_option(answer):
+def test_an_answer_that_is_not_an_option(answer):
     with pytest.raises(ValueError, match="invalid answer"):
         index_of(answer, ["red", "blue"])
 
 
 async def test_claims_keep_their_numbers_and_lists_of_texts_their_items(recording_client, image):
     claims = "1. A dog runs.\n- 3 cats sleep.\n3.5 m tall"
-    asked = recording_client(lambda request: 0.9 if "True?" in request.prompt.text else claims)
+    recorder = recording_client(lambda request: 0.9 if "True?" in request.prompt.text else claims)
     stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"), words=99)
-    _, answers = await stage(asked.client, captions={"a": ["A sign", "A cat"]}, image=image)
-    assert asked.texts[:2] == ["Split: A sign", "Split: A cat"]
+    _, answers = await stage(recorder.client, captions={"a": ["A sign", "A cat"]}, image=image)
+    assert recorder.texts[:2] == ["Split: A sign", "Split: A cat"]
     assert [each["text"] for each in answers] == ["A dog runs.", "3 cats sleep.", "3.5 m tall"]
 
 
 async def test_grounding_counts_sentences(recording_client, image):
-    asked = recording_client(lambda request: 0.2 if "cat" in request.prompt.text else 0.8)
+    recorder = recording_client(lambda request: 0.2 if "cat" in request.prompt.text else 0.8)
     stage = Grounding(prompt=Template("True? {{ text }}"))
     measured, answers = await stage(
-        asked.client, captions={"a": "A dog. A cat.", "b": ["A dog."], "c": ""}, image=image
+        recorder.client, captions={"a": "A dog. A cat.", "b": ["A dog."], "c": ""}, image=image
     )
     assert measured["a"] == {
         "supported": {"count": 1, "of": 2},
@@ -279,32 +281,32 @@ async def test_grounding_counts_sentences(recording_client, image):
     assert measured["b"]["supported"] == {"count": 1, "of": 1}
     assert measured["c"]["supported"] == {"count": 0, "of": 0}
     assert answers[1] == {"caption": "a", "text": "A cat.", "p_yes": 0.2, "mass": 1.0}
-    assert all(request.prompt.image is image for request in asked.requests)
+    assert all(request.prompt.image is image for request in recorder.requests)
 
 
 async def test_a_sentence_without_an_answer_is_not_supported(recording_client, image):
-    asked = recording_client(
+    recorder = recording_client(
         lambda request: Chosen((0.9, 0.1), 0.01 if "cat" in request.prompt.text else 0.9), 0.1
     )
     measured, answers = await Grounding(prompt=Template("True? {{ text }}"))(
-        asked.client, captions={"a": "A dog. A cat."}, image=image
+        recorder.client, captions={"a": "A dog. A cat."}, image=image
     )
     assert measured["a"]["supported"] == {"count": 1, "of": 2}
     assert measured["a"]["p_yes"] == {"count": 0.9, "of": 1}
     assert measured["a"]["unanswered"] == {"count": 1, "of": 2}
     assert [(each["p_yes"], each["mass"]) for each in answers] == [(0.9, 0.9), (None, 0.01)]
-    assert asked.flags == ["unanswered"]
+    assert recorder.flags == ["unanswered"]
 
 
-async def test_claims_are_asked_in_place_of_sentences(recording_client, image):
+async def test_claims_are_checked_in_place_of_sentences(recording_client, image):
     def script(request):
         if isinstance(request, Generate):
             return "- There is a dog.\n2. The dog is red.\n" if "dog" in request.prompt.text else " \n"
         return 0.1 if "red" in request.prompt.text else 0.9
 
-    asked = recording_client(script)
+    recorder = recording_client(script)
     stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"))
-    measured, answers = await stage(asked.client, captions={"a": "A red dog. Snow."}, image=image)
+    measured, answers = await stage(recorder.client, captions={"a": "A red dog. Snow."}, image=image)
     assert [each["text"] for each in answers] == ["There is a dog.", "The dog is red.", "Snow."]
     assert measured["a"]["supported"] == {"count": 2, "of": 3}
-    assert [r.prompt.image for r in asked.requests if isinstance(r, Generate)] == [None, None]
+    assert [r.prompt.image for r in recorder.requests if isinstance(r, Generate)] == [None, None]

@@ -7,12 +7,14 @@ pytest.importorskip("pycocoevalcap", reason='needs pip install "scalecap[metrics
 
 
 async def test_an_equal_caption_scores_full():
-    measured, told, given = await reference({"a": "A brown dog runs."}, ["a brown dog runs", "a cat"])
+    measured, captions, references = await reference(
+        {"a": "A brown dog runs."}, ["a brown dog runs", "a cat"]
+    )
     assert measured["a"]["bleu"] == pytest.approx(100)
     assert measured["a"]["rouge_l"] == 1
     assert measured["a"]["meteor"] > 0.99
-    assert told == [{"caption": "a", "text": "A brown dog runs."}]
-    assert given == ["a brown dog runs", "a cat"]
+    assert captions == [{"caption": "a", "text": "A brown dog runs."}]
+    assert references == ["a brown dog runs", "a cat"]
 
 
 async def test_nothing_in_common_scores_nothing():

@@ -12,11 +12,11 @@ PROMPT = Template("{{ text }}")
 
 async def test_statements_are_judged_by_their_labels(recording_client, image):
     p = {"a": 0.9, "b": 0.4, "c": 0.6, "d": 0.1}
-    asked = recording_client(lambda request: p[request.prompt.text])
+    recorder = recording_client(lambda request: p[request.prompt.text])
     statements = [
         {"text": t, "label": label} for t, label in zip("abcd", ["yes", 1, False, "No"], strict=True)
     ]
-    measured, answers = await Verifier(prompt=PROMPT)(asked.client, image=image, statements=statements)
+    measured, answers = await Verifier(prompt=PROMPT)(recorder.client, image=image, statements=statements)
     assert measured == {
         "accuracy": {"count": 2, "of": 4},
         "true_accepted": {"count": 1, "of": 2},
@@ -29,11 +29,11 @@ async def test_statements_are_judged_by_their_labels(recording_client, image):
 
 async def test_a_statement_without_an_answer_is_wrong_and_has_no_probability(recording_client, image):
     masses = {"a": 0.9, "b": 0.01, "c": 0.9, "d": 0.01}
-    asked = recording_client(
+    recorder = recording_client(
         lambda r: Chosen((0.8, 0.2) if r.prompt.text < "c" else (0.2, 0.8), masses[r.prompt.text]), 0.1
     )
     statements = [{"text": t, "label": label} for t, label in zip("abcd", [1, 1, 0, 0], strict=True)]
-    measured, answers = await Verifier(prompt=PROMPT)(asked.client, image=image, statements=statements)
+    measured, answers = await Verifier(prompt=PROMPT)(recorder.client, image=image, statements=statements)
     assert measured["accuracy"] == {"count": 2, "of": 4}
     assert measured["unanswered"] == {"count": 2, "of": 4}
     assert [each["p_yes"] for each in answers] == [0.8, None, 0.2, None]
@@ -44,14 +44,14 @@ async def test_a_statement_without_an_answer_is_wrong_and_has_no_probability(rec
 
 
 async def test_one_question_a_row(recording_client, image):
-    asked = recording_client(lambda request: 0.7)
+    recorder = recording_client(lambda request: 0.7)
     measured, _ = await Verifier(prompt=PROMPT, threshold=0.8)(
-        asked.client, image=image, text="?", label="no"
+        recorder.client, image=image, text="?", label="no"
     )
     assert measured["false_refused"] == {"count": 1, "of": 1}
     assert measured["true_accepted"] == {"count": 0, "of": 0}
     with pytest.raises(ValueError, match=r"expected a label true or false.*'maybe'"):
-        await Verifier(prompt=PROMPT)(asked.client, image=image, text="?", label="maybe")
+        await Verifier(prompt=PROMPT)(recorder.client, image=image, text="?", label="maybe")
 
 
 def test_columns_are_checked_before_any_model():
@@ -69,16 +69,16 @@ async def test_statements_of_label_files(recording_client, image, tmp_path):
     file = tmp_path / "labels.jsonl"
     lines = [("0", "a", "yes"), ("0", "b", "no", "details"), ("0", "c", "unsure"), ("1", "d", "no")]
     file.write_text("".join(line(*each) for each in lines))
-    asked = recording_client(lambda request: 0.9)
+    recorder = recording_client(lambda request: 0.9)
     verifier = Verifier(prompt=PROMPT, labels=[str(file)])
     assert verifier.check(["image", "row_id"]) is None
-    _, answers = await verifier(asked.client, image=image, row_id="0")
+    _, answers = await verifier(recorder.client, image=image, row_id="0")
     assert [(each["text"], each["label"]) for each in answers] == [("a", True), ("b", False)]
-    measured, answers = await verifier(asked.client, image=image, row_id="a row that nobody labelled")
+    measured, answers = await verifier(recorder.client, image=image, row_id="a row that nobody labelled")
     assert answers == []
     assert measured["accuracy"] == {"count": 0, "of": 0}
     _, answers = await Verifier(prompt=PROMPT, labels=[str(file)], step="golden")(
-        asked.client, image=image, row_id="0"
+        recorder.client, image=image, row_id="0"
     )
     assert [each["text"] for each in answers] == ["a"]
 
@@ -109,11 +109,11 @@ def test_numbers_over_all_rows_by_hand():
     assert found["balanced_accuracy"].mean == pytest.approx((2 / 3 + 1) / 2)
     assert 0.35 < found["best_threshold"].mean <= 0.8
     assert found["auc"].low <= found["auc"].mean <= found["auc"].high
-    # bins: .9 (1), .8 (1), .3 (.65 said, 1 true), .2, .1 of false ones
+    # bins: .9 (1), .8 (1), .3 (.65 predicted, 1 true), .2, .1 of false ones
     assert found["calibration_error"].mean == pytest.approx((0.1 + 0.2 + 0.35 + 0.2 + 0.1) / 6)
 
 
-def test_ties_count_half_and_one_label_alone_tells_nothing():
+def test_ties_count_half_and_with_one_label_there_is_no_auc():
     assert quality(rows([0.5, 0.5], [1, 0]))["auc"].mean == 0.5
     assert quality(rows([0.5, 0.9], [1, 1])) == {}
     assert quality([({}, [])]) == {}

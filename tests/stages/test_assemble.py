@@ -12,9 +12,9 @@ def block(*texts):
 
 
 async def test_details_follow_their_sentence_and_repeats_are_left_out(recording_client):
-    asked = recording_client(lambda _: "x")
+    recorder = recording_client(lambda _: "x")
     caption = await Assemble()(
-        asked.client,
+        recorder.client,
         sentences=["The picture shows two crabs at the top.", "There is a cake."],
         blocks=[block("The crabs are orange. The two crabs are at the top."), block("A cake is there.")],
         details=["The sky is dark.", "There is a cake."],
@@ -22,14 +22,14 @@ async def test_details_follow_their_sentence_and_repeats_are_left_out(recording_
     assert caption == (
         "The picture shows two crabs at the top. The crabs are orange. There is a cake. The sky is dark."
     )
-    assert (asked.requests, asked.flags) == ([], [])
+    assert (recorder.requests, recorder.flags) == ([], [])
 
 
 async def test_nothing_falls_back(recording_client):
-    asked = recording_client(lambda _: "x")
-    assert await Assemble()(asked.client, sentences=[], initial="First.") == "First."
-    assert await Assemble()(asked.client, sentences=[" "]) == ""
-    assert asked.flags == ["fallback", "fallback"]
+    recorder = recording_client(lambda _: "x")
+    assert await Assemble()(recorder.client, sentences=[], initial="First.") == "First."
+    assert await Assemble()(recorder.client, sentences=[" "]) == ""
+    assert recorder.flags == ["fallback", "fallback"]
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_what_counts_as_a_repeat(texts, left):
 
 @given(st.lists(st.text(max_size=30), max_size=6))
 def test_the_first_of_each_stays_and_nothing_is_made_up(texts):
-    told = list(distinct(texts))
-    assert all(any(sentence in text for text in texts) for sentence in told)
-    assert list(distinct(told)) == told
-    assert bool(told) == any(text.strip() for text in texts)
+    kept = list(distinct(texts))
+    assert all(any(sentence in text for text in texts) for sentence in kept)
+    assert list(distinct(kept)) == kept
+    assert bool(kept) == any(text.strip() for text in texts)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told", "flags"),
+    ("settings", "caption", "flags"),
     [
         ({}, "A dog. A cat sits. A cow.", []),
         ({"max_words": 5}, "A dog. A cat sits.", ["shortened"]),
@@ -70,12 +70,12 @@ def test_the_first_of_each_stays_and_nothing_is_made_up(texts):
 )
 @pytest.mark.parametrize("fallback", [False, True])
 async def test_whole_sentences_are_left_out(
-    recording_client: Any, settings: dict[str, int], told: str, flags: list[str], fallback: bool
+    recording_client: Any, settings: dict[str, int], caption: str, flags: list[str], fallback: bool
 ):
-    client, texts = recording_client(lambda request: 1 / 0), ["A dog.", "A cat sits.", "A cow."]
-    found = await Assemble(**settings)(client.client, sentences=[] if fallback else texts, initial=texts)
-    assert found == told
-    assert client.flags == ["fallback"] * fallback + flags
+    recorder, texts = recording_client(lambda request: 1 / 0), ["A dog.", "A cat sits.", "A cow."]
+    found = await Assemble(**settings)(recorder.client, sentences=[] if fallback else texts, initial=texts)
+    assert found == caption
+    assert recorder.flags == ["fallback"] * fallback + flags
 
 
 def test_bounds_below_one_are_refused():

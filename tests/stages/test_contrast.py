@@ -13,7 +13,7 @@ PROMPT = Template("Describe the picture.")
 
 
 def by_word(likelier: dict[str, float], logits: bool = False):
-    """A script that, with the picture, finds some words likelier by so much."""
+    """A script that makes some words likelier with the picture, each by its value."""
 
     def answer(request):
         assert isinstance(request, Score)
@@ -28,22 +28,22 @@ def by_word(likelier: dict[str, float], logits: bool = False):
 
 
 async def rate(recording_client, image, script, texts, **settings):
-    asked = recording_client(script)
+    recorder = recording_client(script)
     questions = settings.pop("questions", None)
     prompt = None if questions else PROMPT
     kept, scores = await Contrast(prompt=prompt, **settings)(
-        asked.client, texts=texts, image=image, questions=questions
+        recorder.client, texts=texts, image=image, questions=questions
     )
-    return asked, kept, scores
+    return recorder, kept, scores
 
 
-async def test_a_caption_is_rated_whole_and_told_by_sentence(recording_client, image):
+async def test_a_caption_is_rated_whole_and_reported_by_sentence(recording_client, image):
     caption = "A dog runs, it is near a cat. A tree stands there."
     likelier = {"dog": 2.0, "cat": -0.5, "near": -1.0, "it": 9.0, "tree": -3.0, "stands": -0.25}
-    asked, kept, scores = await rate(recording_client, image, by_word(likelier), caption)
-    assert [r.prompt.image for r in asked.requests] == [image, None]
-    assert {r.text for r in asked.requests} == {caption}
-    assert {r.prompt.text for r in asked.requests} == {"Describe the picture."}
+    recorder, kept, scores = await rate(recording_client, image, by_word(likelier), caption)
+    assert [r.prompt.image for r in recorder.requests] == [image, None]
+    assert {r.text for r in recorder.requests} == {caption}
+    assert {r.prompt.text for r in recorder.requests} == {"Describe the picture."}
     assert kept == ["A dog runs."]
     assert scores[0]["text"] == "A dog runs, it is near a cat."
     assert scores[0]["clauses"] == [
@@ -58,10 +58,10 @@ async def test_a_caption_is_rated_whole_and_told_by_sentence(recording_client, i
 async def test_answers_are_rated_each_under_its_question(recording_client, image):
     script = by_word({"brown": 1.0, "left": -1.0})
     texts, questions = ["It is brown.", "It is left. Dr. Who is brown."], ["How?", "Where?"]
-    asked, kept, scores = await rate(recording_client, image, script, texts, questions=questions)
+    recorder, kept, scores = await rate(recording_client, image, script, texts, questions=questions)
     assert kept == ["It is brown.", "Dr. Who is brown."]
     assert [score["text"] for score in scores] == texts
-    assert [r.prompt.text for r in asked.requests] == ["How?", "How?", "Where?", "Where?"]
+    assert [r.prompt.text for r in recorder.requests] == ["How?", "How?", "Where?", "Where?"]
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,19 @@ async def test_a_sentence_with_nothing_to_rate_is_dropped_and_a_clause_goes_with
     assert scores[1]["clauses"][0] == {"text": " With it,", "gap": None, "kept": True}
 
 
-async def test_no_threshold_keeps_everything_and_asks_nothing(recording_client, image):
-    asked, kept, scores = await rate(
+async def test_no_threshold_keeps_everything_and_makes_no_request(recording_client, image):
+    recorder, kept, scores = await rate(
         recording_client, image, by_word({}), "A dog, a cat. A tree", threshold=None
     )
     assert kept == ["A dog, a cat.", "A tree"]
-    assert asked.requests == []
+    assert recorder.requests == []
     assert scores[0]["tokens"] == []
 
 
 @pytest.mark.parametrize("text", ["", " \n", []])
-async def test_no_text_asks_nothing(recording_client, image, text):
-    asked, kept, scores = await rate(recording_client, image, by_word({}), text)
-    assert (kept, asked.requests) == ([], [])
+async def test_no_text_makes_no_request(recording_client, image, text):
+    recorder, kept, scores = await rate(recording_client, image, by_word({}), text)
+    assert (kept, recorder.requests) == ([], [])
     assert all(not score["kept"] for score in scores)
 
 
@@ -118,7 +118,7 @@ async def test_raw_logits_are_taken_where_there_are_any(recording_client, image)
         await rate(recording_client, image, by_word({}), "A dog.", values="logits")
 
 
-def test_an_engine_may_tell_logits_alone():
+def test_an_engine_may_return_logits_only():
     alone = Scored((Token(0, 2, float("nan"), 3.0),))
     assert find_gaps(alone, alone, "auto") == [(0, 2, 0.0)]
     with pytest.raises(ValueError, match="values: logits"):
@@ -136,7 +136,7 @@ async def test_as_many_questions_as_texts(recording_client, image):
         await rate(recording_client, image, by_word({}), ["a", "b"], questions=["a?"])
 
 
-def test_it_is_told_what_the_texts_reply_to():
+def test_the_check_requires_a_prompt_or_questions():
     assert "write `prompt:" in (Contrast().check(["texts"]) or "")
     assert "expected either" in (Contrast(prompt=PROMPT).check(["texts", "questions"]) or "")
     assert Contrast(prompt=PROMPT).check(["texts"]) is None

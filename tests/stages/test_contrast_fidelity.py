@@ -34,7 +34,7 @@ CONTENT = [
 ]
 
 
-def reference(model: Any, tokenizer: Any, eyes: Any, image: Any, caption: str) -> list[float]:
+def reference(model: Any, tokenizer: Any, image_processor: Any, image: Any, caption: str) -> list[float]:
     """Raw logit of each of the caption's tokens as the reply, in one forward pass of one row."""
     import torch
 
@@ -43,19 +43,22 @@ def reference(model: Any, tokenizer: Any, eyes: Any, image: Any, caption: str) -
     inputs: dict[str, Any] = {}
     seen = ""
     if image is not None:
-        looked = eyes(images=image, return_tensors="pt")
-        inputs = {"pixel_values": looked["pixel_values"].double(), "image_grid_thw": looked["image_grid_thw"]}
-        pads = int(looked["image_grid_thw"].prod()) // eyes.merge_size**2
+        encoded = image_processor(images=image, return_tensors="pt")
+        inputs = {
+            "pixel_values": encoded["pixel_values"].double(),
+            "image_grid_thw": encoded["image_grid_thw"],
+        }
+        pads = int(encoded["image_grid_thw"].prod()) // image_processor.merge_size**2
         seen = "<|vision_start|>" + "<|image_pad|>" * pads + "<|vision_end|>"
     prompt = f"{system}{begin}user\n{seen}{PROMPT}{end}\n{begin}assistant\n"
-    dispatcher = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    reply = tokenizer(caption, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([dispatcher + reply])
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    reply_ids = tokenizer(caption, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([prompt_ids + reply_ids])
     if image is not None:
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
     with torch.no_grad():
         logits = model(input_ids=ids, **inputs).logits[0]
-    return [float(logits[len(dispatcher) - 1 + place, token]) for place, token in enumerate(reply)]
+    return [float(logits[len(prompt_ids) - 1 + place, token]) for place, token in enumerate(reply_ids)]
 
 
 def clauses(caption: str) -> list[tuple[int, int]]:
@@ -72,7 +75,7 @@ async def test_gaps_and_clauses_are_those_of_two_plain_forward_passes() -> None:
     folder = embedded_model()
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    eyes = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     engine = await open_engine(ModelSettings(name="scenes"), EngineSettings(name="transformers"))
     client = Dispatcher({"vlm": engine}, None, Sampling(), 0, RunUsage(), 0.0).client(
         "step", lambda mark: None
@@ -82,12 +85,13 @@ async def test_gaps_and_clauses_are_those_of_two_plain_forward_passes() -> None:
             image = open_image(Path(SAMPLE / name))
             kept, scores = await Contrast(prompt=Template(PROMPT))(client, texts=caption, image=image)
             with_it, without = (
-                reference(model, tokenizer, eyes, pixels, caption) for pixels in (image.pixels, None)
+                reference(model, tokenizer, image_processor, pixels, caption)
+                for pixels in (image.pixels, None)
             )
             encoded = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
             plain: list[tuple[int, int, float]] = []
             for (start, end), a, b in zip(encoded["offset_mapping"], with_it, without, strict=True):
-                if plain and start < plain[-1][1]:  # bytes of one character are told together
+                if plain and start < plain[-1][1]:  # tokens that share a character are merged
                     first, last, gap = plain.pop()
                     plain.append((first, max(last, end), gap + a - b))
                 else:
@@ -103,9 +107,9 @@ async def test_gaps_and_clauses_are_those_of_two_plain_forward_passes() -> None:
                 inside = [(a, b) for a, b in rated if first <= a and b <= last]
                 gaps = [gap for s, e, gap in plain if any(min(e, b) > max(s, a) for a, b in inside)]
                 expected.append((caption[first:last], max(gaps, default=None)))
-            told = [clause for score in scores for clause in score["clauses"]]
-            assert [clause["text"] for clause in told] == [text for text, _ in expected]
-            for clause, (_, gap) in zip(told, expected, strict=True):
+            reported = [clause for score in scores for clause in score["clauses"]]
+            assert [clause["text"] for clause in reported] == [text for text, _ in expected]
+            for clause, (_, gap) in zip(reported, expected, strict=True):
                 assert clause["gap"] == (None if gap is None else pytest.approx(gap, abs=1e-3))
                 if gap is not None:
                     assert clause["kept"] == (gap > 0)

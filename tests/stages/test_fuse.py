@@ -7,9 +7,9 @@ from scalecap.text.templates import Template
 PROMPT = Template("{{ context }}|{{ object_info }}|{{ position_info }}")
 
 
-async def fuse(asked, context=(), objects=(), positions=(), *, initial="first", scores=None, **settings):
+async def fuse(recorder, context=(), objects=(), positions=(), *, initial="first", scores=None, **settings):
     return await Fuse(prompt=PROMPT, **settings)(
-        asked.client,
+        recorder.client,
         context=list(context),
         object_info=list(objects),
         position_info=list(positions),
@@ -30,33 +30,33 @@ def window(limit):
 
 
 async def test_all_lists_are_lines_of_a_prompt_without_a_picture(recording_client):
-    asked = recording_client(lambda _: "fused")
-    assert await fuse(asked, ["a", "b"], ["c", "d"], ["e"]) == "fused"
-    assert asked.texts == ["a\nb|c\nd|e"]
-    assert asked.requests[0].prompt.image is None
-    assert asked.flags == []
+    recorder = recording_client(lambda _: "fused")
+    assert await fuse(recorder, ["a", "b"], ["c", "d"], ["e"]) == "fused"
+    assert recorder.texts == ["a\nb|c\nd|e"]
+    assert recorder.requests[0].prompt.image is None
+    assert recorder.flags == []
 
 
 async def test_the_caption_is_not_announced(recording_client):
-    asked = recording_client(lambda _: "Sure! Here is the description:\n\nA brown dog runs.")
-    assert await fuse(asked, ["a"], ["b"], ["c"]) == "A brown dog runs."
+    recorder = recording_client(lambda _: "Sure! Here is the description:\n\nA brown dog runs.")
+    assert await fuse(recorder, ["a"], ["b"], ["c"]) == "A brown dog runs."
 
 
 async def test_a_cut_caption_ends_with_its_last_sentence(recording_client):
-    asked = recording_client(lambda _: Generated("A dog runs. It is brown. It i", "length"))
-    assert await fuse(asked, ["a"], ["b"], ["c"]) == "A dog runs. It is brown."
-    assert asked.flags == ["truncated"]
+    recorder = recording_client(lambda _: Generated("A dog runs. It is brown. It i", "length"))
+    assert await fuse(recorder, ["a"], ["b"], ["c"]) == "A dog runs. It is brown."
+    assert recorder.flags == ["truncated"]
 
 
 @pytest.mark.parametrize(
     ("settings", "initial", "caption"),
     [({}, "first", "first"), ({}, None, ""), ({"fallback": "empty"}, "first", "")],
 )
-async def test_no_sentence_asks_nothing_and_falls_back(recording_client, settings, initial, caption):
-    asked = recording_client(lambda _: "fused")
-    assert await fuse(asked, [], ["c"], ["e"], initial=initial, **settings) == caption
-    assert asked.requests == []
-    assert asked.flags == ["fallback"]
+async def test_no_sentence_makes_no_request_and_falls_back(recording_client, settings, initial, caption):
+    recorder = recording_client(lambda _: "fused")
+    assert await fuse(recorder, [], ["c"], ["e"], initial=initial, **settings) == caption
+    assert recorder.requests == []
+    assert recorder.flags == ["fallback"]
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ async def test_no_sentence_asks_nothing_and_falls_back(recording_client, setting
 async def test_details_are_dropped_from_the_end_of_the_longer_list(
     recording_client, objects, positions, prompt
 ):
-    asked = recording_client(window(22))
-    assert await fuse(asked, ["x"], objects, positions) == "fused"
-    assert asked.texts[-1] == prompt
-    assert asked.flags == ([] if len(asked.texts) == 1 else ["shortened"])
+    recorder = recording_client(window(22))
+    assert await fuse(recorder, ["x"], objects, positions) == "fused"
+    assert recorder.texts[-1] == prompt
+    assert recorder.flags == ([] if len(recorder.texts) == 1 else ["shortened"])
 
 
 async def test_a_wrong_estimate_still_drops_until_it_fits(recording_client):
@@ -83,12 +83,12 @@ async def test_a_wrong_estimate_still_drops_until_it_fits(recording_client):
             raise PromptTooLong(10, 1000)
         return "fused"
 
-    asked = recording_client(answer)
-    assert await fuse(asked, ["x"], ["a", "b"], ["c", "d"]) == "fused"
-    assert asked.texts == ["x|a\nb|c\nd", "x|a\nb|c", "x|a|c", "x|a|"]
+    recorder = recording_client(answer)
+    assert await fuse(recorder, ["x"], ["a", "b"], ["c", "d"]) == "fused"
+    assert recorder.texts == ["x|a\nb|c\nd", "x|a\nb|c", "x|a|c", "x|a|"]
 
 
-async def test_a_reply_that_the_context_cuts_is_asked_for_with_less(recording_client):
+async def test_a_reply_cut_by_the_context_is_requested_again_with_fewer_details(recording_client):
     def answer(request):
         tokens = len(request.prompt.text)
         room = 20 - tokens
@@ -96,51 +96,51 @@ async def test_a_reply_that_the_context_cuts_is_asked_for_with_less(recording_cl
             "fused" if room > 5 else "fu", "stop" if room > 5 else "context", Usage(tokens, 0, room)
         )
 
-    asked = recording_client(answer)
-    assert await fuse(asked, ["x"], ["aaaa", "bbbb"], ["cccc", "d"]) == "fused"
-    assert asked.texts == ["x|aaaa\nbbbb|cccc\nd", "x|aaaa|cccc"]
-    assert asked.flags == ["shortened"]
+    recorder = recording_client(answer)
+    assert await fuse(recorder, ["x"], ["aaaa", "bbbb"], ["cccc", "d"]) == "fused"
+    assert recorder.texts == ["x|aaaa\nbbbb|cccc\nd", "x|aaaa|cccc"]
+    assert recorder.flags == ["shortened"]
 
 
 async def test_nothing_left_to_drop_gives_the_sentences(recording_client):
-    asked = recording_client(window(3))
-    assert await fuse(asked, ["xxxx", "yy"], ["a"], ["b"]) == "xxxx yy"
-    assert asked.flags == ["shortened", "fallback"]
+    recorder = recording_client(window(3))
+    assert await fuse(recorder, ["xxxx", "yy"], ["a"], ["b"]) == "xxxx yy"
+    assert recorder.flags == ["shortened", "fallback"]
 
 
-async def test_without_details_there_is_nothing_to_ask(recording_client):
-    asked = recording_client(window(99))
-    assert await fuse(asked, ["A dog.", "A cat."]) == "A dog. A cat."
-    assert (asked.requests, asked.flags) == ([], [])
+async def test_without_details_no_request_is_made(recording_client):
+    recorder = recording_client(window(99))
+    assert await fuse(recorder, ["A dog.", "A cat."]) == "A dog. A cat."
+    assert (recorder.requests, recorder.flags) == ([], [])
 
 
 async def test_the_least_probable_details_go_first(recording_client):
-    asked = recording_client(window(22))
+    recorder = recording_client(window(22))
     scores = [
         *({"text": text, "p_yes": p_yes, "kept": True} for text, p_yes in (("aaaa", 0.9), ("bbbb", 0.6))),
         {"text": "dropped", "p_yes": 0.1, "kept": False},
         *({"text": text, "p_yes": p_yes, "kept": True} for text, p_yes in (("cccc", 0.7), ("dddd", 0.8))),
     ]
-    assert await fuse(asked, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores) == "fused"
-    assert asked.texts == ["x|aaaa\nbbbb|cccc\ndddd"]
-    asked = recording_client(window(16))
-    assert await fuse(asked, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores) == "fused"
-    assert asked.texts[1:] == ["x|aaaa|dddd"]
-    assert asked.flags == ["shortened"]
+    assert await fuse(recorder, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores) == "fused"
+    assert recorder.texts == ["x|aaaa\nbbbb|cccc\ndddd"]
+    recorder = recording_client(window(16))
+    assert await fuse(recorder, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores) == "fused"
+    assert recorder.texts[1:] == ["x|aaaa|dddd"]
+    assert recorder.flags == ["shortened"]
 
 
-async def test_one_unknown_probability_and_they_go_from_the_end(recording_client):
-    asked = recording_client(window(16))
+async def test_with_an_unknown_probability_details_are_dropped_from_the_end(recording_client):
+    recorder = recording_client(window(16))
     scores = [{"text": "aaaa", "p_yes": 0.1, "kept": True}, {"text": "bbbb", "p_yes": None, "kept": True}]
-    await fuse(asked, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores)
-    assert asked.texts[1:] == ["x|aaaa|cccc"]
+    await fuse(recorder, ["x"], ["aaaa", "bbbb"], ["cccc", "dddd"], scores=scores)
+    assert recorder.texts[1:] == ["x|aaaa|cccc"]
 
 
 async def test_the_same_details_twice_are_dropped_from_both(recording_client):
-    asked = recording_client(window(16))
+    recorder = recording_client(window(16))
     scores = [{"text": text, "p_yes": p, "kept": True} for text, p in (("aaaa", 0.2), ("bbbb", 0.9))]
-    await fuse(asked, ["x"], ["aaaa", "bbbb"], ["aaaa", "bbbb"], scores=scores)
-    assert asked.texts[1:] == ["x|bbbb|bbbb"]
+    await fuse(recorder, ["x"], ["aaaa", "bbbb"], ["aaaa", "bbbb"], scores=scores)
+    assert recorder.texts[1:] == ["x|bbbb|bbbb"]
 
 
 def test_check_names_the_column_that_the_fallback_needs():

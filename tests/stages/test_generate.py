@@ -1,4 +1,4 @@
-"""generate: what is asked, of whom, what is made of the reply, and when nothing is asked."""
+"""generate: what is sent to which model, how its reply is read, and when nothing is sent."""
 
 import json
 from typing import Any
@@ -14,10 +14,10 @@ PROMPT = Template("{{ sentences }}|{{ details }}")
 
 
 async def test_a_caption(recording_client, image):
-    asked = recording_client(lambda _: " A dog. ")
+    recorder = recording_client(lambda _: " A dog. ")
     caption = Generate(prompt=Template("Describe."), sampling=Sampling(max_tokens=7))
-    assert await caption(asked.client, image=image) == " A dog. "
-    (request,) = asked.requests
+    assert await caption(recorder.client, image=image) == " A dog. "
+    (request,) = recorder.requests
     assert (request.prompt.text, request.prompt.image) == ("Describe.", image)
     assert request.prompt.system == "You are a helpful assistant."
     assert request.sampling == Sampling(max_tokens=7)
@@ -34,115 +34,115 @@ async def test_a_caption(recording_client, image):
     ],
 )
 async def test_columns_fill_the_prompt(recording_client, image, variables, prompt):
-    asked = recording_client(lambda _: "reply")
+    recorder = recording_client(lambda _: "reply")
     stage = Generate(prompt=Template("{{ a }}|{{ b }}"))
-    assert await stage(asked.client, variables=variables) == "reply"
-    assert await stage(asked.client, variables=variables, image=image) == "reply"
-    assert asked.texts == [prompt, prompt]
-    assert [request.prompt.image for request in asked.requests] == [None, image]
+    assert await stage(recorder.client, variables=variables) == "reply"
+    assert await stage(recorder.client, variables=variables, image=image) == "reply"
+    assert recorder.texts == [prompt, prompt]
+    assert [request.prompt.image for request in recorder.requests] == [None, image]
 
 
 @pytest.mark.parametrize("variables", [{"a": [], "b": ""}, {"a": ["", " "], "b": None}])
-async def test_nothing_is_asked_about_nothing_unless_there_is_a_picture(recording_client, image, variables):
-    asked = recording_client(lambda _: "reply")
+async def test_empty_variables_make_no_request_unless_there_is_a_picture(recording_client, image, variables):
+    recorder = recording_client(lambda _: "reply")
     stage = Generate(prompt=Template("{{ a }}|{{ b }}"))
-    assert await stage(asked.client, variables=variables) == ""
-    assert await Generate(prompt=PROMPT, parse="lines")(asked.client, variables=variables) == []
-    assert asked.requests == []
-    assert await stage(asked.client, variables=variables, image=image) == "reply"
+    assert await stage(recorder.client, variables=variables) == ""
+    assert await Generate(prompt=PROMPT, parse="lines")(recorder.client, variables=variables) == []
+    assert recorder.requests == []
+    assert await stage(recorder.client, variables=variables, image=image) == "reply"
 
 
 async def test_the_retry_prompt_is_filled_as_the_prompt_is(recording_client, image):
-    asked = recording_client(
+    recorder = recording_client(
         lambda r: "fine" if r.prompt.text.startswith("Please") else "I'm sorry, but I can't help."
     )
     stage = Generate(prompt=Template("{{ a }}"), retry_prompt=Template("Please {{ a }}"))
-    assert await stage(asked.client, image=image, each={"a": ["x", "y"]}) == ["fine", "fine"]
-    assert sorted(asked.texts) == ["Please x", "Please y", "x", "y"]
-    assert all(request.prompt.image is image for request in asked.requests)
-    assert asked.flags == ["reprompted", "reprompted"]
+    assert await stage(recorder.client, image=image, each={"a": ["x", "y"]}) == ["fine", "fine"]
+    assert sorted(recorder.texts) == ["Please x", "Please y", "x", "y"]
+    assert all(request.prompt.image is image for request in recorder.requests)
+    assert recorder.flags == ["reprompted", "reprompted"]
     stage = Generate(prompt=Template("{{ a }}"))
-    assert await stage(asked.client, variables={"a": "x"}) == "I'm sorry, but I can't help."
-    assert asked.flags[2:] == ["refused"]
+    assert await stage(recorder.client, variables={"a": "x"}) == "I'm sorry, but I can't help."
+    assert recorder.flags[2:] == ["refused"]
 
 
 async def test_each_item_has_a_reply_in_its_place(recording_client, image):
-    asked = recording_client(lambda request: request.prompt.text.upper())
+    recorder = recording_client(lambda request: request.prompt.text.upper())
     stage = Generate(prompt=Template("{{ about }} {{ question }}"))
     answers = await stage(
-        asked.client, image=image, variables={"about": "q:"}, each={"question": ["b?", "a?", "b?"]}
+        recorder.client, image=image, variables={"about": "q:"}, each={"question": ["b?", "a?", "b?"]}
     )
     assert answers == ["Q: B?", "Q: A?", "Q: B?"]
-    assert all(request.prompt.image == image for request in asked.requests)
+    assert all(request.prompt.image == image for request in recorder.requests)
 
 
-async def test_no_item_asks_nothing(recording_client, image):
-    asked = recording_client(lambda _: "")
+async def test_no_item_makes_no_request(recording_client, image):
+    recorder = recording_client(lambda _: "")
     assert (
-        await Generate(prompt=PROMPT)(asked.client, image=image, each={"sentences": [], "details": None})
+        await Generate(prompt=PROMPT)(recorder.client, image=image, each={"sentences": [], "details": None})
         == []
     )
-    assert asked.requests == []
+    assert recorder.requests == []
 
 
 async def test_several_lists_go_side_by_side(recording_client):
-    asked = recording_client(lambda request: request.prompt.text)
+    recorder = recording_client(lambda request: request.prompt.text)
     each = {"sentences": ["a", "b"], "details": ["c", "d"]}
-    assert await Generate(prompt=PROMPT)(asked.client, each=each) == ["a|c", "b|d"]
+    assert await Generate(prompt=PROMPT)(recorder.client, each=each) == ["a|c", "b|d"]
     with pytest.raises(ValueError, match=r"lists of equal length, got {'sentences': 1, 'details': 0}"):
-        await Generate(prompt=PROMPT)(asked.client, each={"sentences": ["a"], "details": []})
+        await Generate(prompt=PROMPT)(recorder.client, each={"sentences": ["a"], "details": []})
 
 
-async def test_the_lines_of_all_replies_tell_their_item(recording_client):
+async def test_the_lines_of_all_replies_have_the_index_of_their_item(recording_client):
     replies = {"two": "- A dog.\n\n 2. It is brown. \n", "none": " \n", "one": "3 dogs.\n"}
-    asked = recording_client(lambda request: replies[request.prompt.text])
+    recorder = recording_client(lambda request: replies[request.prompt.text])
     stage = Generate(prompt=Template("{{ s }}"), parse="lines")
-    found = await stage(asked.client, each={"s": ["two", "none", "one", ""]})
+    found = await stage(recorder.client, each={"s": ["two", "none", "one", ""]})
     assert found == (["A dog.", "It is brown.", "3 dogs."], [0, 0, 2])
-    assert len(asked.requests) == 3
-    assert await stage(asked.client, variables={"s": "two"}) == ["A dog.", "It is brown."]
+    assert len(recorder.requests) == 3
+    assert await stage(recorder.client, variables={"s": "two"}) == ["A dog.", "It is brown."]
 
 
 async def test_each_request_is_shown_its_own_view(recording_client, image):
     one, other = Image("one", image.pixels), Image("other", image.pixels)
-    asked = recording_client(lambda request: request.prompt.image.hash)
+    recorder = recording_client(lambda request: request.prompt.image.hash)
     stage = Generate(prompt=Template("Describe."))
-    assert await stage(asked.client, views=[one, None, other]) == ["one", "", "other"]
+    assert await stage(recorder.client, views=[one, None, other]) == ["one", "", "other"]
     each = Generate(prompt=Template("{{ s }}?"), parse="lines")
-    assert await each(asked.client, each={"s": ["a", "b"]}, views=[None, other]) == (["other"], [1])
-    assert asked.texts == ["Describe.", "Describe.", "b?"]
+    assert await each(recorder.client, each={"s": ["a", "b"]}, views=[None, other]) == (["other"], [1])
+    assert recorder.texts == ["Describe.", "Describe.", "b?"]
     with pytest.raises(ValueError, match=r"lists of equal length, got {'s': 1, 'views': 2}"):
-        await each(asked.client, each={"s": ["a"]}, views=[one, other])
+        await each(recorder.client, each={"s": ["a"]}, views=[one, other])
 
 
 async def test_samples_are_draws_of_their_own(recording_client, image):
     replies = iter(["A dog.\nIt runs.", "", "A cat."])
-    asked = recording_client(lambda _: next(replies))
+    recorder = recording_client(lambda _: next(replies))
     stage = Generate(prompt=Template("Describe."), samples=3, parse="lines")
-    assert await stage(asked.client, image=image) == (["A dog.", "It runs.", "A cat."], [0, 0, 2])
-    assert len({request.seed for request in asked.requests}) == 3
+    assert await stage(recorder.client, image=image) == (["A dog.", "It runs.", "A cat."], [0, 0, 2])
+    assert len({request.seed for request in recorder.requests}) == 3
     again = recording_client(lambda request: str(request.seed))
     one, more = Generate(prompt=Template("Describe."), samples=1), Generate(prompt=Template("Describe."))
     # The first draw is that of a step without samples, so that a sweep over their number reuses it.
     assert await one(again.client, image=image) == [await more(again.client, image=image)]
-    assert again.requests[0] == asked.requests[0]
+    assert again.requests[0] == recorder.requests[0]
 
 
-async def test_only_items_for_which_the_condition_holds_are_asked_about(recording_client, image):
-    asked = recording_client(lambda request: request.prompt.text)
+async def test_requests_are_made_only_for_items_that_meet_the_condition(recording_client, image):
+    recorder = recording_client(lambda request: request.prompt.text)
     stage = Generate(prompt=Template("{{ s }}"), where=Expression("0.3 < check.p_yes < 0.7"))
     checks = [{"p_yes": p} for p in (0.9, 0.5, 0.1)]
-    assert await stage(asked.client, image=image, each={"s": ["a", "b", "c"], "check": checks}) == [
+    assert await stage(recorder.client, image=image, each={"s": ["a", "b", "c"], "check": checks}) == [
         "",
         "b",
         "",
     ]
-    assert asked.texts == ["b"]
-    assert asked.flags == []
-    assert await stage(asked.client, image=image, each={"s": ["a"], "check": checks[:1]}) == [""]
-    assert asked.flags == ["skipped"]
+    assert recorder.texts == ["b"]
+    assert recorder.flags == []
+    assert await stage(recorder.client, image=image, each={"s": ["a"], "check": checks[:1]}) == [""]
+    assert recorder.flags == ["skipped"]
     with pytest.raises(PromptError, match="p_yes"):
-        await stage(asked.client, image=image, each={"s": ["a"], "check": [{"p_yes": None}]})
+        await stage(recorder.client, image=image, each={"s": ["a"], "check": [{"p_yes": None}]})
 
 
 BOX = {
@@ -153,31 +153,31 @@ BOX = {
 
 
 async def test_a_json_value_follows_its_schema(recording_client):
-    asked = recording_client(lambda _: 'Here it is:\n```json\n{"box": [1, 2, 3, 4]}\n```')
+    recorder = recording_client(lambda _: 'Here it is:\n```json\n{"box": [1, 2, 3, 4]}\n```')
     stage = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX)
-    assert await stage(asked.client, variables={"s": "x"}) == {"box": [1, 2, 3, 4]}
-    assert json.loads(asked.requests[0].schema) == BOX
-    assert asked.flags == []
-    assert await stage(asked.client, each={"s": ["x", ""]}) == [{"box": [1, 2, 3, 4]}, None]
+    assert await stage(recorder.client, variables={"s": "x"}) == {"box": [1, 2, 3, 4]}
+    assert json.loads(recorder.requests[0].schema) == BOX
+    assert recorder.flags == []
+    assert await stage(recorder.client, each={"s": ["x", ""]}) == [{"box": [1, 2, 3, 4]}, None]
 
 
 @pytest.mark.parametrize(
     "reply", ["", "none", '{"box": [1, 2, 3]}', '{"box": [1, 2, 3, "4"]}', '{"box": NaN}', "[" * 10_000]
 )
 async def test_what_does_not_parse_is_drawn_once_more_and_then_null(recording_client, reply):
-    asked = recording_client(lambda _: reply)
+    recorder = recording_client(lambda _: reply)
     stage = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX)
-    assert await stage(asked.client, variables={"s": "x"}) is None
-    assert asked.flags[0] == "unparsed"
-    assert len(asked.requests) == 2
+    assert await stage(recorder.client, variables={"s": "x"}) is None
+    assert recorder.flags[0] == "unparsed"
+    assert len(recorder.requests) == 2
     replies = iter([reply, '{"box": [1, 2, 3, 4]}'])
-    asked = recording_client(lambda _: next(replies))
-    assert await stage(asked.client, variables={"s": "x"}) == {"box": [1, 2, 3, 4]}
-    assert asked.flags == []
-    asked = recording_client(lambda _: reply)
+    recorder = recording_client(lambda _: next(replies))
+    assert await stage(recorder.client, variables={"s": "x"}) == {"box": [1, 2, 3, 4]}
+    assert recorder.flags == []
+    recorder = recording_client(lambda _: reply)
     greedy = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX, sampling=Sampling(temperature=0))
-    assert await greedy(asked.client, variables={"s": "x"}) is None
-    assert len(asked.requests) == 1
+    assert await greedy(recorder.client, variables={"s": "x"}) is None
+    assert len(recorder.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -194,36 +194,39 @@ def test_settings_that_make_no_sense(settings, message):
 
 
 async def test_a_reply_is_held_to_its_length(recording_client):
-    asked = recording_client(lambda _: " A dog runs. It is brown. It is fast. ")
+    recorder = recording_client(lambda _: " A dog runs. It is brown. It is fast. ")
     stage = Generate(prompt=PROMPT, max_sentences=2, max_characters=250)
     assert (
-        await stage(asked.client, variables={"sentences": ["a"], "details": ["b"]})
+        await stage(recorder.client, variables={"sentences": ["a"], "details": ["b"]})
         == "A dog runs. It is brown."
     )
-    assert asked.flags == ["shortened"]
-    asked = recording_client(lambda _: "A dog runs. ")
-    assert await stage(asked.client, variables={"sentences": ["a"], "details": []}) == "A dog runs."
-    assert asked.flags == []
+    assert recorder.flags == ["shortened"]
+    recorder = recording_client(lambda _: "A dog runs. ")
+    assert await stage(recorder.client, variables={"sentences": ["a"], "details": []}) == "A dog runs."
+    assert recorder.flags == []
 
 
-async def test_an_announcement_takes_no_sentence_of_the_limit(recording_client):
-    asked = recording_client(
+async def test_an_announcement_does_not_count_towards_the_limit(recording_client):
+    recorder = recording_client(
         lambda _: "Here is the alternative text:\nA dog runs. It is brown.\nYou may want to add:"
     )
     stage = Generate(prompt=PROMPT, max_sentences=2)
     assert (
-        await stage(asked.client, variables={"sentences": ["a"], "details": []}) == "A dog runs. It is brown."
+        await stage(recorder.client, variables={"sentences": ["a"], "details": []})
+        == "A dog runs. It is brown."
     )
-    assert asked.flags == []
+    assert recorder.flags == []
 
 
 @pytest.mark.parametrize(
     ("parse", "expected"), [("text", "A dog runs.\nIt is brown."), ("lines", ["A dog runs.", "It is brown."])]
 )
 async def test_a_cut_reply_ends_with_its_last_sentence(recording_client, image, parse, expected):
-    asked = recording_client(lambda _: Generated("A dog runs.\nIt is brown.\nIt is brown.\nIt i", "length"))
-    assert await Generate(prompt=Template("Describe."), parse=parse)(asked.client, image=image) == expected
-    assert asked.flags == ["truncated"]
+    recorder = recording_client(
+        lambda _: Generated("A dog runs.\nIt is brown.\nIt is brown.\nIt i", "length")
+    )
+    assert await Generate(prompt=Template("Describe."), parse=parse)(recorder.client, image=image) == expected
+    assert recorder.flags == ["truncated"]
 
 
 def window(limit):
@@ -236,20 +239,20 @@ def window(limit):
 
 
 async def test_items_are_dropped_from_the_end_of_the_longest_list(recording_client, image):
-    asked = recording_client(window(9))
+    recorder = recording_client(window(9))
     variables = {"sentences": ["aa", "bb"], "details": ["cc", "dd", "ee"]}
-    assert await Generate(prompt=PROMPT)(asked.client, variables=variables, image=image) == "x"
-    assert asked.texts[-1] == "aa|cc"
-    assert asked.flags == ["shortened"]
-    assert all(request.prompt.image == image for request in asked.requests)
+    assert await Generate(prompt=PROMPT)(recorder.client, variables=variables, image=image) == "x"
+    assert recorder.texts[-1] == "aa|cc"
+    assert recorder.flags == ["shortened"]
+    assert all(request.prompt.image == image for request in recorder.requests)
 
 
 async def test_the_least_probable_item_is_dropped_first(recording_client):
-    asked = recording_client(window(12))
+    recorder = recording_client(window(12))
     records = [{"text": text, "p_yes": p} for text, p in (("aaa", 0.6), ("bbb", 0.2), ("ccc", 0.9))]
     stage = Generate(prompt=Template("{{ s }}"))
-    assert await stage(asked.client, variables={"s": [{"text": "head", "p_yes": None}, *records]}) == "x"
-    assert asked.texts[-1] == "head\nccc"
+    assert await stage(recorder.client, variables={"s": [{"text": "head", "p_yes": None}, *records]}) == "x"
+    assert recorder.texts[-1] == "head\nccc"
 
 
 async def test_a_text_that_does_not_fit_is_the_rows_error(recording_client):
@@ -268,7 +271,7 @@ def test_limits_are_at_least_one_and_of_texts(name):
 
 
 @pytest.mark.parametrize(
-    ("parse", "reply", "told", "flags"),
+    ("parse", "reply", "expected", "flags"),
     [
         ("text", "One two.  Three four five.\nSix.", "One two.  Three four five.", ["shortened"]),
         ("sentences", "- One two.\n- Three. Four five six.", ["One two.", "Three."], ["shortened"]),
@@ -277,18 +280,18 @@ def test_limits_are_at_least_one_and_of_texts(name):
         ("sentences", "None.", [], []),
     ],
 )
-async def test_max_words_leaves_out_whole_sentences_and_the_prompt_tells_it(
-    recording_client: Any, parse: Any, reply: str, told: Any, flags: list[str]
+async def test_max_words_leaves_out_whole_sentences_and_is_in_the_prompt(
+    recording_client: Any, parse: Any, reply: str, expected: Any, flags: list[str]
 ):
-    asked = recording_client(lambda request: reply)
+    recorder = recording_client(lambda request: reply)
     prompt = Template("At most {{ max_words }} words{{ max_sentences or '' }}: {{ a }}")
     stage = Generate(prompt=prompt, parse=parse, max_words=5, sampling=Sampling(temperature=0))
-    assert await stage(asked.client, variables={"a": "facts"}) == told
-    assert asked.flags == flags
-    assert asked.texts == ["At most 5 words: facts"]
+    assert await stage(recorder.client, variables={"a": "facts"}) == expected
+    assert recorder.flags == flags
+    assert recorder.texts == ["At most 5 words: facts"]
 
 
-def test_max_words_is_a_setting_and_no_column():
+def test_max_words_is_a_setting_and_not_a_column():
     steps = {"x": {"stage": "generate", "prompt": "{{ max_words }}: {{ a }}", "variables": {"a": "a"}}}
     plan = Pipeline.build({"x": steps["x"] | {"max_words": 7}}, {"a": "text"}).plan()
     assert "      | 7: <a>\n" in plan + "\n"

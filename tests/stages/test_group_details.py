@@ -11,7 +11,7 @@ def about(name, sentence, position=False):
     return {"object": name, "sentence": sentence, "position": position}
 
 
-ASKED = [about("cat", 0), about("tree", 1), about("cat", 0, True), about("tree", 1, True)]
+ABOUT = [about("cat", 0), about("tree", 1), about("cat", 0, True), about("tree", 1, True)]
 
 
 def test_details_stand_with_their_sentence():
@@ -23,7 +23,7 @@ def test_details_stand_with_their_sentence():
             score("d", p_yes=0.7),
         ]
     }
-    blocks, lines = group_details(["A cat.", "A tree.", "Rain."], ASKED, checks)
+    blocks, lines = group_details(["A cat.", "A tree.", "Rain."], ABOUT, checks)
     assert blocks == [
         {
             "sentence": "A cat.",
@@ -61,4 +61,4 @@ def test_checks_that_did_not_follow_each_other_are_an_error():
     with pytest.raises(ValueError, match="kept 1 texts and the next one read 2"):
         chain_checks([[score("a"), score("b", False)], [score("a"), score("b")]])
     with pytest.raises(ValueError, match="4 questions and 1 checked texts"):
-        group_details(["A cat."], ASKED, {"first": [score("a")]})
+        group_details(["A cat."], ABOUT, {"first": [score("a")]})

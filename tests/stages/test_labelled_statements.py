@@ -181,7 +181,7 @@ async def test_what_does_not_fit_names_the_column_and_the_fix(columns, settings,
         ("label: label, statement: '{{ question }}'", "statement: "),
     ],
 )
-def test_settings_that_do_not_go_together_are_told_by_the_check(settings, message):
+def test_incompatible_settings_are_refused_by_the_check(settings, message):
     step = OmegaConf.to_container(
         OmegaConf.create(f"{{stage: labelled_statements, columns: [text], text: text, {settings}}}")
     )

@@ -24,9 +24,9 @@ SCENE = {
 
 
 async def taken_apart(recording_client: Any, value: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]:
-    client = recording_client(lambda request: 1 / 0)
-    texts, about = await Leaves(statements=STATEMENTS)(client.client, value=value)
-    return texts, about, client.flags
+    recorder = recording_client(lambda request: 1 / 0)
+    texts, about = await Leaves(statements=STATEMENTS)(recorder.client, value=value)
+    return texts, about, recorder.flags
 
 
 async def test_each_value_has_a_statement_where_one_can_be_made(recording_client: Any):

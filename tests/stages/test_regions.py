@@ -20,18 +20,18 @@ def picture(width=400, height=200):
 
 
 async def test_a_box_is_cut_out_of_the_picture(recording_client):
-    asked = recording_client(lambda _: "")
-    (region,) = await Crop(margin=0)(asked.client, boxes=[{"box": [250, 500, 500, 750]}], image=picture())
+    recorder = recording_client(lambda _: "")
+    (region,) = await Crop(margin=0)(recorder.client, boxes=[{"box": [250, 500, 500, 750]}], image=picture())
     assert region.box == (100, 100, 200, 150)
     assert region.image.pixels.size == (100, 50)
     assert region.image.pixels.getpixel((0, 0)) == (100, 100, 0)
     assert region.record() == {"box": [100, 100, 200, 150], "of": [400, 200]}
     # Equal pixels are one picture, whatever they were cut from.
-    (twin,) = await Crop(margin=0, scale=None)(asked.client, boxes=[[100, 100, 200, 150]], image=picture())
+    (twin,) = await Crop(margin=0, scale=None)(recorder.client, boxes=[[100, 100, 200, 150]], image=picture())
     assert twin.image.hash == region.image.hash
-    (wider,) = await Crop(margin=0.5)(asked.client, boxes=[[250, 500, 500, 750]], image=picture())
+    (wider,) = await Crop(margin=0.5)(recorder.client, boxes=[[250, 500, 500, 750]], image=picture())
     assert wider.box == (50, 75, 250, 175)
-    assert (asked.flags, asked.requests) == ([], [])
+    assert (recorder.flags, recorder.requests) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ async def test_a_box_is_cut_out_of_the_picture(recording_client):
         (7, "unreadable_box"),
     ],
 )
-async def test_a_box_that_is_none_is_marked_and_not_guessed(recording_client, box, flag):
-    asked = recording_client(lambda _: "")
+async def test_an_invalid_box_is_flagged_and_not_guessed(recording_client, box, flag):
+    recorder = recording_client(lambda _: "")
     boxes = [box, [0, 0, 500, 500]]
-    found = await Crop()(asked.client, boxes=boxes, image=picture())
+    found = await Crop()(recorder.client, boxes=boxes, image=picture())
     assert [region is None for region in found] == [box != [0, 0, 1000, 1000], False]
-    assert asked.flags == ([flag] if flag else [])
+    assert recorder.flags == ([flag] if flag else [])
     assert records(found)[1] == {"box": [0, 0, 250, 125], "of": [400, 200]}
 
 

@@ -1,4 +1,4 @@
-"""split_each, likelihood, best_of, choose: drafts rated, and one of several taken."""
+"""split_each, likelihood, best_of, choose: rate drafts, and take one of several."""
 
 import math
 
@@ -12,28 +12,28 @@ from scalecap.stages.split_each import split_each
 from scalecap.text.templates import Template
 
 
-def test_sentences_tell_their_text():
+def test_sentences_have_the_index_of_their_text():
     texts = ["A dog. It runs.", "", "A cat."]
     assert split_each(texts) == (["A dog.", "It runs.", "A cat."], [0, 0, 2])
     assert split_each(["Dr. No. A cat."], rule="seed") == (["Dr.", "No.", "A cat."], [0, 0, 0])
 
 
 async def test_a_likelihood_is_the_product_over_tokens(recording_client, image):
-    asked = recording_client(lambda request: -0.5)
+    recorder = recording_client(lambda request: -0.5)
     texts, scores = await Likelihood(prompt=Template("Name one."), threshold=0.5)(
-        asked.client, texts=["Dog", "Red dog", ""], image=image
+        recorder.client, texts=["Dog", "Red dog", ""], image=image
     )
     assert texts == ["Dog", ""]
     assert [score["likelihood"] for score in scores] == pytest.approx([math.exp(-0.5), math.exp(-1), 1])
     assert [score["kept"] for score in scores] == [True, False, True]
-    assert all(request.prompt.image == image for request in asked.requests)
-    assert (asked.texts[0], asked.requests[0].text) == ("Name one.", "Dog")
+    assert all(request.prompt.image == image for request in recorder.requests)
+    assert (recorder.texts[0], recorder.requests[0].text) == ("Name one.", "Dog")
 
 
 async def test_a_likelihood_needs_log_probabilities(recording_client, image):
-    asked = recording_client(lambda _: Scored((Token(0, 3, math.nan, 4.0),)))
+    recorder = recording_client(lambda _: Scored((Token(0, 3, math.nan, 4.0),)))
     with pytest.raises(ValueError, match="raw logits only"):
-        await Likelihood(prompt=Template("Name one."))(asked.client, texts=["Dog"], image=image)
+        await Likelihood(prompt=Template("Name one."))(recorder.client, texts=["Dog"], image=image)
 
 
 def p(*values):
@@ -56,33 +56,33 @@ def p(*values):
     ],
 )
 async def test_the_best_has_the_highest_mean(recording_client, scores, about, best, means):
-    asked = recording_client(lambda _: "")
-    chosen, told = await BestOf()(asked.client, texts=["a", "b", "c"], scores=scores, about=about)
+    recorder = recording_client(lambda _: "")
+    chosen, ratings = await BestOf()(recorder.client, texts=["a", "b", "c"], scores=scores, about=about)
     assert chosen == best
-    assert [each["score"] for each in told] == pytest.approx(means)
-    assert [each["text"] for each in told if each["taken"]] == [best]
-    assert (asked.flags, asked.requests) == ([], [])
+    assert [each["score"] for each in ratings] == pytest.approx(means)
+    assert [each["text"] for each in ratings if each["taken"]] == [best]
+    assert (recorder.flags, recorder.requests) == ([], [])
 
 
 async def test_texts_that_nothing_rates(recording_client):
-    asked = recording_client(lambda _: "")
-    assert (await BestOf()(asked.client, texts=["a", "b"], scores=[], about=[]))[0] == "a"
-    assert asked.flags == ["unscored"]
-    assert await BestOf()(asked.client, texts=[], scores=[], about=[]) == ("", [])
+    recorder = recording_client(lambda _: "")
+    assert (await BestOf()(recorder.client, texts=["a", "b"], scores=[], about=[]))[0] == "a"
+    assert recorder.flags == ["unscored"]
+    assert await BestOf()(recorder.client, texts=[], scores=[], about=[]) == ("", [])
     with pytest.raises(ValueError, match="got 2 positions for 1 scores"):
-        await BestOf()(asked.client, texts=["a", "b"], scores=p(0.5))
+        await BestOf()(recorder.client, texts=["a", "b"], scores=p(0.5))
 
 
 async def test_one_of_several_statements_is_taken(recording_client, image):
     replies = {"red": (0.2, 0.7, 0.1), "big": (0.4, 0.35, 0.25), "none": (0.3, 0.7)}
-    asked = recording_client(lambda r: Chosen(next(v for k, v in replies.items() if k in r.prompt.text)))
+    recorder = recording_client(lambda r: Chosen(next(v for k, v in replies.items() if k in r.prompt.text)))
     texts = ["It is red.", "It is big.", "It is blue.", "It is small.", "It is none.", "It is red."]
     kept, scores = await Choose(prompt=Template("Which?\n{{ options }}"), threshold=0.3)(
-        asked.client, texts=texts, about=[0, 2, 0, 2, 5, 0], image=image
+        recorder.client, texts=texts, about=[0, 2, 0, 2, 5, 0], image=image
     )
-    assert asked.texts[0] == "Which?\nA. It is red.\nB. It is blue.\nC. None of these."
-    assert asked.requests[0].options == ("A", "B", "C")
-    assert asked.requests[0].prompt.image == image
+    assert recorder.texts[0] == "Which?\nA. It is red.\nB. It is blue.\nC. None of these."
+    assert recorder.requests[0].options == ("A", "B", "C")
+    assert recorder.requests[0].prompt.image == image
     assert kept == ["It is blue.", "It is big."]
     assert [(each["text"], each["p_yes"], each["kept"], each["about"]) for each in scores] == [
         ("It is blue.", 0.7, True, 0),
@@ -94,32 +94,34 @@ async def test_one_of_several_statements_is_taken(recording_client, image):
 
 async def test_statements_are_compared_by_their_own_checks(recording_client, image):
     p = {"red": 0.8, "blue": 0.9, "big": 0.4, "small": 0.0}
-    asked = recording_client(lambda r: p[r.prompt.text.split()[1]])
+    recorder = recording_client(lambda r: p[r.prompt.text.split()[1]])
     stage = Choose(statement_prompt=Template("Sure? {{ text }}"))
     texts = ["red", "blue", "big", "small", "red"]
-    kept, scores = await stage(asked.client, texts=texts, about=[0, 0, 1, 1, 0], image=image)
+    kept, scores = await stage(recorder.client, texts=texts, about=[0, 0, 1, 1, 0], image=image)
     assert kept == ["blue"]
     assert [(each["text"], each["p_yes"], each["kept"]) for each in scores] == [
         ("blue", 0.9, True),
         ("big", 0.4, False),
     ]
     assert scores[0]["options"] == [{"text": "red", "p": 0.8}, {"text": "blue", "p": 0.9}]
-    assert len(asked.requests) == 4
+    assert len(recorder.requests) == 4
     with pytest.raises(ValueError, match="expected either `prompt` or `statement_prompt`"):
         Choose()
 
 
 async def test_a_choice_that_was_not_answered(recording_client, image):
-    asked = recording_client(lambda _: Chosen((0.0, 0.0), 0.0))
+    recorder = recording_client(lambda _: Chosen((0.0, 0.0), 0.0))
     kept, (score,) = await Choose(prompt=Template("{{ options }}"), threshold=0)(
-        asked.client, texts=["It is red."], about=[0], image=image
+        recorder.client, texts=["It is red."], about=[0], image=image
     )
-    assert (kept, score["p_yes"], score["kept"], asked.flags) == ([], None, False, ["unanswered"])
+    assert (kept, score["p_yes"], score["kept"], recorder.flags) == ([], None, False, ["unanswered"])
 
 
 async def test_more_statements_than_letters_are_cut(recording_client, image):
-    asked = recording_client(lambda _: "A")
+    recorder = recording_client(lambda _: "A")
     stage = Choose(prompt=Template("{{ options }}"))
-    kept, _ = await stage(asked.client, texts=[f"It is {n}." for n in range(40)], about=[0] * 40, image=image)
-    assert (kept, asked.flags, len(asked.requests[0].options)) == (["It is 0."], ["shortened"], 26)
-    assert await stage(asked.client, texts=[], about=[], image=image) == ([], [])
+    kept, _ = await stage(
+        recorder.client, texts=[f"It is {n}." for n in range(40)], about=[0] * 40, image=image
+    )
+    assert (kept, recorder.flags, len(recorder.requests[0].options)) == (["It is 0."], ["shortened"], 26)
+    assert await stage(recorder.client, texts=[], about=[], image=image) == ([], [])

@@ -1,4 +1,4 @@
-"""What must fit, fits."""
+"""Texts cut to a limit, and the order in which details are dropped."""
 
 import pytest
 from hypothesis import given

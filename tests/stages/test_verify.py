@@ -29,69 +29,69 @@ def p_yes(request):
     [(0.5, ["a", "b"]), (0.0, ["a", "b", "c", "d"]), (0.95, []), (0.49, ["a", "b", "c"])],
 )
 async def test_choose_keeps_from_the_threshold_up(recording_client, image, threshold, kept):
-    asked = recording_client(p_yes)
+    recorder = recording_client(p_yes)
     texts, scores, refuted = await Verify(prompt=PROMPT, threshold=threshold)(
-        asked.client, texts=["a", "b", "c", "d"], image=image
+        recorder.client, texts=["a", "b", "c", "d"], image=image
     )
     assert (texts, refuted) == (kept, [text for text in P_YES if text not in kept])
     assert scores == [{"text": t, "p_yes": p, "kept": t in kept, "mass": 1.0} for t, p in P_YES.items()]
-    assert asked.texts[0] == "Is 'a' true?"
-    assert all(isinstance(r, Choose) and r.prompt.image == image for r in asked.requests)
+    assert recorder.texts[0] == "Is 'a' true?"
+    assert all(isinstance(r, Choose) and r.prompt.image == image for r in recorder.requests)
 
 
 async def test_sampled_reads_the_first_word(recording_client, image):
     replies = {"Is 'a' true?": "Yes, it is.", "Is 'b' true?": "No, his eyes are closed."}
-    asked = recording_client(lambda request: replies[request.prompt.text])
+    recorder = recording_client(lambda request: replies[request.prompt.text])
     texts, scores, _ = await Verify(prompt=PROMPT, mode="sampled")(
-        asked.client, texts=["a", "b"], image=image
+        recorder.client, texts=["a", "b"], image=image
     )
     assert texts == ["a"]
     assert scores == [
         {"text": "a", "p_yes": None, "kept": True, "mass": None},
         {"text": "b", "p_yes": None, "kept": False, "mass": None},
     ]
-    assert all(isinstance(r, Generate) and r.prompt.image == image for r in asked.requests)
+    assert all(isinstance(r, Generate) and r.prompt.image == image for r in recorder.requests)
 
 
 async def test_an_ensemble_takes_the_mean_over_its_prompts(recording_client, image):
     p_yes = {"Is 'a' true?": 0.9, "See a?": 0.3, "Is 'b' true?": 0.5, "See b?": 0.4}
-    asked = recording_client(lambda request: p_yes[request.prompt.text])
+    recorder = recording_client(lambda request: p_yes[request.prompt.text])
     stage = Verify(prompt=PROMPT, ensemble=[Template("See {{ text }}?")])
-    texts, scores, _ = await stage(asked.client, texts=["a", "b"], image=image)
+    texts, scores, _ = await stage(recorder.client, texts=["a", "b"], image=image)
     assert texts == ["a"]
     assert [score["p_yes"] for score in scores] == pytest.approx([0.6, 0.45])
-    assert len(asked.requests) == 4
+    assert len(recorder.requests) == 4
 
 
 async def test_a_sampled_ensemble_needs_more_than_half(recording_client, image):
-    asked = recording_client(lambda request: "Yes." if "'" in request.prompt.text else "No.")
+    recorder = recording_client(lambda request: "Yes." if "'" in request.prompt.text else "No.")
     for more, kept in ((["{{ text }}?"], []), (["'{{ text }}'?", "{{ text }}?"], ["a"])):
         stage = Verify(prompt=PROMPT, ensemble=[Template(each) for each in more], mode="sampled")
-        assert (await stage(asked.client, texts=["a"], image=image))[0] == kept
+        assert (await stage(recorder.client, texts=["a"], image=image))[0] == kept
 
 
 async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(recording_client, image):
-    asked = recording_client(
+    recorder = recording_client(
         lambda request: Chosen((0.0, 0.0), mass=0.0) if "'a'" in request.prompt.text else 0.9
     )
-    texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a", "b"], image=image)
+    texts, scores, _ = await Verify(prompt=PROMPT)(recorder.client, texts=["a", "b"], image=image)
     assert texts == ["b"]
     assert scores[0] == {"text": "a", "p_yes": None, "kept": False, "mass": 0.0}
-    assert asked.flags == ["unanswered"]
+    assert recorder.flags == ["unanswered"]
 
 
-async def test_no_text_asks_nothing(recording_client, image):
-    asked = recording_client(p_yes)
-    assert await Verify(prompt=PROMPT)(asked.client, texts=[], image=image) == ([], [], [])
-    assert asked.requests == []
+async def test_no_text_makes_no_request(recording_client, image):
+    recorder = recording_client(p_yes)
+    assert await Verify(prompt=PROMPT)(recorder.client, texts=[], image=image) == ([], [], [])
+    assert recorder.requests == []
 
 
-async def test_equal_texts_are_asked_once_and_kept_in_order(recording_client, image):
-    asked = recording_client(p_yes)
-    texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a", "c", "a"], image=image)
+async def test_equal_texts_are_checked_once_and_kept_in_order(recording_client, image):
+    recorder = recording_client(p_yes)
+    texts, scores, _ = await Verify(prompt=PROMPT)(recorder.client, texts=["a", "c", "a"], image=image)
     assert texts == ["a", "a"]
     assert len(scores) == 3
-    assert len(asked.requests) == 2
+    assert len(recorder.requests) == 2
 
 
 async def test_the_first_failure_in_order_is_raised_once_all_have_ended(recording_client, image):
@@ -136,28 +136,28 @@ def test_says_yes(reply, yes):
     [(0.1, 0.7, 0.1), (0.0999, None, 0.0999), (1e-9, None, 1e-9), (math.nan, 0.7, None)],
 )
 async def test_a_small_mass_is_no_answer(recording_client, image, mass, p, known):
-    """A model that means something else, such as the beginning of a thought, is no confident yes."""
-    asked = recording_client(lambda _: Chosen((0.7, 0.3), mass), min_mass=0.1)
-    texts, scores, _ = await Verify(prompt=PROMPT)(asked.client, texts=["a"], image=image)
+    """A model about to write something else, such as its reasoning, has not answered."""
+    recorder = recording_client(lambda _: Chosen((0.7, 0.3), mass), min_mass=0.1)
+    texts, scores, _ = await Verify(prompt=PROMPT)(recorder.client, texts=["a"], image=image)
     assert scores == [{"text": "a", "p_yes": p, "kept": p is not None, "mass": known}]
     assert texts == (["a"] if p else [])
-    assert asked.flags == ([] if p else ["unanswered"])
+    assert recorder.flags == ([] if p else ["unanswered"])
 
 
 async def test_what_was_not_answered_is_not_refuted(recording_client, image):
-    asked = recording_client(lambda r: Chosen((0.0, 0.0), 0.0) if "'a'" in r.prompt.text else 0.1)
-    assert (await Verify(prompt=PROMPT)(asked.client, texts=["a", "b"], image=image))[2] == ["b"]
-    asked = recording_client(lambda r: "No." if "'a'" in r.prompt.text else "Yes.")
-    assert (await Verify(prompt=PROMPT, mode="sampled")(asked.client, texts=["a", "b"], image=image))[2] == [
-        "a"
-    ]
+    recorder = recording_client(lambda r: Chosen((0.0, 0.0), 0.0) if "'a'" in r.prompt.text else 0.1)
+    assert (await Verify(prompt=PROMPT)(recorder.client, texts=["a", "b"], image=image))[2] == ["b"]
+    recorder = recording_client(lambda r: "No." if "'a'" in r.prompt.text else "Yes.")
+    assert (await Verify(prompt=PROMPT, mode="sampled")(recorder.client, texts=["a", "b"], image=image))[
+        2
+    ] == ["a"]
 
 
 async def test_a_text_is_checked_against_its_own_view(recording_client, image):
     view = Image("view", image.pixels)
-    asked = recording_client(lambda r: 0.9 if r.prompt.image is view else 0.2)
+    recorder = recording_client(lambda r: 0.9 if r.prompt.image is view else 0.2)
     stage = Verify(prompt=PROMPT)
-    texts, scores, refuted = await stage(asked.client, texts=["a", "b"], image=image, views=[view, None])
+    texts, scores, refuted = await stage(recorder.client, texts=["a", "b"], image=image, views=[view, None])
     assert (texts, refuted) == (["a"], ["b"])
     before = [{"text": text, "p_yes": 0.6, "kept": True, "mass": 1.0} for text in ("a", "b")]
     again = recording_client(lambda r: 0.1)
@@ -166,15 +166,15 @@ async def test_a_text_is_checked_against_its_own_view(recording_client, image):
     )
     assert (texts, refuted, scores[1], len(again.requests)) == (["b"], ["a"], before[1], 1)
     with pytest.raises(ValueError, match="got 1 views for 2 texts"):
-        await stage(asked.client, texts=["a", "b"], image=image, views=[view])
+        await stage(recorder.client, texts=["a", "b"], image=image, views=[view])
     with pytest.raises(ValueError, match="did not read the same texts"):
-        await stage(asked.client, texts=["a", "c"], image=image, before=before)
+        await stage(recorder.client, texts=["a", "c"], image=image, before=before)
 
 
 BATCH = Template("Which are true?\n{{ texts }}")
 
 
-async def test_several_texts_are_asked_about_in_one_request(recording_client, image):
+async def test_several_texts_are_checked_in_one_request(recording_client, image):
     def answer(request):
         if isinstance(request, Generate):
             return "1. yes\n2. no" if "a" in request.prompt.text.splitlines()[1] else "1. no"
@@ -182,32 +182,32 @@ async def test_several_texts_are_asked_about_in_one_request(recording_client, im
             return 0.8
         return math.log(0.9)  # a word
 
-    asked = recording_client(answer)
+    recorder = recording_client(answer)
     stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
-    texts, scores, refuted = await stage(asked.client, texts=["a", "b", "c"], image=image)
+    texts, scores, refuted = await stage(recorder.client, texts=["a", "b", "c"], image=image)
     assert (texts, refuted) == (["a", "c"], ["b"])
     assert [score["p_yes"] for score in scores] == pytest.approx([0.9, 0.1, 0.8])
-    assert sorted(asked.texts) == ["Is 'c' true?", *["Which are true?\n1. a\n2. b"] * 2]
-    written = next(request for request in asked.requests if isinstance(request, Score))
+    assert sorted(recorder.texts) == ["Is 'c' true?", *["Which are true?\n1. a\n2. b"] * 2]
+    written = next(request for request in recorder.requests if isinstance(request, Score))
     assert written.text == "1. yes\n2. no"
-    assert all(request.prompt.image == image for request in asked.requests)
-    assert asked.flags == []
+    assert all(request.prompt.image == image for request in recorder.requests)
+    assert recorder.flags == []
 
 
-async def test_a_batch_without_a_verdict_each_is_asked_about_alone(recording_client, image):
-    asked = recording_client(lambda r: "1. yes" if isinstance(r, Generate) else p_yes(r))
+async def test_a_batch_without_a_verdict_for_each_text_is_checked_one_by_one(recording_client, image):
+    recorder = recording_client(lambda r: "1. yes" if isinstance(r, Generate) else p_yes(r))
     stage = Verify(prompt=PROMPT, batch=3, batch_prompt=BATCH)
-    texts, _, refuted = await stage(asked.client, texts=["a", "b", "c"], image=image)
-    assert (texts, refuted, asked.flags) == (["a", "b"], ["c"], ["asked_alone"])
+    texts, _, refuted = await stage(recorder.client, texts=["a", "b", "c"], image=image)
+    assert (texts, refuted, recorder.flags) == (["a", "b"], ["c"], ["asked_alone"])
 
     def too_long(request):
         if isinstance(request, Generate):
             raise PromptTooLong(9, 8)
         return p_yes(request)
 
-    asked = recording_client(too_long)
-    assert (await stage(asked.client, texts=["a", "d"], image=image))[0] == ["a"]
-    assert asked.flags == ["asked_alone"]
+    recorder = recording_client(too_long)
+    assert (await stage(recorder.client, texts=["a", "d"], image=image))[0] == ["a"]
+    assert recorder.flags == ["asked_alone"]
 
 
 async def test_where_a_reply_cannot_be_scored_the_words_decide(recording_client, image):
@@ -216,10 +216,10 @@ async def test_where_a_reply_cannot_be_scored_the_words_decide(recording_client,
             raise EngineError("the server can't rate a given text")
         return "1. yes\n2. no"
 
-    asked = recording_client(answer)
+    recorder = recording_client(answer)
     stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
-    texts, scores, refuted = await stage(asked.client, texts=["a", "b"], image=image)
-    assert (texts, refuted, asked.flags) == (["a"], ["b"], ["unscored"])
+    texts, scores, refuted = await stage(recorder.client, texts=["a", "b"], image=image)
+    assert (texts, refuted, recorder.flags) == (["a"], ["b"], ["unscored"])
     assert [score["p_yes"] for score in scores] == [None, None]
 
     def dies(request):
@@ -253,7 +253,7 @@ def test_a_batch_that_makes_no_sense(settings, message):
 
 async def test_of_an_ensemble_every_prompt_must_be_answered(recording_client, image):
     masses = {"Is 'a' true?": 0.9, "See a?": 0.01}
-    asked = recording_client(lambda request: Chosen((1.0, 0.0), masses[request.prompt.text]), min_mass=0.1)
+    recorder = recording_client(lambda request: Chosen((1.0, 0.0), masses[request.prompt.text]), min_mass=0.1)
     ensemble = [Template("See {{ text }}?")]
-    _, scores, _ = await Verify(prompt=PROMPT, ensemble=ensemble)(asked.client, texts=["a"], image=image)
+    _, scores, _ = await Verify(prompt=PROMPT, ensemble=ensemble)(recorder.client, texts=["a"], image=image)
     assert scores == [{"text": "a", "p_yes": None, "kept": False, "mass": 0.01}]
