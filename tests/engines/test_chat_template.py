@@ -75,7 +75,7 @@ TURN = r"{{ messages[-1].content[-1].text + '<|im_end|>assistant\n' }}"
 CLOSED, OPENED = r"{{ '<think>\n\n</think>\n\n' }}", r"{{ '<think>\n' }}"
 SWITCH = TURN + "{% if enable_thinking is defined and enable_thinking is false %}" + CLOSED
 HYBRID = SWITCH + "{% else %}" + OPENED + "{% endif %}"
-"""The template opens the thought, as Qwen3.5 and newer do."""
+"""The template opens the reasoning, as Qwen3.5 and newer do."""
 LENIENT = SWITCH + "{% endif %}"
 """The model opens it, as Qwen3 does."""
 OFF = TURN + "{% if enable_thinking is true %}" + OPENED + "{% else %}" + CLOSED + "{% endif %}"
@@ -126,9 +126,9 @@ def test_variables_reach_the_template(chat: ChatTokenizer) -> None:
 
 def test_a_reply_without_its_reasoning(chat: ChatTokenizer) -> None:
     ids = chat.encode("Or a dog?\n</think>\n\nA cat.")
-    said = ChatTokenizer(chat.tokenizer, HYBRID).decode_reply(ids)
-    assert (said.text, said.reasoning) == ("A cat.", "Or a dog?")
-    assert said.reasoning_tokens == len(chat.encode("Or a dog?"))
+    reply = ChatTokenizer(chat.tokenizer, HYBRID).decode_reply(ids)
+    assert (reply.text, reply.reasoning) == ("A cat.", "Or a dog?")
+    assert reply.reasoning_tokens == len(chat.encode("Or a dog?"))
     assert ChatTokenizer(chat.tokenizer, HYBRID).decode_reply(chat.encode("Or a")) == (
         "",
         "Or a",

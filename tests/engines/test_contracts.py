@@ -103,7 +103,7 @@ async def send(engine: Engine, request: Request) -> Any:
             return await engine.score(request)
 
 
-async def ask_all(engine: Engine, requests: list[Request]) -> list[Any]:
+async def send_all(engine: Engine, requests: list[Request]) -> list[Any]:
     """The replies to concurrent requests."""
     return await asyncio.gather(*[send(engine, request) for request in requests])
 
@@ -135,7 +135,7 @@ def test_no_answer_comes_from_another_pictures_cache(engine: Engine, loop: Any, 
         for _ in range(2):
             for request, wanted in zip(requests, expected, strict=True):
                 same(loop(send(engine, request)), wanted)
-        for reply, wanted in zip(loop(ask_all(engine, requests)), expected, strict=True):
+        for reply, wanted in zip(loop(send_all(engine, requests)), expected, strict=True):
             same(reply, wanted)
             if isinstance(wanted, Generated):
                 assert reply.usage.cached_tokens >= 384  # so the cache was used
@@ -150,7 +150,7 @@ def test_scores_are_the_same_after_another_text(engine: Engine, loop: Any, expec
         same(reply, expect(request))
     first, _, last = ([token.logprob for token in reply.tokens] for reply in replies)
     assert first == pytest.approx(last, abs=1e-4)
-    for reply, request in zip(loop(ask_all(engine, [a, b, a])), (a, b, a), strict=True):
+    for reply, request in zip(loop(send_all(engine, [a, b, a])), (a, b, a), strict=True):
         same(reply, expect(request))
 
 
@@ -167,7 +167,7 @@ def test_control_tokens_in_a_text(engine: Engine, loop: Any, expect: Any, text: 
             assert not isinstance(reply, EngineDead)
             assert isinstance(reply, EngineError | Chosen | Generated)
     else:
-        for reply, request in zip(loop(ask_all(engine, requests)), requests, strict=True):
+        for reply, request in zip(loop(send_all(engine, requests)), requests, strict=True):
             same(reply, expect(request))
     plain = Choose(Prompt("Is it true? There is a cake. Answer yes or no.", picture(3)))
     same(loop(send(engine, plain)), expect(plain))
@@ -188,7 +188,7 @@ def test_an_image_that_was_evicted_is_sent_again(
     requests: list[Request] = [
         Choose(Prompt("Is it true? There is a cake. Answer yes or no.", each)) for each in others
     ]
-    loop(ask_all(engine, [*requests[:30], request, *requests[30:]]))
+    loop(send_all(engine, [*requests[:30], request, *requests[30:]]))
     after = loop(send(engine, request))
     for reply in (before, after):
         same(reply, expect(request))
@@ -200,7 +200,7 @@ def test_greedy_replies_agree(engine: Engine, loop: Any, expect: Any) -> None:
         Generate(Prompt(text, picture(number)), GREEDY) for text, number in itertools.product(texts, range(6))
     ]
     requests.append(Generate(Prompt("List the things in: I can see a cake. There is a dog."), GREEDY))
-    for reply, request in zip(loop(ask_all(engine, requests)), requests, strict=True):
+    for reply, request in zip(loop(send_all(engine, requests)), requests, strict=True):
         same(reply, expect(request))
 
 
@@ -214,7 +214,7 @@ class _Lent:
         return getattr(self._engine, name)
 
     async def close(self) -> None:
-        """Done by the fixture."""
+        """The fixture closes it."""
 
 
 TEXTS = ("init_caption", "sentences", "golden_sentences", "raw_questions", "raw_answers", "final_caption")

@@ -95,15 +95,15 @@ def rows(
 ) -> list[dict[str, Any]]:
     """The rows of a pipeline for two images; the language model gets the prompts for real models."""
     variants = {"questions": "seed", "fuse": "seed", "alt_text": "screen_reader"}
-    asker = []
+    question_role = []
     if request.param == "scalecap":
-        # Given one sentence at a time it asks too few questions for anything to collect.
+        # From one sentence at a time it makes too few questions for anything to collect.
         variants |= {"questions": "compact", "collect_objects": "paper", "collect_positions": "paper"}
-        asker = ["pipeline.steps.raw_questions.model=vlm"]
+        question_role = ["pipeline.steps.raw_questions.model=vlm"]
     settings = compose(
         f"pipeline={request.param}",
         "also=alt_text",
-        *asker,
+        *question_role,
         *(f"prompts/{role}={variant}" for role, variant in variants.items()),
         "engine=transformers",
         f"model.llm={{name: {folder}, engine: {{name: openai, base_url: '{address}', retries: 0}}}}",
@@ -136,6 +136,6 @@ def test_replies_that_nobody_scripted(rows: list[dict[str, Any]]) -> None:
         assert 0 < len(sentences(row["alt_text"])) <= 2
         assert len(row["alt_text"]) <= 250
         for name in ("final_caption", "alt_text"):
-            said = [row[name][start:end].strip() for start, end in sentences(row[name])]
-            if len(said) > 1:  # what was cut ends with a whole sentence
-                assert re.search(r"[.!?…][\"”)]*$", said[-1]), said
+            parts = [row[name][start:end].strip() for start, end in sentences(row[name])]
+            if len(parts) > 1:  # what was cut ends with a whole sentence
+                assert re.search(r"[.!?…][\"”)]*$", parts[-1]), parts

@@ -63,7 +63,7 @@ def test_ctrl_c_cancels_the_work_and_waits_for_its_end(loop: LoopThread, attempt
 
 
 def test_signals_go_where_the_work_wants_them(loop: LoopThread):
-    async def asked_to_stop() -> list[str]:
+    async def wait_for_signal() -> list[str]:
         threads, stop = [], asyncio.Event()
 
         def handle() -> None:
@@ -75,4 +75,4 @@ def test_signals_go_where_the_work_wants_them(loop: LoopThread):
             await stop.wait()
         return threads
 
-    assert loop.run(asked_to_stop()) == ["event loop"]
+    assert loop.run(wait_for_signal()) == ["event loop"]

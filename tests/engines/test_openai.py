@@ -232,8 +232,8 @@ async def test_one_reply_without_logprobs_changes_no_other(fake: Server) -> None
     await engine.close()
 
 
-async def test_a_reply_cut_by_the_context_is_told_from_one_cut_by_max_tokens(fake: Server) -> None:
-    """Even if the server does not count tokens: the one is cached, the other is not."""
+async def test_a_reply_cut_by_the_context_is_distinguished_from_one_cut_by_max_tokens(fake: Server) -> None:
+    """Even if the server counts no tokens: only the latter is cached."""
     full = error("This model's maximum context length is 100 tokens. However, 90 in the messages")
     cut = (200, completion("A cat", "length") | {"usage": None})
     fake.answers = [(400, full), cut]

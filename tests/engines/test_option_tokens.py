@@ -21,10 +21,10 @@ def test_first_letters_where_there_is_no_whole_word() -> None:
     assert (yes, no) == ([0, 1, 2, 3], [4, 5, 6, 7])
 
 
-def test_shared_beginnings_count_for_none() -> None:
-    left, lower = option_token_ids(encode, ("left", "right"))
+def test_shared_beginnings_count_for_no_option() -> None:
+    left, right = option_token_ids(encode, ("left", "right"))
     assert left == sorted(map(ord, "lL"))
-    assert lower == sorted(map(ord, "rR"))
+    assert right == sorted(map(ord, "rR"))
 
 
 @pytest.mark.parametrize("options", [("yes", "Yes"), ("blue", "black")])

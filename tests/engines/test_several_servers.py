@@ -44,11 +44,11 @@ async def answerers(engine: OpenAIEngine, times: int = 1) -> dict[str, set[int]]
     """By image, the numbers of the servers that answered."""
     answered_by: dict[str, set[int]] = {picture.hash: set() for picture in PICTURES}
 
-    async def client(picture: Image, time: int) -> None:
+    async def send(picture: Image, time: int) -> None:
         reply = await engine.generate(Generate(Prompt(f"What is it, {time}?", picture)))
         answered_by[picture.hash].add(int(reply.text))
 
-    await asyncio.gather(*(client(picture, time) for picture in PICTURES for time in range(times)))
+    await asyncio.gather(*(send(picture, time) for picture in PICTURES for time in range(times)))
     return answered_by
 
 
@@ -80,7 +80,7 @@ async def test_a_pictures_requests_go_to_one_server(fakes: list[Server]) -> None
         await engine.close()
 
 
-async def test_texts_without_a_picture_are_shared_out_by_what_they_say(fakes: list[Server]) -> None:
+async def test_texts_without_a_picture_are_shared_out_by_prompt(fakes: list[Server]) -> None:
     engine = await open_openai(MODEL, several(fakes))
     replies = [
         [(await engine.generate(Generate(Prompt(f"Join {number}.")))).text for number in range(12)]

@@ -25,7 +25,7 @@ def test_the_plan_is_sorted_by_names_whatever_the_order_of_keys():
     assert [str(step) for step in backwards.steps] == lines
 
 
-def test_plan_tells_role_and_rendered_prompt():
+def test_the_plan_shows_role_and_rendered_prompt():
     plan = Pipeline.build(STEPS, DATA).plan()
     assert "    asks vlm, with the picture\n    prompt:\n      | True: <text>\n" in plan
     assert "-> [sentences]\n    no model\n" in plan
@@ -41,18 +41,18 @@ def test_plan_tells_role_and_rendered_prompt():
         (one({"stage": "split_sentences", "text": "id"}), set()),
     ],
 )
-def test_roles_are_only_those_asked(steps, roles):
+def test_roles_are_only_those_in_use(steps, roles):
     assert Pipeline.build(steps, DATA).roles == roles
 
 
-def test_the_plan_tells_how_often_a_model_is_asked():
+def test_the_plan_shows_how_often_a_model_is_called():
     plan = Pipeline.build(STEPS, None).plan()
     assert "    asks vlm, once an item of q_list, with the picture\n" in plan
     steps = one({"stage": "generate", "prompt": "p", "image": "image", "samples": 8})
     assert "    asks vlm, 8 samples, with the picture\n" in Pipeline.build(steps, None).plan()
 
 
-def test_the_plan_tells_conditions():
+def test_the_plan_shows_conditions():
     steps = changed(final=STEPS["final"] | {"when": "golden | length > 1", "otherwise": "init_caption"})
     plan = Pipeline.build(steps, DATA).plan()
     assert "    when golden | length > 1, otherwise init_caption\n    asks llm\n" in plan
@@ -74,7 +74,7 @@ def test_an_ensemble_is_part_of_the_plan():
     assert "    ensemble.0:\n      | See <text>?\n" in plan
 
 
-def test_a_class_that_only_marks_needs_no_model():
+def test_a_class_that_only_sets_flags_needs_no_model():
     steps = one({"stage": "assemble", "sentences": "tags"})
     assert Pipeline.build(steps, DATA).roles == set()
     assert "no model" in Pipeline.build(steps, DATA).plan()
@@ -112,7 +112,7 @@ def test_valid(steps):
     Pipeline.build(steps, DATA)
 
 
-def test_unknown_data_is_not_asked_for_columns():
+def test_columns_of_unknown_data_are_not_checked():
     steps = one({"stage": "split_sentences", "text": "who_knows"})
     Pipeline.build(steps, None)
     with pytest.raises(PipelineError, match="who_knows"):
@@ -362,7 +362,7 @@ def test_bad(steps, message):
     assert any(message in problem for problem in caught.value.problems), caught.value.problems
 
 
-def test_a_mistyped_step_is_told_its_neighbour():
+def test_a_mistyped_step_gets_a_suggestion():
     with pytest.raises(PipelineError, match=r"no `stage:` key.*; did you mean 'golden'"):
         Pipeline.build(changed(goldn={"threshold": 0.7}), DATA)
 
@@ -385,7 +385,7 @@ def test_all_problems_come_at_once():
     assert all(problem in str(caught.value) for problem in caught.value.problems)
 
 
-def test_a_package_that_cannot_be_loaded_is_told(monkeypatch):
+def test_a_package_that_cannot_be_loaded_is_reported(monkeypatch):
     def load():
         raise ImportError("it needs a library")
 

@@ -35,7 +35,7 @@ def get(cache: Cache, key: str) -> Reply | None:
 
 
 def put(cache: Cache, key: str, reply: Reply) -> None:
-    """Keep a reply from outside of a loop."""
+    """Store a reply, without a running event loop."""
     asyncio.run(cache.put(key, reply))
 
 
@@ -103,7 +103,7 @@ def test_a_value_under_another_key_is_noticed(tmp_path):
     again.close()
 
 
-def test_the_command_tells_the_size_and_clears(tmp_path):
+def test_the_command_prints_the_size_and_clears(tmp_path):
     cache = Cache(tmp_path)
 
     async def fill() -> None:
@@ -112,9 +112,9 @@ def test_the_command_tells_the_size_and_clears(tmp_path):
     asyncio.run(fill())
     cache.close()
     command = [sys.executable, "-m", "scalecap", "cache", str(tmp_path)]
-    tell = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
-    assert tell(command).stdout.startswith("1,200 replies, ")
-    assert tell([*command, "--clear"]).stdout.startswith("0 replies, 0.0 MB in ")
+    output_of = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+    assert output_of(command).stdout.startswith("1,200 replies, ")
+    assert output_of([*command, "--clear"]).stdout.startswith("0 replies, 0.0 MB in ")
 
 
 def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, capsys):
@@ -166,7 +166,7 @@ def test_a_damaged_value_is_computed_again(tmp_path, value):
     cache.close()
 
 
-def test_a_damaged_file_is_named_with_the_mend(tmp_path):
+def test_a_damaged_file_is_named_with_the_fix(tmp_path):
     (file(tmp_path)).write_bytes(b"no data base at all " * 100)
     with pytest.raises(
         CacheError, match=r"can't open the reply cache .*replies-.*\.sqlite .*: delete it.*cache=off"
@@ -268,7 +268,7 @@ def test_equal_pixels_have_one_key():
     assert key("engine", BASE) == key("engine", replace(BASE, prompt=Prompt("text", twin)))
 
 
-async def test_a_slow_disk_holds_up_no_loop_and_a_read_that_hangs_no_end(tmp_path, monkeypatch):
+async def test_neither_a_slow_disk_blocks_the_loop_nor_a_hanging_read_the_end(tmp_path, monkeypatch):
     cache, waits, released = Cache(tmp_path), threading.Event(), threading.Event()
     await cache.put("k", REPLIES[0])
     find = cache._find

@@ -18,7 +18,7 @@ LOOP = Generated("again and " * 20, "stop")
 
 
 class World:
-    """An engine by script, what it was asked, and an `client` for the step "s"."""
+    """A scripted engine, the requests that it got, and a client for the step "s"."""
 
     def __init__(self, script, sampling=RANDOM, cache=None, run_seed=0):
         self.requests, self.flags, self.counts = [], [], RunUsage()
@@ -104,7 +104,7 @@ NO, SILENT = Generated("I'm sorry, but I can't assist.", "stop"), Generated(" ",
         ([GOOD], "again", GOOD, []),
     ],
 )
-async def test_a_refusal_or_an_empty_reply_is_marked_and_asked_otherwise_once(replies, retry, kept, flags):
+async def test_a_refusal_or_an_empty_reply_is_flagged_and_reprompted_once(replies, retry, kept, flags):
     world = World(replies)
     assert await world.client.generate("text", retry=retry) == kept
     assert world.flags == flags
@@ -120,19 +120,19 @@ async def test_a_step_may_have_its_own_sampling():
     assert world.requests[0].seed == 0
 
 
-async def test_choices_are_counted_with_those_that_are_none_of_the_options(tmp_path):
-    """The reply is kept as it was, so that another floor asks nothing again."""
+async def test_choices_and_unanswered_ones_are_counted(tmp_path):
+    """The cache keeps the reply as it was, so another `min_mass` needs no new request."""
     cache, reply = Cache(tmp_path), Chosen((0.7, 0.3), mass=0.05)
-    for least, answered in ((0.0, True), (0.05, True), (0.06, False)):
+    for min_mass, answered in ((0.0, True), (0.05, True), (0.06, False)):
         world = World(lambda _: reply, cache=cache)
-        world.dispatcher.min_mass = least
+        world.dispatcher.min_mass = min_mass
         chosen = await world.client.choose("a")
         assert (chosen.answered, chosen.mass) == (answered, 0.05)
         assert chosen.probabilities == ((0.7, 0.3) if answered else (0.0, 0.0))
         assert world.flags == ([] if answered else ["unanswered"])
         count = world.counts.total
         assert (count.choices, count.marks["unanswered"]) == (1, int(not answered))
-        assert len(world.requests) == (1 if least == 0 else 0)
+        assert len(world.requests) == (1 if min_mass == 0 else 0)
     cache.close()
 
 
@@ -273,10 +273,10 @@ async def test_equal_requests_that_are_looked_up_at_once_are_computed_once(tmp_p
 async def test_only_a_random_reply_depends_on_the_run_seed(tmp_path):
     cache = Cache(tmp_path)
     for run_seed in (1, 2):
-        for sampling, dispatcher in ((RANDOM, 1), (GREEDY, int(run_seed == 1))):
+        for sampling, computed in ((RANDOM, 1), (GREEDY, int(run_seed == 1))):
             world = World(lambda _: "fine", sampling, cache, run_seed)
             await world.client.generate("a")
-            assert len(world.requests) == dispatcher
+            assert len(world.requests) == computed
     cache.close()
 
 
@@ -295,8 +295,8 @@ async def test_tokens_are_counted_per_step():
     ("cached", "pictures", "share", "alarm"),
     [
         ([0] * 60, 1, 0.0, True),
-        ([None] * 60, 1, None, False),  # a server that tells nothing
-        ([0] * 30 + [None] * 30, 1, 0.0, False),  # told too seldom
+        ([None] * 60, 1, None, False),  # a server that reports nothing
+        ([0] * 30 + [None] * 30, 1, 0.0, False),  # reported too seldom
         ([0] * 60, 60, 0.0, False),  # no picture was shown twice
         ([4] * 60, 1, 0.04, True),
         ([80] * 60, 1, 0.8, False),
@@ -374,7 +374,7 @@ def test_loops(text, looping):
 
 
 @given(st.text(max_size=50), st.text(min_size=1, max_size=30).filter(str.strip), st.integers(0, 29))
-def test_a_chunk_said_often_enough_loops_wherever_it_is_cut(before, chunk, cut):
+def test_a_chunk_repeated_often_enough_loops_wherever_it_is_cut(before, chunk, cut):
     text = before + chunk * (5 + 101 // len(chunk)) + chunk[: cut % len(chunk)]
     assert is_looping(text)
 

@@ -1,4 +1,4 @@
-"""Loops of steps, repeated with what they found."""
+"""Loops: steps repeated with what they found so far."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,10 +31,10 @@ STEPS: dict[str, dict[str, Any]] = {
     "facts": {"stage": "deduplicate", "texts": ["known", "golden"]},
 }
 THINGS = ["A dog.", "A cat. A cow.", "A hen.", "A kite."]
-"""What the model tells, one reply after the other; it invents the cow."""
+"""The replies of the model, one after the other; it invents the cow."""
 
 
-def tells(request: Any) -> Any:
+def next_thing(request: Any) -> Any:
     text = request.prompt.text
     if isinstance(request, Choose):
         return 0.1 if "cow" in text else 0.9
@@ -42,7 +42,7 @@ def tells(request: Any) -> Any:
 
 
 async def take(
-    steps: Mapping[str, Any], *, budget: int | None = None, script: Any = tells, **row: Any
+    steps: Mapping[str, Any], *, budget: int | None = None, script: Any = next_thing, **row: Any
 ) -> tuple[Finished, RunUsage]:
     counts, finished = RunUsage(), []
     engine = Scripted(script)
@@ -53,7 +53,7 @@ async def take(
     return finished[0], counts
 
 
-async def test_it_goes_on_until_nothing_is_found_and_tells_all_rounds():
+async def test_it_goes_on_until_nothing_is_found_and_keeps_all_rounds():
     done, counts = await take(STEPS)
     assert done.error is None
     assert done.columns["known"] == ["A dog."]
@@ -67,7 +67,7 @@ async def test_it_goes_on_until_nothing_is_found_and_tells_all_rounds():
     assert list(done.columns)[1:5] == ["known", "missed", "new", "new_repeats"]
 
 
-async def test_at_most_so_many_rounds_which_is_marked():
+async def test_rounds_are_limited_which_is_flagged():
     done, counts = await take(STEPS | {"golden": STEPS["golden"] | {"rounds": 2}})
     assert done.columns["golden"] == ["A cat.", "A hen."]
     assert counts.steps["missed"].requests == 2
@@ -75,7 +75,7 @@ async def test_at_most_so_many_rounds_which_is_marked():
 
 
 @pytest.mark.parametrize(
-    ("budget", "golden", "unasked"),
+    ("budget", "golden", "dropped"),
     [
         (8, ["A cat.", "A hen.", "A kite."], {}),
         (7, ["A cat.", "A hen.", "A kite."], {"missed": 1}),
@@ -84,10 +84,10 @@ async def test_at_most_so_many_rounds_which_is_marked():
         (2, ["A cat."], {"golden": 1, "missed": 1}),
     ],
 )
-async def test_rounds_end_with_the_budget(budget: int, golden: list[str], unasked: dict[str, int]):
+async def test_rounds_end_with_the_budget(budget: int, golden: list[str], dropped: dict[str, int]):
     done, counts = await take(STEPS, budget=budget)
     assert done.columns["golden"] == golden
-    assert done.unasked == unasked
+    assert done.unasked == dropped
     assert counts.total.requests == budget
 
 
@@ -95,7 +95,7 @@ async def test_a_failure_in_a_later_round_fails_the_row_at_its_step():
     def script(request: Any) -> Any:
         if "hen" in request.prompt.text:
             raise EngineError("no hens")
-        return tells(request)
+        return next_thing(request)
 
     done, _ = await take(STEPS, script=script)
     assert done.error == {"step": "golden", "kind": "engine", "message": "no hens"}
@@ -133,7 +133,7 @@ async def test_steps_that_need_not_wait_for_the_rounds_do_not_and_the_others_com
         ({"adds_to": None, "rounds": 3}, "golden: rounds: requires `adds_to: <column>`"),
     ],
 )
-def test_a_loop_that_can_not_be_is_refused(golden: dict[str, Any], problem: str):
+def test_an_impossible_loop_is_refused(golden: dict[str, Any], problem: str):
     with pytest.raises(PipelineError) as caught:
         Pipeline.build(STEPS | {"golden": STEPS["golden"] | golden}, {"note": "text", "tags": "texts"})
     assert any(each.startswith(problem) for each in caught.value.problems)
@@ -153,7 +153,7 @@ def test_a_loop_that_can_not_be_is_refused(golden: dict[str, Any], problem: str)
         ),
     ],
 )
-def test_columns_that_can_not_be_joined_are_refused(changed: dict[str, Any], problem: str):
+def test_columns_that_cannot_be_joined_are_refused(changed: dict[str, Any], problem: str):
     steps = {name: step for name, step in (STEPS | changed).items() if step is not None}
     if "new" not in steps:
         steps["new"] = {"stage": "split_sentences", "text": "missed"}
@@ -162,7 +162,7 @@ def test_columns_that_can_not_be_joined_are_refused(changed: dict[str, Any], pro
     assert any(problem in each for each in caught.value.problems)
 
 
-def test_the_plan_tells_it():
+def test_the_plan_shows_the_loop():
     line = (
         "    adds what it finds to known; repeated from there until nothing new is found, at most 8 rounds\n"
     )

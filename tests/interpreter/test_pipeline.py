@@ -64,7 +64,7 @@ def test_a_plan_begins_with_the_budget():
     assert steps == Pipeline.build(STEPS, None).plan().splitlines()
 
 
-async def test_a_row_with_no_golden_sentence_asks_nothing_more():
+async def test_a_row_with_no_golden_sentence_makes_no_further_request():
     (done,), counts = await go(STEPS, [row()], lambda r: 0.1 if isinstance(r, Choose) else "A cat.")
     assert done.columns["golden"] == done.columns["q_list"] == done.columns["raw_answers"] == []
     assert done.columns["raw_questions"] == ""
@@ -125,7 +125,7 @@ async def test_a_failure_stays_in_its_row_with_the_columns_done(text, error, rec
     assert fine.columns["final"] == "fused A dog.+It is brown."
 
 
-async def test_steps_that_do_not_need_the_failed_one_go_on_and_the_first_in_order_is_told():
+async def test_steps_that_do_not_need_the_failed_one_go_on_and_the_first_in_order_is_reported():
     steps = {
         "a": {"stage": "generate", "prompt": "slow", "image": "image"},
         "b": {"stage": "generate", "prompt": "fast", "image": "image"},
@@ -171,7 +171,7 @@ def bad_picture(error: Exception) -> Any:
         ),
     ],
 )
-async def test_a_row_that_cannot_be_read_asks_nothing(bad, record):
+async def test_a_row_that_cannot_be_read_makes_no_request(bad, record):
     (done, fine), counts = await go(STEPS, [bad, row(1)])
     assert (done.columns, done.error, done.flags) == ({"id": "0"}, record, {})
     assert fine.error is None
@@ -259,13 +259,13 @@ async def test_a_step_runs_for_the_rows_for_which_its_condition_holds():
             "prompt": "True: {{ text }}",
             "when": "sentences | length > 1",
         },
-        "told": {"stage": "split_sentences", "text": "note", "when": "golden", "otherwise": "tags"},
+        "notes": {"stage": "split_sentences", "text": "note", "when": "golden", "otherwise": "tags"},
         "kept": {"stage": "split_sentences", "text": "note", "when": "golden_scores | selectattr('kept')"},
     }
     rows = [row(n, n=n, note="A.", tags=["x"]) for n in (2, 1)] + [row(3, n="many", note="A.", tags=["x"])]
     (skipped, ran, failed), counts = await go(steps, rows)
     assert ran.columns["golden"] == ["A dog."]
-    assert ran.columns["told"] == ran.columns["kept"] == ["A."]
+    assert ran.columns["notes"] == ran.columns["kept"] == ["A."]
     assert ran.flags == {}
     assert {
         name: value for name, value in skipped.columns.items() if name not in ("id", "n", "note", "tags")
@@ -275,10 +275,10 @@ async def test_a_step_runs_for_the_rows_for_which_its_condition_holds():
         "golden": [],
         "golden_scores": [],
         "golden_refuted": [],
-        "told": ["x"],
+        "notes": ["x"],
         "kept": [],
     }
-    assert skipped.flags == {name: ["skipped"] for name in ("draft", "golden", "told", "kept")}
+    assert skipped.flags == {name: ["skipped"] for name in ("draft", "golden", "notes", "kept")}
     assert (failed.error["step"], failed.error["kind"]) == ("draft", "PromptError")
     assert "'n > 1': '>' not supported" in failed.error["message"]
     assert counts.total.marks == {"skipped": 4}
@@ -290,20 +290,25 @@ async def test_a_list_that_was_skipped_is_empty_for_what_reads_it():
     steps = {
         "boxes": step | {"when": "false"},
         "views": {"stage": "crop", "boxes": "boxes"},
-        "told": {"stage": "generate", "prompt": "Caption.", "views": "views", "parse": "lines"},
+        "described": {"stage": "generate", "prompt": "Caption.", "views": "views", "parse": "lines"},
     }
     (done,), counts = await go(steps, [row(tags=["a"])])
     assert done.error is None
-    assert [done.columns[name] for name in ("boxes", "views", "told", "told_about")] == [[], [], [], []]
+    assert [done.columns[name] for name in ("boxes", "views", "described", "described_about")] == [
+        [],
+        [],
+        [],
+        [],
+    ]
     assert counts.total.requests == 0
 
 
 async def test_parts_of_the_picture_are_shown_and_written_as_their_boxes():
     steps = {
         "parts": {"stage": "tiles", "rows": 1, "columns": 2, "overlap": 0.0},
-        "told": {"stage": "generate", "prompt": "Caption.", "views": "parts"},
+        "described": {"stage": "generate", "prompt": "Caption.", "views": "parts"},
         "none": {"stage": "crop", "boxes": "given"},
-        "kept": {"stage": "verify", "texts": "told", "views": "none", "prompt": "{{ text }}"},
+        "kept": {"stage": "verify", "texts": "described", "views": "none", "prompt": "{{ text }}"},
     }
     pixels = Pillow.new("RGB", (4, 2))
     pixels.paste("red", (2, 0, 4, 2))
@@ -319,7 +324,7 @@ async def test_parts_of_the_picture_are_shown_and_written_as_their_boxes():
     assert done.error is None
     assert done.columns["parts"] == [{"box": [x, 0, x + 2, 2], "of": [4, 2]} for x in (0, 2)]
     assert done.columns["none"] == [None, None]
-    assert len(set(done.columns["told"])) == 2
+    assert len(set(done.columns["described"])) == 2
     assert [image.pixels.size for image in seen] == [(2, 2), (2, 2), (4, 2), (4, 2)]
     assert done.flags == {"none": ["outside"]}
     json.dumps(done.columns)

@@ -86,7 +86,7 @@ async def test_stop_finishes_rows_in_flight_and_starts_no_more():
 
 
 @pytest.mark.parametrize("end", ["stop", "engine", "cancel"])
-async def test_a_row_that_is_still_being_read_holds_up_no_end(end: str):
+async def test_a_row_that_is_still_being_read_does_not_hold_up_the_end(end: str):
     stop, waits, released = asyncio.Event(), threading.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 

@@ -30,7 +30,7 @@ def test_any_text_can_be_tagged(text: str) -> None:
     assert set(content_words(text)) <= set(words(text))
 
 
-def test_nouns_are_told_once():
+def test_nouns_are_listed_once():
     assert nouns("Two dogs, a dog and the people near a glass of berries on red grass; Berlin's gas.") == {
         *("dog", "person", "glass", "berry", "grass", "berlin", "gas"),
     }

@@ -67,5 +67,5 @@ def test_a_cut_reply_ends_with_its_last_new_sentence(reply: str, expected: str) 
         ("There is a tractor.\n\nYou may want to add:", "There is a tractor."),  # SmolLM2
     ],
 )
-def test_a_line_that_announces_a_text_is_no_part_of_it(reply: str, expected: str) -> None:
+def test_a_line_that_announces_a_text_is_not_part_of_it(reply: str, expected: str) -> None:
     assert body(reply) == expected

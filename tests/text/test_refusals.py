@@ -74,7 +74,7 @@ def test_refusals(reply: str) -> None:
 
 
 @pytest.mark.parametrize("reply", ANSWERS)
-def test_answers_are_none(reply: str) -> None:
+def test_answers_are_not_refusals(reply: str) -> None:
     assert not refuses(reply)
 
 
@@ -87,6 +87,6 @@ def test_a_long_reply_is_an_answer_however_it_begins() -> None:
 @pytest.mark.parametrize(
     "text", ["ich " * 70, "je ne " * 49, "sorry, " * 40, "抱歉" * 150, "no puedo a " * 27]
 )
-def test_what_is_almost_one_takes_no_time(text: str) -> None:
-    """No rule goes back and forth without end; the test would hang."""
+def test_near_refusals_take_no_time(text: str) -> None:
+    """No rule backtracks without end; the test would hang."""
     assert not refuses(text)

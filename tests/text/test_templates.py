@@ -25,7 +25,7 @@ def test_a_value_stands_in_the_prompt_as_it_is(value):
 
 
 @pytest.mark.parametrize("value", ["{{ 7 * 7 }}", "{% raw %}", "<b>&", "{text}"])
-def test_a_value_is_no_template_and_not_escaped(value):
+def test_a_value_is_neither_a_template_nor_escaped(value):
     assert Template("{{ text }}").render(text=value) == value
 
 
