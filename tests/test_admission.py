@@ -53,7 +53,7 @@ def say(request: Request) -> str | float:
 
 
 class World:
-    """Steps on an engine whose KV cache holds so many pictures, and the most that it held at once."""
+    """Steps on an engine whose KV cache holds `pictures` pictures; `most` is the most it held at once."""
 
     def __init__(
         self, pictures: int, steps: dict[str, Any] = STEPS, script: Any = say, budget: int | None = None
@@ -86,7 +86,7 @@ class World:
     async def run(self, rows: Any, *, known: bool = True) -> list[Finished]:
         """The rows that ended, in their order; TimeoutError where they wait for each other.
 
-        `known`: a picture before told how long prompts are.
+        `known`: an earlier picture has shown how long prompts are.
         """
 
         def on_row(finished: Finished) -> None:
@@ -185,7 +185,7 @@ async def test_skipped_steps_give_the_place_back(change: dict[str, Any]):
 
 
 @pytest.mark.parametrize("budget", [1, 2, 4, 5, 6])
-async def test_what_a_budget_leaves_unasked_gives_the_place_back(budget: int):
+async def test_items_skipped_by_a_budget_give_the_place_back(budget: int):
     limited = STEPS["golden"] | {"limit": "budget_left"}
     world = World(1, STEPS | {"golden": limited}, budget=budget)
     done = await world.run(row(index) for index in range(10))

@@ -24,7 +24,7 @@ def rows_of(summary: Summary) -> list[dict[str, Any]]:
 
 
 def scripted(answer: Callable[..., Any], reply: Callable[[str], str | None]) -> dict[str, Scripted]:
-    """The scripted model, which says what `reply` does where that says anything."""
+    """The scripted model, with the replies of `reply` where that returns one."""
 
     def script(request: Any) -> Any:
         own = None if isinstance(request, Choose) else reply(request.prompt.text)
@@ -51,7 +51,7 @@ def test_each_length_is_checked_again_and_within_its_words(compose: Compose, ans
     assert ["in one sentence of at most 25 words" in each for each in prompts] == [True, False, False]
     assert ["of at most 60 words" in prompts[1], "of at most 200 words" in prompts[2]] == [True, True]
     assert all("There is a dog." in each and "The dog is brown." in each for each in prompts)
-    # A sentence that is too long stays whole; what is over is left out by the sentence.
+    # A sentence that is too long stays whole; what exceeds the limit is cut by whole sentences.
     assert row["short_caption"] == LONG
     assert row["medium_sentences"] == ["A dog sits.", "A cat sleeps.", *more[:7]]  # 6 words and 7 times 7
     assert row["medium_caption"] == " ".join(["A dog sits.", *more[:7]])
@@ -62,7 +62,7 @@ def test_each_length_is_checked_again_and_within_its_words(compose: Compose, ans
     assert "long_sentences" not in row["flags"]
 
 
-def test_where_no_sentence_passes_the_facts_themselves_are_told_up_to_the_bound(
+def test_where_no_sentence_passes_the_facts_are_used_up_to_the_limit(
     compose: Compose, answer: Callable[..., Any]
 ):
     engines = scripted(answer, lambda text: "A cat." if text.startswith("Facts about one image") else None)
@@ -105,7 +105,7 @@ def test_each_value_of_a_structured_caption_is_checked(
 @pytest.mark.parametrize(
     "reply", ["", "A dog.", '{"objects": [{"count": 1}]}', '{"objects": [{"name": "dog"', "[1]"]
 )
-def test_what_is_no_such_json_is_marked_and_counted_and_costs_no_check(
+def test_a_reply_that_is_not_the_expected_json_is_flagged_and_not_checked(
     compose: Compose, answer: Callable[..., Any], reply: str
 ):
     engines = scripted(answer, lambda text: reply if text == "Describe the picture as JSON." else None)
@@ -117,7 +117,7 @@ def test_what_is_no_such_json_is_marked_and_counted_and_costs_no_check(
         assert (row["structured"], row["structured_refused"]) == (None, [])
 
 
-def test_they_write_from_all_that_dense_found(compose: Compose, engines: dict[str, Scripted]):
+def test_texts_are_written_from_all_facts_of_dense(compose: Compose, engines: dict[str, Scripted]):
     summary = run(
         compose("data.limit=1", "pipeline=dense", "also=[lengths,structured,alt_text]"), engines=engines
     )

@@ -1,4 +1,4 @@
-"""What a row may ask: exact counts of requests, whatever the order in which replies come."""
+"""The budget of a row: exact counts of requests, whatever the order in which replies come."""
 
 import asyncio
 import itertools
@@ -56,7 +56,7 @@ async def take(
     return finished[0], counts
 
 
-def test_items_are_granted_in_order_as_far_as_requests_and_limit_go():
+def test_items_are_granted_in_order_up_to_the_budget_and_limit():
     allowance = Allowance(requests=5)
     assert allowance.grant([2, 0, 2, 0, 2]) == 4
     assert (allowance.requests, allowance.unasked) == (1, 1)
@@ -67,7 +67,7 @@ def test_items_are_granted_in_order_as_far_as_requests_and_limit_go():
     assert Allowance().grant([7] * 3) == 3
 
 
-def test_who_never_consults_it_may_ask_while_something_is_left():
+def test_a_step_that_never_consults_it_runs_while_requests_are_left():
     Allowance(requests=1).check()
     with pytest.raises(BudgetExhausted):
         Allowance(requests=0).check()
@@ -98,14 +98,14 @@ async def test_a_budget_is_spent_to_the_last_request_and_never_over(
     assert done.usage.requests == sum(requests)
     assert done.unasked == unasked
     assert done.flags == {name: ["unasked"] for name in done.unasked}
-    # What is in step with another column stays so.
+    # Columns aligned with another column stay aligned.
     assert len(done.columns["answers"]) == len(done.columns["golden"])
     assert [each["text"] for each in done.columns["golden_scores"]] == done.columns["sentences"]
     assert sum(each.get("asked", True) for each in done.columns["golden_scores"]) == requests[2]
     assert done.columns["golden_refuted"] == []
 
 
-async def test_what_is_asked_does_not_depend_on_which_reply_comes_first():
+async def test_requests_do_not_depend_on_which_reply_comes_first():
     orders: list[list[float]] = [[0.0, 0.01, 0.003, 0.006], [0.006, 0.0, 0.01, 0.003], [0.0]]
     found = []
     for waits in orders:
@@ -163,7 +163,7 @@ async def test_a_limit_needs_no_budget_and_reads_columns():
         ([1], "limit: expected an expression"),
     ],
 )
-def test_a_limit_is_checked_before_anything_is_asked(limit: Any, problem: str):
+def test_a_limit_is_checked_before_any_request(limit: Any, problem: str):
     steps = STEPS | {"golden": STEPS["golden"] | {"limit": limit}}
     with pytest.raises(PipelineError) as caught:
         Pipeline.build(steps, {"id": "text"})
@@ -172,7 +172,7 @@ def test_a_limit_is_checked_before_anything_is_asked(limit: Any, problem: str):
         Pipeline.build(STEPS | {"sentences": STEPS["sentences"] | {"limit": 3}}, None)
 
 
-async def test_a_limit_that_is_no_number_fails_the_row():
+async def test_a_limit_that_is_not_a_number_fails_the_row():
     done, _ = await take(STEPS | {"golden": STEPS["golden"] | {"limit": "drafts"}}, None)
     assert done.error is not None
     assert (done.error["step"], done.error["kind"]) == ("golden", "PromptError")
@@ -241,7 +241,7 @@ async def test_every_stage_keeps_to_what_is_left(
         assert sum(each["kept"] for each in values["x_scores"]) == len(values["x"]) <= 5 - unasked
 
 
-async def test_a_stage_of_ones_own_runs_while_something_is_left_and_metrics_are_not_part_of_it():
+async def test_a_custom_stage_runs_while_requests_are_left_and_metrics_do_not_count():
     @stage(name="t/own")
     class Own:
         async def __call__(self, client: ModelClient, *, image: Image) -> list[str]:
@@ -266,7 +266,7 @@ async def test_a_stage_of_ones_own_runs_while_something_is_left_and_metrics_are_
     assert (done.unasked, done.flags) == ({"own": 1}, {"own": ["unasked"]})
 
 
-def test_what_is_left_unasked_is_counted_in_the_summary_also_of_rows_done_before(
+def test_skipped_items_are_counted_in_the_summary_including_rows_of_an_earlier_run(
     compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
 ):
     words = ["data=jsonl", rows(5), "progress=false", "model=own", "model.vlm.name=m", "pipeline.budget=5"]
@@ -288,7 +288,7 @@ def test_what_is_left_unasked_is_counted_in_the_summary_also_of_rows_done_before
 @pytest.mark.parametrize(
     ("budget", "final", "requests"),
     [
-        # A draft and a check, then what to ask about, an answer and its check; nothing is left to fuse.
+        # A draft and a check, a list of questions, an answer and its check; nothing is left to fuse.
         (
             5,
             "There is a dog. The dog is brown.",
@@ -316,7 +316,7 @@ def journal(folder: Path) -> list[str]:
     return [line for line in (folder / "journal.jsonl").read_text().splitlines() if '"usage"' in line]
 
 
-def test_another_budget_makes_other_rows(compose: Compose, engines: dict[str, Scripted]):
+def test_another_budget_is_another_config(compose: Compose, engines: dict[str, Scripted]):
     run(compose("data.limit=1", "pipeline.budget=3"), engines=engines)
     with pytest.raises(Exception, match=r"pipeline\.budget"):
         run(compose("data.limit=1", "pipeline.budget=4"), engines=engines)
@@ -324,7 +324,7 @@ def test_another_budget_makes_other_rows(compose: Compose, engines: dict[str, Sc
         compose("pipeline.budget=0")
 
 
-def test_the_plan_tells_budget_limits_and_rounds():
+def test_the_plan_shows_budget_and_limits():
     plan = Pipeline.build(
         STEPS | {"answers": STEPS["answers"] | {"limit": "budget_left / 2"}}, None, budget=9
     ).plan()
@@ -332,7 +332,7 @@ def test_the_plan_tells_budget_limits_and_rounds():
     assert "    at most budget_left / 2 items\n" in plan
 
 
-async def test_a_fusion_that_is_not_asked_loses_no_detail(recording_client: Any):
+async def test_a_skipped_fusion_loses_no_detail(recording_client: Any):
     dispatcher = recording_client(lambda request: 1 / 0)
     dispatcher.client._allowance.requests = 0
     fuse = Fuse(prompt=Template("{{ context }}{{ object_info }}{{ position_info }}"), fallback="empty")

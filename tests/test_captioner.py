@@ -1,4 +1,4 @@
-"""The Python door: pictures in, columns out, by the same run as the command line's."""
+"""The Python interface: pictures in, columns out, by the same run as the command line's."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def captioner(opened: list[Any]) -> Iterator[Captioner]:
 
 @pytest.fixture
 def colour(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> None:
-    """The scripted model tells a picture's red in its first caption."""
+    """The scripted model names a picture's red value in its first caption."""
 
     def by_colour(request: Request) -> Any:
         if request.prompt.image and "Describe the fine" in request.prompt.text:
@@ -79,7 +79,7 @@ def test_each_form_comes_back_with_its_pictures_and_captions(form: str, tmp_path
     assert captioner.summary.done == 3
 
 
-def test_the_same_folder_goes_on_and_another_pipeline_is_refused(
+def test_the_same_folder_resumes_and_another_pipeline_is_refused(
     captioner: Captioner, engines: dict[str, Scripted], tmp_path: Path
 ):
     pictures = [picture(number) for number in range(4)]
@@ -141,7 +141,7 @@ def test_a_picture_that_fails_says_where_and_a_row_of_a_set_keeps_its_reason(
         (datasets.Dataset.from_dict({"text": ["a"]}), "image=image: .*no such column; available: text"),
     ],
 )
-def test_what_is_no_data_is_refused(data: Any, message: str, captioner: Captioner):
+def test_unsupported_data_is_refused(data: Any, message: str, captioner: Captioner):
     with pytest.raises(RunError, match=message):
         captioner.map(data)
 
@@ -184,7 +184,7 @@ def test_leaving_the_block_closes_the_model(opened: list[Any]):
         captioner.map([picture(1)])
 
 
-def test_a_prompt_of_ones_own_reaches_the_model(
+def test_a_custom_prompt_reaches_the_model(
     engines: dict[str, Scripted], opened: list[Any], prompts: list[str]
 ):
     with Captioner(
@@ -219,10 +219,10 @@ def test_captions_are_as_the_command_line_writes_them(
         assert own[column] == [line[column] for line in lines]
 
 
-def test_one_picture_is_held_to_the_same_floor_as_a_run(
+def test_one_picture_has_the_same_minimum_mass_as_a_run(
     monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]
 ):
-    """A check that the model would have answered otherwise is no yes, here as there."""
+    """A yes whose options have too little probability mass keeps nothing, here as there."""
 
     def says(request: Request) -> Any:
         return Chosen((0.9, 0.1), mass=0.01) if isinstance(request, Choose) else answer(request)

@@ -29,7 +29,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def judged(compose: Compose, tmp_path: Path) -> Callable[..., Settings]:
-    """A run that judges captions that are there, and what its file has."""
+    """Settings of a run that scores the captions of a file."""
 
     def judged(*words: str) -> Settings:
         (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "alt": "A dog.", "references": "A cat."}\n')
@@ -93,7 +93,7 @@ def server() -> Iterator[Server]:
     server.stop()
 
 
-def test_a_server_is_asked_which_models_it_has(
+def test_the_models_of_a_server_are_checked(
     compose: Compose, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
     def checked(name: str = "m") -> str:
@@ -140,7 +140,7 @@ def test_models_by_folder_and_by_name(compose: Compose, monkeypatch: pytest.Monk
         plan(compose(*words, "model.vlm.name=some/model"))
 
 
-def test_it_says_what_it_did_not_check(compose: Compose, judged: Callable[..., Settings]):
+def test_a_check_says_what_it_did_not_check(compose: Compose, judged: Callable[..., Settings]):
     assert plan(judged("evaluate=density")).endswith("\nConfiguration OK.")
     assert plan(compose()).endswith(
         "\nConfiguration OK. Not checked: that the models load and fit memory;"
@@ -149,6 +149,6 @@ def test_it_says_what_it_did_not_check(compose: Compose, judged: Callable[..., S
     assert "the resources of the cluster's machines" in plan(compose("runner=ray"))
 
 
-def test_the_version_is_scalecaps(command: Callable[..., int], capsys: Any):
+def test_the_version_is_that_of_scalecap(command: Callable[..., int], capsys: Any):
     assert command("--version") == 0
     assert capsys.readouterr().out == "scalecap 0.2.0\n"

@@ -42,7 +42,7 @@ ODD = [
 
 
 def captioned(compose: Compose, folder: Path, names: list[str], output: str, words: str = "dog") -> Run:
-    """A finished run that judged captions of these columns; every caption has words of its own number."""
+    """A finished run that scored captions of these columns, each with a different number of words."""
     rows = [
         {"image": f"{row}.png"} | {name: f"{words} " * (at + row + 1) for at, name in enumerate(names)}
         for row in range(2)
@@ -121,8 +121,8 @@ def test_an_objective_names_it_with_or_without_the_escape(compose: Compose, tmp_
         run(settings, engines={})
 
 
-def test_a_folder_of_before_is_still_read(compose: Compose, tmp_path: Path):
-    """Names were not escaped: the numbers are made again from the rows, those of all rows are kept."""
+def test_an_older_folder_is_still_read(compose: Compose, tmp_path: Path):
+    """Names were not escaped: numbers are computed again from the rows, those over all rows are kept."""
     folder = captioned(compose, tmp_path, ["final_caption"], "first").folder
     summary = json.loads((folder / "summary.json").read_text())
     summary["metrics"]["density.gpt-4.1.cider"] = {"mean": 1.0, "low": 0.5, "high": 1.5, "rows": 2}

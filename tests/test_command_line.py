@@ -36,7 +36,7 @@ def test_the_default_captions_the_sample(typed: Typed, opened: list[Any], tmp_pa
     assert "captions.jsonl" in out
 
 
-def test_output_names_the_folder_and_going_on_is_the_same_command(
+def test_output_names_the_folder_and_the_same_command_resumes(
     typed: Typed, opened: list[Any], tmp_path: Path
 ):
     assert typed("output=my run", "data.limit=1") == 0
@@ -46,7 +46,7 @@ def test_output_names_the_folder_and_going_on_is_the_same_command(
     assert (tmp_path / "my run" / ".hydra").is_dir()
 
 
-def test_a_refused_command_leaves_the_run_of_the_folder_as_it_is(typed: Typed, tmp_path: Path, capsys: Any):
+def test_a_refused_command_leaves_the_run_in_its_folder_unchanged(typed: Typed, tmp_path: Path, capsys: Any):
     folder = tmp_path / "run"
     assert typed("output=run", "data.limit=2") == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -102,7 +102,7 @@ def test_options_and_overrides_may_be_mixed(typed: Typed, tmp_path: Path, capsys
         ("data/x", "source: folder", "data = x", "write key=value without spaces"),
     ],
 )
-def test_a_file_that_is_not_as_it_must_be(
+def test_an_invalid_config_file_is_named(
     typed: Typed, tmp_path: Path, capsys: Any, file: str, text: str, words: str, message: str
 ):
     path = tmp_path / "mine" / f"{file}.yaml"
@@ -129,7 +129,7 @@ def test_a_check_looks_for_the_model(typed: Typed, tmp_path: Path, capsys: Any):
     assert "no folder /no/such/model" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_with_the_code_it_was_begun_with(
+def test_a_run_resumes_with_the_code_it_was_started_with(
     typed: Typed, tmp_path: Path, monkeypatch: Any, capsys: Any
 ):
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_the_code_it_was_begun_with(
     assert "another config (code.changing/few: was " in capsys.readouterr().err
 
 
-def test_a_wrong_objective_is_told_and_costs_no_row(typed: Typed, tmp_path: Path, capsys: Any):
+def test_a_wrong_objective_is_reported_before_any_row(typed: Typed, tmp_path: Path, capsys: Any):
     assert typed("evaluate=scenes", "objective=scenes.precison", "output=run", "data.limit=1") == 1
     assert "no row has objective=scenes.precison; available metrics: scenes." in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]["done"] == 1
@@ -156,20 +156,20 @@ def test_a_wrong_objective_is_told_and_costs_no_row(typed: Typed, tmp_path: Path
     assert (tmp_path / "sweep" / "comparison.md").exists()
 
 
-def test_an_unknown_option_is_told_with_the_usage(typed: Typed, capsys: Any):
+def test_an_unknown_option_is_reported_with_the_usage(typed: Typed, capsys: Any):
     with pytest.raises(SystemExit) as caught:
         typed("--halp")
     assert caught.value.code == 2
     assert "scalecap: error: unrecognized arguments: --halp" in capsys.readouterr().err
 
 
-def test_an_error_that_is_its_own_cause_is_told(typed: Typed, monkeypatch: Any, capsys: Any):
+def test_an_error_that_is_its_own_cause_is_reported(typed: Typed, monkeypatch: Any, capsys: Any):
     monkeypatch.setenv("OC_CAUSE", "1")  # as OmegaConf chooses where a tracer is set
     assert typed("+data.limt=3") == 1
     assert "data.limt: no such key; did you mean 'data.limit'" in capsys.readouterr().err
 
 
-def test_the_least_values_are_values(compose: Callable[..., Any]):
+def test_minimum_values_are_accepted(compose: Callable[..., Any]):
     least = ["data.limit", "data.count", "evaluate.words", "rows_in_flight", "engine.concurrency"]
     least += ["engine.batch_size", "runner.actors", "sampling.max_tokens"]
     none = ["runner.gpus_per_actor", "engine.retries", "sampling.temperature"]
@@ -226,13 +226,13 @@ def test_the_least_values_are_values(compose: Callable[..., Any]):
         ),
     ],
 )
-def test_a_value_that_makes_no_sense_is_told(compose: Callable[..., Any], words: str, message: str):
+def test_an_invalid_value_is_reported(compose: Callable[..., Any], words: str, message: str):
     with pytest.raises(SettingsError) as caught:
         compose(*words.split())
     assert message in str(caught.value)
 
 
-def test_nobody_reading_on_is_no_failure(typed: Typed, tmp_path: Path):
+def test_a_closed_stdout_is_not_an_error(typed: Typed, tmp_path: Path):
     assert typed("output=run", "data.limit=1") == 0
     for words in ("check=true", "output=run data.limit=1"):
         line = f"{sys.executable} -m scalecap {words} | head -n 0; exit ${{PIPESTATUS[0]}}"
@@ -284,14 +284,14 @@ def test_a_sweep_over_models_opens_each(typed: Typed, opened: list[Any]):
     assert [model.name for model in opened] == ["scenes", "Qwen/Qwen2.5-VL-3B-Instruct"]
 
 
-def test_a_sweep_goes_on_after_a_job_that_fails(typed: Typed, tmp_path: Path, capsys: Any):
+def test_a_sweep_continues_after_a_failed_job(typed: Typed, tmp_path: Path, capsys: Any):
     words = ("pipeline.steps.golden_sentences.threshold=2,0.5", "data.limit=1", "hydra.sweep.dir=sweep")
     assert typed("-m", *words) == 1
     assert len(list((tmp_path / "sweep").glob("*/captions.jsonl"))) == 1
     assert "threshold" in capsys.readouterr().err
 
 
-def test_failed_rows_give_3(typed: Typed, tmp_path: Path):
+def test_failed_rows_exit_with_3(typed: Typed, tmp_path: Path):
     picture = tmp_path / "a.png"
     Pillow.new("RGB", (30, 30)).save(picture)
     (tmp_path / "rows.jsonl").write_text('{"image": "missing.png"}\n' + json.dumps({"image": str(picture)}))
@@ -299,7 +299,7 @@ def test_failed_rows_give_3(typed: Typed, tmp_path: Path):
 
 
 @pytest.mark.parametrize("override", ["check=true", "check=yes", "++check=True"])
-def test_check_loads_nothing_and_leaves_nothing(
+def test_check_loads_no_model_and_writes_nothing(
     typed: Typed, opened: list[Any], tmp_path: Path, capsys: Any, override: str
 ):
     before = set(tmp_path.rglob("*"))
@@ -355,9 +355,7 @@ def test_a_mistake_in_a_users_file_is_named(typed: Typed, tmp_path: Path, capsys
     assert "data.limt: no such key; did you mean 'data.limit'" in capsys.readouterr().err
 
 
-def test_a_model_that_cannot_be_had_is_one_message(
-    typed: Typed, monkeypatch: pytest.MonkeyPatch, capsys: Any
-):
+def test_an_unavailable_model_gives_one_message(typed: Typed, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     async def missing(model: Any, engine: Any, beside: Any) -> Scripted:
         raise EngineError("no folder there")
 
@@ -366,14 +364,14 @@ def test_a_model_that_cannot_be_had_is_one_message(
     assert "error: no folder there" in capsys.readouterr().err
 
 
-def test_naming_a_model_takes_the_prompts_for_real_ones(typed: Typed, capsys: Any):
+def test_naming_a_model_selects_the_prompts_for_real_models(typed: Typed, capsys: Any):
     assert typed("model.vlm.name=some/model", "check=true") == 0
     shown = capsys.readouterr().out
     assert "vlm: some/model" in shown
     assert "Describe the fine-grained content" in shown
 
 
-def test_help_tells_what_each_group_offers(typed: Typed, capsys: Any):
+def test_help_lists_what_each_group_offers(typed: Typed, capsys: Any):
     assert typed("--help") == 0
     out = capsys.readouterr().out
     assert out.count("\n  python -m scalecap ") + out.count("\n  python -m scalecap\n") == 3
@@ -398,7 +396,7 @@ def test_the_config_can_be_read(typed: Typed, capsys: Any, word: str, shown: str
     assert shown in capsys.readouterr().out
 
 
-def test_it_works_from_any_folder_with_the_users_configs(tmp_path: Path):
+def test_the_command_works_from_any_folder_with_the_users_configs(tmp_path: Path):
     mine = tmp_path / "mine" / "prompts" / "verify"
     mine.mkdir(parents=True)
     (mine / "careful.yaml").write_text("# @package prompts\nverify: 'Sure? {{ text }}'\n")
@@ -416,7 +414,7 @@ def test_it_works_from_any_folder_with_the_users_configs(tmp_path: Path):
 
 
 @pytest.mark.parametrize("verb", ["report", "compare", "calibrate", "merge", "push", "cache", "test"])
-def test_each_verb_has_a_help_of_its_own(verb: str, command: Typed, capsys: Any):
+def test_each_verb_has_its_own_help(verb: str, command: Typed, capsys: Any):
     with pytest.raises(SystemExit, match="0"):
         command(verb, "--help")
     assert capsys.readouterr().out.startswith(f"usage: scalecap {verb}")

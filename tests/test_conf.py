@@ -82,7 +82,7 @@ def test_each_file_composes_and_its_pipeline_runs(
         assert summary.usage.total.requests == sum(summary.kept.values()) + sum(summary.dropped.values())
         return
     stages = {step["stage"] for step in settings.pipeline.steps.values()}
-    assert summary.dropped.total() >= 1 or "verify" not in stages  # of the others none drops by itself
+    assert summary.dropped.total() >= 1 or "verify" not in stages  # no other stage drops anything by itself
     assert summary.dropped["final_details"] == 0
     if group == "evaluate":
         assert any(name.startswith(f"{file.stem.removeprefix('scenes_')}.") for name in summary.metrics)
@@ -109,7 +109,7 @@ USED_BY = {
     "grounding": ["evaluate=grounding"],
     "qa": ["evaluate=qa"],
 }
-"""What asks with a role's prompt, where the default pipeline does not."""
+"""What uses a role's prompt, where the default pipeline does not."""
 COLUMNS = {
     "question": "Is there a dog?",
     "answer": "yes",
@@ -199,13 +199,13 @@ COMPACT = "Describe the picture."
         ("model.vlm.name=/models/mine prompts.caption=What?", "What?", "Is it true?"),
     ],
 )
-def test_prompts_follow_the_model_unless_told(compose: Compose, overrides: str, caption: str, verify: str):
+def test_prompts_follow_the_model_unless_given(compose: Compose, overrides: str, caption: str, verify: str):
     prompts = compose(*overrides.split()).prompts
     assert prompts["caption"].startswith(caption)
     assert prompts["verify"].startswith(verify)
 
 
-def test_compact_prompts_are_those_the_embedded_model_was_taught(compose: Compose):
+def test_compact_prompts_are_those_the_embedded_model_was_trained_on(compose: Compose):
     assert (
         compose().prompts.items()
         >= {
@@ -217,7 +217,7 @@ def test_compact_prompts_are_those_the_embedded_model_was_taught(compose: Compos
             "{% if position_info != object_info %}\n{{ position_info }}{% endif %}",
             "collect_objects": "Collect what each thing looks like:\n{{ blocks }}",
             "collect_positions": "Collect where each thing is:\n{{ blocks }}",
-            # These two it was not taught; it joins what it is given, which it was taught.
+            # These two it was not trained on; it joins what it is given, which it was trained on.
             "alt_text": "Join into one description:\n{{ sentences }}\n{{ details }}",
             "index_text": "Join into one description:\n{{ sentences }}\n{{ details }}",
             "grounding": "Is it true? {{ text }} Answer yes or no.",
@@ -259,7 +259,7 @@ def test_seed_prompts_are_the_seeds(compose: Compose):
     assert prompts["questions"].endswith("Sentence:\n{{ sentence }}\nInstructions:")
 
 
-def test_the_llm_is_the_vlm_unless_told(compose: Compose):
+def test_the_llm_is_the_vlm_unless_given(compose: Compose):
     one = compose("model=qwen2.5-vl-3b", "model.vlm.revision=abc").by_role()
     assert one["llm"] == one["vlm"]
     two = compose("model=qwen2.5-vl-3b", "model.llm.name=other").by_role()
@@ -272,7 +272,7 @@ def test_the_seed_splits_as_the_seed_does(compose: Compose):
     assert steps["golden_sentences"]["mode"] == steps["final_details"]["mode"] == "choose"
 
 
-def test_the_paper_is_greedy_unless_told(compose: Compose):
+def test_the_paper_is_greedy_unless_overridden(compose: Compose):
     assert compose("pipeline=scalecap").sampling.temperature == 0
     assert compose("pipeline=scalecap", "sampling=seed").sampling.temperature == 0.7
     assert compose().sampling.temperature == 0.7
@@ -282,7 +282,7 @@ def test_the_paper_is_greedy_unless_told(compose: Compose):
 
 @pytest.mark.parametrize(
     ("check", "requests"),
-    # A caption, a question, two answers and three texts about them; then what the checks ask.
+    # A caption, a question, two answers and three texts about them; then the checks.
     [
         ("contrast", 7 + 2 + 4),
         ("verify", 7 + 2 + 2),
@@ -408,8 +408,8 @@ SURE = {"dog": (0.4, 0.9), "cat": (0.4, 0.9), "cow": (0.6, 0.1), "hen": (0.95, 0
 """P(yes) at the first look, and at the place."""
 
 
-def test_dense_tells_what_the_first_caption_missed(compose: Compose, tmp_path: Path):
-    """A model that tells more at each look, takes one colour for another and invents a cat."""
+def test_dense_adds_what_the_first_caption_missed(compose: Compose, tmp_path: Path):
+    """A model that sees more at each look, gets one colour wrong and invents a cat."""
     drafts = itertools.cycle(["A dog. A cat.", "I can see a dog. The ball is red."])
     whole: list[Any] = []
 
@@ -445,10 +445,10 @@ def test_dense_tells_what_the_first_caption_missed(compose: Compose, tmp_path: P
     assert row["final_caption"] == "A dog. A tree. The ball is blue. A kite. It is small."
     assert row["checked_sentences_refuted"] == ["A cat sleeps."]
     assert [each["of"] for each in row["parts"]] == [[336, 336]] * 2
-    assert summary.flags == {"joint_questions": {"skipped": 1}}  # each fact brought a question
+    assert summary.flags == {"joint_questions": {"skipped": 1}}  # each fact brought its own question
 
 
-def test_nothing_golden_falls_back_and_says_so(
+def test_a_caption_without_golden_sentences_falls_back_and_is_flagged(
     compose: Compose, answer: Callable[..., object], tmp_path: Path
 ):
     def blind(request):

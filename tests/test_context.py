@@ -1,4 +1,4 @@
-"""What came with a picture: shown to captions, checked like all that they say, and told apart."""
+"""Texts that came with a picture: shown to captions, checked like all they say, and credited."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ async def test_texts_and_tags_are_listed_and_empty_values_give_nothing(
     assert await Context()(recording_client(lambda request: 1 / 0).client, columns=columns) == (texts, about)
 
 
-def test_each_sentence_tells_the_words_that_it_shares():
+def test_each_sentence_lists_the_words_that_it_shares():
     found = shared_words(
         "Rex is a brown dog. There are two balls.  The grass is green.",
         ["Rex at the park.", "brown", "dog"],
@@ -77,7 +77,7 @@ def given(rows: Callable[..., str], tmp_path: Path) -> list[str]:
 
 
 def scripted(answer: Callable[..., Any], prompts: list[str]) -> dict[str, Scripted]:
-    """A model that names the dog when it was told its name, and a language model that loses nothing."""
+    """A model that names the dog when it is given the name, and a language model that loses nothing."""
 
     def script(request: Any) -> Any:
         text = request.prompt.text
@@ -92,7 +92,7 @@ def scripted(answer: Callable[..., Any], prompts: list[str]) -> dict[str, Script
     return {"vlm": engine, "llm": engine}
 
 
-def test_context_is_shown_checked_and_told_apart(
+def test_context_is_shown_checked_and_credited(
     compose: Compose, answer: Callable[..., Any], given: list[str]
 ):
     prompts: list[str] = []
@@ -104,7 +104,7 @@ def test_context_is_shown_checked_and_told_apart(
     assert "\nRex at the park.\ndog\nfrisbee\n" in prompts[0]
     assert [text == plain for text in prompts] == [False, True, True, False, True]
     first = rows[0]
-    # What was given is refused like anything else, and what passed tells what it shares.
+    # Given texts are refused like anything else, and sentences that passed list what they share.
     assert first["golden_sentences"] == ["Rex is a dog.", "There is a dog."]
     assert "cat" not in first["final_caption"]
     shared = {each["text"]: [one["words"] for one in each["shared"]] for each in first["final_sources"]}
@@ -117,7 +117,7 @@ def test_context_is_shown_checked_and_told_apart(
     assert rows[1]["tags"] == []
 
 
-def test_context_that_nothing_shows_is_refused_and_so_is_a_column_that_is_not_there(
+def test_context_that_no_prompt_uses_and_missing_columns_are_refused(
     compose: Compose, engines: dict[str, Scripted], given: list[str]
 ):
     with pytest.raises(RunError, match=r"row_context: no prompt uses it; choose .* prompts/caption=context"):

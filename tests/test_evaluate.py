@@ -51,7 +51,7 @@ def capsbench(folder: Path, count: int) -> str:
 
 
 def reader(request: Request) -> str:
-    """Answers from the caption alone what its grammar tells."""
+    """Answers from the caption alone, by its grammar."""
     assert isinstance(request, Choose)
     assert request.prompt.image is None
     caption, question = re.findall(r'"""\n(.*)\n"""\nQuestion: (.*)', request.prompt.text)[0]
@@ -61,7 +61,7 @@ def reader(request: Request) -> str:
     return "no" if "Nothing else" in caption else "n/a"
 
 
-def test_capsbench_of_others_captions_without_a_pipeline(compose: Compose, tmp_path: Path):
+def test_capsbench_of_given_captions_without_a_pipeline(compose: Compose, tmp_path: Path):
     judge = Scripted(reader)
     settings = compose(
         "pipeline=none",
@@ -97,7 +97,7 @@ def test_a_run_without_a_model_opens_none(typed: Callable[..., int], opened: lis
     assert json.loads(Path("out/captions.jsonl").read_text())["density"]["alt"]["content"] == 2
 
 
-def test_which_captions_must_be_said(compose: Compose, typed: Callable[..., int], capsys: Any):
+def test_the_caption_column_is_required(compose: Compose, typed: Callable[..., int], capsys: Any):
     with pytest.raises(SettingsError, match=r"evaluate\.caption=COLUMN is required"):
         compose("pipeline=none", "evaluate=density")
     assert typed("evaluate=density", "evaluate.caption=final_captoin", "check=true") == 1
@@ -108,9 +108,7 @@ def test_which_captions_must_be_said(compose: Compose, typed: Callable[..., int]
         run(compose("pipeline=none"))
 
 
-def test_a_judge_of_its_own_is_opened_apart_and_named(
-    typed: Callable[..., int], opened: list[Any], capsys: Any
-):
+def test_a_separate_judge_is_opened_and_named(typed: Callable[..., int], opened: list[Any], capsys: Any):
     words = ("evaluate=grounding", "data.limit=2", "cache=off")
     assert typed(*words, "output=own") == 0
     assert "self-preference bias" in capsys.readouterr().out

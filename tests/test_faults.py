@@ -45,15 +45,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def asks(command: Callable[..., int], server: Server, rows: Callable[..., str]) -> Callable[..., int]:
-    """The main job over six pictures, asking the server; the folder is `out`."""
+def run_job(command: Callable[..., int], server: Server, rows: Callable[..., str]) -> Callable[..., int]:
+    """Runs the main job over six pictures on the server; the folder is `out`."""
 
-    def asks(*words: str, count: int = 6) -> int:
+    def run_job(*words: str, count: int = 6) -> int:
         own = ("model=own", "model.vlm.name=m", "engine=openai", f"engine.base_url={server.url}")
         # A server restarted is another connection; a second run in this process must not share it.
         return command(*own, "data=jsonl", rows(count), "output=out", "engine.retries=1", *words)
 
-    return asks
+    return run_job
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]
 
 @fault("Busy server")
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_server_that_is_busy(asks, server: Server, status: int, codes: set[int]):
+def test_a_server_that_is_busy(run_job, server: Server, status: int, codes: set[int]):
     server.headers = {"Retry-After": "0"}
     tries: Counter[str] = Counter()
 
@@ -197,13 +197,13 @@ def test_a_server_that_is_busy(asks, server: Server, status: int, codes: set[int
         return storyteller(request) if tries[text] > 3 else (status, {"error": {"message": "busy"}})
 
     server.script = script
-    assert {asks("engine.retries=6")} == codes
+    assert {run_job("engine.retries=6")} == codes
     assert len(captions(Path("out"))) == 6
 
 
 @fault("Garbled reply")
 @pytest.mark.parametrize("body", [b"{garbage", b"<html>", "half", "nothing", "reset"])
-def test_a_server_that_stumbles(asks, server: Server, body: Any, codes: set[int]):
+def test_a_server_whose_first_reply_is_garbled(run_job, server: Server, body: Any, codes: set[int]):
     seen: set[str] = set()
 
     def script(request: dict[str, Any]) -> Any:
@@ -214,7 +214,7 @@ def test_a_server_that_stumbles(asks, server: Server, body: Any, codes: set[int]
         return 200, body
 
     server.script = script
-    assert {asks()} == codes
+    assert {run_job()} == codes
     assert len(captions(Path("out"))) == 6
 
 
@@ -222,7 +222,7 @@ def test_a_server_that_stumbles(asks, server: Server, body: Any, codes: set[int]
 @pytest.mark.parametrize(
     "answer", [(500, b"oops"), (200, b"{garbage"), (200, "reset"), (200, "hang"), (400, b"no")]
 )
-def test_a_request_that_always_fails(asks, server: Server, answer: Any, codes: set[int]):
+def test_a_request_that_always_fails(run_job, server: Server, answer: Any, codes: set[int]):
     first: list[str] = []
 
     def script(request: dict[str, Any]) -> Any:
@@ -233,16 +233,16 @@ def test_a_request_that_always_fails(asks, server: Server, answer: Any, codes: s
 
     server.script = script
     words = ("engine.retries=0", "engine.timeout=3")
-    assert {asks(*words)} == codes
+    assert {run_job(*words)} == codes
     (error,) = errors(Path("out"))
     assert (error["step"], error["kind"]) == ("init_caption", "engine")
     assert error["message"]
     server.script = storyteller
-    assert asks(*words) == 0
+    assert run_job(*words) == 0
 
 
 @fault("Server restart")
-def test_a_server_that_restarts(asks, server: Server, capsys, codes: set[int]):
+def test_a_server_that_restarts(run_job, server: Server, capsys, codes: set[int]):
     def restart() -> None:
         while len(server.requests) < 20:
             time.sleep(0.005)
@@ -252,14 +252,14 @@ def test_a_server_that_restarts(asks, server: Server, capsys, codes: set[int]):
 
     restarting = threading.Thread(target=restart)
     restarting.start()
-    assert {asks(count=12)} == codes
+    assert {run_job(count=12)} == codes
     restarting.join()
     assert len(captions(Path("out"))) == 12
     assert "waiting up to 600 s" in capsys.readouterr().err
 
 
 @fault("Lost server")
-def test_one_of_several_servers_dies(asks, server: Server, codes: set[int]):
+def test_one_of_several_servers_dies(run_job, server: Server, codes: set[int]):
     others = [Server(storyteller) for _ in range(2)]
 
     def die() -> None:
@@ -271,7 +271,7 @@ def test_one_of_several_servers_dies(asks, server: Server, codes: set[int]):
         addresses = f"engine.base_url=[{','.join(each.url for each in (server, *others))}]"
         dying = threading.Thread(target=die)
         dying.start()
-        assert {asks(addresses, count=24)} == codes
+        assert {run_job(addresses, count=24)} == codes
         dying.join()
     finally:
         for each in others:
@@ -284,7 +284,7 @@ def test_one_of_several_servers_dies(asks, server: Server, codes: set[int]):
 
 
 @fault("No server")
-def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int]):
+def test_a_server_that_stays_away(run_job, server: Server, capsys, codes: set[int]):
     def leave() -> None:
         while len(server.requests) < 60:
             time.sleep(0.005)
@@ -292,17 +292,17 @@ def test_a_server_that_stays_away(asks, server: Server, capsys, codes: set[int])
 
     leaving = threading.Thread(target=leave)
     leaving.start()
-    assert {asks("engine.timeout=2", "rows_in_flight=2", count=12)} == codes
+    assert {run_job("engine.timeout=2", "rows_in_flight=2", count=12)} == codes
     leaving.join()
     captured = capsys.readouterr()
     assert re.search(r"the server at http://127.* is gone: no answer for 2 s", captured.out)
-    assert "output=out" in captured.out  # the command that goes on
+    assert "output=out" in captured.out  # the command that resumes
     kept = captions(Path("out"))
     assert 0 < len(kept) < 12
     assert not errors(Path("out"))
     before = len(server.requests)
     server.start()
-    assert asks(count=12) == 0
+    assert run_job(count=12) == 0
     again = captions(Path("out"))
     assert len(again) == 12
     assert all(row in again for row in kept)  # rows finish in any order
@@ -330,7 +330,7 @@ def test_an_engine_that_dies(typed, engines, answer, capsys, codes: set[int]):
 
 
 @fault("Too many failures")
-def test_a_run_that_can_only_fail(typed, rows, capsys, codes: set[int]):
+def test_a_run_in_which_every_row_fails(typed, rows, capsys, codes: set[int]):
     assert {typed("data=jsonl", rows(40, broken=tuple(range(40))), "output=out")} == codes
     assert "20 of the first 20 rows failed (max_failures=100%)" in capsys.readouterr().out
     assert 20 <= len(captions(Path("out"))) < 40

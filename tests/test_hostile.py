@@ -1,4 +1,4 @@
-"""Texts that mean harm, or that nobody thought of, through everything that reads and keeps texts."""
+"""Hostile and unforeseen texts, through everything that reads and keeps texts."""
 
 import json
 import tempfile
@@ -87,7 +87,7 @@ def test_stages_that_read_a_reply_take_anything(text: str):
 
 
 @pytest.mark.parametrize("chunk", ["Dr. ", "J. ", "a. ", "...", "!? ", '." ', "。」", "a", " ", "1. ", "\n"])
-def test_a_line_of_a_megabyte_ends(chunk: str):
+def test_a_line_of_a_megabyte_is_read(chunk: str):
     text = chunk * (2**20 // len(chunk))
     for rule in ("default", "seed"):
         assert len("".join(split_sentences(text, rule=rule))) <= len(text)

@@ -70,7 +70,7 @@ def servers() -> Iterator[list[Served]]:
         server.kill()
 
 
-def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
+def test_every_row_is_done_once_and_other_servers_keep_their_pictures(
     servers: list[Served], rows: Callable[..., str], tmp_path: Path
 ):
     addresses = f"engine.base_url=[{','.join(server.url for server in servers)}]"
@@ -113,7 +113,7 @@ def test_every_row_is_done_once_and_pictures_of_others_stay_where_they_are(
     assert captions[0] == captions[1]
     again = requests()
     assert again.keys() == whole.keys()
-    assert again.total() - whole.total() <= CONCURRENCY  # what the server had as it was killed
+    assert again.total() - whole.total() <= CONCURRENCY  # what the server had in flight when it was killed
     elsewhere: defaultdict[int, int] = defaultdict(int)
     for number, server in enumerate(servers):
         for picture in server.pictures():

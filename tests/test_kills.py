@@ -31,14 +31,14 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def dice() -> random.Random:
-    """When to kill, drawn anew in each run of the tests. A failure shows the seed; KILL_SEED sets it."""
+    """When to kill, drawn again in each run of the tests. A failure shows the seed; KILL_SEED sets it."""
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
     print(f"KILL_SEED={seed}")
     return random.Random(seed)
 
 
 class Job:
-    """The main job over the server or the embedded model, begun anew as often as it is killed."""
+    """The main job over the server or the embedded model, started again as often as it is killed."""
 
     def __init__(self, folder: Path, words: list[str]) -> None:
         self.output = folder / "out"
@@ -71,16 +71,16 @@ def wait(until: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
         time.sleep(0.002)
 
 
-def asks(server: Server, rows: Callable[..., str], count: int) -> list[str]:
+def overrides(server: Server, rows: Callable[..., str], count: int) -> list[str]:
     own = ["model=own", "model.vlm.name=m", "engine=openai", f"engine.base_url={server.url}"]
     return [*own, f"engine.concurrency={CONCURRENCY}", "data=jsonl", rows(count), "progress=false"]
 
 
 @fault("Kill")
-def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
+def test_killed_repeatedly_a_run_repeats_only_requests_in_flight(
     server: Server, rows: Callable[..., str], tmp_path: Path, dice: random.Random, codes: set[int]
 ):
-    words = asks(server, rows, 40)
+    words = overrides(server, rows, 40)
     whole = Job(tmp_path / "whole", words)
     whole.finish()
     expected = Counter(map(digest, server.requests))
@@ -94,7 +94,7 @@ def test_killed_again_and_again_it_asks_nothing_twice_but_what_was_in_flight(
         time.sleep(dice.random() * 0.1)
         process.kill()
         process.communicate()
-        # A shell tells a signal as 128 and its number; a run that was quicker than its killer has ended well.
+        # A shell reports a signal as 128 plus its number; a run quicker than its killer exits with 0.
         assert process.returncode == 0 or 128 - process.returncode in codes
         kills += process.returncode != 0
     output = job.finish()
@@ -111,7 +111,7 @@ def lines(job: Job) -> list[bytes]:
 
 
 def job_done(output: str) -> str:
-    """What the first line says is done, which must be what the last screen counts as from an earlier run."""
+    """The rows done by an earlier run, as the last screen counts them; the first line must agree."""
     line = next(line for line in output.splitlines() if "(" in line and "from an earlier run" in line)
     return line.partition("(")[2].partition(" ")[0]
 
@@ -140,7 +140,7 @@ def test_the_embedded_model_killed_and_resumed_writes_the_same_bytes(tmp_path: P
 def test_a_signal_finishes_what_is_in_flight(
     server: Server, rows: Callable[..., str], tmp_path: Path, number: signal.Signals, codes: set[int]
 ):
-    words = asks(server, rows, 40)
+    words = overrides(server, rows, 40)
     job = Job(tmp_path, words)
     process = job.begin()
     wait(lambda: job.rows() > 5, process)
@@ -164,7 +164,7 @@ def test_a_signal_finishes_what_is_in_flight(
 def test_a_second_signal_stops_though_the_server_hangs(
     server: Server, rows: Callable[..., str], tmp_path: Path, codes: set[int]
 ):
-    words = asks(server, rows, 40)
+    words = overrides(server, rows, 40)
     job = Job(tmp_path, words)
     number = 0
 

@@ -1,4 +1,4 @@
-"""Messages that say the same of other files count together."""
+"""Messages that say the same about different files count together."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_the_most_frequent_come_first():
     assert len(found) == 3
 
 
-def test_there_are_only_so_many_kinds_and_characters(monkeypatch: pytest.MonkeyPatch):
+def test_kinds_and_characters_are_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(messages, "MAX_KINDS", 3)
     found = counted("a", "b", "c", "d", "e", "a", "x" * 10_000)
     assert found == {"other messages": 3, "a": 2, "b": 1, "c": 1}

@@ -1,4 +1,4 @@
-"""What leaves with a data set: pictures, and of those that rows name by paths, the data's own."""
+"""What is exported with a data set: of the pictures that rows name by paths, only the data's own."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ CELLS = [*OWN, "secret.txt", "../other.png", "../secret.txt", "ABSOLUTE"]
 
 @pytest.fixture
 def written(compose: Compose, engines: dict[str, Scripted], tmp_path: Path) -> Callable[..., Any]:
-    """Runs over rows that name files in and outside of the data's folder; what the data set has of each."""
+    """Runs over rows that name files in and outside of the data's folder; returns what is exported."""
     for name in ("data/own.png", "data/below/own.png", "other.png", "absolute.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(picture())
@@ -46,7 +46,7 @@ JUDGED = ("pipeline=none", "evaluate=density", "evaluate.caption=caption")
 
 
 @pytest.mark.parametrize("words", [JUDGED, ()])
-def test_no_text_leaves_and_no_picture_from_outside(written: Callable[..., Any], words: tuple[str, ...]):
+def test_no_text_and_no_picture_from_outside_is_exported(written: Callable[..., Any], words: tuple[str, ...]):
     summary, contents = written(*words)
     assert contents == [picture()] * 3 + [None] * 4
     notes = " ".join(summary.notes)
@@ -55,10 +55,10 @@ def test_no_text_leaves_and_no_picture_from_outside(written: Callable[..., Any],
     assert summary.done == (7 if words else 5), "pictures from anywhere are captioned"
 
 
-def test_pictures_from_outside_leave_where_that_is_allowed(written: Callable[..., Any]):
+def test_pictures_from_outside_are_exported_where_allowed(written: Callable[..., Any]):
     summary, contents = written(*JUDGED)
     assert contents.count(None) == 4
-    again, contents = written(*JUDGED, "data.allow_outside=true")  # goes on, and captions nothing anew
+    again, contents = written(*JUDGED, "data.allow_outside=true")  # resumes, and captions nothing again
     assert again.reused == summary.done == 7
     assert contents == [*[picture()] * 3, None, picture(), None, picture()]
     assert "secret.txt' is not an image in a supported format" in " ".join(again.notes)

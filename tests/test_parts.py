@@ -1,4 +1,4 @@
-"""Runs over tar shards and parquet that stop and go on: what is read again."""
+"""Runs over tar shards and parquet that stop and resume: what is read again."""
 
 import io
 import json
@@ -31,7 +31,7 @@ QUIET = ("progress=false", "report=false", "cache=off")
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Pictures and openings by file since it was last cleared."""
+    """How often each file was opened, and its pictures read, since this was last cleared."""
     found: Counter[str] = Counter()
     whole_read, whole_open = File.read, File.open
 
@@ -127,7 +127,7 @@ def test_finished_row_groups_are_not_read_again(
 
 
 @pytest.mark.parametrize("source", ["webdataset", "parquet"])
-def test_a_shard_of_the_rows_passes_over_parts_that_it_finished(
+def test_a_shard_of_the_rows_skips_its_finished_parts(
     compose: Compose, engines: dict[str, Scripted], reads: Counter[str], tmp_path: Path, source: str
 ):
     for number in range(4):
@@ -182,7 +182,7 @@ def test_the_data_set_holds_names_or_pictures(
 
 
 @pytest.mark.slow
-def test_the_embedded_model_stopped_in_the_middle_passes_over_finished_shards(
+def test_the_embedded_model_stopped_in_the_middle_skips_finished_shards(
     compose: Compose, reads: Counter[str], tmp_path: Path
 ):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')

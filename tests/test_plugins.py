@@ -1,4 +1,4 @@
-"""What goes wrong in an engine, a source or a sink of another package, and what the run says of it."""
+"""Errors in an engine, a source or a sink of another package, and how the run reports them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ async def test_an_engine_that_needs_a_module(declare: Declare):
         await open_engine(MODEL, EngineSettings(name="acme/thing"))
 
 
-async def test_an_engine_whose_identity_could_be_anothers(declare: Declare):
+async def test_an_engine_whose_identity_could_be_that_of_another(declare: Declare):
     async def opens(*given: Any) -> Any:
         return Scripted([], identity="transformers m@1 float32")
 

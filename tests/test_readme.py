@@ -1,4 +1,4 @@
-"""Tables in the docs are made from the code; `python tests/test_readme.py` writes them anew."""
+"""Tables in the docs are made from the code; `python tests/test_readme.py` rewrites them."""
 
 import re
 import shlex

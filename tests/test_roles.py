@@ -34,7 +34,7 @@ TUNED = ("engine.identity=a", "engine.logprobs=true", "engine.extra_body.top_k=3
         (OPENAI, "{name: transformers}", {"base_url": None, "name": "transformers"}),
     ],
 )
-def test_what_is_not_given_comes_from_the_runs_engine(
+def test_settings_not_given_come_from_the_runs_engine(
     compose: Compose, words: Any, own: str, expected: dict[str, Any]
 ):
     settings = compose(*words, f"model.judge.engine={own}")
@@ -68,17 +68,17 @@ def test_a_role_with_nothing_of_its_own_has_the_vlms_engine(compose: Compose):
         ("{extra_body: {n: 2}}", r"model\.judge\.engine\.extra_body\.n: set by scalecap itself"),
     ],
 )
-def test_what_makes_no_sense_is_named_by_its_whole_key(compose: Compose, own: str, message: str):
+def test_an_invalid_value_is_named_by_its_full_key(compose: Compose, own: str, message: str):
     with pytest.raises(SettingsError, match=message):
         compose(f"model.judge.engine={own}")
 
 
-def test_a_value_of_the_wrong_type_is_named_by_its_whole_key(typed: Callable[..., int], capsys: Any):
+def test_a_value_of_the_wrong_type_is_named_by_its_full_key(typed: Callable[..., int], capsys: Any):
     assert typed("model.judge.engine.timeout=soon", "check=true") == 1
     assert "model.judge.engine.timeout: Value 'soon'" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_though_a_roles_server_moved_and_not_with_another_engine(compose: Compose):
+def test_a_run_resumes_though_a_roles_server_moved_but_not_with_another_engine(compose: Compose):
     here, moved, other = (
         asdict(compose(f"model.judge.engine={{name: openai, base_url: http://{host}/v1, logprobs: {given}}}"))
         for host, given in (("a", "true"), ("b", "true"), ("b", "false"))
@@ -98,7 +98,7 @@ def servers() -> Iterator[list[Server]]:
         server.stop()
 
 
-def test_the_judge_is_asked_on_its_own_server(
+def test_the_judge_uses_its_own_server(
     command: Callable[..., int], servers: list[Server], rows: Callable[..., str], capsys: Any
 ):
     one, two = servers

@@ -288,7 +288,7 @@ def test_a_picture_that_was_replaced_is_not_shown(
     assert (both[1], both[3]) == ((["green", "green"], "green") if seen else alone[0], alone[1])
 
 
-def test_rows_that_come_before_the_others_take_no_picture_of_theirs(
+def test_rows_added_in_front_do_not_take_the_pictures_of_others(
     compose: Callable[..., Settings], tmp_path: Path
 ):
     made = caption(settings_of(compose, *jsonl(tmp_path)))
@@ -300,7 +300,7 @@ def test_rows_that_come_before_the_others_take_no_picture_of_theirs(
     assert found.count(("grey", "grey")) == 0, "of one file in several rows, none is where it was"
 
 
-def test_a_folder_of_before_ids_shows_pictures_whose_names_are_there_once(
+def test_a_folder_without_ids_shows_pictures_with_unique_names(
     compose: Callable[..., Settings], tmp_path: Path
 ):
     data = jsonl(tmp_path)
@@ -319,7 +319,7 @@ def test_a_folder_of_before_ids_shows_pictures_whose_names_are_there_once(
     shown = compared(tmp_path / "compared", again, made)
     assert shown == [([each, None if each == "grey" else each], each) for each in ROWS]
 
-    # It goes on, with what it has; only rows that are made now have ids.
+    # It resumes with what it has; only new rows have ids.
     (tmp_path / "11.png").write_bytes(picture(COLOURS["cyan"]))
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('\n{"image": "11.png"}')

@@ -148,7 +148,9 @@ def test_flags_are_counted(compose: Compose, tmp_path: Path):
     assert captions(tmp_path)[0]["final_caption"] == "There is a cat."
 
 
-def test_items_are_kept_and_fail_as_rows_do(compose: Compose, tmp_path: Path, rows: Callable[..., str]):
+def test_items_are_kept_and_fail_as_part_of_their_row(
+    compose: Compose, tmp_path: Path, rows: Callable[..., str]
+):
     broken, prompts = True, list[str]()
 
     def says(request: Request) -> Any:
@@ -171,7 +173,7 @@ def test_items_are_kept_and_fail_as_rows_do(compose: Compose, tmp_path: Path, ro
     broken = False
     prompts.clear()
     assert run(settings, engines=both(Scripted(says))).done == 3
-    # Drafts, and the check of the sentence that they share, are on hand.
+    # Drafts, and the check of the sentence that they share, are in the cache.
     assert len(prompts) == 3
     assert all("number" in text for text in prompts)
     assert captions(tmp_path)[0] == first

@@ -19,7 +19,7 @@ def test_the_numbers_of_a_metric_column_have_dotted_names():
     assert list(measures("m", None)) == []
 
 
-def test_a_dot_in_a_name_is_none_between_names():
+def test_a_dot_in_a_name_is_not_a_separator():
     value = {"gpt-4.1": {"kind.x": {"a": 1}, "count": 2, "of": 3}}
     names = [name for name, _ in measures("m", value)]
     assert names == [r"m.gpt-4\.1.kind\.x.a", r"m.gpt-4\.1.count", r"m.gpt-4\.1.of"]

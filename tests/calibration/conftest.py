@@ -1,4 +1,4 @@
-"""A run on a scripted engine whose check tells dogs, which are there, from most cats, which are not."""
+"""A run on a scripted engine whose check keeps dogs, which are there, and drops most cats, which are not."""
 
 from collections.abc import Callable
 from pathlib import Path

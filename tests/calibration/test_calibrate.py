@@ -69,7 +69,7 @@ def test_labels_that_promise_nothing_say_so(made: Path, calibrate: Calibrate, ca
     assert not read_calibration(made / "calibration.json").steps["golden_sentences"].promises
 
 
-def test_looking_again_with_more_labels_costs_confidence(
+def test_calibrating_again_with_more_labels_costs_confidence(
     made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture
 ):
     labels = labels_of(made, "golden_sentences")

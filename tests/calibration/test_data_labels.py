@@ -1,4 +1,4 @@
-"""Labels that a data set has: by config through the very check of a pipeline, to a promise for that check."""
+"""Labels of a data set: a pipeline's own check runs on them, by config, and gets a promise."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ Benchmark = Callable[..., Summary]
 
 
 def pope(count: int) -> Rows:
-    """As lmms-lab/POPE: several questions an image, one a row."""
+    """As lmms-lab/POPE: several questions per image, one per row."""
     return [
         {
             "id": str(3 * number + at),
@@ -39,7 +39,7 @@ def pope(count: int) -> Rows:
 
 
 def haldec(count: int) -> Rows:
-    """As HalDec-Bench: a sentence of a caption a row."""
+    """As HalDec-Bench: one sentence of a caption per row."""
     return [
         {
             "model": "captioner",
@@ -97,7 +97,7 @@ def benchmark(compose: Callable[..., Settings], engines: dict[str, Scripted], tm
 def calibrate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Calibrates what `benchmark` made; what is told, of an error too."""
+    """Calibrates what `benchmark` made; returns the output, or the error."""
 
     def typed(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["calibrate", str(tmp_path / "labelled"), *words])
@@ -114,7 +114,7 @@ def calibrate(
 def promised(
     compose: Callable[..., Settings], rows: Callable[..., str], engines: dict[str, Scripted], tmp_path: Path
 ) -> Benchmark:
-    """Captions images with the promise that `calibrate` made possible."""
+    """Captions images under the promise that `calibrate` made."""
 
     def made(*overrides: str, steps: str = STEPS, wrong: str = "0.1") -> Summary:
         promise = (
@@ -138,7 +138,7 @@ def promised(
         ("detailverify", detailverify, 180, "120 yes, 60 no", "There is a dog."),
     ],
 )
-def test_labels_of_benchmarks_promise_something_of_a_pipelines_check(
+def test_benchmark_labels_give_a_promise_for_a_pipelines_check(
     benchmark: Benchmark,
     calibrate: Callable[..., str],
     promised: Benchmark,
@@ -282,7 +282,7 @@ def test_a_captioning_run_has_no_labels_of_its_own(made: Path, monkeypatch: pyte
         ),
     ],
 )
-def test_a_check_that_cannot_be_asked_is_told(
+def test_a_check_that_cannot_be_labelled_is_refused(
     compose: Callable[..., Settings], overrides: list[str], message: str
 ):
     with pytest.raises(SettingsError) as error:
@@ -290,7 +290,7 @@ def test_a_check_that_cannot_be_asked_is_told(
     assert message in str(error.value)
 
 
-def test_an_unknown_column_is_told_before_a_model_loads(
+def test_an_unknown_column_is_reported_before_a_model_loads(
     compose: Callable[..., Settings], rows: Callable[..., str]
 ):
     settings = compose("data=jsonl", rows(3), "labels=statements", "labels.label=lable")

@@ -1,4 +1,4 @@
-"""The guarantee from several labels an image, on worlds that are known: the bound by betting."""
+"""The guarantee from several labels per image, on known distributions: the betting bound."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def labelled(world: World, images: np.ndarray) -> LabelledArrays:
 
 
 def rates(world: World) -> np.ndarray:
-    """By threshold, how likely a kept statement is wrong, of a random image and a random one of its own."""
+    """By threshold, how likely a kept statement is wrong: a random one of a random image."""
     each = [kept_counts(p_yes, true) for p_yes, true in zip(*world, strict=True)]
     sizes = np.array([len(p_yes) for p_yes in world[0]])[:, None]
     kept, wrong = (np.array(parts) / sizes for parts in zip(*each, strict=True))
@@ -43,7 +43,7 @@ def rates(world: World) -> np.ndarray:
 def made(rate, alike: float, sizes=(1, 6), seed: int = 5) -> World:
     """Statements that are wrong with a probability of `rate(quantile)`, quantile 0 being the surest.
 
-    Of an image, with a probability of `alike`, all are as true and as sure as the first.
+    With a probability of `alike`, all statements of an image are as true and as sure as its first.
     """
     dice = np.random.default_rng(seed)
     world: World = ([], [])
@@ -65,7 +65,7 @@ WORLDS = {
 
 
 def broken(places: list[int | None], known: np.ndarray, wrong: float) -> float:
-    """In what share of the draws more of what is kept is wrong than was promised."""
+    """The share of the draws in which more of the kept statements are wrong than promised."""
     return float(np.mean([place is not None and known[place] > wrong for place in places]))
 
 
@@ -73,7 +73,7 @@ def broken(places: list[int | None], known: np.ndarray, wrong: float) -> float:
 def test_a_promise_is_broken_in_at_most_one_draw_of_twenty(name: str):
     world, wrong, images, draws = WORLDS[name], 0.2, 100, 1_000
     known, dice = rates(world), np.random.default_rng(1)
-    most = 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5  # with Monte Carlo's own error, three times
+    most = 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5  # plus three standard errors of the Monte Carlo estimate
     found, naive = [], []
     for _ in range(draws):
         labels = labelled(world, dice.integers(IMAGES, size=images))
@@ -126,7 +126,7 @@ def test_few_images_promise_nothing_however_many_labels():
     assert images_needed(wealth, 0.95) is None
 
 
-def test_the_bound_is_chosen_by_the_numbers_of_images_and_labels_alone():
+def test_the_bound_depends_only_on_the_numbers_of_images_and_labels():
     def bounds(images: int, each: int, true: bool) -> dict[float, str]:
         image = np.repeat(np.arange(images), each)
         every = LabelledArrays(np.full(len(image), 0.9), np.full(len(image), true), image)
@@ -154,7 +154,7 @@ def test_more_labels_of_an_image_find_looser_thresholds():
     assert np.nanmax(known) > 0.2  # so that not every threshold keeps the promise
 
 
-def test_shares_of_statements_of_few_images_are_unsure():
+def test_shares_over_few_images_have_wide_intervals():
     assert Share(90, 100, 100).interval == Share(90, 100).interval
     wide, narrow = Share(90, 100, 10).interval, Share(90, 100).interval
     assert wide[0] < narrow[0] < narrow[1] < wide[1]

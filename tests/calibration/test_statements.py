@@ -32,7 +32,7 @@ GOOD = '{"row_id": "0", "step": "s", "text": "t", "verdict": "yes", "run": "r"}\
         ("[" * 100_000, "line 1 is not JSON"),
     ],
 )
-def test_malformed_lines_are_told_by_file_and_line(tmp_path: Path, text: str, message: str):
+def test_malformed_lines_are_reported_by_file_and_line(tmp_path: Path, text: str, message: str):
     with pytest.raises(LabelError) as error:
         read(tmp_path / "labels.jsonl", text)
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The guarantee itself, on labels whose law is known."""
+"""The guarantee itself, on labels of a known distribution."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from scalecap.calibration.statistics import (
 
 
 def test_shares_have_the_exact_interval():
-    # Clopper and Pearson's own: 0 of 59 leaves 1 - 0.025 ** (1 / 59) open.
+    # Clopper and Pearson: the upper bound for 0 of 59 is 1 - 0.025 ** (1 / 59).
     assert Share(0, 59).interval == pytest.approx((0, 1 - 0.025 ** (1 / 59)))
     assert Share(3, 3).interval[1] == 1
     assert Share(0, 0).interval == (0, 1)
@@ -106,7 +106,7 @@ RATES = {
 @pytest.mark.parametrize("labels", [60, 200])
 @pytest.mark.parametrize("name", RATES)
 def test_a_promise_is_broken_in_at_most_one_draw_of_twenty(name: str, labels: int):
-    # Monte Carlo's own error at 4,000 draws is 0.0034; three of them.
+    # Three standard errors of 4,000 draws, which are 0.0034 each.
     assert broken(RATES[name], 0.1, labels) <= 0.05 + 0.0104
 
 

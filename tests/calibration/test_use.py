@@ -1,4 +1,4 @@
-"""A calibration used by a run: its thresholds, what is told of it, and when it is refused."""
+"""A calibration used by a run: its thresholds, how it is reported, and when it is refused."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def again(compose: Callable[..., Settings], engines: dict[str, Scripted], tmp_pa
     return again
 
 
-def test_a_promise_sets_the_threshold_and_is_told(calibration: str, again: Again, tmp_path: Path):
+def test_a_promise_sets_the_threshold_and_is_reported(calibration: str, again: Again, tmp_path: Path):
     before = json.loads((tmp_path / "run" / "summary.json").read_text())
     by_hand = before["promises"]["golden_sentences"]
     assert by_hand == {
@@ -73,7 +73,7 @@ def test_a_promise_sets_the_threshold_and_is_told(calibration: str, again: Again
     assert "final_details: threshold 0.5 set by hand" in page
 
 
-def test_the_card_tells_the_promise(calibration: str, again: Again, tmp_path: Path):
+def test_the_card_states_the_promise(calibration: str, again: Again, tmp_path: Path):
     import pyarrow.parquet as pq
 
     again(calibration, "wrong={golden_sentences: 0.1}")
@@ -87,7 +87,7 @@ def test_the_card_tells_the_promise(calibration: str, again: Again, tmp_path: Pa
 @pytest.mark.parametrize(
     ("otherwise", "noted"), [("initial: init_caption", True), ("fallback: empty", False)]
 )
-def test_captions_that_no_check_passed_are_told(calibration: str, again: Again, otherwise: str, noted: bool):
+def test_captions_that_no_check_passed_are_noted(calibration: str, again: Again, otherwise: str, noted: bool):
     fuse = (
         ", final_caption: {stage: fuse, prompt: '{{ context }}{{ object_info }}{{ position_info }}', context:"
         f" golden_sentences, object_info: final_details, position_info: final_details, {otherwise}}}}}"
@@ -103,7 +103,7 @@ def test_captions_that_no_check_passed_are_told(calibration: str, again: Again, 
 
 
 def test_a_promise_for_all_checks_needs_labels_of_what_runs(calibration: str, again: Again):
-    # The details were labelled with sentences kept from 0.5 on; the promise keeps fewer, so they are others.
+    # The details were labelled with sentences kept from 0.5 on; the promise keeps fewer, so they differ.
     with pytest.raises(RunError) as error:
         again(calibration, "wrong=0.1")
     assert "does not apply to this run's final_details" in str(error.value)
@@ -140,7 +140,7 @@ def test_another_step_is_refused(
         again(calibration, "wrong={golden_sentences: 0.1}", steps=changed)
     assert "the labelled run differs" in str(error.value)
     assert difference in str(error.value)
-    assert not (tmp_path / "again").exists()  # before the folder is begun, or a model loaded
+    assert not (tmp_path / "again").exists()  # before the folder is created, or a model loaded
 
 
 def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
@@ -162,7 +162,7 @@ def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
         ("random", 3, "the run was calibrated too often with different labels"),
     ],
 )
-def test_what_promises_nothing_is_refused(
+def test_a_calibration_without_a_promise_is_refused(
     made: Path, again: Again, tmp_path: Path, draw: str, looks: int, message: str
 ):
     labels = labels_of(made, "golden_sentences", draw=draw)
@@ -184,7 +184,7 @@ def test_a_captioner_keeps_the_promise_too(calibration: str, opened: list[Any]):
         Captioner(None, "pipeline=none", STEPS, *promise, "sampling.temperature=0.2")
 
 
-def test_what_changes_nothing_is_not_refused(calibration: str, again: Again):
+def test_changes_that_do_not_matter_are_not_refused(calibration: str, again: Again):
     again(calibration, "wrong={golden_sentences: 0.1}", "seed=7", "data.limit=30", "engine.batch_size=2")
 
 
@@ -224,7 +224,7 @@ def test_values_are_checked(compose: Callable[..., Settings], overrides: list[st
     assert message in str(error.value)
 
 
-def test_a_missing_file_is_told_by_the_check(compose: Callable[..., Settings], rows: Callable[..., str]):
+def test_a_missing_file_is_found_by_check_true(compose: Callable[..., Settings], rows: Callable[..., str]):
     settings = compose("data=jsonl", rows(3), "calibration=none.json", "wrong=0.05")
     with pytest.raises(RunError, match=r"can't read calibration=none.json: No such file"):
         plan(settings)

@@ -35,7 +35,7 @@ def test_the_shipped_pipelines_pass_their_cases(name: str, capsys: pytest.Captur
         assert f"ok     {name}: " in capsys.readouterr().out
 
 
-def test_a_file_anywhere_is_run(pipeline: Path, capsys: pytest.CaptureFixture[str]):
+def test_cases_run_from_a_file_anywhere(pipeline: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(pipeline)]) == 0
     assert capsys.readouterr().out == f"ok     {pipeline}: a dog\n1 passed, 0 failed\n"
 
@@ -73,7 +73,7 @@ def test_an_override_changes_what_is_tested(pipeline: Path, capsys: pytest.Captu
         ("stage: verify", "stage: verfy", "verfy"),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_a_wrong_case_is_named(
     before: str, after: str, message: str, pipeline: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert before in PIPELINE
@@ -83,12 +83,12 @@ def test_what_is_wrong_is_named(
 
 
 @pytest.mark.parametrize(("listed", "message"), [({}, "expected a list"), ([3], r"cases\[0\]")])
-def test_what_is_no_list_of_cases_is_refused(listed: Any, message: str):
+def test_anything_but_a_list_of_cases_is_refused(listed: Any, message: str):
     with pytest.raises(CaseError, match=message):
         read_cases(listed)
 
 
-def test_a_missing_file_and_a_wrong_name_are_told(capsys: pytest.CaptureFixture[str]):
+def test_a_missing_file_and_a_wrong_name_are_reported(capsys: pytest.CaptureFixture[str]):
     assert main(["absent.yaml", "sed"]) == 1
     output = capsys.readouterr().out
     assert "no such file: absent.yaml" in output

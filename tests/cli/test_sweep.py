@@ -1,4 +1,4 @@
-"""Sweeps: what they compute, which engines they load, what they end with, launchers and sweepers."""
+"""Sweeps: what they compute, which engines they load, what they report, launchers and sweepers."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def test_a_prompt_sweep_computes_only_what_the_prompt_changes(typed: Typed, tmp_
     assert {name for name, count in computed.items() if count} == {"golden_sentences"}
 
 
-def test_it_ends_with_a_comparison(typed: Typed, tmp_path: Path, capsys: Any):
+def test_a_sweep_ends_with_a_comparison(typed: Typed, tmp_path: Path, capsys: Any):
     words = ("-m", f"{THRESHOLD}=0.05,2,0.5", "data.limit=2", "hydra.sweep.dir=sweep")
     assert typed(*words) == 1
     first, failed, last = table(tmp_path / "sweep")
@@ -70,12 +70,12 @@ def test_it_ends_with_a_comparison(typed: Typed, tmp_path: Path, capsys: Any):
         assert str(path) in out
         assert path.stat().st_size > 100
 
-    # The mended job takes the failed one's place.
+    # The corrected job replaces the failed one.
     assert typed("-m", f"{THRESHOLD}=0.05,0.6,0.5", "data.limit=2", "hydra.sweep.dir=sweep") == 0
     assert [line["status"] for line in table(tmp_path / "sweep")] == ["finished"] * 3
 
 
-def test_a_job_refused_its_folder_does_not_show_what_was_there(typed: Typed, tmp_path: Path):
+def test_a_job_whose_folder_is_refused_does_not_show_earlier_results(typed: Typed, tmp_path: Path):
     assert typed("-m", f"{THRESHOLD}=0.3,0.5", "data.limit=1", "hydra.sweep.dir=sweep") == 0
     assert typed("-m", f"{THRESHOLD}=0.4,0.5", "data.limit=1", "hydra.sweep.dir=sweep") == 1
     first, second = table(tmp_path / "sweep")
@@ -84,7 +84,7 @@ def test_a_job_refused_its_folder_does_not_show_what_was_there(typed: Typed, tmp
     assert second["status"] == "finished"
 
 
-def test_whatever_a_job_raises_the_sweep_goes_on(
+def test_a_sweep_continues_whatever_a_job_raises(
     typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engines: dict[str, Scripted]
 ):
     async def open_engine(model: Any, engine: Any, beside: Any) -> Scripted:
@@ -98,13 +98,13 @@ def test_whatever_a_job_raises_the_sweep_goes_on(
     assert (first["reason"], second["status"]) == ("MemoryError: no room for it", "finished")
 
 
-def test_failed_rows_of_any_job_give_3(typed: Typed, rows: Callable[..., str]):
+def test_failed_rows_of_any_job_exit_with_3(typed: Typed, rows: Callable[..., str]):
     assert typed("-m", f"{THRESHOLD}=0.3,0.5", "data=jsonl", rows(3, broken=(1,)), "hydra.sweep.dir=s") == 3
 
 
 @pytest.fixture
-def doors(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> list[str]:
-    """What was opened and closed, in order."""
+def engine_events(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> list[str]:
+    """The engines opened and closed, in order."""
     seen: list[str] = []
 
     class Engine(Scripted):
@@ -121,24 +121,24 @@ def doors(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> 
 
 @pytest.mark.parametrize("threshold_first", [True, False])
 def test_each_model_is_opened_once_and_the_one_before_is_closed(
-    command: Typed, doors: list[str], threshold_first: bool
+    command: Typed, engine_events: list[str], threshold_first: bool
 ):
     words = [f"{THRESHOLD}=0.3,0.5", "model.vlm.name=a,b", "model=own"]
     assert command("-m", *(words if threshold_first else reversed(words)), "data.limit=1") == 0
-    assert doors == ["open a", "close a", "open b", "close b"]
+    assert engine_events == ["open a", "close a", "open b", "close b"]
 
 
-def test_models_of_one_run_know_of_each_other(command: Typed, doors: list[str]):
+def test_models_of_one_run_are_opened_knowing_each_other(command: Typed, engine_events: list[str]):
     assert command("model=own", "model.vlm.name=a", "model.llm.name=b", "data.limit=1") == 0
-    assert doors[:2] == ["open a beside b", "open b beside a"]
+    assert engine_events[:2] == ["open a beside b", "open b beside a"]
 
 
-def test_both_models_are_kept_when_told(command: Typed, doors: list[str]):
+def test_both_models_are_kept_with_engine_keep(command: Typed, engine_events: list[str]):
     assert command("-m", "model=own", "model.vlm.name=a,b", "engine.keep=true", "data.limit=1") == 0
-    assert doors == ["open a", "open b", "close a", "close b"]
+    assert engine_events == ["open a", "open b", "close a", "close b"]
 
 
-def test_words_about_models_come_first_in_a_sweep_alone():
+def test_model_overrides_come_first_but_only_in_a_sweep():
     words = ["a=1,2", "engine.args.x=1", "-m", "model=x,y", "b=3"]
     assert order_overrides(words) == ["-m", "engine.args.x=1", "model=x,y", "a=1,2", "b=3"]
     assert order_overrides(["b=3", "model=x"]) == ["b=3", "model=x"]
@@ -169,7 +169,7 @@ def test_a_closed_engine_leaves_no_model_in_memory():
         ("-m|hydra/sweeper=optuna|seed=1,2", "this sweeper requires objective="),
     ],
 )
-def test_an_objective_that_no_step_writes_is_one_message(
+def test_an_objective_that_no_step_writes_gives_one_message(
     typed: Typed, opened: list[Any], capsys: Any, words: str, message: str
 ):
     if "optuna" in words:
@@ -200,7 +200,7 @@ def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
     assert command("-m", *words, "hydra/sweeper=optuna", *(f"hydra.sweeper.{word}" for word in optuna)) == 0
     found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
 
-    # Every threshold there is lies between two of the probabilities: the best of them all is known.
+    # Every threshold lies between two of the probabilities, so the best of all is known.
     lines = (tmp_path / "sweep" / "0" / "captions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     answers = [each for line in lines for each in json.loads(line)["verifier_answers"]]
 
@@ -226,7 +226,7 @@ def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
     [("joblib", "joblib"), ("submitit_local", "submitit")],
     ids=["joblib", "submitit"],
 )
-def test_jobs_may_run_in_other_processes(tmp_path: Path, launcher: str, package: str):
+def test_jobs_can_run_in_other_processes(tmp_path: Path, launcher: str, package: str):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     if find_spec(f"hydra_plugins.hydra_{package}_launcher") is None:
         pytest.skip('needs pip install "scalecap[sweeps]"')

@@ -41,7 +41,7 @@ def test_values_are_what_the_command_line_would_take():
         ({"seed": "many"}, "seed: Value 'many'"),
     ],
 )
-def test_what_does_not_fit_is_named(values: dict[str, Any], message: str):
+def test_invalid_values_are_named(values: dict[str, Any], message: str):
     with pytest.raises(SettingsError, match=message):
         compose([], values)
 

@@ -1,4 +1,4 @@
-"""What a run writes besides `captions.jsonl`, as its user asks for it."""
+"""What a run writes besides `captions.jsonl` on request."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def captions(folder: Path) -> list[dict[str, Any]]:
 
 
 def names(folder: Path) -> list[str]:
-    """Files below a folder, the mark of a run's own left out."""
+    """Files below a folder, without the marker of folders that a run wrote."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -62,7 +62,7 @@ def test_a_row_is_taken_where_the_expression_holds(expression: str, flag: str | 
     assert Select("true", []).exclusion(failed) == ("left_out", "")
 
 
-def test_rows_that_select_refuses_are_in_captions_alone_and_another_select_asks_nothing(
+def test_rows_left_out_by_select_stay_in_captions_and_another_select_sends_no_request(
     compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path
 ):
     data = rows(6, broken=(4,))
@@ -90,7 +90,7 @@ def test_rows_that_select_refuses_are_in_captions_alone_and_another_select_asks_
     assert run(compose(*words), engines=engines).left_out is None
 
     def refuse(request: Request) -> str:
-        raise AssertionError("a model was asked")
+        raise AssertionError("a request was sent")
 
     silent = Scripted(refuse)
     again = run(compose(*words, "write.select='id < 1'"), engines=dict.fromkeys(engines, silent))
@@ -150,7 +150,7 @@ def test_a_folder_that_no_run_wrote_is_refused_before_a_model_loads(
         run(compose(*words))
 
 
-def test_joined_shards_have_the_files_that_one_run_has(
+def test_merged_shards_have_the_files_that_one_run_has(
     compose: Compose, rows: Rows, typed: Callable[..., int], tmp_path: Path
 ):
     forms = ("write.format=[webdataset]", "write.sidecars=json", "write.select='id > 0'", "report=false")
@@ -163,7 +163,7 @@ def test_joined_shards_have_the_files_that_one_run_has(
     assert names(tmp_path / "whole" / "webdataset") == ["train-00000.tar"]
 
 
-def test_a_captioner_writes_them_too(opened: list[Any], tmp_path: Path):
+def test_a_captioner_writes_exports_too(opened: list[Any], tmp_path: Path):
     pictures = [Pillow.new("RGB", (30, 30), (number, 0, 0)) for number in range(3)]
     write = {"sidecars": "txt", "template": "{{ final_caption | upper }}", "select": "row_id != '1'"}
     with Captioner(write={**write, "format": ["webdataset"]}, progress=False) as captioner:

@@ -1,4 +1,4 @@
-"""Which settings determine rows: a run goes on in its folder only while those stay as they were."""
+"""Which settings determine rows: a run resumes in its folder only while those are unchanged."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,9 +22,9 @@ MAY_CHANGE = {
     *("engine.price.prompt", "engine.price.cached", "engine.price.generated"),
     *("max_cost", "max_tokens", "max_requests", "preview", "edits"),
     *("engine.keep", "engine.quiet", "calibration", "pipeline.cases", "prompts"),
-    *("data.context", "pipeline.verified"),  # they stand in the steps, and count there
+    *("data.context", "pipeline.verified"),  # they are part of the steps, and count there
 }
-"""Settings that change no row. All others refuse to go on."""
+"""Settings that change no row. A change of any other is refused."""
 
 
 def leaves(value: Any, name: str = "") -> Iterator[str]:
@@ -44,7 +44,7 @@ def changed(config: Any, name: str) -> dict[str, Any]:
     return config
 
 
-def test_each_setting_refuses_to_go_on_or_does_not():
+def test_only_settings_that_change_no_row_may_change_on_resume():
     before = asdict(Settings())
     names = set(leaves(Settings()))
     assert names >= MAY_CHANGE
@@ -95,7 +95,7 @@ def begin_again(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (folder / "journal.jsonl").write_text(json.dumps(config) + "\n" + "".join(rest))
 
 
-def test_a_run_goes_on_with_another_address_memory_share_and_streaming(typed, capsys):
+def test_a_run_resumes_with_another_address_memory_share_and_streaming(typed, capsys):
     assert typed("data.limit=2", "output=out") == 0
     moved = ("engine.base_url=http://other:1/v1", "engine.args.gpu_memory_utilization=0.5")
     assert typed("data.limit=3", "output=out", "data.streaming=true", *moved) == 0
@@ -105,14 +105,14 @@ def test_a_run_goes_on_with_another_address_memory_share_and_streaming(typed, ca
 
 
 def test_prompts_count_where_a_step_uses_them(typed, capsys):
-    """Those of an upgrade's new roles stand in the config too, and no step asks with them."""
+    """Prompts of roles that came with an upgrade are in the config too, but no step uses them."""
     assert typed("data.limit=2", "output=out") == 0
     assert typed("data.limit=2", "output=out", "+prompts.new_role=Say something.") == 0
     assert typed("data.limit=2", "output=out", "prompts.verify='Sure? {{ text }}'") == 1
     assert "pipeline.steps.golden_sentences.prompt: was" in capsys.readouterr().err
 
 
-def test_a_journal_from_before_an_upgrade_goes_on(typed, tmp_path: Path, capsys):
+def test_a_journal_from_before_an_upgrade_resumes(typed, tmp_path: Path, capsys):
     """Old ones lack settings that came since, and have some that no longer count."""
     assert typed("data.limit=2", "output=out") == 0
 

@@ -65,7 +65,7 @@ def test_a_remote_pattern() -> None:
         ("{0..99999999}.tar", "^{0..99999999} expands to more than 1,000,000 files"),
     ],
 )
-def test_what_is_no_file(pattern: str, message: str) -> None:
+def test_patterns_without_readable_files_are_refused(pattern: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         find_files(pattern, ".tar")
 

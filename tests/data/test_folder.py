@@ -47,7 +47,7 @@ def test_links_to_files_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     assert caught.value.kind == "missing_file"
 
 
-def test_a_name_that_is_no_text_can_be_opened_and_written(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_can_be_opened_and_written(tmp_path: Path) -> None:
     try:
         (tmp_path / "a\udcff.png").write_bytes(picture())
     except OSError:

@@ -214,7 +214,7 @@ def test_json_lines_too(tmp_path: Path, streaming: bool) -> None:
         (lambda folder: str(folder), {}, "can't open|neither"),
     ],
 )
-def test_what_can_not_be_opened(
+def test_data_sets_that_cannot_be_opened(
     tmp_path: Path, write: Callable[[Path], str], more: dict[str, Any], words: str, streaming: bool
 ) -> None:
     with pytest.raises(DataError, match=words):
@@ -234,7 +234,7 @@ def test_an_empty_set(tmp_path: Path, streaming: bool) -> None:
         list(open_source(settings(str(tmp_path / "data"), streaming=streaming)))
 
 
-def test_a_reader_that_breaks_keeps_the_rows_so_far(tmp_path: Path) -> None:
+def test_a_reader_that_breaks_keeps_earlier_rows(tmp_path: Path) -> None:
     path = Path(parquet(tmp_path))
     (path / "train-00001.parquet").write_bytes(b"PAR1 broken PAR1")
     source = iter(open_source(settings(str(path), streaming=True)))
@@ -244,7 +244,7 @@ def test_a_reader_that_breaks_keeps_the_rows_so_far(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["hf://datasets/x/y/a.png", "simplecache::hf://datasets/x/y/a.png"])
-def test_a_cell_of_a_local_set_leads_to_no_hub(
+def test_a_cell_of_a_local_set_is_never_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     cell = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
@@ -258,7 +258,7 @@ def test_a_cell_of_a_local_set_leads_to_no_hub(
         row.open_image()
 
 
-def test_the_library_is_imported_late() -> None:
+def test_the_library_is_imported_lazily() -> None:
     code = "import sys, scalecap.data.hub; sys.exit('datasets' in sys.modules)"
     root = Path(scalecap.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

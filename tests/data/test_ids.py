@@ -21,7 +21,7 @@ def ids(source: str, path: Path | str, **more: Any) -> list[str]:
     return [row.id for row in open_source(DataSettings(source=source, path=str(path), **more))]
 
 
-def test_a_folders_are_its_paths(tmp_path: Path):
+def test_ids_of_a_folder_are_its_paths(tmp_path: Path):
     (tmp_path / "b").mkdir()
     for name in ("a.png", "b/c d.png", "b/é.png", "b\\udcff.png"):
         (tmp_path / name).write_bytes(picture())
@@ -29,7 +29,7 @@ def test_a_folders_are_its_paths(tmp_path: Path):
     assert ids("folder", tmp_path) == ["a.png", "b/c d.png", "b/é.png", "b\\\\udcff.png", "b\\udcff.png"]
 
 
-def test_a_samples_is_its_shard_and_key(tmp_path: Path):
+def test_the_id_of_a_sample_is_its_shard_and_key(tmp_path: Path):
     png = picture()
     members = [("a.png", png), ("x/b.png", png), ("a.png", png), ("a#2.png", png), ("a.png", png)]
     (tmp_path / "0.tar").write_bytes(tar(*members, ("c.json", b"{}")))
@@ -48,7 +48,7 @@ def test_a_samples_is_its_shard_and_key(tmp_path: Path):
     ]
 
 
-def test_a_file_that_is_named_twice_is_told_apart(tmp_path: Path):
+def test_a_file_listed_twice_gives_different_ids(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar(("k.png", picture())))
     found = ids("webdataset", f"{tmp_path}/{{a,a}}.tar")
     assert [each.removeprefix(f"{tmp_path}/") for each in found] == ["a.tar#k", "a.tar (2)#k"]
@@ -64,7 +64,7 @@ def held(count: int, **more: list[Any]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": cells, **more}, features=datasets.Features(features))
 
 
-def test_a_parquet_rows_is_its_file_and_place(tmp_path: Path):
+def test_the_id_of_a_parquet_row_is_its_file_and_position(tmp_path: Path):
     for name in ("a", "b"):
         held(2).to_parquet(tmp_path / f"{name}.parquet", batch_size=1)
     (tmp_path / "c.parquet").write_bytes(b"PAR1 broken PAR1")
@@ -72,7 +72,7 @@ def test_a_parquet_rows_is_its_file_and_place(tmp_path: Path):
     assert found == ["a.parquet#0", "a.parquet#1", "b.parquet#0", "b.parquet#1", "c.parquet#"]
 
 
-def test_where_the_data_names_no_row_it_is_the_index(write_jsonl: Callable[..., Path], tmp_path: Path):
+def test_the_id_defaults_to_the_index(write_jsonl: Callable[..., Path], tmp_path: Path):
     path = write_jsonl({"image": "red.png"}, "broken", "", {"image": "red.png"})
     assert ids("jsonl", path) == ["0", "1", "2"]
     assert ids("scenes", "", count=2) == ["0", "1"]
@@ -98,7 +98,7 @@ def test_a_column_may_hold_the_ids(write_jsonl: Callable[..., Path], shard: str 
         assert str(found[3].error).startswith("row 3 has no id: 'sku' is None; expected unique")
 
 
-def test_a_column_that_is_not_there_is_named(write_jsonl: Callable[..., Path]):
+def test_a_missing_column_is_named(write_jsonl: Callable[..., Path]):
     with pytest.raises(DataError, match=r"data\.id=sku: the data has no such column; .*skus"):
         open_source(DataSettings("jsonl", str(write_jsonl({"image": "red.png", "skus": 1})), id="sku"))
 
@@ -110,7 +110,7 @@ def test_ids_of_finished_parts_are_read_again(tmp_path: Path):
     assert [row.id for row in rows] == ["a", "b", "a#2", "c"], "though every part counts as finished"
 
 
-def test_texts_are_seen_in_little_memory(monkeypatch: pytest.MonkeyPatch):
+def test_duplicates_are_found_in_little_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(seen, "MAX_RECENT", 64)
     found, numbers = Seen(), [number * number % 9973 for number in range(20_000)]
     new = {number for number in numbers if found.add(str(number))}
@@ -122,7 +122,7 @@ def test_texts_are_seen_in_little_memory(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("limit", [None, 1, 7])
-def test_a_shard_of_a_hubs_set_looks_at_no_picture_of_another(
+def test_a_shard_of_a_hub_data_set_reads_no_picture_of_another_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool, limit: int | None
 ):
     held(10).save_to_disk(tmp_path / "saved") if not streaming else held(10).to_parquet(tmp_path / "saved")

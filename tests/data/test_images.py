@@ -71,7 +71,7 @@ def test_the_file_is_read_as_it_is(tmp_path: Path) -> None:
         read_image("https://host/a.png")
 
 
-def test_hash_tells_pixels_and_shapes_apart() -> None:
+def test_the_hash_depends_on_pixels_and_shape() -> None:
     red = open_image(picture())
     assert red.hash != open_image(picture("blue")).hash
     assert red.hash != open_image(picture(size=(30, 40))).hash
@@ -163,7 +163,7 @@ def test_exif_orientation_is_applied(
     assert b < 60
 
 
-def test_broken_exif_does_not_cost_the_picture() -> None:
+def test_a_picture_with_broken_exif_is_still_read() -> None:
     content = picture(format="JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xffgarbage")
     assert open_image(content).pixels.size == (40, 30)
 
@@ -229,7 +229,7 @@ def test_bad_files_name_the_file_and_the_kind(tmp_path: Path, content: bytes, ki
 
 @pytest.mark.parametrize("cut", range(0, 3000, 97))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "BMP"])
-def test_cut_anywhere_is_a_row_error_or_a_picture(format: str, cut: int) -> None:
+def test_a_truncated_file_is_a_row_error_or_a_picture(format: str, cut: int) -> None:
     content = encoded(NOISE, format=format)
     try:
         opened = open_image(content[:cut])

@@ -49,7 +49,7 @@ def test_kinds_of_columns(write_jsonl: Write, values: list[object], kind: str) -
     assert open_source(DataSettings(source="jsonl", path=str(path))).columns["x"] == kind
 
 
-def test_a_bom_is_no_part_of_the_first_row(write_jsonl: Write) -> None:
+def test_a_bom_is_not_part_of_the_first_row(write_jsonl: Write) -> None:
     (row,) = rows(write_jsonl(b"\xef\xbb\xbf" + json.dumps(GOOD).encode()))
     assert row.columns == GOOD
 
@@ -89,7 +89,7 @@ def test_a_bad_picture_fails_when_it_is_opened(write_jsonl: Write, cell: object)
     assert good.open_image().pixels.size == (40, 30)
 
 
-def test_equal_rows_stay_apart(write_jsonl: Write) -> None:
+def test_equal_rows_stay_separate(write_jsonl: Write) -> None:
     assert [row.index for row in rows(write_jsonl(GOOD, GOOD, GOOD))] == [0, 1, 2]
 
 
@@ -153,6 +153,6 @@ def test_a_file_without_rows(tmp_path: Path, content: bytes | None, words: str |
         rows(path)
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data=folder"):
         rows(tmp_path)

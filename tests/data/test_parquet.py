@@ -88,7 +88,7 @@ def test_bytes_alone(write: Write) -> None:
 def test_paths(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "red.png").write_bytes(picture())
     path = write({"image": ["red.png", "none.png", None, "https://host/a.png"]})
-    if not path.startswith("memory:"):  # from which no name leads to this disk, but by the working folder
+    if not path.startswith("memory:"):  # names there lead to this disk only by the working folder
         monkeypatch.chdir(tmp_path.parent)
     red, missing, null, url = opened(path)
     assert color(red) == (255, 0, 0)
@@ -100,7 +100,7 @@ def test_paths(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert caught.value.kind == kind
 
 
-def test_files_that_are_none_are_one_row_each(write: Write) -> None:
+def test_unreadable_files_are_one_row_each(write: Write) -> None:
     path = write({"image": cells(2)})
     write({"picture": cells(2)}, "1.parquet")
     with fsspec.open(path.replace("*", "2"), "wb") as file:
@@ -161,7 +161,7 @@ def test_finished_row_groups_are_not_read(write: Write, monkeypatch: pytest.Monk
     ]
 
 
-def test_one_failed_read_costs_no_other_picture(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_failed_read_loses_no_other_picture(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(opened(write({"image": cells(40)}, group=40)))
     batches = pq.ParquetFile.iter_batches
     failed = False
@@ -185,7 +185,7 @@ def test_one_failed_read_costs_no_other_picture(write: Write, monkeypatch: pytes
 
 
 def test_pictures_are_streamed(tmp_path: Path) -> None:
-    """A row group far larger than what is held of it."""
+    """A row group far larger than the part of it held in memory."""
     noise = [{"bytes": bytes([n % 251]) * 200_000, "path": None} for n in range(400)]
     pq.write_table(
         pa.table({"image": noise}), tmp_path / "0.parquet", write_batch_size=8, use_dictionary=False

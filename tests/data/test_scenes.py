@@ -21,7 +21,7 @@ def test_generated_scenes_depend_on_the_seed_alone() -> None:
     assert len({row.open_image().hash for row in first}) == 5
 
 
-def test_a_seed_alone_draws_as_many_as_the_sample() -> None:
+def test_a_seed_without_a_count_draws_as_many_as_the_sample() -> None:
     source = open_source(DataSettings(source="scenes", seed=3))
     assert source.total == 24
     assert next(iter(source)).columns["image"].startswith("scene-")

@@ -55,7 +55,7 @@ def rows(captions: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_caption_is_one_line_with_what_is_set_around_it(tmp_path: Path):
+def test_a_caption_is_one_line_with_its_prefix_and_suffix(tmp_path: Path):
     records = rows(["A dog.\n It is\tbrown. ", None, "{{ self }} <b>é</b>"])
     records.append(
         {**records[0], "index": 3, "columns": {}, "error": {"step": "x", "kind": "k", "message": ""}}
@@ -86,7 +86,7 @@ def test_a_run_replaces_its_own_folder_and_no_other(tmp_path: Path):
 
 
 def beside(folder: Path, captions: list[Any], names: list[str], how: str = "new") -> dict[str, int]:
-    """Writes sidecars of these images; why some are not there."""
+    """Writes sidecars of these images; returns why some are missing."""
 
     def row(n: int, name: str) -> Row:
         def find() -> Path:
@@ -115,7 +115,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_beside_the_pictures_no_file_that_is_there_is_touched(data: Path, tmp_path: Path):
+def test_existing_files_beside_the_pictures_are_left_alone(data: Path, tmp_path: Path):
     (data / "b.txt").write_text("mine")
     names = ["a.jpg", "a.png", "b.jpg", "c.txt", "../outside.jpg", "gone.jpg"]
     reasons = beside(tmp_path, list("ABCDEF"), names)
@@ -129,12 +129,12 @@ def test_beside_the_pictures_no_file_that_is_there_is_touched(data: Path, tmp_pa
         assert part in message
     assert "outside of the data's folder" in message
     assert "no such file" in message
-    # The same again finds its own file as it wrote it.
+    # A repeated run recognizes its own file.
     assert beside(tmp_path, ["A"], ["a.jpg"]) == {}
     assert list(beside(tmp_path, ["new"], ["a.jpg"])) != []
 
 
-def test_replacing_is_of_files_and_not_of_what_links_lead_to(data: Path, tmp_path: Path):
+def test_replacing_never_follows_links(data: Path, tmp_path: Path):
     (tmp_path / "precious").write_text("mine")
     (data / "a.txt").symlink_to(tmp_path / "precious")
     (data / "b.txt").mkdir()
@@ -146,7 +146,7 @@ def test_replacing_is_of_files_and_not_of_what_links_lead_to(data: Path, tmp_pat
     assert not list(data.glob("*.part"))
 
 
-def test_a_picture_that_was_replaced_since_gets_no_caption(data: Path, tmp_path: Path):
+def test_a_picture_replaced_in_the_meantime_gets_no_caption(data: Path, tmp_path: Path):
     assert beside(tmp_path, ["A"], ["a.jpg"]) == {}
     records = [{**rows(["A"])[0], "input": {"image": "b.jpg"}, "stamp": "1 bytes of 2"}]
     row = Row(

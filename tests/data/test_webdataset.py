@@ -89,7 +89,7 @@ def test_the_picture_is_chosen_by_its_extension(shard: Shard) -> None:
     assert one.columns["mask.png"].endswith("#2.png")
 
 
-def test_keys_that_are_taken_are_kept_beside(shard: Shard) -> None:
+def test_keys_that_clash_are_kept_under_another_name(shard: Shard) -> None:
     (row,) = opened(
         shard(tar(("1.png", picture()), ("1.json", b'{"image": "x", "txt": "y", "a": 1}'), ("1.txt", b"z")))
     )
@@ -138,7 +138,7 @@ def test_a_bad_sample_is_an_error_of_its_row(
     assert bad.columns["image"].endswith("0.tar#bad")
 
 
-def test_a_picture_that_is_none_fails_alone(shard: Shard) -> None:
+def test_an_unreadable_picture_fails_alone(shard: Shard) -> None:
     junk, empty, good = opened(shard(tar(("1.png", b"junk"), ("2.png", b""), *GOOD)))
     for row, kind in ((junk, "unreadable_image"), (empty, "empty_file")):
         assert row.error is None
@@ -152,8 +152,8 @@ WHOLE = tar(*sample("1"), *sample("2"), *sample("3"))
 
 
 @pytest.mark.parametrize("cut", range(100, len(WHOLE) - 8 * 512, 700))
-def test_a_shard_cut_anywhere_loses_no_other(shard: Shard, cut: int) -> None:
-    """What stands before the cut is whole, and the cut itself is an error unless it is at a file's end."""
+def test_a_truncated_shard_loses_no_other(shard: Shard, cut: int) -> None:
+    """What precedes the cut is whole, and the cut itself is an error unless it is at a file's end."""
     shard(WHOLE[:cut])
     rows = list(opened(shard(tar(*GOOD), "1.tar")))
     assert rows[-1].error is None
@@ -205,7 +205,7 @@ def test_a_name_is_never_a_path(shard: Shard, tmp_path: Path, key: str) -> None:
 
 
 def known(rows: list[Row], *parts: int) -> Callable[..., int]:
-    """Says that the parts that begin there are finished, and of how many rows they are."""
+    """Reports the parts that begin at these rows as finished, with their numbers of rows."""
     ends = {row.part[0]: (row.part[1], row.stamp) for row in rows if row.part}
 
     def finished(stamp: str, first: int, count: int | None = None, **_: object) -> int:
@@ -214,7 +214,7 @@ def known(rows: list[Row], *parts: int) -> Callable[..., int]:
     return finished
 
 
-def test_finished_shards_are_passed_over(shard: Shard) -> None:
+def test_finished_shards_are_skipped(shard: Shard) -> None:
     shard(tar(*sample("1"), *sample("2")), "0.tar")
     path = shard(tar(*sample("3"), *sample("4")), "1.tar")
     rows = list(opened(path))

@@ -74,7 +74,7 @@ def test_values_keep_their_form(tmp_path: Path, values: list[Any]):
 @pytest.mark.parametrize(
     "values", [[1, "a"], ["a", ["b"]], [{}, {}], [[{}]], [{"a": 1}, [1]], [True, 3], [2**70, 1], [[1, "a"]]]
 )
-def test_values_of_no_common_type_are_json_text(tmp_path: Path, values: list[Any]):
+def test_values_without_a_common_type_are_json_text(tmp_path: Path, values: list[Any]):
     lines, loaded = written(tmp_path, values, failed=1)
     assert [line["x"] for line in lines] == [*values, None]
     assert [text and json.loads(text) for text in loaded["x"]] == [*values, None]

@@ -1,4 +1,4 @@
-"""Runs on the scripted engine whose texts mean harm, and a real browser to look at their pages with."""
+"""Runs on a scripted engine with hostile texts, and a real browser to view their pages."""
 
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -32,7 +32,7 @@ def hostile(compose: Callable[..., Settings], rows: Callable[..., str], tmp_path
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Browser:
-    """Opens a page of disk in headless Chromium; at the end nothing may have gone wrong on it."""
+    """Opens a page from disk in headless Chromium; it may raise no error and fetch nothing."""
     api = pytest.importorskip("playwright.async_api", reason='needs pip install "scalecap[dev]"')
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:

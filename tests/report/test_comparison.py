@@ -20,7 +20,7 @@ Make = Callable[..., Run]
 def make(tmp_path: Path) -> Make:
     """Writes a run's folder: a value of the metric `good` for each image, None for a row that failed.
 
-    `before_ids` is a folder of a version that had none; `seen` says that steps looked at the images.
+    `before_ids` makes a folder of a version that had none; `seen` says that steps looked at the images.
     """
 
     def make(
@@ -73,7 +73,7 @@ def make(tmp_path: Path) -> Make:
     return make
 
 
-def test_numbers_are_the_summarys_and_differences_are_paired(make: Make):
+def test_numbers_are_those_of_the_summary_and_differences_are_paired(make: Make):
     first = make("0", [0.1, 0.2, 0.3, 0.4], "k=1")
     second = make("1", [0.9, 0.2, None, 0.5], "k=2")
     found = Comparison([first, second])
@@ -89,7 +89,7 @@ def test_numbers_are_the_summarys_and_differences_are_paired(make: Make):
     assert (one.requests, one.seconds) == ((5, 9), 3.5)
 
 
-def test_rows_are_paired_by_their_picture_not_by_their_place(make: Make):
+def test_rows_are_paired_by_their_picture_not_their_position(make: Make):
     first = make("0", [0.1, 0.2, 0.3], images="abc")
     second = make("1", [0.7, 0.7, 0.7], images="xca")
     found = Comparison([first, second]).lines[1].numbers["good"].difference
@@ -100,9 +100,9 @@ def paired(first: Run, second: Run) -> list[int]:
     return list(Comparison([first, second]).partners[second.name])
 
 
-def test_pictures_that_stand_twice_are_paired_by_their_ids(make: Make):
+def test_duplicate_pictures_are_paired_by_their_ids(make: Make):
     assert paired(make("0", [1, 1, 1], images="aab"), make("1", [1, 1, 1], images="aab")) == [0, 1, 2]
-    # Rows 0 and 2 were replaced between the runs: of equal images, nothing tells which is which.
+    # Rows 0 and 2 were replaced between the runs: equal images cannot be told apart.
     assert paired(make("2", [1, 1, 1], images="aab"), make("3", [1, 1, 1], images="baa")) == [2, 1, -1]
 
 
@@ -114,7 +114,7 @@ def test_rows_of_other_data_are_paired_by_their_pixels_alone(make: Make):
     assert paired(first, make("4", [1, 1], images="ac", seen=False)) == [0, -1], "the second is another"
 
 
-def test_rows_of_versions_before_ids_are_paired_by_names_that_are_there_once(make: Make):
+def test_rows_without_ids_are_paired_by_unique_names(make: Make):
     old = make("0", [1, 1, 1], images="abb", before_ids=True)
     assert paired(old, make("1", [1, 1, 1], images="bac")) == [-1, 0, -1]
     assert paired(old, make("2", [1, 1], images="cb", before_ids=True)) == [-1, -1]
@@ -163,12 +163,12 @@ def test_the_best_hallucinates_least_and_no_length_is_best(make: Make):
     assert not any(line.numbers["scenes.final.words"].best for line in lines)
     # An older run does not say which value of a metric is best.
     assert not any(line.numbers["check.auc"].best for line in lines)
-    # What only all rows together have is told without a difference.
+    # A number that only all rows together have is shown without a difference.
     assert [line.numbers["check.auc"].value.mean for line in lines] == [0.3, 0.2]
     assert lines[1].numbers["check.auc"].difference is None
 
 
-def test_parts_and_captions_before_are_left_to_the_csv(make: Make):
+def test_breakdowns_and_earlier_captions_are_only_in_the_csv(make: Make):
     run = make("0", [0.1, 0.2])
     (run.folder / ".hydra" / "config.yaml").write_text(json.dumps({"evaluate": {"before": ["first"]}}))
     each = {"mean": 0.5, "low": 0.0, "high": 1.0, "rows": 2}
@@ -182,7 +182,7 @@ def test_parts_and_captions_before_are_left_to_the_csv(make: Make):
     assert "scenes.first.f1" in Comparison([run], objective="scenes.first.f1").table_names
 
 
-def test_a_sign_stands_where_the_interval_leaves_zero_out(make: Make):
+def test_a_sign_marks_intervals_that_exclude_zero(make: Make):
     runs = [make("0", [0.1, 0.2, 0.1]), make("1", [0.8, 0.9, 0.9]), make("2", [0.1, 0.3, 0.0])]
     assert [line.numbers["good"].sign for line in Comparison(runs).lines] == ["", "▲", ""]
     assert Comparison(runs, baseline="1").lines[0].numbers["good"].sign == "▼"
@@ -200,7 +200,7 @@ def test_a_job_that_failed_is_shown_as_failed_even_over_older_results(make: Make
     assert r"threshold: 2 is no probability \| \<b\>" in found.markdown()
 
 
-def test_files_that_were_cut_off_are_as_if_not_there(make: Make):
+def test_truncated_files_count_as_missing(make: Make):
     run = make("0", [0.1, 0.2], "k=1")
     (run.folder / ".hydra" / "overrides.yaml").write_text("- k=1\n- 'l=")
     (run.folder / ".hydra" / "config.yaml").write_text("data: {image: [")
@@ -213,13 +213,13 @@ def test_files_that_were_cut_off_are_as_if_not_there(make: Make):
         Comparison([run])
 
 
-def test_runs_over_other_pictures_are_told(make: Make):
+def test_runs_over_other_pictures_are_noted(make: Make):
     runs = [make("0", [0.1, 0.2]), make("1", [0.3, 0.4], images="xy"), make("2", [None, 0.2])]
     (message,) = [note for note in Comparison(runs).notes if note.startswith("Job ")]
     assert message.startswith("Job 1 has no row in common with job 0")
 
 
-def test_only_what_differs_has_a_column(make: Make):
+def test_only_settings_that_differ_have_a_column(make: Make):
     runs = [
         make("0", [0.1], "prompts/verify=seed", "data.limit=4", "cache.dir=x", "+new=1"),
         make("1", [0.1], "prompts/verify=strict", "data.limit=4", "~pipeline.steps.x"),
@@ -241,9 +241,7 @@ def test_the_csv_has_every_number_unrounded_and_no_formula(make: Make):
 
 
 @pytest.mark.parametrize("columns", [60, 80, 140])
-def test_the_terminal_gets_as_many_numbers_as_it_has_room_for(
-    make: Make, monkeypatch: pytest.MonkeyPatch, columns: int
-):
+def test_the_terminal_shows_as_many_numbers_as_fit(make: Make, monkeypatch: pytest.MonkeyPatch, columns: int):
     monkeypatch.setenv("COLUMNS", str(columns))
     runs = [make(str(number), [0.1, 0.2], f"pipeline.steps.x.threshold={number}") for number in range(3)]
     shown = Comparison(runs).screen()
@@ -260,7 +258,7 @@ def test_words_are_counted_in_texts_without_spaces(make: Make):
     assert dict(run.numbers(row))["words"] == (8, 1)
 
 
-def test_the_command_reads_runs_made_apart(make: Make, tmp_path: Path, monkeypatch: Any, capsys: Any):
+def test_the_command_reads_runs_made_separately(make: Make, tmp_path: Path, monkeypatch: Any, capsys: Any):
     make("a", [0.1, 0.2]), make("b", [0.3, 0.4])
     words = [str(tmp_path / "sweep" / "b"), str(tmp_path / "sweep" / "a"), "--to", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["compare", *words, "--baseline", "a"])
@@ -304,7 +302,7 @@ def test_jobs_are_in_the_order_of_their_numbers(make: Make, tmp_path: Path):
         read_runs([tmp_path / "no"])
 
 
-def test_from_python_it_is_a_frame(make: Make, tmp_path: Path):
+def test_from_python_it_is_a_data_frame(make: Make, tmp_path: Path):
     make("0", [0.1, 0.2], "k=1")
     make("1", [0.9, 0.4], "k=2")
     frame = compare([tmp_path / "sweep"])

@@ -55,10 +55,10 @@ def test_what_cannot_be_drawn_is_left_out():
         {"image": "of an earlier version", "check_scores": ROWS[0]["check_scores"]},
     ]
     assert sorted(text for *_, text in draw(rows)["steps"][0]["statements"]) == ["a", "d"]
-    assert draw([row(0, [("a", None)])])["steps"] == []  # a check that tells no P(yes)
+    assert draw([row(0, [("a", None)])])["steps"] == []  # a check without P(yes)
 
 
-def test_the_unsure_come_first_when_asked_for():
+def test_the_least_certain_come_first_on_request():
     drawn = draw([*ROWS[1:], row(0, [("sure", 0.99), ("not answered", None)])], uncertain=True)
     assert drawn["draw"] == "uncertain"
     assert [text for *_, text in drawn["steps"][0]["statements"]][:3] == ["not answered", "b 1", "b 2"]
@@ -77,7 +77,7 @@ def test_pictures_that_are_labelled_first_are_large(monkeypatch: pytest.MonkeyPa
 
 
 async def label(page: Any, count: int) -> None:
-    """So many statements, by their texts: cats are not there."""
+    """Labels this many statements by their texts: cats are not there."""
     for _ in range(count):
         text = await page.inner_text("#label-text")
         before = await page.inner_text("#label-count")
@@ -88,7 +88,7 @@ async def label(page: Any, count: int) -> None:
 
 
 async def wait_for_text(page: Any, place: str, words: str) -> None:
-    """Waits until the place has these words: a statement is shown once its image is."""
+    """Waits until the element has these words: a statement is shown once its image is."""
     await page.wait_for_function(
         "([place, words]) => document.getElementById(place).innerText.includes(words)", arg=[place, words]
     )
@@ -172,19 +172,19 @@ async def test_from_keys_to_a_promise(
         assert "with a probability of at most 20 %" in await page.inner_text("header")
 
 
-async def test_no_statement_is_decided_about_before_it_is_seen(hostile: Path, browser: Browser):
+async def test_no_statement_is_labelled_before_it_is_shown(hostile: Path, browser: Browser):
     async with browser(hostile / "report.html") as page:
         await page.get_by_role("button", name="Label statements").click()
         await page.wait_for_selector("#label-image img")
         press = "window.dispatchEvent(new KeyboardEvent('keydown', {key: 'y'}));"
-        await page.evaluate(f"() => {{ {press * 3} }}")  # faster than the next image is there
+        await page.evaluate(f"() => {{ {press * 3} }}")  # faster than the next image loads
         await page.wait_for_function("() => /^[1-9]/.test(document.getElementById('label-count').innerText)")
         assert "1 of 58 labelled" in await page.inner_text("#label-count")
         await label(page, 1)
         assert "2 of 58 labelled" in await page.inner_text("#label-count")
 
 
-async def test_each_check_is_labelled_by_itself(hostile: Path, browser: Browser):
+async def test_each_check_is_labelled_separately(hostile: Path, browser: Browser):
     async with browser(hostile / "report.html", 360, scheme="dark") as page:
         await page.get_by_role("button", name="Label statements").click()
         await label(page, 3)
@@ -200,7 +200,7 @@ async def test_each_check_is_labelled_by_itself(hostile: Path, browser: Browser)
         assert await page.locator("#label-text[aria-live=polite]").count() == 1
 
 
-async def test_a_browser_that_keeps_nothing_says_so(hostile: Path, browser: Browser):
+async def test_a_browser_without_storage_shows_a_warning(hostile: Path, browser: Browser):
     async with browser(hostile / "report.html") as page:
         await page.evaluate("(Storage.prototype.setItem = () => { throw new Error(0); }, null)")
         await page.get_by_role("button", name="Label statements").click()
@@ -209,7 +209,7 @@ async def test_a_browser_that_keeps_nothing_says_so(hostile: Path, browser: Brow
         assert "download the labels before you leave" in await page.inner_text("#label-warning")
 
 
-async def test_a_page_of_unsure_statements_promises_nothing(hostile: Path, browser: Browser):
+async def test_labels_of_the_least_certain_statements_promise_nothing(hostile: Path, browser: Browser):
     page_of = write_report(hostile, uncertain=True)
     async with browser(page_of) as page:
         await page.get_by_role("button", name="Label statements").click()

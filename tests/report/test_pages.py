@@ -1,4 +1,4 @@
-"""Both pages in a real browser: opened from disk, filtered, sorted, walked through, wide and narrow."""
+"""Both pages in a real browser: opened from disk, filtered, sorted, navigated, wide and narrow."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ async def until(page: Any, expression: str, wanted: Any) -> None:
 
 
 async def counted(page: Any, wanted: str) -> None:
-    """Waits until the page says that it shows so many rows."""
+    """Waits until the page says that it shows this many rows."""
     await until(page, "document.getElementById('count').textContent", wanted)
 
 
@@ -40,7 +40,9 @@ async def names(page: Any) -> list[str]:
     )
 
 
-async def test_a_report_shows_what_was_said_dropped_asked_and_kept(hostile: Path, browser: Browser):
+async def test_a_report_shows_captions_questions_and_what_was_kept_or_dropped(
+    hostile: Path, browser: Browser
+):
     async with browser(hostile / "report.html") as page:
         first = page.locator("article").first
         assert await first.locator("img").evaluate("each => each.complete && each.naturalWidth") == 30
@@ -112,7 +114,7 @@ async def test_a_report_is_searched_filtered_and_sorted(hostile: Path, browser: 
         assert {"dropped share, highest first", "caption length, lowest first"} <= set(options)
 
 
-async def test_a_report_is_walked_through_by_keys(hostile: Path, browser: Browser):
+async def test_a_report_is_navigated_by_keys(hostile: Path, browser: Browser):
     focused = "document.activeElement.getAttribute('aria-label')"
     async with browser(hostile / "report.html") as page:
         await counted(page, "60 rows")
@@ -122,7 +124,7 @@ async def test_a_report_is_walked_through_by_keys(hostile: Path, browser: Browse
             await until(page, focused, wanted)
         await page.keyboard.press("/")
         assert await page.evaluate("document.activeElement.id") == "search"
-        await page.keyboard.type("jk")  # letters of a search walk nowhere
+        await page.keyboard.type("jk")  # letters typed into the search do not navigate
         assert await page.input_value("#search") == "jk"
         for role, name in (("searchbox", "Search"), ("combobox", "Show"), ("combobox", "Sort")):
             assert await page.get_by_role(role, name=name).count() == 1

@@ -19,7 +19,7 @@ from scalecap.report.card import code, fenced
 
 @pytest.fixture
 def ran(typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path) -> Callable[..., Path]:
-    """Runs the pipeline on two good images and a broken one; its folder."""
+    """Runs the pipeline on two good images and a broken one; returns the run's folder."""
 
     def run(*words: str) -> Path:
         folder = tmp_path / "runs" / "dogs"
@@ -32,7 +32,7 @@ def ran(typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path) -> 
 
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """`scalecap push <words>`; its exit code."""
+    """Runs `scalecap push <words>`; returns the exit code."""
 
     def run(*words: Any) -> int:
         monkeypatch.setattr(sys, "argv", ["push", *map(str, words)])
@@ -64,7 +64,9 @@ def test_a_folder_loads_as_the_hub_would(
     assert "License" not in card.text
 
 
-def test_the_card_tells_how_it_was_made(ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path):
+def test_the_card_says_how_the_data_set_was_made(
+    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path
+):
     folder = ran()
     assert pushed(folder, "me/dogs", "--to", tmp_path / "to") == 0
     card = DatasetCard.load(tmp_path / "to" / "README.md")
@@ -86,7 +88,7 @@ def test_the_card_tells_how_it_was_made(ran: Callable[..., Path], pushed: Callab
         assert words in card.text
 
 
-def test_the_card_tells_no_secret_and_shows_a_row_that_has_a_caption(
+def test_the_card_leaks_no_secret_and_shows_a_captioned_row(
     ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path
 ):
     folder = ran()
@@ -118,7 +120,7 @@ def test_a_caption_stays_text(ran: Callable[..., Path], pushed: Callable[..., in
 
 
 @pytest.mark.parametrize("text", ["", "a", "`", "```", "a\n````\nb", "~~~", "`" * 40])
-def test_nothing_in_a_block_ends_it(text: str):
+def test_no_text_ends_its_code_block(text: str):
     head, *body, foot = fenced(text, "yaml").split("\n")
     assert head == foot + "yaml"
     assert "\n".join(body) == text
@@ -128,7 +130,7 @@ def test_nothing_in_a_block_ends_it(text: str):
 @pytest.mark.parametrize(
     ("text", "markdown"), [("a", "`a`"), ("a`b", "`` a`b ``"), ("a\n\nb", "`a b`"), ("a|b", r"`a\|b`")]
 )
-def test_code_in_a_line(text: str, markdown: str):
+def test_inline_code(text: str, markdown: str):
     assert code(text) == markdown
 
 
@@ -145,7 +147,7 @@ def test_code_in_a_line(text: str, markdown: str):
         (lambda folder: (folder.parent.parent / "to" / "mine").mkdir(parents=True), "is not empty"),
     ],
 )
-def test_what_can_not_be_pushed(
+def test_folders_that_cannot_be_pushed(
     ran: Callable[..., Path],
     pushed: Callable[..., int],
     tmp_path: Path,
@@ -159,7 +161,7 @@ def test_what_can_not_be_pushed(
     assert message in capsys.readouterr().err
 
 
-def test_a_name_that_is_none_is_refused(pushed: Callable[..., int], tmp_path: Path):
+def test_an_invalid_name_is_refused(pushed: Callable[..., int], tmp_path: Path):
     assert pushed(tmp_path, "me/dogs/more", "--to", tmp_path / "to") == 1
 
 
@@ -207,7 +209,7 @@ def test_pushing_again_replaces_the_shards(
     ("error", "message"),
     [(LocalTokenNotFoundError("none"), "hf auth login"), (RuntimeError("no route"), "no route")],
 )
-def test_a_hub_that_takes_nothing_is_told(
+def test_errors_of_the_hub_are_reported(
     ran: Callable[..., Path],
     pushed: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,

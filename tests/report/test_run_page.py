@@ -37,7 +37,7 @@ def packed(path: Path, name: str) -> Any:
     return json.loads(gzip.decompress(base64.b64decode(found[1])))
 
 
-def test_a_run_writes_its_report_when_small_or_told(
+def test_a_run_writes_its_report_when_small_or_requested(
     compose: Compose, engines: dict[str, Scripted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     report = tmp_path / "run" / "report.html"
@@ -54,7 +54,7 @@ def test_a_run_writes_its_report_when_small_or_told(
     assert run(compose("data.limit=2", "report=true"), engines=engines).report == report
 
 
-def test_a_report_that_cannot_be_made_costs_the_run_nothing(
+def test_a_failed_report_does_not_fail_the_run(
     compose: Compose, engines: dict[str, Scripted], tmp_path: Path, caplog: Any
 ):
     (tmp_path / "run" / "report.html").mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_a_report_that_cannot_be_made_costs_the_run_nothing(
     assert "no report.html" in caplog.text
 
 
-def test_the_index_tells_what_rows_are_filtered_and_sorted_by(
+def test_the_index_has_the_values_to_filter_and_sort_by(
     compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
 ):
     run(compose("data=jsonl", rows(3, broken=(1,))), engines=engines)
@@ -75,7 +75,7 @@ def test_the_index_tells_what_rows_are_filtered_and_sorted_by(
     assert [values for _, values in index["rows"]] == [[0.25, 3], [None, None], [0.25, 3]]
 
 
-def test_pictures_are_found_again_whatever_rows_are_left(
+def test_pictures_are_found_whichever_rows_are_left(
     compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
 ):
     run(compose("data=jsonl", rows(5, broken=(1,))), engines=engines)
@@ -116,7 +116,7 @@ def test_the_working_folder_of_the_run_is_remembered(
         assert picture.size == (448, 224)
 
 
-def test_a_folder_without_captions_is_one_message(tmp_path: Path, monkeypatch: Any, capsys: Any):
+def test_a_folder_without_captions_gives_one_message(tmp_path: Path, monkeypatch: Any, capsys: Any):
     with pytest.raises(FolderError, match=r"captions\.jsonl"):
         write_report(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
@@ -156,7 +156,7 @@ def test_thumbnails_shrink_as_rows_grow():
         ("Old.", "", [(-1, "Old.")]),
     ],
 )
-def test_captions_differ_by_words(first: str, second: str, found: list[tuple[int, str]]):
+def test_captions_are_compared_by_words(first: str, second: str, found: list[tuple[int, str]]):
     assert difference(first, second) == found
 
 
@@ -203,7 +203,7 @@ def test_calibration_counts_statements_by_tenths():
     assert calibration([{"image": "a"}]) == {}
 
 
-def test_a_text_without_an_answer_tells_why_it_was_dropped(
+def test_an_unanswered_text_says_why_it_was_dropped(
     compose: Compose, answer: Callable[[Request], Any], tmp_path: Path
 ):
     def says(request: Request) -> Any:
@@ -219,7 +219,7 @@ def test_a_text_without_an_answer_tells_why_it_was_dropped(
 
 
 def dense(request: Request) -> Any:
-    """A model whose second draft is the better one, and which takes a ball's colour for another."""
+    """A model whose second draft is the better one, and which gets a ball's colour wrong."""
     text = request.prompt.text
     if isinstance(request, Choose):
         return 0.1 if "red" in text or "cat" in text else 0.9
@@ -250,7 +250,7 @@ def test_drafts_parts_and_repaired_claims_are_shown(compose: Compose, tmp_path: 
     assert [each["text"] for each in dropped] == ["The ball is red."]
 
 
-def test_the_draft_that_was_taken_is_told(compose: Compose, tmp_path: Path):
+def test_the_selected_draft_is_shown(compose: Compose, tmp_path: Path):
     drafts = iter(["A cat.", "A dog.", "A cat."])
 
     def says(request: Request) -> Any:
@@ -267,7 +267,7 @@ def test_the_draft_that_was_taken_is_told(compose: Compose, tmp_path: Path):
     ]
 
 
-def test_a_run_is_named_as_a_command_would_where_it_was_typed(
+def test_a_run_is_named_by_the_path_to_type_from_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = tmp_path / "my runs" / "photos"

@@ -1,4 +1,4 @@
-"""`runner=ray`: rows go to the freest actor, actors and nodes die, and the run is the same."""
+"""`runner=ray`: rows go to the least busy actor, and a run survives the death of actors and nodes."""
 
 import asyncio
 import io
@@ -70,7 +70,7 @@ def row(index: int) -> Row:
     return Row(index, {"image": "a.png"}, lambda: None)
 
 
-async def test_rows_go_to_the_freest_actor_and_their_counts_are_added(compose: Compose):
+async def test_rows_go_to_the_least_busy_actor_and_counts_add_up(compose: Compose):
     actors, counts = [Handle(), Handle()], RunUsage()
     made = Cluster(actors, [4, 2], compose(), counts)
     assert made.rows() == 6
@@ -81,7 +81,7 @@ async def test_rows_go_to_the_freest_actor_and_their_counts_are_added(compose: C
     made._open = [2, 0]
     await made.take(row(1))
     assert [each.had for each in actors] == [[0], [1]]
-    assert made.rows() == 8  # the second has told that it takes four
+    assert made.rows() == 8  # the second has reported that it takes four
     assert counts.total.requests == 4
     assert Cluster(actors, [4, 2], replace(compose(), rows_in_flight=3), counts).rows() == 6
 
@@ -194,14 +194,14 @@ def test_without_ray_the_message_says_what_to_install(compose: Compose, monkeypa
         run(compose("runner=ray", "data.limit=1"))
 
 
-def test_a_cluster_that_is_not_there_is_one_message(compose: Compose):
+def test_a_missing_cluster_gives_one_message(compose: Compose):
     pytest.importorskip("ray", reason='needs pip install "scalecap[ray]"')
     with pytest.raises(RunError, match=r"no Ray cluster at runner\.address=127\.0\.0\.1:1: "):
         run(compose("runner=ray", "data.limit=1", "runner.address=127.0.0.1:1"))
 
 
 @pytest.mark.slow
-def test_an_engine_that_can_not_be_opened_is_one_message(compose: Compose):
+def test_an_engine_that_cannot_be_opened_gives_one_message(compose: Compose):
     pytest.importorskip("ray", reason='needs pip install "scalecap[ray]"')
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     with pytest.raises(RunError) as error:
@@ -256,11 +256,11 @@ def actors() -> list[int]:
 
 
 @pytest.mark.slow
-def test_actors_and_nodes_die_and_come_back_and_the_run_is_the_same(nodes: Any, tmp_path: Path):
+def test_a_run_is_the_same_when_actors_and_nodes_die_and_come_back(nodes: Any, tmp_path: Path):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     alone = begin(tmp_path / "alone")
     away = nodes.other()
-    # Begun in one process, it goes on with two on the cluster.
+    # Started in one process, it is resumed with two on the cluster.
     first = begin(tmp_path / "run", "data.limit=3")
     for process in (alone, first):
         assert process.wait() == 0, process.communicate()[0]

@@ -1,4 +1,4 @@
-"""What a run costs: limits that stop it, and estimates held against what a run really took."""
+"""What a run costs: limits that stop it, and estimates compared with what a run really took."""
 
 import json
 import math
@@ -17,12 +17,12 @@ from scalecap.runner import plan, run
 Compose = Callable[..., Settings]
 
 
-def test_rows_that_are_equal_leave_no_doubt_and_one_row_leaves_all():
+def test_equal_rows_give_a_zero_width_interval_and_one_row_an_infinite_one():
     assert extrapolate([3.0] * 5, 100) == (300, 300, 300)
     assert extrapolate([3.0], 100) == (300, 0.0, math.inf)
 
 
-def test_the_interval_holds_for_nineteen_draws_of_twenty():
+def test_the_interval_covers_the_total_in_about_19_of_20_draws():
     import numpy as np
 
     dice = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def test_the_interval_holds_for_nineteen_draws_of_twenty():
     assert held / 400 >= 0.92
 
 
-def test_an_outlook_is_told_with_time_and_cost():
+def test_an_estimate_includes_time_and_cost():
     usages = [RowUsage(10, 1000, 100), RowUsage(12, 1200, 140)]
     found = estimate_cost(usages, 100, seconds=3.0, price=0.01)
     assert found is not None
@@ -55,7 +55,7 @@ def test_an_outlook_is_told_with_time_and_cost():
         ("max_cost=0.0001", "max_cost=0.0001 reached"),
     ],
 )
-def test_a_limit_stops_the_run_and_the_same_command_goes_on(
+def test_a_limit_stops_the_run_and_the_same_command_resumes_it(
     limit: str, reason: str, compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
 ):
     words = ["data=jsonl", rows(12), "progress=false", "cache=off", "rows_in_flight=1", "pipeline=seed"]
@@ -68,7 +68,7 @@ def test_a_limit_stops_the_run_and_the_same_command_goes_on(
     assert (second.status, second.done, second.reused) == ("finished", 12, first.done)
 
 
-def test_cost_is_counted_by_role_and_nothing_is_paid_for_the_cache(
+def test_cost_is_counted_by_role_and_cached_replies_are_free(
     compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
 ):
     words = ["data=jsonl", rows(2), "progress=false", "pipeline=seed", f"cache.dir={tmp_path}/cache"]
@@ -88,7 +88,7 @@ def test_cost_is_counted_by_role_and_nothing_is_paid_for_the_cache(
     assert again.cost == 0
 
 
-def test_a_preview_does_its_rows_estimates_all_and_the_command_without_it_goes_on(
+def test_a_preview_estimates_all_rows_and_the_command_without_it_resumes(
     compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
 ):
     words = ["data=jsonl", rows(9), "progress=false", "model=own", "model.vlm.name=m", "pipeline=seed"]
@@ -122,7 +122,7 @@ def test_a_preview_of_all_rows_is_a_finished_run(
 
 
 @pytest.mark.slow
-def test_what_a_preview_estimates_is_what_a_run_of_the_embedded_model_takes(compose: Compose, tmp_path: Path):
+def test_a_preview_estimates_what_a_run_of_the_embedded_model_takes(compose: Compose, tmp_path: Path):
     pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
     words = ["data.count=40", "data.seed=5", "progress=false", "report=false", "cache=off"]
     found = run(compose(*words, "preview=10")).estimate
@@ -139,13 +139,13 @@ def test_what_a_preview_estimates_is_what_a_run_of_the_embedded_model_takes(comp
     "words",
     [["max_requests=0"], ["max_cost=-1"], ["preview=0"], ["engine.price.prompt=-1"], ["max_cost=1"]],
 )
-def test_limits_that_make_no_sense_are_refused(words: list[str], compose: Compose):
+def test_invalid_limits_are_refused(words: list[str], compose: Compose):
     key = words[0].partition("=")[0]
     with pytest.raises(SettingsError, match=key):
         compose(*words)
 
 
-def test_the_first_twenty_rows_tell_what_all_will_take(
+def test_the_first_twenty_rows_give_an_estimate_for_all(
     compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], caplog: Any
 ):
     caplog.set_level("INFO", "scalecap")

@@ -1,4 +1,4 @@
-"""A column that somebody edited takes the place of what its step wrote, and the run goes on from there."""
+"""An edited column replaces what its step wrote, and the run continues from there."""
 
 import json
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_only_what_depends_on_an_edit_is_computed_again(
     assert (once_more.reused, texts) == (3, [])
 
 
-def test_an_edit_is_kept_by_the_file_and_leaves_with_it(
+def test_an_edit_applies_only_while_its_file_is_given(
     compose: Compose, words: list[str], requests: tuple[list[str], dict[str, Scripted]], tmp_path: Path
 ):
     texts, engines = requests
@@ -73,10 +73,10 @@ def test_an_edit_is_kept_by_the_file_and_leaves_with_it(
     plain = run(compose(*words), engines=engines)
     assert (plain.done, plain.reused) == (3, 2)
     assert captions(plain.output)[0]["final_caption"] != "By hand."
-    assert len(texts) <= 1  # the step whose whole output was edited had not been asked
+    assert len(texts) <= 1  # of the step that the edit had replaced
 
 
-def test_an_edit_of_a_row_that_is_not_there_is_told(
+def test_an_edit_of_an_absent_row_is_noted(
     compose: Compose, words: list[str], engines: dict[str, Scripted], tmp_path: Path
 ):
     (tmp_path / "edits.jsonl").write_text('{"row_id": "7", "final_caption": "x"}\n')

@@ -66,7 +66,7 @@ def test_what_failed_and_then_succeeded_counts_as_done(tmp_path: Path):
         assert (list(journal.entries), journal.entries.done) == ([2, 5000], 1)
 
 
-def test_it_is_known_how_many_rows_there_were(tmp_path: Path):
+def test_the_number_of_rows_is_recorded_at_the_end(tmp_path: Path):
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(record(0))
         assert journal.complete is None
@@ -77,7 +77,7 @@ def test_it_is_known_how_many_rows_there_were(tmp_path: Path):
         assert journal.complete == 1
 
 
-def test_a_row_that_cannot_be_written_leaves_what_was_there_whole(tmp_path: Path):
+def test_a_row_that_cannot_be_written_leaves_earlier_rows_intact(tmp_path: Path):
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -113,7 +113,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int):
         assert [each["columns"] for each in journal.records([0, 1])] == [{}, {"c": "again"}]
 
 
-def test_a_damaged_line_costs_its_row_only(tmp_path: Path):
+def test_a_damaged_line_loses_only_its_row(tmp_path: Path):
     with Journal(tmp_path, CONFIG) as journal:
         for index in range(3):
             journal.append(record(index))
@@ -134,7 +134,7 @@ def test_another_config_is_refused_with_the_difference(tmp_path: Path):
         Journal(tmp_path, OTHER)
 
 
-def test_another_config_goes_on_by_force_and_it_stays_told(tmp_path: Path):
+def test_force_resumes_with_another_config_and_the_change_stays_recorded(tmp_path: Path):
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(record(0))
     with Journal(tmp_path, OTHER, force=True) as journal:
@@ -152,7 +152,7 @@ def test_a_folder_that_holds_no_run_is_left_as_it_is(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_who_reads_a_journal_knows_where_and_with_what_it_was_begun(tmp_path: Path):
+def test_a_journal_records_the_folder_and_config_it_was_started_with(tmp_path: Path):
     folder = tmp_path / "new" / "run"
     with Journal(folder, CONFIG, cwd="/elsewhere") as journal:
         journal.append(record(0, caption="Né à São Paulo"))
@@ -175,7 +175,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path):
         Journal(tmp_path, CONFIG)
 
 
-def test_what_json_lacks_is_written_anyway(tmp_path: Path):
+def test_values_that_json_lacks_are_written_anyway(tmp_path: Path):
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(record(0, nan=float("nan"), half="\ud800", keys={1: (1, 2)}))
     line = (tmp_path / "journal.jsonl").read_text().splitlines()[1]
@@ -253,7 +253,9 @@ def test_a_shard_that_resumes_takes_the_memory_of_its_own_rows(tmp_path: Path):
         assert len(journal.entries._pages) == 1
 
 
-def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path: Path, monkeypatch: Any, caplog: Any):
+def test_a_file_system_without_locks_is_noted_and_the_run_continues(
+    tmp_path: Path, monkeypatch: Any, caplog: Any
+):
     def flock(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -268,7 +270,7 @@ def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path: Path, mo
         assert len(caplog.records) == 2
 
 
-def test_a_system_without_locks_is_told_of_wsl(tmp_path: Path, monkeypatch: Any, caplog: Any):
+def test_a_system_without_locks_gets_a_hint_to_use_wsl(tmp_path: Path, monkeypatch: Any, caplog: Any):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(record(0))
@@ -277,7 +279,7 @@ def test_a_system_without_locks_is_told_of_wsl(tmp_path: Path, monkeypatch: Any,
 
 
 @pytest.mark.parametrize("call", ["flock", "read"])
-def test_a_journal_that_cannot_be_read_is_closed_and_told(tmp_path: Path, monkeypatch: Any, call: str):
+def test_a_journal_that_cannot_be_read_is_closed_and_reported(tmp_path: Path, monkeypatch: Any, call: str):
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(record(0))
 
@@ -312,7 +314,7 @@ class Gone:
         return getattr(self.file, name)
 
 
-def test_a_disk_that_goes_away_is_one_message(tmp_path: Path):
+def test_a_disk_that_goes_away_gives_one_message(tmp_path: Path):
     journal = Journal(tmp_path, CONFIG)
     journal.append(record(0))
     journal._file = Gone(journal._file)  # type: ignore[assignment]
@@ -323,7 +325,7 @@ def test_a_disk_that_goes_away_is_one_message(tmp_path: Path):
     journal._file.close()
 
 
-def test_the_disk_is_waited_for_apart_and_its_failure_is_told_with_the_next_row(
+def test_rows_are_synced_in_the_background_and_a_failure_is_raised_with_the_next_row(
     tmp_path: Path, monkeypatch: Any
 ):
     begun, released, broken = threading.Event(), threading.Event(), False

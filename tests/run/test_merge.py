@@ -1,4 +1,4 @@
-"""Shards: each row in one of them, and joined again as if they had been one run."""
+"""Shards: each row is in one of them, and merged they equal a single run."""
 
 import json
 from collections import Counter
@@ -27,14 +27,14 @@ Rows = Callable[..., str]
 
 
 @pytest.mark.parametrize("text", ["3/3", "0/0", "1", "a/b", "-1/2", "1/2/3", "٣/٤"])
-def test_a_shard_that_makes_no_sense_is_one_message(text: str):
+def test_an_invalid_shard_gives_one_message(text: str):
     with pytest.raises(DataError, match="expected i/n"):
         parse_shard(text)
 
 
 @pytest.mark.parametrize("limit", [None, 1, 10, 17])
 @pytest.mark.parametrize("of", [1, 3, 20])
-def test_shards_hold_each_row_once_and_are_of_one_size(limit: int | None, of: int):
+def test_shards_hold_each_row_once_and_are_equal_in_size(limit: int | None, of: int):
     whole = open_source(DataSettings(source="scenes", limit=limit))
     shards = [
         open_source(DataSettings(source="scenes", limit=limit, shard=str(Shard(number, of))))
@@ -46,7 +46,7 @@ def test_shards_hold_each_row_once_and_are_of_one_size(limit: int | None, of: in
     assert sorted(index for each in indices for index in each) == [row.index for row in whole]
 
 
-def test_a_shard_passes_over_parts_and_its_last_row_of_one_tells_of_it():
+def test_a_shard_skips_finished_parts_and_marks_its_last_row_of_each():
     def parts(finished: Any) -> Any:
         for first in (0, 4, 8):
             if finished("stamp", first, 4):
@@ -70,7 +70,7 @@ def test_a_shard_passes_over_parts_and_its_last_row_of_one_tells_of_it():
 
 @pytest.fixture
 def shards(compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path) -> Callable[..., Path]:
-    """Runs these shards of 7 rows, of which the fifth fails; the folder that holds them."""
+    """Runs these shards of 7 rows, the fifth of which fails; returns the folder that holds them."""
 
     def made(*names: str, more: tuple[str, ...] = ()) -> Path:
         data = rows(7, broken=(4,))
@@ -83,7 +83,7 @@ def shards(compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path:
     return made
 
 
-def test_joined_shards_are_the_run_that_one_process_makes(
+def test_merged_shards_equal_the_run_of_one_process(
     shards: Callable[..., Path], compose: Compose, engines: dict[str, Scripted], tmp_path: Path
 ):
     summary = merge([shards("0/3", "1/3", "2/3")], tmp_path / "whole", command="scalecap merge x")
@@ -100,12 +100,14 @@ def test_joined_shards_are_the_run_that_one_process_makes(
     assert json.loads((tmp_path / "whole" / "summary.json").read_text())["rows"]["done"] == 6
     assert write_report(tmp_path / "whole").stat().st_size > 1000
 
-    # It is a run like any other: the command without a shard goes on with it.
+    # It is a run like any other: the command without a shard resumes it.
     words = (*words[:-1], f"output={tmp_path / 'whole'}")
     assert run(compose(*words), engines=engines).reused == 6
 
 
-def test_what_is_missing_twice_or_of_another_config_is_refused(shards: Callable[..., Path], tmp_path: Path):
+def test_missing_duplicate_or_differently_configured_shards_are_refused(
+    shards: Callable[..., Path], tmp_path: Path
+):
     folder = shards("0/3", "2/3")
     to = tmp_path / "whole"
     with pytest.raises(MergeError, match=r"1 of 3 shards are missing: 1/3$"):
@@ -128,7 +130,7 @@ def test_what_is_missing_twice_or_of_another_config_is_refused(shards: Callable[
         merge([folder, again], to)
 
 
-def test_what_is_no_shard_or_was_gone_on_with_by_force_is_refused(
+def test_runs_that_are_not_shards_or_were_resumed_by_force_are_refused(
     shards: Callable[..., Path], compose: Compose, engines: dict[str, Scripted], tmp_path: Path
 ):
     folder = shards("0/2", "1/2")
@@ -142,7 +144,7 @@ def test_what_is_no_shard_or_was_gone_on_with_by_force_is_refused(
         merge([tmp_path / "nowhere"], tmp_path / "whole")
 
 
-def test_a_shard_that_did_not_end_is_named(shards: Callable[..., Path], tmp_path: Path):
+def test_an_unfinished_shard_is_named(shards: Callable[..., Path], tmp_path: Path):
     folder = shards("0/2", "1/2")
     journal = folder / "1-of-2" / "journal.jsonl"
     journal.write_text("".join(line for line in journal.open() if not line.startswith('{"complete"')))
@@ -167,7 +169,7 @@ def test_each_journal_is_read_once(
         )
 
 
-def test_shards_of_data_that_changed_in_between_are_refused(
+def test_shards_of_data_that_changed_in_the_meantime_are_refused(
     compose: Compose, engines: dict[str, Scripted], tmp_path: Path
 ):
     (tmp_path / "photos").mkdir()
@@ -193,7 +195,7 @@ def test_a_damaged_journal_is_named(shards: Callable[..., Path], tmp_path: Path)
 
 
 @pytest.mark.parametrize("form", ["none", "bytes"])
-def test_pictures_are_written_as_the_shards_were_told(
+def test_pictures_are_written_as_the_shards_were_configured(
     rows: Rows, typed: Callable[..., int], tmp_path: Path, form: str
 ):
     data = rows(3)
@@ -210,7 +212,7 @@ def test_pictures_are_written_as_the_shards_were_told(
         assert [each["image"].size for each in loaded] == [(30, 30)] * 3
 
 
-def test_shards_of_other_limits_or_of_grown_data_are_refused(shards: Callable[..., Path], tmp_path: Path):
+def test_shards_with_other_limits_or_grown_data_are_refused(shards: Callable[..., Path], tmp_path: Path):
     folder = shards("0/2")
     shards("1/2", more=("data.limit=2",))
     with pytest.raises(MergeError, match=r"these have 4, 1: did data\.limit differ"):
@@ -218,20 +220,20 @@ def test_shards_of_other_limits_or_of_grown_data_are_refused(shards: Callable[..
     shards("1/2", more=("data.limit=4",))
     journal = folder / "1-of-2" / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
-    # Killed while it went on with more rows.
+    # Killed while it was resumed with more rows.
     journal.write_text("".join(lines[:-1]) if lines[-1].startswith('{"complete"') else "")
     with pytest.raises(MergeError, match="not finished, resume first: 1/2"):
         merge([folder], tmp_path / "whole")
 
 
-def test_rows_that_are_gone_from_the_data_do_not_come_back(shards: Callable[..., Path], tmp_path: Path):
+def test_rows_removed_from_the_data_do_not_come_back(shards: Callable[..., Path], tmp_path: Path):
     shards("0/2", "1/2")
     folder = shards("0/2", "1/2", more=("data.limit=3",))
     summary = merge([folder], tmp_path / "whole")
     assert (summary.done, summary.failed) == (3, 0)
 
 
-def test_the_command_says_what_is_wrong_in_a_line(
+def test_the_command_reports_an_error_in_one_line(
     shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     folder = shards("0/2", "1/2")

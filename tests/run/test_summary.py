@@ -1,4 +1,4 @@
-"""What a summary holds does not grow with the rows that it counts."""
+"""The memory of a summary does not grow with the number of rows."""
 
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from scalecap.runner import run
 
 
 def records(rows: int) -> Iterator[dict[str, Any]]:
-    """Rows with a metric of two captions and a labelled statement; every other failed at its own path."""
+    """Rows with a metric of two captions and a labelled statement; every second failed at its own path."""
     for index in range(rows):
         measured = {name: {"count": index % 7, "of": 9} for name in ("true", "wrong")} | {"words": index % 50}
         p_yes = index % 97 / 97
@@ -26,7 +26,7 @@ def records(rows: int) -> Iterator[dict[str, Any]]:
 
 
 def summed(rows: int) -> tuple[Summary, int]:
-    """The summary of so many rows, and the most bytes that it took to make it."""
+    """The summary of this many rows, and the peak of bytes allocated to make it."""
     summary = Summary(Path(), "")
     tracemalloc.start()
     try:
@@ -40,12 +40,11 @@ def summed(rows: int) -> tuple[Summary, int]:
 
 @pytest.mark.parametrize("rows", [12_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_memory_is_flat(rows: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        verifier, "RESAMPLES", 8
-    )  # each sorts all answers, which takes time and no more memory
+    # Each resample sorts all answers, which takes time and no more memory.
+    monkeypatch.setattr(verifier, "RESAMPLES", 8)
     _, few = summed(4_000)
     summary, many = summed(rows)
-    # All that grows (124 bytes) is what the threshold is read from: P(yes), label and verdict, sorted, drawn.
+    # Only what thresholds are found from grows (124 bytes): P(yes), label and verdict, sorted and resampled.
     assert (many - few) / (rows - 4_000) < 200
     assert summary.done == summary.failed == rows // 2
     assert summary.errors.most_common() == [
@@ -63,12 +62,12 @@ def test_memory_is_flat(rows: int, monkeypatch: pytest.MonkeyPatch):
         ("'position' in question", None),
     ],
 )
-def test_a_choice_of_items_that_made_no_difference_is_told(
+def test_a_choice_of_items_that_made_no_difference_is_noted(
     compose: Callable[..., Settings], engines: Any, where: str, note: str | None
 ):
     """Two questions about each of two pictures."""
     words = ["data.limit=2", f'+pipeline.steps.raw_answers.where="{where}"']
     first = run(compose(*words), engines=engines)
     assert [each for each in first.notes if "where" in each] == ([note] if note else [])
-    again = run(compose(*words), engines=engines)  # of the rows in the journal
+    again = run(compose(*words), engines=engines)  # from the rows in the journal
     assert [each for each in again.notes if "where" in each] == ([note] if note else [])

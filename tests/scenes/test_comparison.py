@@ -88,7 +88,7 @@ def test_one_command_makes_tables_and_plot(tmp_path: Path, monkeypatch: pytest.M
     assert all(f"| {variant.method} | {variant.setting} |" in text for variant in methods())
     assert all(f"\n| {variant.setting} |" in text for variant in ablations())
     assert ElementTree.parse(tmp_path / "comparison.svg").getroot().tag.endswith("svg")
-    # A larger budget asks more.
+    # A larger budget sends more requests.
     requests = {
         line.split(" | ")[1]: float(line.split(" | ")[7])
         for line in text.splitlines()

@@ -1,6 +1,6 @@
 """The trained model that comes with the package, through the real pipeline.
 
-`python tests/scenes/test_embedded.py` writes what it says anew, after another training.
+`python tests/scenes/test_embedded.py` rewrites the expected captions, after another training.
 """
 
 import json
@@ -35,7 +35,7 @@ def captions(settings: Settings) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_it_says_what_it_said(compose: Callable[..., Settings]) -> None:
+def test_captions_are_unchanged(compose: Callable[..., Settings]) -> None:
     for row, said in zip(captions(compose(*ROWS)), json.loads(SAID.read_text("utf-8")), strict=True):
         assert row.keys() == said.keys()
         for name, value in said.items():
@@ -47,7 +47,7 @@ def test_it_says_what_it_said(compose: Callable[..., Settings]) -> None:
                 assert row[name] == value
 
 
-def test_checking_halves_what_is_wrong_and_asking_tells_more(compose: Callable[..., Settings]) -> None:
+def test_checking_halves_the_error_rate_and_asking_adds_true_facts(compose: Callable[..., Settings]) -> None:
     words = ("data.count=48", "data.seed=3", "engine=transformers", "progress=false", "evaluate=scenes")
     drawn = "pipeline.steps.init_caption.sampling={temperature: 1.0, top_p: 1.0}"  # as it was taught to err
     found = measured(compose(*words, drawn))
@@ -57,13 +57,13 @@ def test_checking_halves_what_is_wrong_and_asking_tells_more(compose: Callable[.
     assert found["scenes.final_caption.true"] >= 1.3 * found["scenes.init_caption.true"]
 
 
-def test_its_checks_are_right(compose: Callable[..., Settings]) -> None:
+def test_checks_are_accurate(compose: Callable[..., Settings]) -> None:
     words = ("pipeline=none", "evaluate=scenes_verifier", "data.count=40", "data.seed=99")
     found = measured(compose(*words, "engine=transformers", "progress=false"))
     assert found["verifier.balanced_accuracy"] >= 0.94  # over more statements 0.97; see the model card
 
 
-def test_its_size_and_card() -> None:
+def test_size_and_model_card() -> None:
     assert sum(file.stat().st_size for file in embedded_model().iterdir()) < 25 * 2**20
     assert "balanced accuracy" in (embedded_model() / "README.md").read_text(encoding="utf-8")
 

@@ -37,7 +37,7 @@ def test_true_claims_are_read_back_as_true_facts_only(seed: int):
         for claim in (claim_all(thing), claim_place(thing), claim_of(thing, "size", "colour", "place")):
             (again,) = read(describe(claim)) if claim != claim_of(thing) else [claim]
             assert holds(again, truth), describe(claim)
-            assert len(facts(again, truth)) >= len(facts(claim, truth)) - 1  # "the cat" tells no count
+            assert len(facts(again, truth)) >= len(facts(claim, truth)) - 1  # "the cat" states no count
     (ground,) = read(set_scene(Claim(ground=truth["ground"]), rng))
     assert ground.ground == truth["ground"]
 
@@ -54,7 +54,7 @@ def test_a_false_claim_is_false(seed: int):
         assert pair.sort in {"kind", "ground", "beside", *DETAIL_WEIGHTS}
 
 
-def test_the_sort_of_a_pair_is_what_was_changed():
+def test_the_sort_of_a_pair_names_the_changed_field():
     for seed in SCENES:
         pair = statements(sample(seed).truth(), random.Random(seed), Curriculum(0, 1))
         (true,), (false,) = read(pair.true), read(pair.false)
@@ -71,7 +71,7 @@ def test_one_of_alternatives_is_true(seed: int):
         assert not all(holds(claim, truth) for claim in read(other))
 
 
-def test_neighbours_are_told_by_name():
+def test_neighbours_are_named():
     claim = Claim(kind="fox", count=1, facing="left", place="on the left", beside=("cat", "tree"))
     text = "The fox is facing left and is on the left, next to the cat and the tree."
     assert describe(claim) == text
@@ -85,7 +85,7 @@ def test_neighbours_are_told_by_name():
 
 
 @pytest.mark.parametrize("seed", SCENES)
-def test_atoms_of_a_claim_tell_its_facts_and_no_others(seed: int):
+def test_atoms_of_a_claim_state_its_facts_and_no_others(seed: int):
     truth = sample(seed).truth()
     for thing in truth["things"]:
         claim = claim_of(thing, "size", "colour", "parts", "facing", "place", "beside")
@@ -99,7 +99,7 @@ def test_pronouns_mean_the_thing_before():
     assert (claims[1].colour, claims[1].facing, claims[2].size) == ("brown", "left", "small")
 
 
-def test_what_the_world_does_not_know_is_unread():
+def test_sentences_outside_the_grammar_are_unread():
     assert sentences("A man in a suit. 天空很蓝。 <b>NaN</b>\n\n!!!") == [[], []]
 
 

@@ -90,7 +90,7 @@ def test_what_else_there_is_completes_what_is_known(seed, prompts):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_json_tells_everything_there(seed, prompts):
+def test_json_lists_everything_in_the_scene(seed, prompts):
     truth = sample(seed).truth()
     reply = json.loads(lessons.structured(truth, prompts, random.Random(seed)).reply)
     assert [each["name"] for each in reply["objects"]] == [thing["kind"] for thing in truth["things"]]

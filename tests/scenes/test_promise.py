@@ -20,7 +20,7 @@ TRUTH = {"ground": "sand", "things": [DOG | {"next_to": [], "parts": []}]}
 
 
 def rows(count: int) -> list[dict]:
-    """Scenes with one true and one wrong sentence, of which the check is surer the less it errs."""
+    """Scenes with one true and one wrong sentence, which the check separates better from scene to scene."""
     found = []
     for number in range(count):
         p_yes = 0.5 + 0.4 * number / count

@@ -123,7 +123,7 @@ def test_a_whole_view_is_the_scene():
     assert View(scene).image(168).tobytes() == render(scene, 168).tobytes()
 
 
-def test_pictures_told_in_words_share_the_words_embeddings():
+def test_described_pictures_share_the_embeddings_of_words():
     tokenizer = make_tokenizer([f"a {word} is" for word in (*KINDS, *COLOURS)] * 20, size=1000)
     embeddings = make_model(tokenizer).model.language_model.embed_tokens.weight
     described = tower.Described(tokenizer, embeddings, seed=0)
@@ -138,7 +138,7 @@ def test_pictures_told_in_words_share_the_words_embeddings():
         assert max(alike) == alike[0]
 
 
-def test_a_step_is_drawn_from_its_number_alone(tokenizer):
+def test_a_step_is_determined_by_its_number(tokenizer):
     course = Course("language", 9, Packer(tokenizer), training_prompts(), Sizes(2, 2, 2, 2), seed=0)
     assert torch.equal(course[4].packed.ids, course[4].packed.ids)
     assert course[4].packed.ids.tolist() != course[5].packed.ids.tolist()
@@ -147,7 +147,7 @@ def test_a_step_is_drawn_from_its_number_alone(tokenizer):
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_it_stopped(tmp_path: Path):
+def test_training_resumes_where_it_stopped(tmp_path: Path):
     """All steps at once give the weights of some steps, a stop and the others."""
     parts = {"language": 1.0, "judge": 1.0}, {"visual": 1.0, "heads": 1.0}
     plan = [

@@ -50,13 +50,13 @@ def test_scenes_have_habits_and_exceptions():
     assert sum(levels) / len(levels) == pytest.approx(USUAL_LEVEL, abs=0.06)  # a row may be full
 
 
-def test_without_habits_all_kinds_are_as_likely():
+def test_without_habits_all_kinds_are_equally_likely():
     seen = Counter(thing.kind for seed in range(2000) for thing in sample(seed, habits=False).things)
     assert len(seen) == len(KINDS)
     assert max(seen.values()) < 2 * min(seen.values())
 
 
-def test_dyed_pictographs_differ_in_their_colour_alone():
+def test_recoloured_pictographs_differ_only_in_colour():
     scene = next(s for s in map(sample, range(99)) if s.things[0].kind == "tractor")
     pictures = {}
     for colour in colours("tractor"):
