@@ -1,4 +1,4 @@
-"""Which rows to have in flight: an engine in virtual time (`simulated.py`), over sizes of its KV cache.
+"""How many rows to have in flight: an engine in virtual time (`simulated.py`), over sizes of its KV cache.
 
     python tests/benchmarks/admission.py [--cases 16:1036:8 …] [--blocks 128 16] [--sentences 3] [--objects 3]
 
@@ -69,16 +69,16 @@ def age(request: Request) -> int:
 
 
 async def ours(engine: Simulated, settings: Settings, images: int) -> list[Request]:
-    """Takes the images through the pipeline; the requests in the order in which they were made."""
+    """Runs the pipeline over the images; the requests in the order in which they were made."""
     dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, settings.sampling, 0, RunUsage(), 0.0)
     pipeline = Pipeline.build(settings.pipeline.steps, {"image": "text"}, sampling=settings.sampling)
     requests: list[Request] = []
     done: list[Finished] = []
 
-    def recording(client: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    def recording(send: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
         async def record(request: Any) -> Any:
             requests.append(request)
-            return await client(request)
+            return await send(request)
 
         return record
 
@@ -104,8 +104,8 @@ def measure(
     """The engine after each way."""
     changes = {
         "to the end": patch("scalecap.interpreter.step.Step.shows_image", property(lambda step: True)),
-        "third": patch("scalecap.interpreter.dispatch.SHARED", 1 / 3),
-        "two thirds": patch("scalecap.interpreter.dispatch.SHARED", 2 / 3),
+        "third": patch("scalecap.interpreter.dispatch.KV_SHARE_OF_IMAGES", 1 / 3),
+        "two thirds": patch("scalecap.interpreter.dispatch.KV_SHARE_OF_IMAGES", 2 / 3),
     }
     requests: list[Request] = []
     found = {}
@@ -131,29 +131,29 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", type=Case.read, default=CASES, help="images:tokens:room")
     parser.add_argument("--blocks", nargs="+", type=int, default=[128, 16], help="tokens in a block")
     parser.add_argument("--sentences", type=int, default=3, help="of a first caption")
-    parser.add_argument("--objects", type=int, default=3, help="asked about in a picture")
+    parser.add_argument("--objects", type=int, default=3, help="with questions, in a picture")
     words = parser.parse_args()
     work, settings = Work(images=0, sentences=words.sentences, objects=words.objects), composed()
     print(f"| | {' | '.join(WAYS)} |\n{'| --- ' * (1 + len(WAYS))}|")
     for case in words.cases:
         for block in words.blocks:
             found = measure(work, settings, case, block)
-            told = f"{case.room} of {case.images} images, {case.tokens} tokens, blocks of {block}"
-            print(f"| **{told}** {'| ' * len(WAYS)}|")
+            title = f"{case.room} of {case.images} images, {case.tokens} tokens, blocks of {block}"
+            print(f"| **{title}** {'| ' * len(WAYS)}|")
             for name, cells in lines(found, case.images).items():
                 print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def lines(found: Mapping[str, Simulated], images: int) -> dict[str, list[str]]:
-    """What is told of each way, by line of the table."""
-    told = {
+    """The cells of each way, by line of the table."""
+    cells = {
         "prompt tokens computed an image": [f"{each.computed / images:.0f}" for each in found.values()],
         "requests in a step": [f"{each.batches / each.steps:.1f}" for each in found.values()],
     }
     for name, costs in COSTS.items():
         own = found["ours"].seconds(costs)
-        told[f"time / ours, {name}"] = [f"{each.seconds(costs) / own:.2f}" for each in found.values()]
-    return told
+        cells[f"time / ours, {name}"] = [f"{each.seconds(costs) / own:.2f}" for each in found.values()]
+    return cells
 
 
 if __name__ == "__main__":

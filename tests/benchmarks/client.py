@@ -3,8 +3,8 @@
     python tests/benchmarks/client.py [REQUESTS]
 
 A server in a process of its own answers at once, over connections that are kept, as vLLM's does. Each
-picture, a cut of a photograph of scikit-image, is asked about sixteen times; to encode it, once, is part of
-what is counted. 32 requests are in flight.
+picture, a cut of a photograph of scikit-image, is in sixteen requests; to encode it, once, is part of what is
+counted. 32 requests are in flight.
 """
 
 import asyncio
@@ -37,16 +37,16 @@ def serve() -> None:
     usage = {"prompt_tokens": 1500, "completion_tokens": 50, "total_tokens": 1550}
     shown = Image("shown", Pillow.new("RGB", (1, 1)))
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        content = asked["messages"][-1]["content"]
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        content = body["messages"][-1]["content"]
         image = shown if isinstance(content, list) else None
         prompt = Prompt(content[-1]["text"] if isinstance(content, list) else content, image)
-        said = say(Choose(prompt) if "top_logprobs" in asked else Generate(prompt))
+        reply = say(Choose(prompt) if "top_logprobs" in body else Generate(prompt))
         logprobs = None
-        if isinstance(said, float):
-            top = [{"token": word, "logprob": math.log(p)} for word, p in (("yes", said), ("no", 1 - said))]
+        if isinstance(reply, float):
+            top = [{"token": word, "logprob": math.log(p)} for word, p in (("yes", reply), ("no", 1 - reply))]
             logprobs = {"content": [{**top[0], "top_logprobs": [*top, *others]}]}
-        message = {"role": "assistant", "content": str(said)}
+        message = {"role": "assistant", "content": str(reply)}
         choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": logprobs}
         return {"id": "1", "object": "chat.completion", "model": "m", "usage": usage, "choices": [choice]}
 
@@ -89,13 +89,13 @@ def pictures(side: int, count: int) -> list[Image]:
     return [Image.of(whole.crop((at, 0, at + side, side))) for at in range(count)]
 
 
-async def cost(client: Callable[[int], Awaitable[Any]], requests: int) -> tuple[float, float]:
+async def cost(send: Callable[[int], Awaitable[Any]], requests: int) -> tuple[float, float]:
     """CPU milliseconds of this process, and real ones, a request."""
     free = asyncio.Semaphore(32)
 
     async def one(number: int) -> None:
         async with free:
-            await client(number)
+            await send(number)
 
     cpu, begun = time.process_time(), time.monotonic()
     await asyncio.gather(*(one(number) for number in range(requests)))
@@ -126,15 +126,16 @@ async def measure(url: str, requests: int) -> None:
 
     await cost(generate, 100)  # connections, imports
     print(f"{'':>42} {'CPU ms/request':>14} {'ms/request':>10}")
-    for name, client in (("text", generate), ("a choice, of twenty log-probabilities", choose)):
-        cpu, real = await cost(client, requests)
+    for name, send in (("text", generate), ("a choice, of twenty log-probabilities", choose)):
+        cpu, real = await cost(send, requests)
         print(f"{name:>42} {cpu:14.2f} {real:10.2f}", flush=True)
     for side, some in ((336, requests), (1024, requests // 4)):
         shown = pictures(side, -(-some // ABOUT))
-        for form, asked in (("PNG", engine), ("JPEG", jpeg)):
+        for form, sender in (("PNG", engine), ("JPEG", jpeg)):
             name = f"a choice about a {form} of {side} x {side}"
             print(
-                f"{name:>42} {'{:14.2f} {:10.2f}'.format(*await cost(about(shown, asked), some))}", flush=True
+                f"{name:>42} {'{:14.2f} {:10.2f}'.format(*await cost(about(shown, sender), some))}",
+                flush=True,
             )
     await jpeg.close()
     await engine.close()

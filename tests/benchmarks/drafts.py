@@ -2,7 +2,7 @@
 
     python tests/benchmarks/drafts.py [--pipelines default scalecap] [--count 6]
 
-Greedy runs of the embedded model over so many pictures; each of its steps is one forward pass of all replies
+Greedy runs of the embedded model over a few pictures; each of its steps is one forward pass of all replies
 that are being written. Counts are of a run; how many rows meet in a step depends a little on timing.
 """
 

@@ -3,10 +3,10 @@
     python tests/benchmarks/driver.py [ROWS]
 
 The rows are those of `interpreter.py` (nine requests each). With `runner=ray` this process hands them to 1, 2
-and 4 actors, whose engines answer at once; with `engine=openai` it takes them through the steps itself and
-asks 1, 2 and 4 servers, which answer at once. CPU time is of this process alone, from where its first row
-begins to where its last one ends; what a row takes to an actor and back is its pickled size. All share this
-machine, so rows a second say what they take of it together, not what a cluster does.
+and 4 actors, whose engines answer at once; with `engine=openai` it runs their steps itself and sends the
+requests to 1, 2 and 4 servers, which answer at once. CPU time is of this process alone, from where its first
+row begins to where its last one ends; what a row takes to an actor and back is its pickled size. All share
+this machine, so rows a second say what they take of it together, not what a cluster does.
 """
 
 import asyncio
@@ -60,20 +60,20 @@ def measure(rows: int, folder: Path, name: str, *words: str) -> None:
     """One run, from where its first row begins to where its last one ends."""
     clocks: list[tuple[float, float]] = []
 
-    def timed(take: Any) -> Any:
-        async def timed_take(*arguments: Any) -> Finished:
+    def timed(run_row: Any) -> Any:
+        async def timed_run(*arguments: Any) -> Finished:
             if not clocks:
                 clocks.append((time.monotonic(), time.process_time()))
-            finished: Finished = await take(*arguments)
+            finished: Finished = await run_row(*arguments)
             clocks[1:] = [(time.monotonic(), time.process_time())]
             return finished
 
-        return timed_take
+        return timed_run
 
     wanted = settings(folder, f"output={folder / name.replace(' ', '_')}", *words)
     with (
         patch.object(cluster.Cluster, "take", timed(cluster.Cluster.take)),
-        patch.object(Pipeline, "take", timed(Pipeline.take)),
+        patch.object(Pipeline, "run_row", timed(Pipeline.run_row)),
     ):
         assert run(wanted).done == rows
     (begun, cpu), (ended, cpu_ended) = clocks

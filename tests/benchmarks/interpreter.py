@@ -2,7 +2,7 @@
 
     python tests/benchmarks/interpreter.py [ROWS …]
 
-runs the default pipeline on a scripted engine, which answers at once, over so many rows of small
+runs the default pipeline on a scripted engine, which answers at once, over rows of small
 pictures, each number of rows in a process of its own. CPU time is of the whole process after its start:
 reading rows, opening pictures, every step, the cache of replies, the journal, and the files at the end.
 """
@@ -79,7 +79,7 @@ def measure(rows: int, cache: bool, folder: Path) -> Cost:
     return Cost(rows, peak, requests, 1000 * used / requests)
 
 
-def apart(rows: int, *, cache: bool) -> Cost:
+def measure_in_process(rows: int, *, cache: bool) -> Cost:
     """One run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--in", folder, str(rows), str(int(cache))]
@@ -94,7 +94,7 @@ def main(words: list[str]) -> None:
     print(f"{'rows':>8} {'cache':>5} {'peak MB':>8} {'requests':>9} {'CPU ms/request':>14}")
     for rows in map(int, words or ["2000", "200000"]):
         for cache in (False, True):
-            cost = apart(rows, cache=cache)
+            cost = measure_in_process(rows, cache=cache)
             print(
                 f"{cost.rows:8} {'on' if cache else 'off':>5} {cost.peak:8.0f} {cost.requests:9}"
                 f" {cost.milliseconds:14.3f}",

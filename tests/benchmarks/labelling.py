@@ -6,7 +6,7 @@ opens the report of a run over data=scenes in Chromium and labels statements wit
 truth. Before each key it waits as long as a person is thought to take: the picture is looked at for 1.5 s (a
 guess of ours), the statement is read at 238 words a minute (Brysbaert 2019, silent reading), deciding takes
 1.35 s and the key 0.28 s (the keystroke-level model, Card, Moran and Newell 1980). The waits are real, and
-the page's own time, from a key to the next statement and picture on the screen, is told apart.
+the page's own time, from a key to the next statement and picture on the screen, is reported separately.
 """
 
 import argparse
@@ -38,16 +38,16 @@ def seconds(text: str) -> float:
 
 
 async def label(page: Any, truths: dict[str, dict[str, Any]], count: int) -> tuple[float, float]:
-    """Labels so many statements; the seconds of the person and those of the page."""
+    """Labels `count` statements; the seconds of the person and those of the page."""
     person = own = 0.0
     drawn = await page.evaluate("block('draw').then((drawn) => drawn.steps[0].statements)")
     for _, row_id, text in drawn[:count]:
-        told = scenes({"it": text}, truths[row_id])["it"]
+        counts = scenes({"it": text}, truths[row_id])["it"]
         person += (wait := seconds(text))
         await asyncio.sleep(wait)
         before = await page.inner_text("#label-count")
         begun = time.perf_counter()
-        await page.keyboard.press("y" if told["true"] and not told["wrong"] else "n")
+        await page.keyboard.press("y" if counts["true"] and not counts["wrong"] else "n")
         await page.wait_for_function(SHOWN, arg=before)
         own += time.perf_counter() - begun
     return person, own

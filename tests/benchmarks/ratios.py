@@ -1,4 +1,4 @@
-"""All ratios that the documents tell, in one table: other ways to do the same work, over sizes of the caches.
+"""All ratios of the docs in one table: other ways to do the same work, over sizes of the caches.
 
     python tests/benchmarks/ratios.py [--cases 1 2 …] [--rounds 2] [--tiny] [--write FILE]
 
@@ -57,15 +57,15 @@ def line(work: Work, found: Sequence[dict[str, Result]]) -> str:
         lambda way: way.opened,
     )
     for count in counts:
-        told = (count(found[-1][way]) / work.images for way in ("ours", *OTHERS))
-        cells.append(" / ".join(f"{each:.0f}" if each >= 100 else f"{each:.1f}" for each in told))
+        values = (count(found[-1][way]) / work.images for way in ("ours", *OTHERS))
+        cells.append(" / ".join(f"{each:.0f}" if each >= 100 else f"{each:.1f}" for each in values))
     return f"| {' | '.join(cells)} |"
 
 
 def machine() -> str:
     """What the numbers are measured on."""
-    told = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((each.partition(":")[2].strip() for each in told if each.startswith("model name")), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((each.partition(":")[2].strip() for each in lines if each.startswith("model name")), "")
     return (
         f"{len(os.sched_getaffinity(0))} cores of {model or platform.machine()}, "
         f"load before {os.getloadavg()[0]:.1f}, torch {version('torch')}"

@@ -29,7 +29,7 @@ from scalecap.engines.base import (
 )
 
 _TURNS = 100
-"""Of the event loop, after which all that was answered has asked what follows from it."""
+"""Of the event loop, after which every answered request has led to those that follow from it."""
 
 
 class Costs(NamedTuple):
@@ -45,7 +45,7 @@ COSTS = {
     "6M on two cores": Costs(0.02, 0.00012, 0.23),
     "3B on a GPU": Costs(0.006, 0.000015, 0.014),
 }
-"""The first two as README.md tells of the CPU build; the third is its estimate of an H100."""
+"""The first two are README.md's measurements of the CPU build, the third its estimate of an H100."""
 
 
 class Shape(NamedTuple):

@@ -1,7 +1,7 @@
 """What is computed, in exact counts: an engine in virtual time whose KV cache is smaller than the data."""
 
 import pytest
-from admission import Case, composed, measure
+from admission import WAYS, Case, composed, measure
 from simulated import Shape
 from throughput import Work
 
@@ -30,3 +30,10 @@ def test_pictures_are_computed_once_and_text_only_steps_fill_the_batch(
     least = whole + (work.requests - 2) * (shared - whole + shape.text) + 2 * (shape.system + shape.text)
     assert ours.computed == case.images * (least + again)
     assert (ours.steps, to_the_end.steps) == steps
+
+
+def test_every_way_sends_the_same_requests():
+    work, case = Work(images=4), Case(4, 192, 2)
+    found = measure(work, composed(), case, BLOCK)
+    assert {way: engine.requests for way, engine in found.items()} == dict.fromkeys(WAYS, 4 * work.requests)
+    assert all(len(engine.encoded) == case.images for engine in found.values())

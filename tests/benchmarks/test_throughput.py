@@ -19,15 +19,15 @@ async def test_each_picture_is_opened_sent_and_computed_once():
         result = await bench.measure("ours")
         assert result.requests == work.images * work.requests
         assert (result.opened, result.sent, result.encoded) == (work.images,) * 3
-        told = defaultdict(list)
+        by_picture = defaultdict(list)
         for request, usage in bench.recorded:
             if isinstance(request, Choose):
                 assert usage.generated_tokens == 1
             if request.prompt.image:
-                told[request.prompt.image.hash].append((request, usage))
-        assert len(told) == work.images
+                by_picture[request.prompt.image.hash].append((request, usage))
+        assert len(by_picture) == work.images
         hits: list[bool] = []
-        for requests in told.values():
+        for requests in by_picture.values():
             first, *later = (usage for _, usage in requests)
             assert first.cached_tokens <= work.block  # the system prompt at most
             # The picture's placeholder stands for its tokens, which end before the text begins.

