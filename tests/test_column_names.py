@@ -75,7 +75,7 @@ def test_no_column_vanishes(compose: Compose, tmp_path: Path, names: list[str]):
     for at, head in enumerate(heads):
         assert float(table[0][head]) == at + 1.5
         assert float(table[1][f"{head} difference"]) == at + 1.5  # two words in place of one
-    assert "comparison.csv" not in "".join(compared.notes)  # no number is left to it
+    assert "comparison.csv" not in "".join(compared.notes)  # no number is only in the CSV
     titles = compared.markdown().splitlines()[2].replace("\\|", "¦").replace("\\", "").split(" | ")
     assert [each for each in titles if each.endswith(".words")] == [
         head.replace("|", "¦").replace("\\", "") for head in heads

@@ -290,7 +290,7 @@ def test_the_paper_is_greedy_unless_overridden(compose: Compose):
         ("vote", 7 + 2 + 2 + 4 + 2),
     ],
 )
-def test_rating_and_asking_compose(
+def test_every_check_composes_with_questions(
     compose: Compose, engines: dict[str, Scripted], tmp_path: Path, check: str, requests: int
 ):
     more = "also=[closing_check,alt_text,index_text]"
@@ -315,7 +315,7 @@ def test_rating_and_asking_compose(
     assert row["final_caption"] == row["checked_caption"] == "A dog, brown."
     assert row["assembled_caption"] == "There is a dog. The dog is brown. The dog is at the left."
     assert row["alt_text"] == row["index_text"] == "A dog, brown."
-    # the closing check asks about one sentence
+    # the closing check is of one sentence
     assert summary.usage.total.requests == requests + 1 + 2
 
 

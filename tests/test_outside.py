@@ -74,7 +74,7 @@ def test_a_set_of_the_hub_copies_nothing_that_its_cells_name_elsewhere(
     cells = [{"bytes": None, "path": str(tmp_path / name)} for name in ("set/own.png", "mine.png")]
     features = datasets.Features({"image": datasets.Image(decode=False), "caption": datasets.Value("string")})
     held = datasets.Dataset.from_dict({"image": cells, "caption": ["A dog."] * 2}, features=features)
-    pq.write_table(held.data.table, tmp_path / "set" / "train.parquet")  # to_parquet would take the files in
+    pq.write_table(held.data.table, tmp_path / "set" / "train.parquet")  # to_parquet would embed the files
     for source in (["data=hub", f"data.streaming={str(streaming).lower()}"], ["data=parquet"]):
         words = [*source, f"data.path={tmp_path}/set/train.parquet", "write.image=bytes", "report=false"]
         output = tmp_path / source[0]

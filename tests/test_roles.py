@@ -21,10 +21,10 @@ TUNED = ("engine.identity=a", "engine.logprobs=true", "engine.extra_body.top_k=3
 @pytest.mark.parametrize(
     ("words", "own", "expected"),
     [
-        # As the run's, but for what is given.
+        # As the run's engine, except for what is given.
         (("engine=vllm", "engine.args.seed=1"), "{concurrency: 4}", {"name": "vllm", "args": {"seed": 1}}),
         ((*OPENAI, *TUNED), "{timeout: 9}", {"identity": "a", "logprobs": True, "timeout": 9.0}),
-        # What describes an engine stays with it, how it is used does not.
+        # At another address, what describes the engine is reset and how it is used is kept.
         (
             (*OPENAI, *TUNED),
             "{base_url: http://b/v1}",

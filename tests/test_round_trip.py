@@ -265,7 +265,7 @@ def test_a_picture_that_was_replaced_is_not_shown(
         shards.append(caption(replace(settings, data=data, output=str(tmp_path / "shards" / str(number)))))
     merge(shards, tmp_path / "before")
     swapped(tmp_path)
-    if not seen:  # as after a run whose steps did not look at the images: the files' times tell
+    if not seen:  # as after a run whose steps did not look at the images: only the files' times differ
         for folder in (*shards, tmp_path / "before"):
             path = folder / "journal.jsonl"
             path.write_text(re.sub(r'"image": "[0-9a-f]{40}"', '"image": ""', path.read_text()))
@@ -282,7 +282,7 @@ def test_a_picture_that_was_replaced_is_not_shown(
     assert reported(again) == now
     both = compared(tmp_path / "compared", again, tmp_path / "before")
     alone = [(["green", None], "green"), (["red", None], "red")]
-    # The yellow file and the others are as they were; the green one is where it was not before.
+    # Yellow and the others are unchanged; green is at a position where it was not before.
     assert both[0] == (["grey", "grey"], "grey")
     assert both[4:] == [([colour, colour], colour) for colour in ROWS[4:]]
     assert (both[1], both[3]) == ((["green", "green"], "green") if seen else alone[0], alone[1])
@@ -297,7 +297,7 @@ def test_rows_added_in_front_do_not_take_the_pictures_of_others(
     found = reported(made)
     replaced = "it was replaced after it was captioned"
     assert all(shown in (said, replaced) for said, shown in found)
-    assert found.count(("grey", "grey")) == 0, "of one file in several rows, none is where it was"
+    assert found.count(("grey", "grey")) == 0, "rows that share a file have all moved"
 
 
 def test_a_folder_without_ids_shows_pictures_with_unique_names(

@@ -58,7 +58,7 @@ def made(rate, alike: float, sizes=(1, 6), seed: int = 5) -> World:
 
 WORLDS = {
     "rising, of one piece": made(lambda q: q**2 * 0.7, 1.0),
-    "a check that tells nothing": made(lambda q: np.full_like(q, 0.21), 0.5),
+    "an uninformative check": made(lambda q: np.full_like(q, 0.21), 0.5),
     "surest are wrong": made(lambda q: np.where(q < 0.1, 0.6, np.where(q < 0.5, 0.05, 0.45)), 0.2),
     "a step": made(lambda q: np.where(q < 0.4, 0.05, 0.8), 0.0, sizes=(3, 3)),
 }

@@ -97,7 +97,7 @@ def broken(rate, wrong: float, labels: int, draws: int = 4000) -> float:
 RATES = {
     "rising": lambda q: q**2 / 2,
     "a step": lambda q: np.where(q < 0.4, 0.02, 0.5),
-    "a check that tells nothing": lambda q: np.full_like(q, 0.102),
+    "an uninformative check": lambda q: np.full_like(q, 0.102),
     "surest are wrong": lambda q: np.where(q < 0.1, 0.35, np.where(q < 0.5, 0.03, 0.3)),
     "up and down": lambda q: 0.1 + 0.1 * np.sin(40 * q),
 }

@@ -174,7 +174,7 @@ def test_a_calibration_without_a_promise_is_refused(
 
 
 def test_a_captioner_keeps_the_promise_too(calibration: str, opened: list[Any]):
-    unsure = Pillow.new("RGB", (30, 30), (8, 0, 0))  # of which P(yes) of the cat is 0.53
+    unsure = Pillow.new("RGB", (30, 30), (8, 0, 0))  # P(yes) of its cat is 0.53
     with Captioner(None, "pipeline=none", STEPS, progress=False, cache="off") as captioner:
         assert captioner(unsure)["golden_sentences"] == ["There is a dog.", "There is a cat."]
     promise = (calibration, "wrong={golden_sentences: 0.1}")
@@ -257,7 +257,7 @@ def test_rows_edited_by_hand_void_the_promise_of_the_checks_that_they_reach(
         "wrong": None,
         "sentence": "1 row edited by hand at sentences: no guarantee",
     }
-    assert "no guarantee" in again(*promise).screen()  # of the same folder, the edits given before
+    assert "no guarantee" in again(*promise).screen()  # the folder still has the edited rows
 
 
 def test_edited_statements_are_not_calibrated(made: Path, again: Again, tmp_path: Path):

@@ -105,11 +105,11 @@ async def test_from_keys_to_a_promise(
     async with browser(hostile / "report.html") as page:
         await page.get_by_role("button", name="Label statements").click()
         assert await page.locator("article:visible").count() == 0
-        assert not await page.locator(".scored:visible").count()  # no P(yes) is to be seen
+        assert not await page.locator(".scored:visible").count()  # no P(yes) is visible
         assert await page.evaluate("document.activeElement.id") == "label-title"
         await page.get_by_label("Your name").fill("Ad")
-        await page.keyboard.type("a\n")  # is a name, then keys are verdicts again
-        await page.keyboard.press("j")  # walks nowhere
+        await page.keyboard.type("a\n")  # part of the name; afterwards keys are verdicts again
+        await page.keyboard.press("j")  # does not navigate
         await wait_for_text(page, "label-count", "0 of 58 labelled")
         await label(page, 20)
         assert "20 of 58 labelled" in await page.inner_text("#label-count")
@@ -127,7 +127,7 @@ async def test_from_keys_to_a_promise(
         await page.wait_for_selector("#label-image img")
         assert await page.locator("#label-image img").evaluate("each => each.naturalWidth") == 30
         await label(page, 37)
-        await page.get_by_role("button", name="Yes").click()  # the last, wherever it belongs
+        await page.get_by_role("button", name="Yes").click()  # the last, whatever the right verdict is
         await wait_for_text(page, "label-count", "58 of 58 labelled")
         await page.get_by_role("button", name="Undo").click()
         await wait_for_text(page, "label-count", "57 of 58 labelled")

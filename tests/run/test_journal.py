@@ -208,14 +208,14 @@ def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
         assert journal.finished("a", 1) == 0, "it failed"
         done(journal, 1)
         assert journal.finished("a", 1) == 2
-        assert journal.finished("b", 1) == 0, "the part is another now"
-        assert journal.finished("a", 1, 3) == 0, "the data knows of one more"
+        assert journal.finished("b", 1) == 0, "the part has changed"
+        assert journal.finished("a", 1, 3) == 0, "the data now has one row more"
         assert journal.finished("a", 2, 1) == 1
         assert journal.finished("a", 0) == 0, "no part begins there"
     with Journal(tmp_path, {}) as journal:
-        assert journal.finished("a", 1) == 2, "as the file tells"
+        assert journal.finished("a", 1) == 2, "read back from the file"
         done(journal, 1, stamp="b")
-        assert journal.finished("a", 1) == journal.finished("b", 1) == 0, "half of it is of another time"
+        assert journal.finished("a", 1) == journal.finished("b", 1) == 0, "half of it has another stamp"
 
 
 def test_a_part_is_finished_for_a_shard_that_has_its_rows(tmp_path: Path):
@@ -225,7 +225,7 @@ def test_a_part_is_finished_for_a_shard_that_has_its_rows(tmp_path: Path):
             done(journal, index, part=(0, 6) if index == 4 else None)
         assert journal.finished("a", 0, shard=shard) == 6
         assert journal.finished("a", 0, 8, shard=shard) == 0, "the data has one more of its rows"
-        assert journal.finished("a", 0) == 0, "of the whole, rows are missing"
+        assert journal.finished("a", 0) == 0, "without the shard, rows are missing"
 
 
 @pytest.mark.parametrize("of", [1, 2, 7])
