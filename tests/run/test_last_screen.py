@@ -35,9 +35,7 @@ def test_the_summary_counts_what_was_done(compose: Compose, engines: Engines, tm
     screen = summary.screen()
     assert "2 rows captioned" in screen
     assert "golden_sentences: 2 kept, 2 dropped" in screen
-    assert not any(
-        word in screen for word in ("mass", "cached", "prefix cache")
-    )  # nothing to report
+    assert not any(word in screen for word in ("mass", "cached", "prefix cache"))  # nothing to report
     assert str(tmp_path / "run" / "captions.jsonl") in screen
 
 
