@@ -52,7 +52,7 @@ def compose(tmp_path: Path) -> Callable[..., Settings]:
 
 
 def _answer(request: Request) -> str | float | Scored:
-    """What the scripted model says, by the words of the prompt."""
+    """The scripted model's reply, by words of the prompt."""
     text = request.prompt.text
     if isinstance(request, Score):
         words = [found.span() for found in re.finditer(r"\s*\S+\s*$|\s*\S+|\s+", request.text)]
@@ -86,7 +86,7 @@ def engines() -> dict[str, Scripted]:
 
 @pytest.fixture
 def answer() -> Callable[[Request], str | float | Scored]:
-    """What the scripted model says, for scripts that differ from it now and then."""
+    """The scripted model's replies, for scripts that differ from them now and then."""
     return _answer
 
 

@@ -29,7 +29,9 @@ def chat(tiny_model: Path) -> ChatTokenizer:
     ],
     ids=["plain", "bytes of a character", "byte and more", "spaces left out", "nothing"],
 )
-def test_tile(offsets: list[tuple[int, int]], length: int, spans: list[tuple[int, int, int]]) -> None:
+def test_merge_offsets(
+    offsets: list[tuple[int, int]], length: int, spans: list[tuple[int, int, int]]
+) -> None:
     assert merge_offsets(offsets, length) == spans
 
 
@@ -65,7 +67,7 @@ def test_the_picture_is_in_the_prefix(chat: ChatTokenizer) -> None:
     assert chat.tokenizer.convert_tokens_to_ids("<|image_pad|>") in one.prefix
 
 
-def test_a_template_beside_the_tokenizer_holds(chat: ChatTokenizer) -> None:
+def test_a_template_beside_the_tokenizer_is_used(chat: ChatTokenizer) -> None:
     short = ChatTokenizer(chat.tokenizer, "{{ messages[-1].content[-1].text }}<|im_end|>")
     turn = short.encode_prompt(Prompt("yes"))
     assert turn.prefix + turn.suffix == [*chat.encode("yes"), 299]

@@ -100,7 +100,7 @@ def test_a_damaged_cache_entry_is_ignored(large: Path, read: list[str]) -> None:
     assert len(read) == 2
 
 
-def test_a_home_that_is_not_writable_is_no_error(large: Path, read: list[str]) -> None:
+def test_a_home_that_is_not_writable_is_not_an_error(large: Path, read: list[str]) -> None:
     Path.home().parent.mkdir(exist_ok=True)
     Path.home().write_text("a file, not a folder")
     assert digest(large) == digest(large) == sha(large)

@@ -60,7 +60,7 @@ def test_each_setting_changes_the_identity_or_does_not(engine: str, kind: Any, t
 
 
 def test_a_setting_that_is_new_counts() -> None:
-    """A setting that is added later is in no list."""
+    """A setting that is added later is not listed anywhere."""
 
     @dataclass
     class Later(EngineSettings):

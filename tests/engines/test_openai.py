@@ -245,7 +245,7 @@ async def test_a_reply_cut_by_the_context_is_distinguished_from_one_cut_by_max_t
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_a_server_that_knows_max_completion_tokens_alone(fake: Server, status: int) -> None:
+async def test_a_server_that_accepts_only_max_completion_tokens(fake: Server, status: int) -> None:
     def script(request: dict[str, Any]) -> Answer:
         if "max_tokens" in request:
             refusal = "Unsupported parameter: 'max_tokens' is not supported with this model. "

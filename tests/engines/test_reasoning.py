@@ -51,7 +51,7 @@ def test_no_reasoning_is_left_in_the_answer(thoughts: list[str], answer: str) ->
         ("Think between <think> and </think>.<|im_start|>assistant\n", False),
     ],
 )
-def test_a_prompt_that_opens_a_thought(prompt: str, opens: bool) -> None:
+def test_a_prompt_that_opens_the_reasoning(prompt: str, opens: bool) -> None:
     assert opens_reasoning(prompt) is opens
 
 

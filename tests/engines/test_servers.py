@@ -19,7 +19,7 @@ from scalecap.engines.servers import ServerPool
 @pytest.mark.parametrize(
     "fault", [(429, error("slow down")), (500, error("oops")), (503, b"<html>busy</html>")], ids=str
 )
-async def test_faults_that_pass(fake: Server, fault: Answer) -> None:
+async def test_transient_faults_are_retried(fake: Server, fault: Answer) -> None:
     fake.answers = [fault, fault, (200, completion("A cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=2))
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
@@ -45,7 +45,7 @@ async def test_retry_after_is_respected(fake: Server) -> None:
     [(b"{garbage", 2), (b"", 2), ({"hello": "world"}, 2), ([], 2), (completion("", "content_filter"), 1)],
     ids=str,
 )
-async def test_odd_answers_fail_alone(fake: Server, body: Any, times: int) -> None:
+async def test_an_unusable_response_fails_one_request(fake: Server, body: Any, times: int) -> None:
     """An unreadable response is retried once; a reply withheld by a filter is not."""
     fake.answers = [*[(200, body)] * times, (200, completion("A cat."))]
     engine = await open_openai(ModelSettings(name="m"), settings(fake))

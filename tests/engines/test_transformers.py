@@ -160,7 +160,7 @@ async def test_score_is_the_models(engine: TransformersEngine, reference: Any, p
         assert scored.tokens[0].logprob == pytest.approx(float(expected[0]), abs=1e-4)
         assert scored.tokens[0].logit == pytest.approx(float(logits[-count - 1, ids[-count]]), abs=1e-4)
         assert "".join(text[token.start : token.end] for token in scored.tokens) == text
-        assert len(scored.tokens) < count  # the bytes of a character are one
+        assert len(scored.tokens) < count  # the bytes of a character are merged
         assert scored.usage.prompt_tokens == len(ids)
     assert (await engine.score(Score(Prompt("x"), ""))).tokens == ()
 
@@ -194,7 +194,7 @@ async def test_control_tokens_in_a_text_stay_text(engine: TransformersEngine, pi
     await engine.choose(Choose(Prompt(sly, picture(0))))
 
 
-async def test_the_context_holds(tiny_model: Path, picture: Picture) -> None:
+async def test_the_context_limit_is_kept(tiny_model: Path, picture: Picture) -> None:
     model = ModelSettings(name=str(tiny_model), max_context=120)
     engine = await open_transformers(model, EngineSettings())
     assert engine.context_length == 120
@@ -250,7 +250,7 @@ async def test_pixel_bounds_reach_the_processor(tiny_model: Path, picture: Pictu
     await engine.close()
 
 
-async def test_a_template_that_opens_a_thought(
+async def test_a_template_that_opens_the_reasoning(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "hybrid")
@@ -266,7 +266,7 @@ async def test_a_template_that_opens_a_thought(
         await engine.close()
         identities.append(engine.identity)
         assert reply.usage.generated_tokens
-        if variables:  # the random model never closes a thought
+        if variables:  # the random model never ends its reasoning
             assert reply.text
             assert (reply.reasoning, reply.usage.reasoning_tokens) == ("", 0)
         else:
@@ -278,7 +278,7 @@ async def test_a_template_that_opens_a_thought(
     assert len(set(identities)) == 2
 
 
-async def test_odd_shapes(engine: TransformersEngine) -> None:
+async def test_extreme_image_shapes(engine: TransformersEngine) -> None:
     dot, strip = (Image(f"{size}", Pillow.new("RGB", size)) for size in ((1, 1), (20000, 30)))
     prompts = [Prompt("yes?", dot), Prompt("yes?", strip), Prompt("yes?")]
     seen, refused, text = await asyncio.gather(

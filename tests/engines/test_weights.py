@@ -23,7 +23,7 @@ def test_a_renamed_folder_is_the_same_model(tiny_model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "file", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"]
 )
-def test_another_content_is_another_model(tiny_model: Path, tmp_path: Path, file: str) -> None:
+def test_different_content_is_a_different_model(tiny_model: Path, tmp_path: Path, file: str) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(tiny_model, changed)
     with (changed / file).open("ab") as stream:

@@ -118,7 +118,7 @@ def test_the_command_prints_the_size_and_clears(tmp_path):
 
 
 def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, capsys):
-    """SQLite's write-ahead mode needs memory that all who open the file share."""
+    """SQLite's write-ahead log needs shared memory, which hosts do not share."""
     opened = []
     for host in ("node-1", "node-2", "odd/../name"):
         monkeypatch.setattr(socket, "gethostname", lambda host=host: host)

@@ -67,7 +67,7 @@ async def test_truncated_draws_come_from_the_cache_in_a_later_run(tmp_path):
     cache.close()
 
 
-async def test_reasoning_is_kept_apart_marked_counted_and_cached(tmp_path):
+async def test_reasoning_is_separated_flagged_counted_and_cached(tmp_path):
     cache = Cache(tmp_path)
     for script in (lambda _: "<think>or a red dog</think>\n\nA cat.", []):
         world = World(script, cache=cache)
@@ -190,7 +190,7 @@ async def test_counts_handed_over_while_a_request_is_in_flight_lose_nothing():
     assert (whole.requests, whole.reused, whole.prompt_tokens, whole.reused_prompt_tokens) == (2, 1, 1, 1)
 
 
-async def test_who_gives_up_leaves_the_reply_to_the_others():
+async def test_a_cancelled_caller_leaves_the_reply_to_the_others():
     release = asyncio.Event()
 
     async def slow(_):
@@ -206,7 +206,7 @@ async def test_who_gives_up_leaves_the_reply_to_the_others():
     assert (await waiter).probabilities == (1, 0)
 
 
-async def test_an_error_reaches_all_who_wait_and_is_not_kept():
+async def test_an_error_reaches_all_waiting_callers_and_is_not_cached():
     def fail(_):
         raise EngineError("no")
 
@@ -218,7 +218,7 @@ async def test_an_error_reaches_all_who_wait_and_is_not_kept():
     assert len(world.requests) == 2
 
 
-async def test_abandon_cancels_what_is_in_flight():
+async def test_cancel_pending_cancels_what_is_in_flight():
     cancelled = []
 
     async def forever(_):

@@ -74,7 +74,7 @@ async def test_a_row_with_no_golden_sentence_makes_no_further_request():
     assert counts.total.marks == {"fallback": 1}
 
 
-async def test_flags_are_sorted_and_stand_once():
+async def test_flags_are_sorted_and_unique():
     def script(request):
         if isinstance(request, Choose):
             return answer(request)
@@ -240,7 +240,7 @@ async def test_a_stage_that_returns_another_kind_is_blamed_and_not_the_next(give
     assert done.error["message"].startswith(f"t/{type(given).__name__} returned {given!r}, expected a text")
 
 
-async def test_numbers_of_numpy_are_numbers():
+async def test_numpy_numbers_are_numbers():
     @stage(name="t/count")
     def count(text: str) -> int:
         return np.int64(len(text))  # type: ignore[return-value]

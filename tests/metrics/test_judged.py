@@ -164,7 +164,7 @@ async def test_captionqa_lists_the_options_in_the_same_order_for_every_caption(r
         ("Isolated?", ["a", "b"], False),
     ],
 )
-def test_yes_no_questions_get_no_way_out(question, options, yes_no):
+def test_yes_no_questions_get_no_option_to_abstain(question, options, yes_no):
     assert is_yes_no(question, options) is yes_no
 
 
@@ -199,7 +199,7 @@ async def test_more_options_than_letters_are_refused(recording_client):
         )
 
 
-async def test_qa_in_words(recording_client):
+async def test_qa_without_options(recording_client):
     recorder = recording_client(lambda request: "I think so.\nThe answer is: the Red Car.")
     measured, answers = await Qa(prompt=PICK)(
         recorder.client, captions={"a": "b"}, question="Which?", answer=["a red car", "car"]

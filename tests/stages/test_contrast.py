@@ -48,7 +48,7 @@ async def test_a_caption_is_rated_whole_and_reported_by_sentence(recording_clien
     assert scores[0]["text"] == "A dog runs, it is near a cat."
     assert scores[0]["clauses"] == [
         {"text": "A dog runs,", "gap": 2.0, "kept": True},
-        {"text": " it is near a cat.", "gap": -0.5, "kept": False},  # "it" is no content word
+        {"text": " it is near a cat.", "gap": -0.5, "kept": False},  # "it" is not a content word
     ]
     assert [score["kept"] for score in scores] == [True, False]
     assert "".join(t["text"] for score in scores for t in score["tokens"]) == caption
@@ -106,7 +106,7 @@ async def test_no_text_makes_no_request(recording_client, image, text):
     assert all(not score["kept"] for score in scores)
 
 
-async def test_raw_logits_are_taken_where_there_are_any(recording_client, image):
+async def test_raw_logits_are_used_where_available(recording_client, image):
     for values, gap in (("auto", 10.0), ("logits", 10.0), ("logprobs", 1.0)):
         _, _, scores = await rate(
             recording_client, image, by_word({"dog": 1.0}, True), "A dog.", values=values
@@ -131,7 +131,7 @@ def test_tokens_that_do_not_fit_are_an_error():
         find_gaps(one, two, "auto")
 
 
-async def test_as_many_questions_as_texts(recording_client, image):
+async def test_one_question_per_text_is_required(recording_client, image):
     with pytest.raises(ValueError, match="one question per text, got 1 for 2 texts"):
         await rate(recording_client, image, by_word({}), ["a", "b"], questions=["a?"])
 

@@ -1,4 +1,4 @@
-"""The rating against a reference of its own: two forward passes with transformers, no batch, no cache."""
+"""Gaps against a plain reference: two forward passes with transformers, no batch, no cache."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from scalecap.scenes.world import SAMPLE
 from scalecap.stages.contrast import Contrast
 from scalecap.text.templates import Template
 
-patch_libraries()  # before any test imports transformers, which remembers what it found
+patch_libraries()  # before any test imports transformers, which looks for libraries only once
 
 PROMPT = "Describe the picture."
 CAPTIONS = {

@@ -60,7 +60,7 @@ async def test_what_is_known_is_left_out(recording_client):
     assert repeats == [{"text": "The dog is brown.", "by": "I can see a brown dog."}]
 
 
-async def test_only_the_very_same_words_where_near_is_off(recording_client):
+async def test_without_near_only_equal_texts_are_repeats(recording_client):
     texts = {"a": ["A dog.", "There is a dog.", "A dog.", "A brown dog."]}
     kept, repeats = await Deduplicate(near=False)(
         recording_client(lambda _: "").client, texts=texts, known=["A brown dog."]

@@ -115,7 +115,7 @@ async def test_each_request_is_shown_its_own_view(recording_client, image):
         await each(recorder.client, each={"s": ["a"]}, views=[one, other])
 
 
-async def test_samples_are_draws_of_their_own(recording_client, image):
+async def test_samples_are_independent_draws(recording_client, image):
     replies = iter(["A dog.\nIt runs.", "", "A cat."])
     recorder = recording_client(lambda _: next(replies))
     stage = Generate(prompt=Template("Describe."), samples=3, parse="lines")
@@ -164,7 +164,7 @@ async def test_a_json_value_follows_its_schema(recording_client):
 @pytest.mark.parametrize(
     "reply", ["", "none", '{"box": [1, 2, 3]}', '{"box": [1, 2, 3, "4"]}', '{"box": NaN}', "[" * 10_000]
 )
-async def test_what_does_not_parse_is_drawn_once_more_and_then_null(recording_client, reply):
+async def test_an_unparsable_reply_is_drawn_once_more_and_then_null(recording_client, reply):
     recorder = recording_client(lambda _: reply)
     stage = Generate(prompt=Template("{{ s }}"), parse="json", schema=BOX)
     assert await stage(recorder.client, variables={"s": "x"}) is None
@@ -188,12 +188,12 @@ async def test_what_does_not_parse_is_drawn_once_more_and_then_null(recording_cl
         ({"parse": "json", "schema": {"type": "box"}}, r"schema: \$.type: 'box' is not valid"),
     ],
 )
-def test_settings_that_make_no_sense(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Generate(prompt=PROMPT, **settings)
 
 
-async def test_a_reply_is_held_to_its_length(recording_client):
+async def test_a_reply_is_cut_to_its_limits(recording_client):
     recorder = recording_client(lambda _: " A dog runs. It is brown. It is fast. ")
     stage = Generate(prompt=PROMPT, max_sentences=2, max_characters=250)
     assert (

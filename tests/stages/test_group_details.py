@@ -14,7 +14,7 @@ def about(name, sentence, position=False):
 ABOUT = [about("cat", 0), about("tree", 1), about("cat", 0, True), about("tree", 1, True)]
 
 
-def test_details_stand_with_their_sentence():
+def test_details_are_grouped_by_sentence():
     checks = {
         "first": [
             score("a", p_yes=0.9),
@@ -57,7 +57,7 @@ def test_a_second_check_read_what_the_first_left():
     ]
 
 
-def test_checks_that_did_not_follow_each_other_are_an_error():
+def test_checks_that_are_not_consecutive_are_an_error():
     with pytest.raises(ValueError, match="kept 1 texts and the next one read 2"):
         chain_checks([[score("a"), score("b", False)], [score("a"), score("b")]])
     with pytest.raises(ValueError, match="4 questions and 1 checked texts"):

@@ -57,7 +57,7 @@ async def test_columns_of_labels(columns, settings, expected):
         (
             "A dog.<hallucination> </hallucination>A cat.",
             [("A dog.", "yes"), ("A cat.", "yes")],
-        ),  # white space is no word
+        ),  # white space is not a word
         ("It is red. It is <Hallucination>red</Hallucination>.", [("It is red.", "no")]),
         ("", []),
     ],

@@ -62,7 +62,7 @@ async def test_a_value_is_text_whatever_it_holds(recording_client: Any):
     assert texts == ["The setting is {{ 7 * 7 }}."]
 
 
-async def test_what_is_refused_is_left_out_and_kept_apart_with_its_p_yes(recording_client: Any):
+async def test_what_is_refused_is_left_out_and_returned_separately_with_its_p_yes(recording_client: Any):
     texts, about, _ = await taken_apart(recording_client, SCENE)
     p_yes = [0.9, 0.8, 0.2, 0.7, 0.1, 0.9]
     scores = [

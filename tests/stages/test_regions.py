@@ -101,6 +101,6 @@ def test_parts_leave_nothing_out(length, count, overlap):
         (Tiles, {"overlap": 1}, "overlap: 1 must be a share"),
     ],
 )
-def test_settings_that_make_no_sense(stage, settings, message):
+def test_invalid_settings_are_refused(stage, settings, message):
     with pytest.raises(ValueError, match=message):
         stage(**settings)

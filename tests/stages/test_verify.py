@@ -70,7 +70,7 @@ async def test_a_sampled_ensemble_needs_more_than_half(recording_client, image):
         assert (await stage(recorder.client, texts=["a"], image=image))[0] == kept
 
 
-async def test_a_reply_that_is_neither_is_not_yes_and_is_marked(recording_client, image):
+async def test_a_reply_that_is_neither_is_not_yes_and_is_flagged(recording_client, image):
     recorder = recording_client(
         lambda request: Chosen((0.0, 0.0), mass=0.0) if "'a'" in request.prompt.text else 0.9
     )
@@ -135,7 +135,7 @@ def test_says_yes(reply, yes):
     ("mass", "p", "known"),
     [(0.1, 0.7, 0.1), (0.0999, None, 0.0999), (1e-9, None, 1e-9), (math.nan, 0.7, None)],
 )
-async def test_a_small_mass_is_no_answer(recording_client, image, mass, p, known):
+async def test_a_small_mass_is_not_an_answer(recording_client, image, mass, p, known):
     """A model about to write something else, such as its reasoning, has not answered."""
     recorder = recording_client(lambda _: Chosen((0.7, 0.3), mass), min_mass=0.1)
     texts, scores, _ = await Verify(prompt=PROMPT)(recorder.client, texts=["a"], image=image)
@@ -246,7 +246,7 @@ async def test_where_a_reply_cannot_be_scored_the_words_decide(recording_client,
         ),
     ],
 )
-def test_a_batch_that_makes_no_sense(settings, message):
+def test_invalid_batch_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Verify(prompt=PROMPT, **settings)
 

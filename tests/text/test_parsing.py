@@ -17,7 +17,7 @@ MAN = "The man wears a blue rain jacket and a grey helmet."
         ("Sure! Here are the objects:\n\n- dog\n- cat", ["dog", "cat"]),
         ("Sure, here you go:\n```\ndog\ncat\n```", ["dog", "cat"]),
         ("Objects:\n---\ndog\n***\ncat", ["dog", "cat"]),
-        ("1. Dog:\nIt is brown.", ["Dog:", "It is brown."]),  # a heading of the list is no preamble
+        ("1. Dog:\nIt is brown.", ["Dog:", "It is brown."]),  # a heading of the list is not a preamble
         ("The dog:", ["The dog:"]),
         ("2 * 3 ** 4", ["2 * 3 ** 4"]),
         # SmolLM2
