@@ -150,17 +150,17 @@ async def test_rows_without_a_picture_are_as_many_as_keep_the_engine_busy():
 
 async def test_text_steps_between_two_with_the_picture_hold_the_place():
     """The picture is shown again, so its tokens are to stay."""
-    dispatcher = asyncio.Event()
+    requested = asyncio.Event()
 
     async def script(request: Request) -> Any:
         if request.prompt.text.startswith("Ask: 0"):
             assert world.dispatcher.max_rows() == 1
-            dispatcher.set()
+            requested.set()
         return say(request)
 
     world = World(1, script=script)
     await world.run(row(index) for index in range(2))
-    assert dispatcher.is_set()
+    assert requested.is_set()
     assert world.most == 1
 
 

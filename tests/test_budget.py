@@ -333,13 +333,13 @@ def test_the_plan_shows_budget_and_limits():
 
 
 async def test_a_skipped_fusion_loses_no_detail(recording_client: Any):
-    dispatcher = recording_client(lambda request: 1 / 0)
-    dispatcher.client._allowance.requests = 0
+    recorder = recording_client(lambda request: 1 / 0)
+    recorder.client._allowance.requests = 0
     fuse = Fuse(prompt=Template("{{ context }}{{ object_info }}{{ position_info }}"), fallback="empty")
     details = ["The dog is brown.", "A dog is there."]
-    caption = await fuse(dispatcher.client, context=["A dog."], object_info=details, position_info=details)
+    caption = await fuse(recorder.client, context=["A dog."], object_info=details, position_info=details)
     assert caption == "A dog. The dog is brown."
-    assert dispatcher.flags == ["unasked", "fallback"]
+    assert recorder.flags == ["unasked", "fallback"]
 
 
 def test_the_main_caption_comes_before_what_is_written_from_its_facts(compose: Compose):
