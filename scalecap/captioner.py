@@ -96,7 +96,7 @@ class Captioner:
         self.summary: Summary | None = None
         """Summary of the last `map`: rows, requests, tokens, metrics, notes."""
         self._engines = Engines()
-        self._pictures = image_pool()
+        self._images = image_pool()
         self._cache: Cache | None = None
         self._dispatcher: asyncio.Task[Dispatcher] | None = None
         self._closed = False
@@ -122,7 +122,7 @@ class Captioner:
         for pipeline in self._pipelines.values():
             for step in pipeline.steps:
                 step.close()
-        self._pictures.shutdown()
+        self._images.shutdown()
         if self._cache:
             self._cache.close()
 
@@ -231,7 +231,7 @@ class Captioner:
         pipeline = self._build({"image": "any", **infer_kinds([columns])})
         try:
             dispatcher = await self._get_dispatcher(pipeline)
-            finished = await pipeline.run_row(Row(0, columns, opened), dispatcher, self._pictures)
+            finished = await pipeline.run_row(Row(0, columns, opened), dispatcher, self._images)
         except (EngineError, CacheError, CalibrationError) as error:
             raise RunError(str(error)) from error
         if failure := finished.error:

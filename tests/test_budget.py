@@ -59,9 +59,9 @@ async def take(
 def test_items_are_granted_in_order_up_to_the_budget_and_limit():
     allowance = Allowance(requests=5)
     assert allowance.grant([2, 0, 2, 0, 2]) == 4
-    assert (allowance.requests, allowance.unasked) == (1, 1)
+    assert (allowance.requests, allowance.over_limit) == (1, 1)
     assert allowance.grant([1, 1]) == 1
-    assert (allowance.requests, allowance.unasked) == (0, 2)
+    assert (allowance.requests, allowance.over_limit) == (0, 2)
     assert Allowance(items=2.9).grant([1] * 5) == 2
     assert Allowance(items=-1).grant([1]) == 0
     assert Allowance().grant([7] * 3) == 3
@@ -77,7 +77,7 @@ def test_a_step_that_never_consults_it_runs_while_requests_are_left():
 
 
 @pytest.mark.parametrize(
-    ("budget", "requests", "unasked"),
+    ("budget", "requests", "over_limit"),
     [
         # In the order of the plan: 2 drafts, 1 more, 6 checks, 6 answers, 1 at the end.
         (None, [2, 1, 6, 6, 1], {}),
@@ -89,19 +89,19 @@ def test_a_step_that_never_consults_it_runs_while_requests_are_left():
     ],
 )
 async def test_a_budget_is_spent_to_the_last_request_and_never_over(
-    budget: int | None, requests: list[int], unasked: dict[str, int]
+    budget: int | None, requests: list[int], over_limit: dict[str, int]
 ):
     done, counts = await take(STEPS, budget)
     assert done.error is None
     names = ("drafts", "more", "golden", "answers", "final")
     assert [counts.steps[name].requests for name in names] == requests
     assert done.usage.requests == sum(requests)
-    assert done.unasked == unasked
-    assert done.flags == {name: ["unasked"] for name in done.unasked}
+    assert done.over_limit == over_limit
+    assert done.flags == {name: ["over_limit"] for name in done.over_limit}
     # Columns aligned with another column stay aligned.
     assert len(done.columns["answers"]) == len(done.columns["golden"])
     assert [each["text"] for each in done.columns["golden_scores"]] == done.columns["sentences"]
-    assert sum(each.get("asked", True) for each in done.columns["golden_scores"]) == requests[2]
+    assert sum(each.get("checked", True) for each in done.columns["golden_scores"]) == requests[2]
     assert done.columns["golden_refuted"] == []
 
 
@@ -116,7 +116,7 @@ async def test_requests_do_not_depend_on_which_reply_comes_first():
             return answer(request)
 
         done, _ = await take(STEPS, 11, script)
-        found.append((done.columns, done.flags, done.unasked, done.usage))
+        found.append((done.columns, done.flags, done.over_limit, done.usage))
     assert found[0] == found[1] == found[2]
     assert found[0][2] == {"answers": 4, "final": 1}
 
@@ -128,7 +128,7 @@ async def test_a_second_draw_of_a_faulty_reply_counts_and_is_made():
     done, counts = await take(STEPS, 3, script)
     assert counts.steps["drafts"].requests == 4
     assert counts.steps["drafts"].retried == 2
-    assert done.unasked == {"more": 1, "golden": 2}
+    assert done.over_limit == {"more": 1, "golden": 2}
     assert done.usage.requests == 4
 
 
@@ -141,7 +141,7 @@ async def test_a_limit_holds_back_for_later_steps():
     assert counts.steps["golden"].requests == 3  # of 7 that are left, one is for the end
     assert counts.steps["answers"].requests == 3
     assert counts.steps["final"].requests == 1
-    assert done.unasked == {"golden": 3}
+    assert done.over_limit == {"golden": 3}
 
 
 async def test_a_limit_needs_no_budget_and_reads_columns():
@@ -152,7 +152,7 @@ async def test_a_limit_needs_no_budget_and_reads_columns():
     done, counts = await take(steps, None)
     assert counts.steps["golden"].requests == 5
     assert counts.steps["answers"].requests == 2
-    assert done.unasked == {"golden": 1, "answers": 3}
+    assert done.over_limit == {"golden": 1, "answers": 3}
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ async def test_a_limit_that_is_not_a_number_fails_the_row():
 
 
 @pytest.mark.parametrize(
-    ("step", "left", "requests", "unasked"),
+    ("step", "left", "requests", "over_limit"),
     [
         ({"stage": "verify", "texts": "t", "prompt": "{{ text }}", "ensemble": ["2 {{ text }}"]}, 5, 4, 3),
         (
@@ -213,7 +213,7 @@ async def test_a_limit_that_is_not_a_number_fails_the_row():
     ],
 )
 async def test_every_stage_keeps_to_what_is_left(
-    step: dict[str, Any], left: int, requests: int, unasked: int, image: Image
+    step: dict[str, Any], left: int, requests: int, over_limit: int, image: Image
 ):
     """Five texts in three groups."""
 
@@ -234,11 +234,11 @@ async def test_every_stage_keeps_to_what_is_left(
     client = dispatcher.client("x", flags.append, None, allowance)
     values = await pipeline.steps[0].run(client, {"t": texts, "a": [0, 0, 1, 1, 2]}, image, allowance)
     assert counts.total.requests == requests
-    assert allowance.unasked == unasked
-    assert "unasked" in flags
+    assert allowance.over_limit == over_limit
+    assert "over_limit" in flags
     if "x_scores" in values and step["stage"] != "choose":
         assert [each["text"] for each in values["x_scores"]] == texts
-        assert sum(each["kept"] for each in values["x_scores"]) == len(values["x"]) <= 5 - unasked
+        assert sum(each["kept"] for each in values["x_scores"]) == len(values["x"]) <= 5 - over_limit
 
 
 async def test_a_custom_stage_runs_while_requests_are_left_and_metrics_do_not_count():
@@ -260,10 +260,10 @@ async def test_a_custom_stage_runs_while_requests_are_left_and_metrics_do_not_co
     done, _ = await take(steps, 2)
     assert len(done.columns["own"]) == 3
     assert done.columns["judged"] == {"true": 0.9}
-    assert (done.usage.requests, done.unasked) == (5, {})
+    assert (done.usage.requests, done.over_limit) == (5, {})
     done, _ = await take(steps, 1)
     assert (done.columns["own"], done.columns["judged"]) == ([], {"true": 0.9})
-    assert (done.unasked, done.flags) == ({"own": 1}, {"own": ["unasked"]})
+    assert (done.over_limit, done.flags) == ({"own": 1}, {"own": ["over_limit"]})
 
 
 def test_skipped_items_are_counted_in_the_summary_including_rows_of_an_earlier_run(
@@ -272,16 +272,16 @@ def test_skipped_items_are_counted_in_the_summary_including_rows_of_an_earlier_r
     words = ["data=jsonl", rows(5), "progress=false", "model=own", "model.vlm.name=m", "pipeline.budget=5"]
     first = run(compose(*words, "preview=2"), engines=engines)
     # A caption, two checks, a question and one of two answers, which nothing is left to check.
-    assert first.unasked == {"raw_answers": 2, "final_details": 2}
+    assert first.over_limit == {"raw_answers": 2, "final_details": 2}
     again = run(compose(*words), engines=engines)
     assert (again.done, again.reused) == (5, 2)
-    assert again.unasked == {"raw_answers": 5, "final_details": 5}
-    assert json.loads((again.output / "summary.json").read_text())["unasked"] == again.unasked
+    assert again.over_limit == {"raw_answers": 5, "final_details": 5}
+    assert json.loads((again.output / "summary.json").read_text())["over_limit"] == again.over_limit
     assert "skipped by limits and budget: 5 of final_details, 5 of raw_answers" in again.screen()
     taken = [json.loads(line)["usage"][0] for line in journal(again.output)]
     assert taken == [5] * 5
     lines = (again.output / "captions.jsonl").read_text().splitlines()
-    flags = {"raw_answers": ["unasked"], "final_details": ["unasked"]}
+    flags = {"raw_answers": ["over_limit"], "final_details": ["over_limit"]}
     assert [json.loads(line)["flags"] for line in lines] == [flags] * 5
 
 
@@ -339,7 +339,7 @@ async def test_a_skipped_fusion_loses_no_detail(recording_client: Any):
     details = ["The dog is brown.", "A dog is there."]
     caption = await fuse(recorder.client, context=["A dog."], object_info=details, position_info=details)
     assert caption == "A dog. The dog is brown."
-    assert recorder.flags == ["unasked", "fallback"]
+    assert recorder.flags == ["over_limit", "fallback"]
 
 
 def test_the_main_caption_comes_before_what_is_written_from_its_facts(compose: Compose):
@@ -366,4 +366,4 @@ def test_a_caption_of_which_not_all_can_be_checked_gives_way_to_the_checked_fact
     assert row["checked_sentences"] == []
     assert row["final_caption"] == row["assembled_caption"]
     assert "The dog is brown." in row["final_caption"]
-    assert summary.unasked["checked_sentences"] == len(row["fused_sentences"])
+    assert summary.over_limit["checked_sentences"] == len(row["fused_sentences"])

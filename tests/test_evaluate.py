@@ -86,7 +86,7 @@ def test_capsbench_of_given_captions_without_a_pipeline(compose: Compose, tmp_pa
     assert "category" not in screen
     row = json.loads((tmp_path / "run" / "captions.jsonl").read_text().splitlines()[0])
     assert row["capsbench"]["sonnet"]["accuracy"] == {"count": 3, "of": 3}
-    assert row["capsbench_answers"][0]["told"] == "yes"
+    assert row["capsbench_answers"][0]["answer"] == "yes"
 
 
 def test_a_run_without_a_model_opens_none(typed: Callable[..., int], opened: list[Any], tmp_path: Path):

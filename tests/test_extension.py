@@ -83,7 +83,7 @@ def summary_of(folder: str) -> dict[str, Any]:
 def test_its_replies_are_reused_unless_a_setting_may_change_them(plugged: Command, capsys):
     assert plugged(*WORDS) == 0
     assert plugged(*WORDS, "output=again") == 0
-    assert summary_of("again")["requests"] == {"asked": 3, "reused": 3, "retried": 0}
+    assert summary_of("again")["requests"] == {"total": 3, "reused": 3, "retried": 0}
     assert plugged(*WORDS, "output=loud", "engine.args.shout=true") == 0
     assert summary_of("loud")["requests"]["reused"] == 0
     assert summary_of("loud")["models"] == {"vlm": "swatches/palette palette args.shout=true"}

@@ -128,7 +128,7 @@ def calibrate(
             labels=len(statements),
             images=every.images,
             given=given,
-            pictures=describe_data(settings),
+            source=describe_data(settings),
             confidence=round(final_confidence, 6),
             scope=scope(pipeline, step, settings, given=given),
             identities=identities(pipeline, step, run.summary.get("models", {}), given=given),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "calibration.json"
 
 
@@ -58,7 +58,7 @@ class StepCalibration:
     """Number of images that they are about."""
     given: bool
     """Whether the data had the labelled statements (`labels=`), so that earlier steps do not matter."""
-    pictures: str
+    source: str
     """Description of the labelled images' source."""
     confidence: float
     """Confidence of each promise, corrected for earlier calibrations of the run with other labels."""

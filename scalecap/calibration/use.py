@@ -33,7 +33,7 @@ class AppliedPromise:
         return (
             f"guaranteed with {100 * made.confidence:g} % confidence:"
             f" {promise_text(self.wrong, given=made.given)} ({labels}, {found.bound} bound;"
-            f" {made.pictures}{whose})"
+            f" {made.source}{whose})"
         )
 
 
@@ -121,10 +121,10 @@ def _refused(step: str, settings: Settings, changes: list[str]) -> str:
 def data_notes(applied: Mapping[str, AppliedPromise], settings: Settings) -> list[str]:
     """Notes on promises whose labels are of other data than the run's."""
     return [
-        f"{step}: labels are of images from {promise.calibration.pictures}; the guarantee holds if this run's"
+        f"{step}: labels are of images from {promise.calibration.source}; the guarantee holds if this run's"
         " images come from the same distribution."
         for step, promise in applied.items()
-        if not promise.calibration.given and promise.calibration.pictures != describe_data(settings)
+        if not promise.calibration.given and promise.calibration.source != describe_data(settings)
     ]
 
 

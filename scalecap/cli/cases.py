@@ -124,12 +124,12 @@ def run_case(case: Case, settings: Settings) -> list[str]:
 
 async def _take(case: Case, pipeline: Pipeline, script: "Script") -> Finished:
     columns = {name: value for name, value in case.row.items() if name != "image"}
-    row = Row(0, columns, partial(_picture, case.row.get("image", "gray")))
+    row = Row(0, columns, partial(_image, case.row.get("image", "gray")))
     with image_pool() as images:
         return await pipeline.run_row(row, script, images)  # type: ignore[arg-type]
 
 
-def _picture(cell: Any) -> Any:
+def _image(cell: Any) -> Any:
     """A small image of one colour, or the image at a path."""
     with suppress(ValueError):
         cell = Pillow.new("RGB", (28, 28), ImageColor.getrgb(str(cell)))

@@ -238,8 +238,8 @@ def _decode(file: BinaryIO, name: str) -> Image:
     try:
         # For EPS alone Pillow starts an external program.
         Pillow.init()
-        with Pillow.open(file, formats=[each for each in Pillow.ID if each != "EPS"]) as picture:
-            return _to_image(picture, name)
+        with Pillow.open(file, formats=[each for each in Pillow.ID if each != "EPS"]) as image:
+            return _to_image(image, name)
     except RowError:
         raise
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
@@ -250,16 +250,16 @@ def _decode(file: BinaryIO, name: str) -> Image:
         raise _decode_error(name, error) from error
 
 
-def _to_image(picture: Pillow.Image, name: str) -> Image:
+def _to_image(image: Pillow.Image, name: str) -> Image:
     """The first frame as `Image`. Raises RowError and whatever decoders raise."""
-    width, height = picture.size
+    width, height = image.size
     most = Pillow.MAX_IMAGE_PIXELS
     if most is not None and width * height > most:
         raise RowError("too_large", f"{name} has {width}×{height} pixels; the limit is {most}: scale it down")
     if not width * height:
         raise RowError("unreadable_image", f"{name} has {width}×{height} pixels")
-    picture.load()
-    return Image.of(_fit_size(_orient(_to_rgb(picture), picture)))
+    image.load()
+    return Image.of(_fit_size(_orient(_to_rgb(image), image)))
 
 
 def _decode_error(name: str, error: Exception) -> RowError:
@@ -269,19 +269,19 @@ def _decode_error(name: str, error: Exception) -> RowError:
     return RowError("unreadable_image", f"can't decode {name}: {error or type(error).__name__}")
 
 
-def _to_rgb(picture: Pillow.Image) -> Pillow.Image:
-    if picture.mode.startswith(("I", "F")):
-        return _to_8_bits(picture).convert("RGB")
-    if picture.has_transparency_data:
-        white = Pillow.new("RGBA", picture.size, "white")
-        return Pillow.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-    return picture.convert("RGB")
+def _to_rgb(image: Pillow.Image) -> Pillow.Image:
+    if image.mode.startswith(("I", "F")):
+        return _to_8_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        white = Pillow.new("RGBA", image.size, "white")
+        return Pillow.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
-def _to_8_bits(picture: Pillow.Image) -> Pillow.Image:
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float32), posinf=0.0, neginf=0.0).clip(min=0)
+def _to_8_bits(image: Pillow.Image) -> Pillow.Image:
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0).clip(min=0)
     top = float(values.max())
-    scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
+    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
     full = next((scale for scale in scales if top <= scale), top)
     return Pillow.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
 

@@ -60,11 +60,11 @@ def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
         raise DataError(f"image={image!r}: the data has no such column; available: {', '.join(columns)}")
     feature = datasets.Image()
     cells = [_encode_cell(feature, cell, row) for row, cell in enumerate(columns.pop(image))]
-    pictures = datasets.Dataset.from_dict({image: cells}, features=datasets.Features({image: feature}))
+    images = datasets.Dataset.from_dict({image: cells}, features=datasets.Features({image: feature}))
     if not columns:
-        return pictures
+        return images
     others = datasets.Dataset.from_dict(columns)
-    return datasets.concatenate_datasets([others, pictures], axis=1)
+    return datasets.concatenate_datasets([others, images], axis=1)
 
 
 def _encode_cell(feature: Any, cell: Any, row: int) -> Any:

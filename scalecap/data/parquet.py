@@ -94,7 +94,7 @@ class ImageRef:
         content = None
         if self.pixels:
             try:
-                content = _stream(self.file, self.stamp, self.group, self.pixels).picture(self.row)
+                content = _stream(self.file, self.stamp, self.group, self.pixels).image(self.row)
             except Exception as error:  # pyarrow and file systems raise many types
                 reason = f"can't read the image of {self.name!r}: {error_text(error)}"
                 raise RowError("unreadable_image", reason) from error
@@ -119,7 +119,7 @@ class _ImageStream:
         self._held: deque[list[Any]] = deque(maxlen=MAX_BATCHES)
         self._next, self._rows = 0, self._parquet.metadata.row_group(self._group).num_rows
 
-    def picture(self, row: int) -> bytes | None:
+    def image(self, row: int) -> bytes | None:
         """The image of a row (its number in the row group, from 0); None for a null."""
         with self._lock:
             if not self._whole or row < self._next - sum(map(len, self._held)):
@@ -274,7 +274,7 @@ def _row(
     here = () if "://" in table.file.url else (Path(table.file.url).parent,)
     folders = (*here, Path.cwd())
     within = None if data.allow_outside else here
-    picture = ImageRef(
+    image = ImageRef(
         *(table.file, table.stamp, table.pixels, group, row, path, path or place, folders),
         allow_urls=data.allow_urls,
         within=within,
@@ -283,9 +283,9 @@ def _row(
     columns[data.image] = json_safe(path or place) if table.pixels else json_safe(path)
     mark = table.stamp if table.pixels else image_stamp(path, folders=folders)
     return Row(
-        *(index, columns, picture.open),
+        *(index, columns, image.open),
         stamp=mark,
-        read_image=picture.read,
-        find_image=picture.find,
+        read_image=image.read,
+        find_image=image.find,
         id=place,
     )

@@ -151,12 +151,12 @@ class BesideImages:
         row = captioned_row(each)
         if row.find_image is None:
             raise RowError("no_file", "the image is not a local file")
-        picture = Path(os.path.abspath(row.find_image()))  # the path that was checked, links unresolved
+        image = Path(os.path.abspath(row.find_image()))  # the path that was checked, links unresolved
         check_unchanged(each, self._image)
-        path = picture.with_suffix(self._suffix)
+        path = image.with_suffix(self._suffix)
         if not self._seen.add(str(path)):
             raise RowError("taken", f"{str(path)!r} is the sidecar of another image")
-        if path == picture:
+        if path == image:
             raise RowError("taken", f"{str(path)!r} is the image itself")
         return path
 

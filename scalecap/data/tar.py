@@ -69,8 +69,8 @@ def tar_shards(folder: Path, *, samples: int, size: int) -> Iterator[TarWriter]:
             written.close()
 
 
-def _suffix(picture: bytes) -> str:
+def _suffix(image: bytes) -> str:
     """The file extension of the image's actual format."""
-    with Pillow.open(io.BytesIO(picture)) as opened:
+    with Pillow.open(io.BytesIO(image)) as opened:
         name = (opened.format or "bin").lower()
     return _SUFFIXES.get(name, name)

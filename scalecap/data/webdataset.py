@@ -182,15 +182,15 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
 def _row(key: str, members: list[Member], image: str, tar: IO[bytes]) -> Row:
     cell, id = f"{members[0].file.name}#{json_safe(key)}", _id(members[0].file, key)
     try:
-        picture = _image_member(cell, members, image)
+        member = _image_member(cell, members, image)
         columns = {
-            image: str(picture),
+            image: str(member),
             KEY_COLUMN: json_safe(key),
             **_text_columns(members, {image, KEY_COLUMN}, tar),
         }
     except RowError as error:
         return unreadable_row(0, {image: cell}, error, id=id)
-    return Row(0, columns, picture.open, read_image=picture.read, id=id)
+    return Row(0, columns, member.open, read_image=member.read, id=id)
 
 
 def _extension(member: Member) -> str:
@@ -203,10 +203,10 @@ def _image_member(cell: str, members: list[Member], image: str) -> Member:
     found = [member for member in members if _extension(member) == image.lower()]
     found = found or [member for member in members if member.name.lower().endswith(SUFFIXES)]
     if not found:
-        raise RowError("no_picture", f"sample {cell!r} has no image: its files are {names}")
+        raise RowError("no_image", f"sample {cell!r} has no image: its files are {names}")
     if len(found) > 1:
         raise RowError(
-            "two_pictures",
+            "two_images",
             f"sample {cell!r} has {len(found)} images ({', '.join(each.name for each in found)});"
             " choose one by data.image=EXTENSION",
         )

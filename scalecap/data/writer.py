@@ -204,8 +204,8 @@ class _Shards:
             return each.row
         cell = each.row.get(self._image)
         name = cell.get("path") if isinstance(cell, Mapping) else cell
-        picture = {"bytes": each.image_file, "path": name} if each.image_file else None
-        return {**each.row, self._image: picture}
+        image = {"bytes": each.image_file, "path": name} if each.image_file else None
+        return {**each.row, self._image: image}
 
 
 def _cell(value: Any, type_: pa.DataType | None) -> Any:

@@ -17,7 +17,7 @@ class Allowance:
     """Requests left of the pipeline's budget."""
     items: float = math.inf
     """Items (texts, questions, draws …) left of the step's limit."""
-    unasked: int = 0
+    over_limit: int = 0
     """Items refused so far."""
     consulted: bool = False
     """Whether the stage has called `grant`."""
@@ -36,7 +36,7 @@ class Allowance:
             self.requests -= cost
             self.items -= 1
             granted += 1
-        self.unasked += len(costs) - granted
+        self.over_limit += len(costs) - granted
         return granted
 
     def check(self) -> None:

@@ -178,7 +178,7 @@ def _bind(
     unit: Callable[..., Any] = stage.unit
     if not problems:
         try:
-            unit = stage.unit(**settings) if stage.asks else partial(stage.unit, **settings)
+            unit = stage.unit(**settings) if stage.uses_model else partial(stage.unit, **settings)
         except (TypeError, ValueError) as error:
             problems.append(str(error))
         else:
@@ -208,7 +208,7 @@ def _limit(
     limit = given.get("limit")
     if limit is None:
         return None
-    if not stage.asks or getattr(stage.unit, "role", "") is None:
+    if not stage.uses_model or getattr(stage.unit, "role", "") is None:
         problems.append(f"limit: {stage.name} sends no requests to a model")
     try:
         expression: Expression = convert(str(limit) if type(limit) is int else limit, Expression, Sampling())

@@ -280,7 +280,7 @@ class StepClient:
         """See `scalecap.stages.ModelClient`."""
         granted = self._allowance.grant(costs)
         if granted < len(costs):
-            self.mark("unasked")
+            self.mark("over_limit")
         return granted
 
     async def _send(self, role: str, request: Request) -> Reply:

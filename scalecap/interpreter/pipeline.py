@@ -53,15 +53,15 @@ class Finished:
     image_hash: str = ""
     """`Image.hash` of the row's image; empty if no step needs it or it could not be opened."""
     usage: RowUsage = NOTHING_USED
-    unasked: Mapping[str, int] = field(default_factory=dict)
-    """Step to the number of items that its limit or the pipeline's budget left unasked."""
+    over_limit: Mapping[str, int] = field(default_factory=dict)
+    """By step, the number of items beyond its limit or the pipeline's budget."""
 
 
 class Pipeline:
     """Sorted steps, each after those that it reads from.
 
     With a `budget`, steps that send requests run one after the other in this order, each with what the steps
-    before it left: which items are asked about never depends on which reply comes first. Metrics are exempt.
+    before it left: which items get a request never depends on which reply comes first. Metrics are exempt.
     """
 
     def __init__(self, steps: Sequence[Step], budget: int | None = None) -> None:
@@ -173,7 +173,7 @@ class _RowRun:
         self.values: dict[str, Any] = {**row.columns, "row_id": row.id}
         self.errors: dict[str, Exception] = {}
         self.flags: dict[str, set[str]] = {step.name: set() for step in pipeline.steps}
-        self.unasked: dict[str, int] = {}
+        self.over_limit: dict[str, int] = {}
         self.spent, self.metrics_usage = StepUsage(), StepUsage()
         self.tasks: dict[str, asyncio.Task[bool]] = {}
         """Step to the task of its group, which returns whether the columns were written."""
@@ -234,8 +234,8 @@ class _RowRun:
         except Exception as error:
             self.errors[step.name] = error
             raise _StepFailed from error
-        if allowance.unasked:
-            self.unasked[step.name] = self.unasked.get(step.name, 0) + allowance.unasked
+        if allowance.over_limit:
+            self.over_limit[step.name] = self.over_limit.get(step.name, 0) + allowance.over_limit
         return written | edits
 
     def _finished(self) -> Finished:
@@ -253,7 +253,7 @@ class _RowRun:
             {name: sorted(flags) for name, flags in self.flags.items() if flags},
             self.image.hash if self.image else "",
             RowUsage(*(getattr(usage, name) for name in RowUsage._fields)),
-            {name: self.unasked[name] for name in steps if name in self.unasked},
+            {name: self.over_limit[name] for name in steps if name in self.over_limit},
         )
 
 

@@ -60,7 +60,7 @@ class Step:
     otherwise: str | None = None
     """The column whose value it takes when skipped; None leaves it empty."""
     limit: Expression | None = None
-    """Maximum number of items that it asks about, an expression over columns and `budget_left`."""
+    """Maximum number of items that it sends, an expression over columns and `budget_left`."""
     adds_to: str | None = None
     """The column that its texts are appended to before the steps from there run again; see `loops.py`."""
     rounds: int = 1
@@ -118,7 +118,7 @@ class Step:
         for name, parameter in self.stage.settings.items():
             if parameter.annotation == Role:
                 return str(self.settings[name])
-        return getattr(self.stage.unit, "role", "vlm") if self.stage.asks else None
+        return getattr(self.stage.unit, "role", "vlm") if self.stage.uses_model else None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.stage.name}([{', '.join(self.reads)}]) -> [{', '.join(self.writes)}]"
@@ -156,7 +156,7 @@ class Step:
                 f", once an item of {lists}" if lists else "",
                 f" where {where.source}" if (where := self.settings.get("where")) else "",
                 f", {samples} samples" if samples else "",
-                ", with the picture" if self.image_parameters else "",
+                ", with the image" if self.image_parameters else "",
                 *(f", with each of {column}" for column in self._regions),
             ]
         )
@@ -199,11 +199,11 @@ class Step:
             if self.stage.columns[parameter].kind == "regions":
                 arguments[parameter] = [region and region.image for region in arguments[parameter]]
         try:
-            result = self.unit(client, **arguments) if self.stage.asks else self.unit(**arguments)
+            result = self.unit(client, **arguments) if self.stage.uses_model else self.unit(**arguments)
             if inspect.isawaitable(result):
                 result = await result
         except BudgetExhausted:
-            client.allowed([1])  # counts and flags one item as unasked
+            client.allowed([1])  # counts and flags one item as over the limit
             return self._skipped(values)
         parts = result if self.stage.side else (result,)
         if not isinstance(parts, tuple) or len(parts) != len(self.writes):

@@ -47,7 +47,7 @@ class Capsbench:
                 {
                     "caption": name,
                     "question": each["question"],
-                    "told": reply.option,
+                    "answer": reply.option,
                     "p": reply.p,
                     "right": hit,
                     "mass": reply.mass,

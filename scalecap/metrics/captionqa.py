@@ -1,4 +1,4 @@
-"""CaptionQA: how useful a caption is in place of its picture (Yang et al. 2025, arXiv 2511.21025)."""
+"""CaptionQA: how useful a caption is in place of its image (Yang et al. 2025, arXiv 2511.21025)."""
 
 import hashlib
 import random
@@ -42,7 +42,7 @@ class Captionqa:
             measured[name] = {
                 "score": {"count": sum(each["score"] for each in answered), "of": len(answered)},
                 "accuracy": share(each["right"] for each in answered),
-                "unanswered": share(each["told"] in (CANNOT, "") for each in answered),
+                "unanswered": share(each["answer"] in (CANNOT, "") for each in answered),
                 "words": len(caption.split()),
                 "category": by_category(
                     (category, each["right"])
@@ -65,7 +65,7 @@ class Captionqa:
         score = 1.0 if option == right else 1 / len(offered) + 0.05 if option == CANNOT else 0.0
         return {
             "question": text,
-            "told": option,
+            "answer": option,
             "p": p,
             "right": option == right,
             "score": score,

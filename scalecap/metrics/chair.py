@@ -13,11 +13,11 @@ COCO = Path(__file__).with_name("coco.txt")
 
 @stage(better={"chair_i": "lower", "chair_s": "lower", "words": "neither"})
 class Chair:
-    """Objects named in each caption against the list of those in the picture.
+    """Objects named in each caption against the list of those in the image.
 
     `chair_i` is the share of mentions whose object is not there, `chair_s` the share of captions with
     one; `recall` is how many of the objects, of those in the vocabulary, are named at all, without which
-    short captions win. `objects` has the names of what is in the picture, by any of their synonyms.
+    short captions win. `objects` has the names of what is in the image, by any of their synonyms.
 
     `vocabulary` is a text file of what can be found in a caption, one object per line: its name, then
     synonyms, separated by commas; regular plurals are added. `coco` is the packaged list of

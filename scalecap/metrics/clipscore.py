@@ -11,7 +11,7 @@ from scalecap.threads import DaemonPool
 
 @stage(requires={"torch": "scalecap[cpu]", "transformers": "scalecap[cpu]"}, better={"cut": "lower"})
 class Clipscore:
-    """2.5 · max(cos, 0) between picture and caption (Hessel et al. 2021, arXiv 2104.08718).
+    """2.5 · max(cos, 0) between image and caption (Hessel et al. 2021, arXiv 2104.08718).
 
     As there, a caption is read after the words "A photo depicts". CLIP reads 77 tokens or as many as the
     model was made for; the share of captions that are longer, and so not read to their end, is `cut`.

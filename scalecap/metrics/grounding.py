@@ -14,7 +14,7 @@ GREEDY = Sampling(temperature=0, max_tokens=256)
 
 @stage(side=["answers"], better={"unanswered": "lower", "statements": "neither", "words": "neither"})
 class Grounding:
-    """The share of a caption's sentences that the judge finds in the picture, and its mean P(yes).
+    """The share of a caption's sentences that the judge finds in the image, and its mean P(yes).
 
     With a prompt `claims` the judge first splits each sentence into atomic claims, one per line, and
     answers about these instead, as FActScore does with texts (Min et al. 2023, arXiv 2305.14251). The

@@ -1,4 +1,4 @@
-"""Questions about the picture, answered from the caption alone (the Prism way of the ScaleCap paper)."""
+"""Questions about the image, answered from the caption alone (the Prism way of the ScaleCap paper)."""
 
 import re
 import string
@@ -50,7 +50,14 @@ class Qa:
                 right = plain(option) in {plain(str(each)) for each in accepted}
             measured[name] = {"accuracy": int(right), "words": len(caption.split())}
             answers.append(
-                {"caption": name, "question": question, "told": option, "p": p, "right": right, "mass": mass}
+                {
+                    "caption": name,
+                    "question": question,
+                    "answer": option,
+                    "p": p,
+                    "right": right,
+                    "mass": mass,
+                }
             )
         return measured, answers
 

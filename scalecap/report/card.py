@@ -44,11 +44,11 @@ def card(run: Run, repo: str, license: str, columns: pa.Schema) -> DatasetCard:
             }
         ],
     )
-    parts = [f"---\n{data.to_yaml()}\n---", *_parts(run, repo, license, _pictures(run, columns))]
+    parts = [f"---\n{data.to_yaml()}\n---", *_parts(run, repo, license, _images(run, columns))]
     return DatasetCard("\n\n".join(parts) + "\n")
 
 
-def _pictures(run: Run, columns: pa.Schema) -> str:
+def _images(run: Run, columns: pa.Schema) -> str:
     """Whether the images are in the data set."""
     if run.image not in columns.names:
         return "The images are not included."
@@ -58,14 +58,14 @@ def _pictures(run: Run, columns: pa.Schema) -> str:
     return f"The images are not included; the column {code(run.image)} has their names."
 
 
-def _parts(run: Run, repo: str, license: str, pictures: str) -> Iterator[str]:
+def _parts(run: Run, repo: str, license: str, images: str) -> Iterator[str]:
     """The card's paragraphs."""
     summary = run.summary
     yield f"# {_plain(repo.rpartition('/')[2])}"
     yield (
         "Captions made with scalecap: a vision-language model describes an image, its statements are checked"
         " against the image, and a caption is written from those that passed. Models wrote them, so they may"
-        f" contain errors. {pictures}"
+        f" contain errors. {images}"
     )
     yield fenced(f'import datasets\n\nrows = datasets.load_dataset("{repo}", split="train")', "python")
     if license == "unknown":

@@ -80,7 +80,7 @@ class Line:
     def requests(self) -> tuple[int, int] | None:
         """Numbers of computed requests and of all, including cached ones; None without a summary."""
         requests = self.run.summary.get("requests")
-        return requests and (int(requests["asked"]) - int(requests["reused"]), int(requests["asked"]))
+        return requests and (int(requests["total"]) - int(requests["reused"]), int(requests["total"]))
 
     @property
     def seconds(self) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from scalecap.report.page import Block, batches, block, picture_blocks, templates
+from scalecap.report.page import Block, batches, block, image_blocks, templates
 from scalecap.report.thumbnails import thumbnails
 from scalecap.run.folder import WORD, Row, Run
 from scalecap.stats import label
@@ -55,7 +55,7 @@ def _blocks(comparison: "Comparison", jobs: list[str], rows: list[Row]) -> Itera
     for number, batch in enumerate(batches(compared)):
         yield block(f"rows-{number}", batch)
     if comparison.baseline:
-        yield from picture_blocks(thumbnails(comparison.baseline, rows))
+        yield from image_blocks(thumbnails(comparison.baseline, rows))
     yield block("index", _index(comparison, compared))
     yield block("chart", _chart(comparison, jobs))
 
@@ -110,7 +110,7 @@ def _side_by_side(comparison: "Comparison", own: list[Row]) -> list[dict[str, An
                     "numbers": [] if partner is None else _metrics(comparison, run, partner),
                 }
             )
-        rows.append({"name": comparison.baseline.picture_name(row), "jobs": jobs})
+        rows.append({"name": comparison.baseline.image_name(row), "jobs": jobs})
     return rows
 
 

@@ -91,9 +91,9 @@ def batches(values: Iterable[T], size: int = BLOCK_ROWS) -> Iterator[list[T]]:
         yield batch
 
 
-def picture_blocks(pictures: Sequence[bytes | str]) -> Iterator[Block]:
+def image_blocks(images: Sequence[bytes | str]) -> Iterator[Block]:
     """Packs thumbnails (WebP), or the reason why there is none, in blocks parallel to those of the rows."""
-    for number, batch in enumerate(batches(pictures)):
+    for number, batch in enumerate(batches(images)):
         cells = [
             {"none": each} if isinstance(each, str) else {"webp": base64.b64encode(each).decode()}
             for each in batch

@@ -88,7 +88,7 @@ def row_view(run: Run, row: Row) -> RowView:
         else:
             other.append((column, value if isinstance(value, str) else _pretty(value)))
     return {
-        "name": run.picture_name(row),
+        "name": run.image_name(row),
         "error": row.get("error"),
         "flags": row.get("flags") or {},
         "numbers": [(label(name), value) for name, value in metrics],
@@ -205,7 +205,7 @@ def _reason(score: Mapping[str, Any], step: Mapping[str, Any]) -> str:
     """Why a text was dropped."""
     if isinstance(score.get("reason"), str):
         return str(score["reason"])
-    if score.get("asked") is False:
+    if score.get("checked") is False:
         return "not checked: the request budget was used up"
     threshold = step.get("threshold")
     limit = f" is below {threshold:g}" if isinstance(threshold, int | float) else ""

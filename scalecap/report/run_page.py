@@ -14,7 +14,7 @@ from typing import Any
 from scalecap.calibration import record
 from scalecap.data.files import redact_urls
 from scalecap.report.labelling import draw, large
-from scalecap.report.page import Block, batches, block, picture_blocks, templates
+from scalecap.report.page import Block, batches, block, image_blocks, templates
 from scalecap.report.row import row_metrics, row_view
 from scalecap.report.thumbnails import thumbnails
 from scalecap.rows import Row as DataRow
@@ -77,10 +77,10 @@ def write_report(
     return path
 
 
-def _blocks(run: Run, rows: Sequence[Row], pictures: Sequence[bytes | str]) -> Iterator[Block]:
+def _blocks(run: Run, rows: Sequence[Row], images: Sequence[bytes | str]) -> Iterator[Block]:
     for number, batch in enumerate(batches(rows)):
         yield block(f"rows-{number}", [row_view(run, row) for row in batch])
-    yield from picture_blocks(pictures)
+    yield from image_blocks(images)
     yield block("index", index(run, rows))
 
 

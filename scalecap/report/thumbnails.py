@@ -60,8 +60,8 @@ def thumbnails(
             sides = dict.fromkeys(range(len(rows)), thumbnail_size(len(rows))) | dict.fromkeys(
                 large, SIZES[0][1]
             )
-            for number, picture in _load(run, rows, matched, sides):
-                found[number] = picture
+            for number, image in _load(run, rows, matched, sides):
+                found[number] = image
     except Exception as error:  # a page without images is better than none
         known = isinstance(error, DataError | RowError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"

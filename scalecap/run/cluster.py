@@ -51,7 +51,7 @@ class Actor:
             budget=settings.pipeline.budget,
         )
         self._cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
-        self._pictures = image_pool()
+        self._images = image_pool()
         self._opening: asyncio.Task[None] | None = None
 
     async def open(self) -> tuple[dict[str, str], int]:
@@ -76,7 +76,7 @@ class Actor:
     async def take(self, row: Row) -> tuple[Finished, RunUsage, int]:
         """Captions one row. Returns it, the usage since the last call, and the rows to have in flight."""
         await self.open()
-        finished = await self._pipeline.run_row(row, self._dispatcher, self._pictures)
+        finished = await self._pipeline.run_row(row, self._dispatcher, self._images)
         usage, self._dispatcher.usage = self._dispatcher.usage, RunUsage()
         # The driver has the row; its image is not sent back.
         stub = Row(row.index, {}, _no_image)

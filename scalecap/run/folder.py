@@ -151,7 +151,7 @@ class Run:
         """The column of the image."""
         return str((self.config.get("data") or {}).get("image", "image"))
 
-    def picture_name(self, row: Row) -> str:
+    def image_name(self, row: Row) -> str:
         """The name of the row's image in the data, or the row's id where the image has no name."""
         return image_name(row.get(self.image)) or str(row.get("row_id") or "")
 

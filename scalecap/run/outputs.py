@@ -63,7 +63,7 @@ def record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "flags": finished.flags,
         "error": finished.error,
         "usage": list(finished.usage),
-        **({"unasked": dict(finished.unasked)} if finished.unasked else {}),
+        **({"over_limit": dict(finished.over_limit)} if finished.over_limit else {}),
         **({"edits": dict(finished.row.edits)} if finished.row.edits else {}),
         **({"part": list(finished.row.part)} if finished.row.part else {}),
     }

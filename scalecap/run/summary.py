@@ -85,7 +85,7 @@ class Summary:
     """By metric step: its measures of which the highest is not the best, `lower` or `neither`."""
     flags: dict[str, Counter[str]] = field(default_factory=dict)
     """By step and flag: number of rows."""
-    unasked: Counter[str] = field(default_factory=Counter)
+    over_limit: Counter[str] = field(default_factory=Counter)
     """By step: items (texts, questions, samples …) skipped by a limit or the request budget."""
     errors: MessageCounts = field(default_factory=MessageCounts)
     """By step and kind; messages that differ only in names, paths or numbers count as one."""
@@ -143,7 +143,7 @@ class Summary:
                 self.errors.add(f"{error['step'] or 'row'}: {error['kind']}: {error['message']}")
             for step, flags in record["flags"].items():
                 self.flags.setdefault(step, Counter()).update(flags)
-            self.unasked.update(record.get("unasked") or {})
+            self.over_limit.update(record.get("over_limit") or {})
             for step, column in checks.items():
                 for each in record["columns"].get(column) or []:
                     if isinstance(each, Mapping):
@@ -197,7 +197,7 @@ class Summary:
                 self.notes.append(f"{what}: {count:,} ({reason}).")
 
     def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
-        if check.get("asked") is False:
+        if check.get("checked") is False:
             return
         if "kept" in check:
             (self.kept if check["kept"] else self.dropped)[step] += 1
@@ -253,7 +253,7 @@ class Summary:
                 "reused": self.reused,
                 "left_out": self.left_out,
             },
-            "requests": {"asked": total.requests, "reused": total.reused, "retried": total.retried},
+            "requests": {"total": total.requests, "reused": total.reused, "retried": total.retried},
             "tokens": {
                 "prompt": total.prompt_tokens,
                 "prompt_cached": total.cached_tokens,
@@ -272,7 +272,7 @@ class Summary:
             "promises": self.promises,
             "choices": {
                 step: {
-                    "asked": masses.total(),
+                    "total": masses.total(),
                     "unanswered": self.unanswered[step],
                     "median_mass": _median(masses),
                 }
@@ -281,7 +281,7 @@ class Summary:
             "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
             "better": self.better,
             "flags": {step: dict(flags) for step, flags in sorted(self.flags.items())},
-            "unasked": dict(sorted(self.unasked.items())),
+            "over_limit": dict(sorted(self.over_limit.items())),
             "errors": dict(self.errors.most_common(100)),
             "steps": {
                 name: vars(count) | {"cached_share": count.cached_share}
@@ -324,9 +324,9 @@ class Summary:
             lines.append(
                 f"  {step}: " + ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
             )
-        if self.unasked:
-            unasked = ", ".join(f"{count} of {step}" for step, count in sorted(self.unasked.items()))
-            lines.append(f"  skipped by limits and budget: {unasked}")
+        if self.over_limit:
+            over_limit = ", ".join(f"{count} of {step}" for step, count in sorted(self.over_limit.items()))
+            lines.append(f"  skipped by limits and budget: {over_limit}")
         cached = f" ({total.cached_tokens} cached)" if total.reported_tokens else ""
         lines.append(
             f"  {total.requests} requests ({total.reused} from the cache),"

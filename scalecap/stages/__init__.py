@@ -6,7 +6,7 @@ after it:
     @stage
     def parse_questions(text: str, *, max_questions: int = 20) -> list[str]: ...
 
-A stage that asks a model is a class: settings first, one async call after. Rows share the object,
+A stage that uses a model is a class: settings first, one async call after. Rows share the object,
 so a call never writes to `self`. With side columns it returns a tuple:
 
     @stage(side=["scores"])
@@ -18,16 +18,18 @@ so a call never writes to `self`. With side columns it returns a tuple:
 The name is the function's, or the class's in snake_case; outside this package it begins with the
 outer package's name (`package/name`). `variables` names what fills each prompt. A class may define
 `check(self, columns) -> str | None`, given the names of the column parameters that are bound: the
-text of a problem that is found before any model loads. One that only marks rows says `role = None`.
-What a stage imports beyond this package's own dependencies it declares, so that a run without it
-ends before a model loads: `@stage(requires={"nltk": "scalecap[metrics]"})`, module to what pip
-installs. A class that needs files too may define `missing(self) -> str | None`, what is not there;
-`close(self)`, if it is there, is called when the run ends.
-A metric declares the measures of which the highest is not the best, for comparisons to mark the right run:
-`@stage(better={"wrong": "lower", "words": "neither"})`.
-A stage whose columns depend on its settings defines `shape(stage, given) -> Stage` (see `Stage.for_step`).
-One that cuts the picture returns `Regions` (`scalecap.stages.regions.cut` makes one), one that is shown such
-parts takes `Views`.
+text of a problem, reported before any model loads. A class that uses `client` only to set flags declares
+`role = None`.
+
+A stage declares what it imports beyond this package's own dependencies, so that a missing library is
+reported before a model loads: `@stage(requires={"nltk": "scalecap[metrics]"})` maps a module to what to pip
+install. A class that needs files may also define `missing(self) -> str | None`, which names the missing
+one; `close(self)`, if defined, is called when the run ends.
+
+A metric declares the measures for which higher is not better, so that comparisons mark the right run:
+`@stage(better={"wrong": "lower", "words": "neither"})`. A stage whose columns depend on its settings defines
+`shape(stage, given) -> Stage` (see `Stage.for_step`). A stage that crops the image returns `Regions` (made by
+`scalecap.stages.regions.cut`); a stage that shows such regions to a model takes `Views`.
 """
 
 from scalecap.engines.base import Chosen, Generated, Image, PromptTooLong, Sampling, Scored

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from scalecap.stages import Image, ModelClient, Role, stage, together
 from scalecap.stages.choices import LETTERS, list_options
-from scalecap.stages.scores import Score, unasked_score
+from scalecap.stages.scores import Score, unchecked_score
 from scalecap.stages.verify import check_threshold
 from scalecap.text.templates import Template
 
@@ -15,16 +15,16 @@ _Answered = tuple[list[float], list[float | None]]
 
 @stage(side=["scores"])
 class Choose:
-    """Of each group of statements the one that the picture supports best, if it is likely enough.
+    """From each group of statements, the one that the image supports best, if it is likely enough.
 
     `texts` are statements and `about` the group of each (as `generate` writes both, with `each` and
-    `parse: lines`). A group keeps its likeliest statement when that has `threshold` or more.
+    `parse: lines`). A group keeps its likeliest statement if its probability is at least `threshold`.
 
     With `statement_prompt` each statement is a yes/no check, and the likeliest has the highest P(yes). With
     `prompt`, which lists the `options` by letter, "None of these." last, one request chooses among them:
-    cheaper, but models have a bias for certain letters, smaller ones more so, and the probabilities compare
-    the statements on offer, they are not probabilities of truth. Only the first 25 statements of a group are
-    then offered; a larger group is flagged "shortened".
+    cheaper, but models prefer certain letters, smaller ones more so, and the probabilities are relative to
+    the options, not probabilities of truth. Only the first 25 statements of a group are then offered; a
+    larger group is flagged "shortened".
 
     The side column `scores` has one record per group, in order: {text, p_yes (the likeliest statement and its
     probability), kept, mass (as in `verify`), options: [{text, p}], about}.
@@ -61,7 +61,7 @@ class Choose:
         allowed = client.allowed([1 if self.prompt else len(statements) for _, statements in order])
         scores = await together(self._choose(client, *each, image) for each in order[:allowed])
         scores += [
-            {**unasked_score(statements[0]), "options": [], "about": group}
+            {**unchecked_score(statements[0]), "options": [], "about": group}
             for group, statements in order[allowed:]
         ]
         return [score["text"] for score in scores if score["kept"]], scores
@@ -93,7 +93,7 @@ class Choose:
         return list(chosen.probabilities), [chosen.known_mass]
 
     async def _by_statement(self, client: ModelClient, statements: list[str], image: Image) -> _Answered:
-        """P(yes) of each statement by itself; 0 if it was not answered."""
+        """P(yes) of each statement alone; 0 if it was not answered."""
         assert self.statement_prompt is not None
         prompts = [self.statement_prompt.render(text=text) for text in statements]
         answers = await together(client.choose(prompt, image=image, model=self.model) for prompt in prompts)

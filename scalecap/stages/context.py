@@ -1,4 +1,4 @@
-"""What came with a picture, as texts that a prompt can show."""
+"""The texts that come with an image in the data, for use in prompts."""
 
 from typing import ClassVar
 
@@ -9,10 +9,9 @@ from scalecap.stages.split_sentences import split_sentences
 
 @stage(side=["about"])
 class Context:
-    """The sentences of columns of the row, and the items of those that are lists, such as tags.
+    """The sentences of the row's columns, and the items of lists, such as tags.
 
-    An empty value gives nothing, nor does a column that the row does not have. The side column `about` has
-    the name of each text's column.
+    Empty values and missing columns are skipped. The side column `about` has the name of each text's column.
     """
 
     role: ClassVar[None] = None

@@ -1,4 +1,4 @@
-"""Keep the clauses that the picture makes likelier: ScaleCap's contrastive sentence rating."""
+"""Keep the clauses that the image makes likelier: ScaleCap's contrastive sentence rating."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -14,7 +14,7 @@ Values = Literal["auto", "logits", "logprobs"]
 
 
 class Gap(NamedTuple):
-    """How much likelier the picture makes the token at characters `start:end`."""
+    """How much likelier the image makes the token at characters `start:end`."""
 
     start: int
     end: int
@@ -23,13 +23,13 @@ class Gap(NamedTuple):
 
 @stage(side=["scores"])
 class Contrast:
-    """Rates texts with and without the picture and keeps the clauses that it makes likelier.
+    """Rates texts with and without the image and keeps the clauses that the image makes likelier.
 
-    Each text is read twice as the reply to the same prompt, with the picture and without it. A token's
-    gap is its value with the picture minus that without; a clause (what commas cut a sentence into)
-    stays when the largest gap of its content words is above `threshold`, a sentence is what is left of
-    its clauses, and a clause without a content word goes with the others of its sentence (ScaleCap,
-    arXiv 2506.19848). `threshold: null` keeps everything and sends no requests.
+    Each text is scored twice as the reply to the same prompt, with and without the image. A token's gap
+    is its value with the image minus that without. A clause (a part of a sentence between commas) is kept
+    if the largest gap of its content words is above `threshold`; a clause without content words is kept if
+    another of its sentence is (ScaleCap, arXiv 2506.19848). `threshold: null` keeps everything and sends no
+    requests.
 
     `texts` is a caption, rated as a whole and reported by sentence, or a list of texts, each rated and
     reported by itself. The prompt is `prompt`, or for answers the column `questions`, one per text.
@@ -37,12 +37,12 @@ class Contrast:
     `words: all` rates every token, including punctuation, as the authors' release does. `values: logits`
     compares raw logits, as that release does, if the engine returns them (transformers, and vLLM with
     `logprobs_mode=raw_logits`); `values: logprobs` compares log-probabilities, a ratio of probabilities.
-    They differ at each token by how much the picture moves the log-sum of all logits there, which
-    log-probabilities have taken off. `auto` takes logits where there are any.
+    They differ at each token by the change of the log-sum-exp over the vocabulary, which log-probabilities
+    subtract. `auto` uses logits where available.
 
     The side column `scores` has {text, kept, remains, clauses: [{text, gap, kept}], tokens: [{text,
-    gap}]}; clauses and tokens cover the text once (a token stands where it begins), and a gap is null
-    if nothing was rated.
+    gap}]}; clauses and tokens cover the text once (a token belongs to the clause it begins in), and a gap is
+    null if nothing was rated.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ()}
@@ -57,7 +57,7 @@ class Contrast:
         model: Role = "vlm",
     ) -> None:
         if words == "content":
-            content_words("loads the lexicon now, while no row waits")
+            content_words("loads the lexicon now, before rows start")
         self.prompt, self.threshold, self.words, self.values = prompt, threshold, words, values
         self.model = model
 
@@ -92,7 +92,7 @@ class Contrast:
     async def _gaps(self, client: ModelClient, prompt: str, text: str, image: Image) -> list[Gap]:
         """The gap of each token."""
         seen, unseen = await together(
-            client.score(prompt, text, image=picture, model=self.model) for picture in (image, None)
+            client.score(prompt, text, image=image, model=self.model) for image in (image, None)
         )
         return find_gaps(seen, unseen, self.values)
 
@@ -137,13 +137,13 @@ class Contrast:
 
 
 def find_gaps(seen: Scored, unseen: Scored, values: Values) -> list[Gap]:
-    """Each token's value with the picture minus that without.
+    """Each token's value with the image minus that without.
 
     Raises:
         ValueError: the engine returns no raw logits, or tokenized the text differently the second time.
     """
     if [token[:2] for token in seen.tokens] != [token[:2] for token in unseen.tokens]:
-        raise ValueError("the engine tokenized the text differently without the picture")
+        raise ValueError("the engine tokenized the text differently without the image")
     pairs = list(zip(seen.tokens, unseen.tokens, strict=True))
     logits = [
         Gap(a.start, a.end, a.logit - b.logit)

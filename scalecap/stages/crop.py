@@ -1,4 +1,4 @@
-"""Cut parts out of the picture."""
+"""Crop regions out of the image."""
 
 import asyncio
 import math
@@ -8,19 +8,19 @@ from typing import Any, ClassVar
 from scalecap.stages import Image, ModelClient, Regions, stage
 from scalecap.stages.regions import Box, cut
 
-LEAST = 32
-"""Pixels that each side of a crop has at least, where the picture has as many."""
+MIN_SIDE = 32
+"""Minimum side of a crop in pixels, unless the image itself is smaller."""
 
 
 @stage
 class Crop:
-    """The part of the picture in each box, in the boxes' order; null where there is none.
+    """The region of the image in each box, in order; null where there is no box.
 
-    A box is [left, top, right, bottom], or a record whose `box` is that, in units in which the picture is
-    `scale` wide and `scale` high (null: in pixels). `margin` widens it on each side by that share of its
-    width and height, as far as the picture goes. A null box (of an item that was not asked about, or whose
-    reply was not readable) gives null. So does anything but a box of four numbers with an area, flagged
-    "unreadable_box", and a box that exceeds the picture, flagged "outside".
+    A box is [left, top, right, bottom], or a record with such a `box`, in units in which the image is
+    `scale` wide and `scale` high (null: pixels). `margin` extends it on each side by that share of its
+    width and height, up to the image's border. A null box (an item that was left out, or an unparsed
+    reply) gives null. So does an invalid or empty box, flagged "unreadable_box", and a box that exceeds
+    the image, flagged "outside".
     """
 
     role: ClassVar[None] = None
@@ -58,7 +58,7 @@ class Crop:
 
 
 def is_box(value: Any) -> bool:
-    """Whether it is [left, top, right, bottom] with some area."""
+    """Whether it is [left, top, right, bottom] with an area above 0."""
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
         return False
     if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in value):
@@ -68,10 +68,10 @@ def is_box(value: Any) -> bool:
 
 
 def widened(low: float, high: float, margin: float, most: int) -> tuple[int, int]:
-    """Whole pixels from `low` to `high` and a margin on both sides, at least `LEAST`, within 0 to `most`."""
+    """Whole pixels from `low` to `high` plus margins, at least `MIN_SIDE` of them, within 0 to `most`."""
     more = margin * (high - low)
     first, last = max(math.floor(low - more), 0), min(math.ceil(high + more), most)
-    if last - first < (least := min(LEAST, most)):
+    if last - first < (least := min(MIN_SIDE, most)):
         first = min(max((first + last - least) // 2, 0), most - least)
         last = first + least
     return first, last

@@ -1,4 +1,4 @@
-"""Leave out what another text says too."""
+"""Drop texts whose content another text repeats."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -10,22 +10,22 @@ FRAME = frozenset([
     "image", "picture", "photo", "photograph", "scene", "show", "shows", "showing", "depict", "depicts",
     "see", "seen", "visible", "appear", "appears", "there", "i", "set", "everything",
 ])  # fmt: skip
-"""Words with which a caption speaks about the picture, not about what is in it."""
+"""Words that refer to the image itself, not to its content."""
 _MODIFIERS = ("JJ", "RB", "CD")
 _HEADS = ("NN", "VB", "UH", "FW")
-"""First letters of the Penn Treebank's tags of words that others hang on, or that stand alone."""
+"""Prefixes of the Penn Treebank tags of words that modifiers attach to, or that stand alone."""
 
 
 class Gist(NamedTuple):
-    """What a text says, without how it says it."""
+    """The content of a text, regardless of its wording."""
 
     heads: tuple[str, ...]
     """Nouns and verbs, in order."""
     modifiers: frozenset[tuple[str, str]]
-    """Adjectives, adverbs and numbers, each with the noun that it goes with."""
+    """Adjectives, adverbs and numbers, each with the noun that it modifies."""
 
     def within(self, other: "Gist") -> bool:
-        """Whether the other one says all of this."""
+        """Whether the other one has all of this content."""
         rest = iter(other.heads)
         return self.modifiers <= other.modifiers and all(head in rest for head in self.heads)
 
@@ -34,9 +34,9 @@ class Gist(NamedTuple):
 class Deduplicate:
     """The texts, in order, without those whose content another one has; of equal ones the first stays.
 
-    `texts` are one column or several, one after another. A text that one of `known` repeats is left out too.
+    `texts` is one column, or several that are concatenated. Texts covered by one of `known` are dropped too.
 
-    A text is repeated by one that has its nouns and verbs in the same order and each of its adjectives and
+    A text is covered by one that has its nouns and verbs in the same order and each of its adjectives and
     numbers at the same noun ("I can see a dog." by "A brown dog is at the left."; "The dog is brown." is not
     by "A dog and a brown cat."). Words are compared as they are written, but for case; "the picture shows"
     and the like do not count. The side column `repeats` has {text, by} of each text left out.
@@ -46,7 +46,7 @@ class Deduplicate:
 
     def __init__(self, *, near: bool = True) -> None:
         self._gist = gist if near else _verbatim
-        self._gist("loads the lexicon now, while no row waits")
+        self._gist("loads the lexicon now, before rows start")
 
     async def __call__(
         self, client: ModelClient, *, texts: Columns, known: list[str] | None = None
@@ -66,9 +66,9 @@ class Deduplicate:
 
 
 def _repeated(place: int, gists: Sequence[Gist], known: int) -> int | None:
-    """The place of a text that says all of this one: the fullest such text.
+    """The index of the text with the most content among those that cover this one.
 
-    The first `known` texts stay whatever the others say.
+    The first `known` texts are always kept.
     """
     mine = gists[place]
     others = [
@@ -81,7 +81,7 @@ def _repeated(place: int, gists: Sequence[Gist], known: int) -> int | None:
 
 
 def gist(text: str) -> Gist:
-    """What a text says."""
+    """The content of a text."""
     words = [
         (stem.casefold(), tag)
         for _, stem, tag in tagged(text)
@@ -99,7 +99,7 @@ def _verbatim(text: str) -> Gist:
 
 
 def _noun(words: Sequence[tuple[str, str]], place: int) -> str:
-    """The noun that a modifier goes with: the one right after it, else the first before it."""
+    """The noun that a modifier belongs to: the one right after it, else the first before it."""
     after = place + 1
     while after < len(words) and (words[after][1].startswith(_MODIFIERS) or words[after][0] == "and"):
         after += 1

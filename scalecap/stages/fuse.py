@@ -13,12 +13,12 @@ from scalecap.text.templates import Template
 
 @stage
 class Fuse:
-    """Organises sentences and details into one caption, without the picture.
+    """Organises sentences and details into one caption, without the image.
 
     A row without a sentence falls back to the column `initial` (`fallback: initial`) or to an empty text
     (`fallback: empty`), flagged "fallback", and sends no request. Without a detail the sentences are the
     caption, also without a request. If no request is left in the budget, the caption is all distinct
-    sentences and details, flagged "unasked" and "fallback".
+    sentences and details, flagged "over_limit" and "fallback".
 
     A prompt too long for the model loses details until it takes about three quarters of the context,
     flagged "shortened": those with the lowest P(yes) first if `scores`, the side column of their check, has

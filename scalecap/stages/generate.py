@@ -27,19 +27,19 @@ from scalecap.text.templates import Expression, Template
 
 @stage
 class Generate:
-    """Fills a prompt from columns and writes the model's reply, with the picture when `image` is given.
+    """Fills a prompt from columns and writes the model's reply, with the image when `image` is given.
 
     `variables` names columns that fill the prompt; the items of a list (texts, or records with a `text`)
-    stand on lines of their own. Without a picture, a prompt whose variables are all empty is not asked.
+    are joined by line breaks. Without an image, a prompt whose variables are all empty is not sent.
 
     `each` names list columns of equal length and sends one request per item: the column is then the list of
     replies, in order. `samples: n` draws n replies to one prompt, each with its own seed: the column is the
     list of them.
 
     `views` is a column of regions, used alone or with `each`: each request shows its region instead of the
-    picture. An item without a region is not asked about.
+    image. An item without a region gets no request.
 
-    With `where`, an expression over the variables of `each`, only items for which it holds are asked about;
+    With `where`, an expression over the variables of `each`, only items for which it holds get a request;
     the others have an empty reply (null as JSON). A row without any such item is flagged "skipped".
 
     `parse: lines` makes a list of the reply's lines, each once and without Markdown, `parse: sentences` of
@@ -58,11 +58,11 @@ class Generate:
     A refusal ("I'm sorry, but I can't …") is flagged "refused", a reply without text "empty". `retry_prompt`,
     with the same variables, is then sent once, flagged "reprompted".
 
-    The default `model` is `vlm` with a picture and `llm` without.
+    The default `model` is `vlm` with an image and `llm` without.
     """
 
     offered: ClassVar[tuple[str, ...]] = ("max_words", "max_sentences")
-    """Settings that a prompt may use as variables."""
+    """Settings available to prompts as variables."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Generate:
         if not any(given.get(name) for name in ("image", "views", "variables", "each")):
             raise ValueError("the prompt has no input: add `image: image`, `variables: …` or `each: …`")
         if given.get("image") and given.get("views"):
-            raise ValueError("`image` and `views` can't be combined: a request has one picture")
+            raise ValueError("`image` and `views` can't be combined: a request has one image")
         shows_image = given.get("image") or given.get("views")
         model = replace(stage.settings["model"], default="vlm" if shows_image else "llm")
         if (given.get("each") or given.get("views")) and given.get("samples"):
@@ -161,17 +161,17 @@ class Generate:
             chosen = [
                 place for place in chosen if has_content(every[place][0], {**shared, **every[place][1]})
             ]
-            to_ask = set(chosen[: client.allowed([1] * len(chosen))])
+            to_send = set(chosen[: client.allowed([1] * len(chosen))])
             replies = await together(
-                self._reply(client, view, {**shared, **item}) if place in to_ask else self._nothing()
+                self._reply(client, view, {**shared, **item}) if place in to_send else self._nothing()
                 for place, (view, item) in enumerate(every)
             )
         elif self.samples is not None:
             draws = client.allowed([1] * self.samples) if has_content(image, shared) else 0
             replies = await together(self._reply(client, image, shared, draw) for draw in range(draws))
         else:
-            asks = has_content(image, shared) and client.allowed([1])
-            return await (self._reply(client, image, shared) if asks else self._nothing())
+            send = has_content(image, shared) and client.allowed([1])
+            return await (self._reply(client, image, shared) if send else self._nothing())
         if self.parse not in ("lines", "sentences"):
             return replies
         about = [place for place, found in enumerate(replies) for _ in found]
@@ -223,7 +223,7 @@ class Generate:
         return limited
 
     async def _nothing(self) -> Any:
-        """The value for an item that is not asked about."""
+        """The value for an item without a request."""
         return {"text": "", "json": None}.get(self.parse, [])
 
     def _fault(self, reply: str) -> str | None:

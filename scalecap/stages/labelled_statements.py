@@ -1,4 +1,4 @@
-"""Read statements and what the data says of each."""
+"""Read labelled statements from the data."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ class LabelledStatements:
     """Reads labelled statements from columns of the data, each with its verdict: yes, no or unsure.
 
     `text` and `label` name the columns of a statement and its label, or of two lists of equal length; without
-    `label`, `text` is a list of {text, label}. `right`, `wrong` and `unsure` list what a label may be,
-    whatever its case.
+    `label`, `text` is a list of {text, label}. `right`, `wrong` and `unsure` list the labels with each
+    meaning, ignoring case.
 
-    With `tokens`, a column of words in the order of the text, `label` has one label a word; with `tags`, what
-    stands between `<tags>` and `</tags>` in the text is labelled no. The text is then cut into sentences, and
-    a sentence is no when any of its words is, else unsure when any is.
+    With `tokens`, a column of the text's words in order, `label` has one label per word; with `tags`, text
+    between `<tags>` and `</tags>` is labelled no. The text is then split into sentences; a sentence is no if
+    any of its words is, else unsure if any is.
 
-    `statement` is a template of what is asked about, given the `text`. The side column `verdicts` has one for
-    each statement.
+    `statement` is a template for the statement to check, given the `text`. The side column `verdicts` has
+    one verdict per statement.
     """
 
     role = None
@@ -56,7 +56,7 @@ class LabelledStatements:
             for each in map(_spelled, labels):
                 if self.verdicts.setdefault(each, verdict) != verdict:
                     raise ValueError(
-                        f"the label {each!r} stands in two of right, wrong and unsure: give both lists, e.g."
+                        f"the label {each!r} is in two of right, wrong and unsure: give both lists, e.g."
                         " labels.right=[0] labels.wrong=[1]"
                     )
 
@@ -65,7 +65,7 @@ class LabelledStatements:
         texts: dict[str, str] = {}
         for text, verdict in found:
             if not text.strip():
-                raise ValueError(f"column {self.text!r} has an empty statement: leave it out, and its label")
+                raise ValueError(f"column {self.text!r} has an empty statement: remove it and its label")
             stated = self.statement.render(text=text)
             if texts.setdefault(stated, verdict) != verdict:
                 raise ValueError(
@@ -89,7 +89,7 @@ class LabelledStatements:
             texts, labels = [text], [columns[self.label]]
         else:
             texts = _list(text, self.text, "a text or a list of texts")
-            labels = _list(columns[self.label], self.label, "a list with one label a statement")
+            labels = _list(columns[self.label], self.label, "a list with one label per statement")
             self._same_length(texts, self.text, labels)
         for number, each in enumerate(texts):
             if not isinstance(each, str):
@@ -135,19 +135,19 @@ class LabelledStatements:
         return clean + text[at:], marked
 
     def _tokens(self, text: str, columns: Mapping[str, Any]) -> list[tuple[int, int, Verdict]]:
-        """The words where they stand in the text, each with its label."""
+        """The span of each word in the text, with its label."""
         assert self.tokens is not None
         assert self.label is not None
         tokens = _list(columns[self.tokens], self.tokens, "a list of words")
-        labels = _list(columns[self.label], self.label, "a list with one label a word")
+        labels = _list(columns[self.label], self.label, "a list with one label per word")
         self._same_length(tokens, self.tokens, labels)
         marked, at = [], 0
         for number, (token, label) in enumerate(zip(tokens, labels, strict=True)):
             start = text.find(token.strip(), at) if isinstance(token, str) else -1
             if start < 0:
                 raise ValueError(
-                    f"column {self.tokens!r}, item {number}: {token!r:.80} does not follow in column"
-                    f" {self.text!r}; words must be as the text has them, in its order"
+                    f"column {self.tokens!r}, item {number}: {token!r:.80} is not the next word in"
+                    f" column {self.text!r}; words must be spelled and ordered as in the text"
                 )
             at = start + len(token.strip())
             marked.append((start, at, self._verdict(label)))
@@ -157,7 +157,7 @@ class LabelledStatements:
         if len(items) != len(labels):
             raise ValueError(
                 f"column {self.label!r} has {len(labels)} labels for the {len(items)} items of column"
-                f" {column!r}: it needs one for each"
+                f" {column!r}: expected one for each"
             )
 
     def _verdict(self, label: Any) -> Verdict:
@@ -180,7 +180,7 @@ def _list(value: Any, column: str, expected: str) -> list[Any]:
 
 
 def _spelled(label: Any) -> str:
-    """A label as it is compared: `True`, `true` and, of 1.0, `1`."""
+    """The normalised form in which labels are compared: `True` is `true`, 1.0 is `1`."""
     if label is None:
         return "null"
     if isinstance(label, float) and label.is_integer():

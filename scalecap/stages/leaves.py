@@ -1,4 +1,4 @@
-"""Take a structured caption apart into statements that can be checked."""
+"""Turn a structured caption into statements that can be checked."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -11,14 +11,14 @@ class Leaf(NamedTuple):
     """A value inside of a structured caption."""
 
     path: tuple[str | int, ...]
-    """Keys and places in lists that lead to it."""
+    """Keys and list indices that lead to it."""
     value: str | int | float | bool
     beside: Mapping[str, Any]
-    """The record that it is in."""
+    """The record that contains it."""
 
     @property
     def pattern(self) -> str:
-        """The path without places in lists: `objects.attributes`."""
+        """The path without list indices: `objects.attributes`."""
         return ".".join(key for key in self.path if isinstance(key, str))
 
 
@@ -26,10 +26,10 @@ class Leaf(NamedTuple):
 class Leaves:
     """A statement for each value of a structured caption, such as "The ball is red."
 
-    `statements` has a Jinja template for each path, as `objects.count: "There are {{ value }} {{ name }}."`;
-    its variables are the `value` and what stands beside it in the same record. A value without a template,
-    or whose template needs what is not there, can't be checked: it has no statement, and the row is marked
-    "unchecked". The side column `about` has {path, value} of each statement.
+    `statements` maps paths to Jinja templates, such as `objects.count: "There are {{ value }} {{ name }}."`;
+    their variables are the `value` and the other fields of its record. A value without a template, or whose
+    template needs a missing field, gets no statement, and the row is flagged "unchecked". The side column
+    `about` has the {path, value} of each statement.
     """
 
     role: ClassVar[None] = None
@@ -62,7 +62,7 @@ class Leaves:
 def leaves(
     value: Any, path: tuple[str | int, ...] = (), beside: Mapping[str, Any] | None = None
 ) -> Iterator[Leaf]:
-    """The values of a structured caption in their order; null and empty text are none."""
+    """The values of a structured caption, in order, without null and empty texts."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             yield from leaves(each, (*path, key), value)

@@ -11,12 +11,12 @@ from scalecap.text.templates import Template
 
 @stage(side=["scores"])
 class Likelihood:
-    """Reads each text as the reply to one prompt about the picture and keeps, in order, the likely ones.
+    """Scores each text as the reply to one prompt about the image and keeps, in order, the likely ones.
 
     The likelihood is the product of the probabilities of the text's tokens, as in the language-prior-free
-    verification of SelfVal (arXiv 2601.22451): asked to name one thing, the model names what it sees, and
-    no caption before it makes an absent object likely. It is the joint probability of these tokens, without
-    the end of the reply, so longer texts have less. A text is kept from
+    verification of SelfVal (arXiv 2601.22451): a prompt for one object, without a caption before it, gives
+    no context that makes an absent object likely. It is the joint probability of these tokens, without the
+    end of the reply, so it is lower for longer texts. A text is kept from
     `threshold` up. The side column `scores` has {text, likelihood, kept}.
     """
 
@@ -31,7 +31,7 @@ class Likelihood:
         allowed = client.allowed([1] * len(texts))
         scores = await together(self._score(client, text, image) for text in texts[:allowed])
         scores += [
-            {"text": text, "likelihood": None, "kept": False, "asked": False} for text in texts[allowed:]
+            {"text": text, "likelihood": None, "kept": False, "checked": False} for text in texts[allowed:]
         ]
         return [score["text"] for score in scores if score["kept"]], scores
 

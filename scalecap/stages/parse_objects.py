@@ -1,4 +1,4 @@
-"""Read what to ask about out of a model's replies, one a sentence."""
+"""Parse the objects to ask about from a model's replies, one reply per sentence."""
 
 import re
 from collections.abc import Iterator
@@ -18,24 +18,24 @@ def parse_objects(
     """Questions about each object once, then the same about their positions.
 
     A line of a reply that contains "Describe more details about" names an object, up to its first full
-    stop. "A Cat" is "the cat": case and article make no other object. `budget` is the most objects
-    asked about, in the order in which the sentences bring them; null is all.
+    stop. Case and article are ignored: "A Cat" is "the cat". `budget` is the maximum number of objects, in
+    the order of the sentences; null is all.
 
-    The side column `about` tells of each question {object, sentence, position}: its object, the place
-    of the sentence that brought it (from 0), and whether it asks for the position. Where the replies are
-    not one a sentence, `sentences` are what they are about: an object's is the first that names it.
+    The side column `about` has {object, sentence, position} of each question: its object, the index of the
+    sentence that names it (from 0), and whether it asks for the position. If there is not one reply per
+    sentence, pass the `sentences`: an object belongs to the first that names it.
     """
     found: dict[str, tuple[str, int]] = {}
     for sentence, reply in enumerate(reply for replies in texts.values() for reply in replies):
         for name in _objects(reply):
             bare = _ARTICLE.sub("", name, count=1) if _ARTICLE.match(name) else name
             found.setdefault(" ".join(bare.casefold().split()), (name, sentence))
-    asked = list(found.values())[: None if budget is None else max(budget, 0)]
+    chosen = list(found.values())[: None if budget is None else max(budget, 0)]
     if sentences is not None:
-        asked = [(name, _place(name, sentences)) for name, _ in asked]
+        chosen = [(name, _place(name, sentences)) for name, _ in chosen]
     questions, about = [], []
     for position in (False, True):
-        for name, sentence in asked:
+        for name, sentence in chosen:
             questions.append(f"{ASKS} {'the position of ' if position else ''}{name}.")
             about.append({"object": name, "sentence": sentence, "position": position})
     return questions, about

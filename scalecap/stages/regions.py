@@ -1,4 +1,4 @@
-"""Parts of a row's picture: what `crop` and `tiles` write and other steps show to a model.
+"""Parts of a row's image: what `crop` and `tiles` write and other steps show to a model.
 
 A region's pixels are in memory while its row is worked on; the output has its box.
 """
@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 from scalecap.engines.base import Image
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels of the row's picture; right and bottom are the first outside."""
+"""Left, top, right and bottom in pixels of the row's image; right and bottom are the first outside."""
 
 
 class Region(NamedTuple):
-    """A part of the row's picture, as a picture of its own."""
+    """A part of the row's image, as an image of its own."""
 
     box: Box
     whole: tuple[int, int]
-    """Width and height of the row's picture in pixels."""
+    """Width and height of the row's image in pixels."""
     image: Image
 
     def record(self) -> dict[str, Any]:
-        """What the output has of it: {box, of}, `of` being width and height of the row's picture."""
+        """What the output has of it: {box, of}, `of` being width and height of the row's image."""
         return {"box": list(self.box), "of": list(self.whole)}
 
 
 def cut(image: Image, box: Box) -> Region:
-    """The region of the picture at a box inside of it."""
+    """The region of the image at a box inside of it."""
     return Region(box, image.pixels.size, Image.of(image.pixels.crop(box)))
 
 

@@ -27,9 +27,9 @@ Columns = Annotated[Mapping[str, Any], "columns"]
 Items = Annotated[Mapping[str, Any], "items"]
 """A column parameter that the YAML gives as a mapping of names to columns, each of which is a list."""
 Regions = Annotated[Sequence[Region | None], "regions"]
-"""Parts of the row's picture, written by a stage; a stage that takes `Views` is shown them."""
+"""Parts of the row's image, written by a stage; a stage that takes `Views` is shown them."""
 Views = Annotated[Sequence[Image | None], "regions"]
-"""A column parameter for a column of regions: pictures, one an item, null where there is none."""
+"""A column parameter for a column of regions: images, one an item, null where there is none."""
 Measures = Annotated[Mapping[str, Any], "measures"]
 """What a metric returns: names to numbers, to shares `{"count": …, "of": …}`, or to such mappings.
 
@@ -94,7 +94,7 @@ class ModelClient(Protocol):
         ...
 
     def allowed(self, costs: Sequence[int]) -> int:
-        """How many of these items, the first ones, the step may ask about; the others are marked "unasked".
+        """How many of these items, the first ones, the step may send; it flags the rest as "over_limit".
 
         To be called before any request, so that the result does not depend on which reply comes first. A
         stage that never calls it runs only if its row has a request left.
@@ -154,8 +154,8 @@ class Stage:
     side: tuple[str, ...]
     kinds: tuple[Kind, ...]
     """Kinds of what it writes: its own column, then the side columns."""
-    asks: bool
-    """Whether it asks a model."""
+    uses_model: bool
+    """Whether it sends requests to a model."""
     summary: str
     """First line of its docstring."""
     overall: "Overall | None" = None
@@ -225,11 +225,11 @@ def _place(unit: Callable[..., Any]) -> tuple[str, str]:
 
 def _read(unit: Callable[..., Any], name: str, side: tuple[str, ...]) -> Stage:
     """The stage as the signatures of `unit` declare it."""
-    asks = isinstance(unit, type)
-    call: Any = getattr(unit, "__call__") if asks else unit  # noqa: B004, B009 (a class's own, not type's)
+    uses_model = isinstance(unit, type)
+    call: Any = getattr(unit, "__call__") if uses_model else unit  # noqa: B004, B009 (a class's own, not type's)
     hints = typing.get_type_hints(call, include_extras=True)
     columns = list(inspect.signature(call).parameters.values())
-    if asks:
+    if uses_model:
         columns = columns[2:]  # self and client
         setting_hints = typing.get_type_hints(unit.__init__, include_extras=True)
         settings = list(inspect.signature(unit).parameters.values())
@@ -255,7 +255,7 @@ def _read(unit: Callable[..., Any], name: str, side: tuple[str, ...]) -> Stage:
         settings={s.name: Parameter(s.name, setting_hints[s.name], s.default) for s in settings},
         side=side,
         kinds=tuple(_kind(part) for part in parts),
-        asks=asks,
+        uses_model=uses_model,
         summary=(inspect.getdoc(unit) or "").partition("\n")[0],
     )
 

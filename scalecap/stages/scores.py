@@ -14,8 +14,8 @@ class Score(TypedDict, total=False):
     mass: float | None
     """Probability of yes and no together; null if unknown."""
     likelihood: float | None
-    asked: bool
-    """False if the text was not asked about; missing otherwise."""
+    checked: bool
+    """False if no request was made about the text; missing otherwise."""
     clauses: list[dict[str, Any]]
     tokens: list[dict[str, Any]]
     votes: dict[str, bool]
@@ -24,9 +24,9 @@ class Score(TypedDict, total=False):
     """Index of the group of alternatives that the text was chosen from."""
 
 
-def unasked_score(text: str) -> Score:
-    """The record of a text that was not asked about."""
-    return {"text": text, "p_yes": None, "kept": False, "mass": None, "asked": False}
+def unchecked_score(text: str) -> Score:
+    """The record of a text that no request was made about."""
+    return {"text": text, "p_yes": None, "kept": False, "mass": None, "checked": False}
 
 
 def remaining_text(score: Score) -> str:

@@ -13,7 +13,7 @@ def shared_words(text: str, others: list[str], about: list[str]) -> list[dict[st
 
     `shared` has {column, text, words} of each other text that has some of the sentence's nouns, verbs,
     adjectives, adverbs and numbers; `about` names the column of each. A sentence without any does
-    not come from the other texts. One with some may, or the picture shows the same.
+    not come from the other texts. One with some may, or the image shows the same.
     """
     known = [(column, other, _words(gist(other))) for column, other in zip(about, others, strict=True)]
     found = []

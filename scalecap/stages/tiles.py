@@ -1,4 +1,4 @@
-"""Cut the whole picture into parts."""
+"""Cut the image into a grid of overlapping tiles."""
 
 import asyncio
 from typing import ClassVar
@@ -9,10 +9,10 @@ from scalecap.stages.regions import cut
 
 @stage
 class Tiles:
-    """The picture in `rows` times `columns` parts of equal size, row by row.
+    """A grid of `rows` by `columns` tiles of equal size, row by row.
 
-    Neighbours share `overlap` of a part's width or height, so that what one cuts through is whole in the
-    other. A picture with fewer pixels than parts along a side is not cut there.
+    Neighbours share `overlap` of a tile's width or height, so that an object cut by one is whole in the
+    other. A side with fewer pixels than tiles is not cut.
     """
 
     role: ClassVar[None] = None
@@ -22,7 +22,7 @@ class Tiles:
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not 0 <= overlap < 1:
-            raise ValueError(f"overlap: {overlap} must be a share of a part, 0 to below 1")
+            raise ValueError(f"overlap: {overlap} must be a share of a tile, 0 to below 1")
         self.rows, self.columns, self.overlap = rows, columns, overlap
 
     async def __call__(self, client: ModelClient, *, image: Image) -> Regions:

@@ -18,7 +18,7 @@ from scalecap.stages import (
     together,
     verdicts,
 )
-from scalecap.stages.scores import Score, unasked_score
+from scalecap.stages.scores import Score, unchecked_score
 from scalecap.text.templates import Template
 
 
@@ -32,24 +32,24 @@ class Verify:
     The side column `refuted` has the texts that were answered no.
 
     `batch: k` asks about k texts in one request with `batch_prompt`, whose `texts` lists them by number; the
-    reply, greedy, has one line "1. yes" or "1. no" each. The picture is then processed twice for k checks
+    reply, greedy, has one line "1. yes" or "1. no" each. The image is then processed twice for k checks
     instead of k times, which pays off without a prefix cache (hosted servers, models with hybrid attention).
     P(yes) is read by scoring the verdicts as the reply: the probability of "yes" at its place, or 1 minus
     that of "no". It is the model's confidence in its own words, given the verdicts before them, not P(yes) of
-    a text asked about alone, so thresholds of one do not carry over to the other. If the engine can't score,
+    a text checked alone, so thresholds do not carry over from one to the other. If the engine can't score,
     the words decide, p_yes is null and the row is flagged "unscored". If the reply lacks a verdict, or the
-    prompt is too long, each text is asked about alone, flagged "asked_alone". `mass` is null.
+    prompt is too long, each text is checked alone, flagged "unbatched". `mass` is null.
 
     `views` is a column of regions, one per text: a text is checked against its own region instead of the
-    whole picture. A text without a region is not asked about if `before`, the side column `scores` of an
-    earlier check of the same texts, has its verdict; without `before` it is checked against the picture.
+    whole image. A text without a region is not checked again if `before`, the side column `scores` of an
+    earlier check of the same texts, has its verdict; without `before` it is checked against the image.
 
-    `mass` is the probability of yes and no together (null where an engine can't tell it). Below the run's
-    `min_mass` the model would answer something else: the text is not kept, p_yes is null, and the row is
-    flagged "unanswered".
+    `mass` is the probability of yes and no together (null where an engine does not report it). Below the
+    run's `min_mass` the model would answer something else: the text is not kept, p_yes is null, and the row
+    is flagged "unanswered".
 
-    A text that is empty, or that the step's limit or the pipeline's budget left unasked, is neither kept nor
-    refuted; its record has `asked: false`.
+    A text that is empty, or beyond the step's limit or the pipeline's budget, is neither kept nor refuted;
+    its record has `checked: false`.
 
     `ensemble` is a list of further prompts. The probability is then the mean over all of them, each of
     which must be answered, and the mass is the smallest; when sampled, more than half must say yes.
@@ -110,7 +110,7 @@ class Verify:
         results = await together(
             self._group(client, [texts[place] for place in group], own[group[0]] or image) for group in groups
         )
-        answers = {place: _Answer(unasked_score(text), False) for place, text in enumerate(texts)}
+        answers = {place: _Answer(unchecked_score(text), False) for place, text in enumerate(texts)}
         answers |= {place: _Answer(score, _answered_no(score)) for place, score in enumerate(before or [])}
         for group, of_group in zip(groups, results, strict=True):
             answers |= zip(group, of_group, strict=True)
@@ -125,7 +125,7 @@ class Verify:
         """Requests of each text; those of a batch count for its first text.
 
         Args:
-            whole: whether a text has no view of its own and is checked against the whole picture.
+            whole: whether a text has no view of its own and is checked against the whole image.
         """
         if self.batch == 1:
             return [len(self.prompts)] * len(whole)
@@ -137,7 +137,7 @@ class Verify:
         return costs
 
     async def _group(self, client: ModelClient, texts: list[str], image: Image) -> "list[_Answer]":
-        """The answers about texts that are asked about in one request, if there are several."""
+        """The answers about a group of texts, checked in one request if there are several."""
         if len(texts) == 1:
             return [await self._score(client, texts[0], image)]
         assert self.batch_prompt is not None
@@ -150,7 +150,7 @@ class Verify:
         else:
             answered = verdicts.parse(reply.text, len(texts))
         if answered is None:
-            client.mark("asked_alone")
+            client.mark("unbatched")
             return await together(self._score(client, text, image) for text in texts)
         forced, words = verdicts.format_reply(answered)
         try:
@@ -194,7 +194,7 @@ class _Answer(NamedTuple):
 
     score: Score
     no: bool
-    """Whether it was no; an answer that is not yes may also be neither."""
+    """Whether the answer was no; it may also be neither yes nor no."""
 
 
 def _answered_no(score: Score) -> bool:

@@ -1,4 +1,4 @@
-"""The content words of a text, those that say something about a picture (ScaleCap, arXiv 2506.19848).
+"""The content words of a text, those that say something about an image (ScaleCap, arXiv 2506.19848).
 
 They are adjectives, adverbs, nouns, numbers, names, verbs and interjections (ADJ, ADV, NOUN, NUM, PROPN,
 VERB, INTJ). Parts of speech come from TextBlob's pattern tagger, whose English lexicon and rules

@@ -38,10 +38,10 @@ def table(folder: Path) -> list[dict[str, str]]:
 def test_a_threshold_sweep_computes_nothing_new(typed: Typed, tmp_path: Path, sweep: str):
     assert typed("-m", f"{THRESHOLD}={sweep}", "data.limit=3", "hydra.sweep.dir=sweep") == 0
     first, *others = summaries(tmp_path / "sweep")
-    assert first["requests"]["asked"] > first["requests"]["reused"]
+    assert first["requests"]["total"] > first["requests"]["reused"]
     assert len(others) == 2
     for each in others:
-        assert each["requests"]["asked"] == each["requests"]["reused"] == first["requests"]["asked"]
+        assert each["requests"]["total"] == each["requests"]["reused"] == first["requests"]["total"]
         assert (each["tokens"]["prompt"], each["tokens"]["generated"]) == (0, 0)
     costs = {(line["prompt tokens"], line["generated tokens"]) for line in table(tmp_path / "sweep")}
     assert len(costs) == 1  # what each would have cost alone
@@ -215,7 +215,7 @@ def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
     assert found["best_value"] == pytest.approx(max(values))
     assert worth(found["best_params"][threshold]) == pytest.approx(max(values))
     asked = [each["requests"] for each in summaries(tmp_path / "sweep")]
-    assert sum(each["asked"] > each["reused"] for each in asked) == 1  # all trials but the first were free
+    assert sum(each["total"] > each["reused"] for each in asked) == 1  # all trials but the first were free
     marked = [line for line in table(tmp_path / "sweep") if line[f"{best} best"] == "True"]
     assert str(found["best_params"][threshold]) in {line[threshold] for line in marked}
 

@@ -80,7 +80,7 @@ def test_the_picture_is_chosen_by_its_extension(shard: Shard) -> None:
     )
     two, one = opened(path)
     assert two.error is not None
-    assert two.error.kind == "two_pictures"
+    assert two.error.kind == "two_images"
     assert "1.png, 1.mask.png" in str(two.error)
     assert one.error is None
     two, one = opened(path, image="mask.png")
@@ -112,9 +112,9 @@ GOOD = sample("good")
 @pytest.mark.parametrize(
     ("members", "kind", "words"),
     [
-        ([("bad.json", b"{}")], "no_picture", "0.tar#bad' has no image: its files are bad.json"),
-        ([("bad.png", picture()), ("bad.jpg", b"")], "two_pictures", "bad.png, bad.jpg"),
-        ([("bad.png", picture()), ("bad.png", picture())], "two_pictures", "2 images"),
+        ([("bad.json", b"{}")], "no_image", "0.tar#bad' has no image: its files are bad.json"),
+        ([("bad.png", picture()), ("bad.jpg", b"")], "two_images", "bad.png, bad.jpg"),
+        ([("bad.png", picture()), ("bad.png", picture())], "two_images", "2 images"),
         ([("bad.png", picture()), ("bad.json", b"{")], "invalid_json", "bad.json' is not JSON"),
         ([("bad.png", picture()), ("bad.json", b"[" * 100_000)], "invalid_json", "bad.json' is not JSON"),
         ([("bad.png", picture()), ("bad.txt", b"\xff")], "invalid_text", "bad.txt' is not UTF-8"),

@@ -87,7 +87,7 @@ async def test_rounds_are_limited_which_is_flagged():
 async def test_rounds_end_with_the_budget(budget: int, golden: list[str], dropped: dict[str, int]):
     done, counts = await take(STEPS, budget=budget)
     assert done.columns["golden"] == golden
-    assert done.unasked == dropped
+    assert done.over_limit == dropped
     assert counts.total.requests == budget
 
 

@@ -49,7 +49,7 @@ async def test_capsbench_counts_answers_by_category_for_each_caption(recording_c
             "category": {"color": {"count": 0, "of": 1}, "entity": {"count": 1, "of": 2}},
         },
     }
-    first = {"caption": "long", "question": "Is there a dog?", "told": "yes", "p": 1.0, "right": True}
+    first = {"caption": "long", "question": "Is there a dog?", "answer": "yes", "p": 1.0, "right": True}
     assert answers[0] == first | {"mass": 1.0}
     assert len(answers) == 6
     assert all(isinstance(r, Choose) and r.prompt.image is None for r in recorder.requests)
@@ -64,12 +64,12 @@ async def test_a_judge_that_names_no_option_has_answered_nothing(recording_clien
         recording_client(silent).client, captions={"a": "b"}, questions=QUESTIONS
     )
     assert measured["a"]["unanswered"] == {"count": 3, "of": 3}
-    assert {(each["told"], each["p"], each["mass"]) for each in answers} == {("", None, 0.0)}
+    assert {(each["answer"], each["p"], each["mass"]) for each in answers} == {("", None, 0.0)}
     measured, answers = await Captionqa(prompt=PICK)(
         recording_client(silent).client, captions={"a": "b"}, questions=CHOICES
     )
     assert measured["a"]["score"] == {"count": 0, "of": 1}
-    assert answers[0]["told"] == ""
+    assert answers[0]["answer"] == ""
     measured, _ = await Qa(prompt=PICK)(
         recording_client(silent).client,
         captions={"a": "b"},
@@ -144,7 +144,7 @@ async def test_captionqa_scores_as_its_authors_do(recording_client, option, scor
     assert measured["a"]["accuracy"] == {"count": right, "of": 1}
     assert measured["a"]["unanswered"] == {"count": int(option == CANNOT), "of": 1}
     assert measured["a"]["category"] == {"Attribute": {"count": right, "of": 1}}
-    assert answers[0]["told"] == option
+    assert answers[0]["answer"] == option
     assert recorder.requests[0].options == tuple("ABCD")
 
 
@@ -175,7 +175,7 @@ async def test_qa_among_options(recording_client):
     )
     assert measured == {"a": {"accuracy": 1, "words": 2}}
     assert answers == [
-        {"caption": "a", "question": "How many?", "told": "two", "p": 1.0, "right": True, "mass": 1.0}
+        {"caption": "a", "question": "How many?", "answer": "two", "p": 1.0, "right": True, "mass": 1.0}
     ]
     measured, _ = await Qa(prompt=PICK)(
         client, captions={"a": "b"}, question="How many?", options={"A": "one", "B": "two"}, answer="one"
@@ -205,7 +205,7 @@ async def test_qa_without_options(recording_client):
         recorder.client, captions={"a": "b"}, question="Which?", answer=["a red car", "car"]
     )
     assert measured["a"]["accuracy"] == 1
-    assert answers[0]["told"] == "the Red Car"
+    assert answers[0]["answer"] == "the Red Car"
     assert isinstance(recorder.requests[0], Generate)
     assert recorder.requests[0].sampling.temperature == 0
 

@@ -63,7 +63,7 @@ def make(tmp_path: Path) -> Make:
             "rows": {"done": len(have), "failed": len(rows) - len(have), "reused": 0},
             "metrics": {"good": interval._asdict()},
             "better": {"good": {}},
-            "requests": {"asked": 9, "reused": 4},
+            "requests": {"total": 9, "reused": 4},
             "tokens": {"prompt": 100, "generated": 10, "prompt_reused": 900, "generated_reused": 90},
             "seconds": {"load": 1.0, "rows": 2.5},
         }

@@ -38,7 +38,7 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
     screen = summary.screen()
     if rows == 25:
         assert summary.exit_code == 1
-        assert first == {"asked": 50, "unanswered": 50, "median_mass": 0.02}
+        assert first == {"total": 50, "unanswered": 50, "median_mass": 0.02}
         assert second is None  # nothing was kept, so nothing was asked about
         assert "golden_sentences: 50 of its first 50 checks are unanswered" in screen
         assert "model.vlm.chat_template_kwargs.enable_thinking=false" in screen
@@ -50,9 +50,9 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
         again = run(compose(*words), engines=both(Scripted(answer)))
         assert (again.status, again.done, again.reused) == ("finished", 40, 25)
     elif unread == "brown":  # half of a step's checks are not most of them
-        assert second == {"asked": 80, "unanswered": 40, "median_mass": 0.02}
+        assert second == {"total": 80, "unanswered": 40, "median_mass": 0.02}
     elif least:
-        assert first == {"asked": 80, "unanswered": 0, "median_mass": 1.0}
+        assert first == {"total": 80, "unanswered": 0, "median_mass": 1.0}
 
 
 def test_when_every_row_fails_the_run_stops_early(

@@ -112,7 +112,7 @@ async def test_a_question_becomes_a_statement():
         (
             {"text": ["A dog."], "label": "yes"},
             {},
-            "column 'label': expected a list with one label a statement, got 'yes'",
+            "column 'label': expected a list with one label per statement, got 'yes'",
         ),
         ({"text": 7, "label": "yes"}, {}, "column 'text': expected a text or a list of texts, got 7"),
         ({"text": None, "label": "yes"}, {}, "column 'text': expected a text or a list of texts, got None"),
@@ -149,7 +149,7 @@ async def test_a_question_becomes_a_statement():
         (
             {"text": "A dog.", "words": ["A", "cat"], "label": [1, 1]},
             {"tokens": "words"},
-            "column 'words', item 1: 'cat' does not follow in column 'text'",
+            "column 'words', item 1: 'cat' is not the next word in column 'text'",
         ),
         (
             {"text": "A dog.", "words": ["A"], "label": [1, 1]},
@@ -176,7 +176,7 @@ async def test_what_does_not_fit_names_the_column_and_the_fix(columns, settings,
         ("tokens: words", "tokens needs label"),
         (
             "label: label, right: [1], wrong: [true, 1.0]",
-            "the label '1' stands in two of right, wrong and unsure: give both lists",
+            "the label '1' is in two of right, wrong and unsure: give both lists",
         ),
         ("label: label, statement: '{{ question }}'", "statement: "),
     ],

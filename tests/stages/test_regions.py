@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from scalecap.engines.base import Image
-from scalecap.stages.crop import LEAST, Crop, widened
+from scalecap.stages.crop import MIN_SIDE, Crop, widened
 from scalecap.stages.regions import records
 from scalecap.stages.tiles import Tiles, parts
 
@@ -70,7 +70,7 @@ def test_a_crop_is_inside_and_large_enough(most, first, second, margin):
     assert 0 <= start < end <= most
     assert start <= low
     assert high <= end
-    assert end - start >= min(LEAST, most)
+    assert end - start >= min(MIN_SIDE, most)
 
 
 async def test_tiles_cover_the_picture(recording_client):

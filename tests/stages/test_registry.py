@@ -35,7 +35,7 @@ def test_a_function_is_read_from_its_signature():
     }
     assert [p.required for p in found.columns.values()] == [True, True, False]
     assert list(found.settings) == ["times"]
-    assert (found.kinds, found.asks, found.summary) == (("number",), False, "Loud.")
+    assert (found.kinds, found.uses_model, found.summary) == (("number",), False, "Loud.")
 
 
 @pytest.mark.parametrize(("module", "name"), [("__main__", "louder"), ("mine.steps", "mine/louder")])
@@ -73,7 +73,7 @@ def test_a_class_is_read_from_its_signatures():
         "rest": "any",
     }
     assert found.settings["loud"].required
-    assert (found.kinds, found.side, found.asks) == (("text", "texts", "any"), ("notes", "sizes"), True)
+    assert (found.kinds, found.side, found.uses_model) == (("text", "texts", "any"), ("notes", "sizes"), True)
 
 
 def test_a_class_without_settings():

@@ -198,7 +198,7 @@ async def test_a_batch_without_a_verdict_for_each_text_is_checked_one_by_one(rec
     recorder = recording_client(lambda r: "1. yes" if isinstance(r, Generate) else p_yes(r))
     stage = Verify(prompt=PROMPT, batch=3, batch_prompt=BATCH)
     texts, _, refuted = await stage(recorder.client, texts=["a", "b", "c"], image=image)
-    assert (texts, refuted, recorder.flags) == (["a", "b"], ["c"], ["asked_alone"])
+    assert (texts, refuted, recorder.flags) == (["a", "b"], ["c"], ["unbatched"])
 
     def too_long(request):
         if isinstance(request, Generate):
@@ -207,7 +207,7 @@ async def test_a_batch_without_a_verdict_for_each_text_is_checked_one_by_one(rec
 
     recorder = recording_client(too_long)
     assert (await stage(recorder.client, texts=["a", "d"], image=image))[0] == ["a"]
-    assert recorder.flags == ["asked_alone"]
+    assert recorder.flags == ["unbatched"]
 
 
 async def test_where_a_reply_cannot_be_scored_the_words_decide(recording_client, image):
