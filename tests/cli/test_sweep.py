@@ -204,18 +204,18 @@ def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
     lines = (tmp_path / "sweep" / "0" / "captions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     answers = [each for line in lines for each in json.loads(line)["verifier_answers"]]
 
-    def worth(at: float) -> float:
+    def balanced_accuracy(at: float) -> float:
         right = {True: [], False: []}
         for each in answers:
             right[each["label"]].append((each["p_yes"] >= at) == each["label"])
         return sum(sum(each) / len(each) for each in right.values()) / 2
 
-    values = [worth(at) for at in {0.0, 1.0, *(each["p_yes"] for each in answers)}]
+    values = [balanced_accuracy(at) for at in {0.0, 1.0, *(each["p_yes"] for each in answers)}]
     assert max(values) > min(values) + 0.2
     assert found["best_value"] == pytest.approx(max(values))
-    assert worth(found["best_params"][threshold]) == pytest.approx(max(values))
-    asked = [each["requests"] for each in summaries(tmp_path / "sweep")]
-    assert sum(each["total"] > each["reused"] for each in asked) == 1  # all trials but the first were free
+    assert balanced_accuracy(found["best_params"][threshold]) == pytest.approx(max(values))
+    requests = [each["requests"] for each in summaries(tmp_path / "sweep")]
+    assert sum(each["total"] > each["reused"] for each in requests) == 1  # all trials but the first were free
     marked = [line for line in table(tmp_path / "sweep") if line[f"{best} best"] == "True"]
     assert str(found["best_params"][threshold]) in {line[threshold] for line in marked}
 

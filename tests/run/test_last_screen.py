@@ -23,9 +23,9 @@ def test_the_summary_counts_what_was_done(compose: Compose, engines: Engines, tm
     assert written["checks"]["golden_sentences"] == {"kept": 2, "dropped": 2}
     assert written["checks"]["final_details"] == {"kept": 4, "dropped": 0}
     assert written["choices"]["final_details"] == {"total": 4, "unanswered": 0, "median_mass": 1.0}
-    # a row: 1 caption, 2 checks, 1 for questions, 2 answers, 2 checks, 1 fusion
+    # per row: 1 caption, 2 checks, 1 for questions, 2 answers, 2 checks, 1 fusion
     assert written["requests"]["total"] == 18
-    assert written["requests"]["reused"] == 2  # texts alone are the same for both rows
+    assert written["requests"]["reused"] == 2  # prompts without an image are the same for both rows
     assert written["steps"]["golden_sentences"]["requests"] == 4
     assert written["tokens"]["generated"] > 0
     assert written["models"] == {"vlm": "scripted", "llm": "scripted"}

@@ -39,7 +39,7 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
     if rows == 25:
         assert summary.exit_code == 1
         assert first == {"total": 50, "unanswered": 50, "median_mass": 0.02}
-        assert second is None  # nothing was kept, so nothing was asked about
+        assert second is None  # nothing was kept, so nothing was checked
         assert "golden_sentences: 50 of its first 50 checks are unanswered" in screen
         assert "model.vlm.chat_template_kwargs.enable_thinking=false" in screen
         assert "golden_sentences: 0 kept, 50 dropped, 50 of them unanswered (median mass 0.02)" in screen
