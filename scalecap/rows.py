@@ -1,10 +1,10 @@
-"""Rows of a dataset, and the error of a row that can't be read."""
+"""Rows: as the data has them (`Row`), and as the journal keeps them once they are finished (`Record`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict
 
 from scalecap.engines.base import Image
 
@@ -55,6 +55,41 @@ class Row:
     def __post_init__(self) -> None:
         if not self.id:
             object.__setattr__(self, "id", str(self.index))
+
+
+class Failure(TypedDict):
+    """Why a row failed."""
+
+    step: str | None
+    """Null if the row, "image" if its image could not be read."""
+    kind: str
+    message: str
+
+
+class Record(TypedDict):
+    """A finished row in the journal, from which all files of the run are made."""
+
+    index: int
+    id: NotRequired[str]
+    """Missing, like `stamp` and `image`, in journals of early versions."""
+    stamp: NotRequired[str]
+    image: NotRequired[str]
+    """`Image.hash`; empty if no step needed the image or it could not be opened."""
+    input: Mapping[str, Any]
+    """The columns of the data."""
+    columns: Mapping[str, Any]
+    """The columns of the steps that succeeded."""
+    flags: Mapping[str, Sequence[str]]
+    """By step."""
+    error: Failure | None
+    usage: NotRequired[Sequence[float]]
+    """The values of a `RowUsage`."""
+    over_limit: NotRequired[Mapping[str, int]]
+    """By step, the number of items beyond its limit or the pipeline's budget."""
+    edits: NotRequired[Mapping[str, Any]]
+    """See `Row.edits`."""
+    part: NotRequired[Sequence[int]]
+    """See `Row.part`."""
 
 
 def unreadable_row(index: int, columns: Mapping[str, Any], error: RowError, *, id: str = "") -> Row:

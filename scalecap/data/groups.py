@@ -1,14 +1,14 @@
 """Batches finished rows for the sinks, in groups of bounded size, with their image files."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from scalecap.data.images import Fingerprint, image_name, open_image
 from scalecap.messages import MessageCounts
-from scalecap.rows import Row, RowError
+from scalecap.rows import Record, Row, RowError
 
 GROUP_ROWS = 1000
 """Most rows of a group, which is a row group in parquet."""
@@ -18,7 +18,6 @@ IMAGE_READERS = 16
 """Threads that read images."""
 
 T = TypeVar("T")
-Record = Mapping[str, Any]
 
 
 class Export(NamedTuple):

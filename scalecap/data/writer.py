@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalecap.config.exports import SELECT, Select, WriteSettings
-from scalecap.data.groups import Export, Record, Sink, in_groups, with_images, with_source_rows
+from scalecap.data.groups import Export, Sink, in_groups, with_images, with_source_rows
 from scalecap.data.sidecars import BesideImages, sidecars
 from scalecap.data.sinks import plugin_sinks
 from scalecap.data.tar import tar_shards
 from scalecap.messages import MessageCounts
-from scalecap.rows import Row
+from scalecap.rows import Record, Row
 
 SHARD_ROWS = 100_000
 """Most rows of a shard."""
@@ -54,6 +54,7 @@ def write(
     *,
     image: str = "image",
     data: Iterable[Row] | None = None,
+    observe: Callable[[Record], None] | None = None,
 ) -> WriteResult:
     """Writes `captions.jsonl` and the exports chosen by `settings` to `folder`, in the order of the records.
 
@@ -61,11 +62,13 @@ def write(
     `dataset/`, no sample in `webdataset/`) if its file can't be read or was replaced since it was captioned.
 
     Args:
-        records: returns an iterator over the journal's records; called several times.
+        records: returns an iterator over the journal's records; called once, and again if there are exports.
         columns: the steps' columns in their output order; null where a failed row lacks one.
         image: the image column.
         data: the source's rows, ordered like the records; required for image files
             (`settings.needs_images`). Without them `dataset/` has the images' names.
+
+        observe: called with each record once, in order.
 
     Raises:
         OSError: a file can't be written, or a folder exists that scalecap did not write.
@@ -74,19 +77,20 @@ def write(
     settings, written = settings or WriteSettings(), WriteResult()
     select = Select(settings.select, columns) if settings.select else None
 
+    types = _ColumnTypes()
+
     def rows() -> Iterator[dict[str, Any]]:
         for record in records():
-            steps = record["columns"]
-            yield {
-                "row_id": record.get("id"),
-                **{name: value for name, value in record["input"].items() if name != "row_id"},
-                **{name: steps.get(name) for name in columns},
-                "flags": record["flags"],
-                "error": record["error"],
-            }
+            if observe is not None:
+                observe(record)
+            row = _row(record, columns)
+            if "parquet" in settings.format:
+                types.add(row)
+            yield row
 
     def exports() -> Iterator[Export]:
-        for row, (record, source) in zip(rows(), with_source_rows(records(), data or ()), strict=True):
+        for record, source in with_source_rows(records(), data or ()):
+            row = _row(record, columns)
             if select is None or select.exclusion(row) is None:
                 yield Export(row, record, source)
 
@@ -99,13 +103,13 @@ def write(
     with ExitStack() as stack:
         sinks: list[Sink] = []
         if "parquet" in settings.format:
-            types = _column_types(rows)
+            found = types.final()
             if settings.image == "none":
-                types.pop(image, None)
+                found.pop(image, None)
             written.json_columns = [
-                name for name, type_ in types.items() if type_ is None and name != "flags"
+                name for name, type_ in found.items() if type_ is None and name != "flags"
             ]
-            shards = _Shards(folder / "dataset", types, image if files else None)
+            shards = _Shards(folder / "dataset", found, image if files else None)
             sinks.append(stack.enter_context(shards))
         if "webdataset" in settings.format and data is not None:
             samples = tar_shards(folder / "webdataset", samples=SHARD_ROWS, size=SHARD_BYTES)
@@ -117,10 +121,22 @@ def write(
             sinks.append(BesideImages(image, settings, written.missing_sidecars))
         sinks += stack.enter_context(plugin_sinks(folder, settings))
         read = data is not None and (files or "webdataset" in settings.format)
-        for group in with_images(exports(), image, written.missing_images) if read else in_groups(exports()):
+        groups = with_images(exports(), image, written.missing_images) if read else in_groups(exports())
+        for group in groups if sinks else ():
             for sink in sinks:
                 sink.add(group)
     return written
+
+
+def _row(record: Record, columns: Sequence[str]) -> dict[str, Any]:
+    """The row of `captions.jsonl`."""
+    return {
+        "row_id": record.get("id"),
+        **{name: value for name, value in record["input"].items() if name != "row_id"},
+        **{name: record["columns"].get(name) for name in columns},
+        "flags": record["flags"],
+        "error": record["error"],
+    }
 
 
 def _flagged(
@@ -142,7 +158,7 @@ class _Shards:
     """Sink that writes `train-00000-of-00003.parquet` …; they replace the folder once all are written."""
 
     def __init__(self, folder: Path, types: Mapping[str, pa.DataType | None], image: str | None) -> None:
-        """`types` as returned by `_column_types`; `image` is the column to fill with image files, if any."""
+        """`types` as of `_ColumnTypes.final`; `image` is the column to fill with image files, if any."""
         self._image = image
         self._folder, self._part = folder, folder.with_name(folder.name + ".part")
         self._column_types = dict(types)
@@ -222,19 +238,24 @@ _EXACT_INT = pa.int32()
 """While types are inferred: integers that float64 represents exactly."""
 
 
-def _column_types(rows: ReadRecords) -> dict[str, pa.DataType | None]:
-    """The type of each column; None (a JSON string) where its values have no common type."""
-    types: dict[str, pa.DataType | None] = {}
-    for row in rows():
+class _ColumnTypes:
+    """The type of each column, inferred row by row; None (a JSON string) where there is no common type."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, pa.DataType | None] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
         for name, value in row.items():
-            before = types.get(name, pa.null())
+            before = self._types.get(name, pa.null())
             if before is not None:
                 try:
-                    types[name] = _common_type(before, _type(value))
+                    self._types[name] = _common_type(before, _type(value))
                 except _NoCommonType:
-                    types[name] = None
-    found = {name: type_ and _final_type(type_) for name, type_ in types.items()}
-    return {**found, "flags": None, "error": ERROR}
+                    self._types[name] = None
+
+    def final(self) -> dict[str, pa.DataType | None]:
+        found = {name: type_ and _final_type(type_) for name, type_ in self._types.items()}
+        return {**found, "flags": None, "error": ERROR}
 
 
 def _type(value: Any) -> pa.DataType:

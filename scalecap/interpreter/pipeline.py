@@ -33,7 +33,7 @@ from scalecap.interpreter.binding import PipelineError, bind
 from scalecap.interpreter.dispatch import NOTHING_USED, Dispatcher, RowUsage, StepUsage
 from scalecap.interpreter.loops import StepGroup, group_steps
 from scalecap.interpreter.step import Step
-from scalecap.rows import Row
+from scalecap.rows import Failure, Row
 from scalecap.threads import DaemonPool
 
 __all__ = ["Finished", "Pipeline", "PipelineError", "Step"]
@@ -46,8 +46,7 @@ class Finished:
     row: Row
     columns: dict[str, Any]
     """The input's columns, then those of the steps that succeeded, in the order of the steps."""
-    error: dict[str, Any] | None
-    """{step, kind, message}: `step` is null if the row and "image" if its image could not be read."""
+    error: Failure | None
     flags: dict[str, list[str]]
     """Step to its flags, sorted: truncated, looping, shortened, fallback …"""
     image_hash: str = ""
@@ -148,13 +147,13 @@ class Pipeline:
             EngineDead: itself, not in a group, so that the caller of a Ray actor can catch it by its class.
         """
         if row.error:
-            return Finished(row, dict(row.columns), _error_record(None, row.error), {})
+            return Finished(row, dict(row.columns), _failure(None, row.error), {})
         image = None
         if any(step.needs_image for step in self.steps):
             try:
                 image = await asyncio.get_running_loop().run_in_executor(images, row.open_image)
             except Exception as error:
-                return Finished(row, dict(row.columns), _error_record("image", error), {})
+                return Finished(row, dict(row.columns), _failure("image", error), {})
         try:
             return await _RowRun(self, row, image, dispatcher).run()
         except BaseExceptionGroup as errors:
@@ -249,7 +248,7 @@ class _RowRun:
         return Finished(
             self.row,
             {column: self.values[column] for column in order if column in self.values},
-            _error_record(failed, self.errors[failed], steps[failed].source) if failed else None,
+            _failure(failed, self.errors[failed], steps[failed].source) if failed else None,
             {name: sorted(flags) for name, flags in self.flags.items() if flags},
             self.image.hash if self.image else "",
             RowUsage(*(getattr(usage, name) for name in RowUsage._fields)),
@@ -330,7 +329,7 @@ def image_pool() -> DaemonPool:
     return DaemonPool(min(8, os.cpu_count() or 1), "images")
 
 
-def _error_record(step: str | None, error: Exception, source: Path | None = None) -> dict[str, Any]:
+def _failure(step: str | None, error: Exception, source: Path | None = None) -> Failure:
     """The row's error, with the line that raised it in `source`, the file of a stage from another package."""
     lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == str(source)]
     place = f" ({source.name}:{lines[-1]})" if source and lines else ""

@@ -21,7 +21,7 @@ from scalecap.config.effects import determining
 from scalecap.data.shard import WHOLE, Shard, parse_shard
 from scalecap.data.sources import json_safe
 from scalecap.locks import lock
-from scalecap.rows import Row
+from scalecap.rows import Record, Row
 from scalecap.threads import DaemonPool
 
 JOURNAL = "journal.jsonl"
@@ -183,11 +183,10 @@ class Journal:
         shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:MAX_SHOWN])
         return shown + (f"; and {len(differ) - MAX_SHOWN} more" if len(differ) > MAX_SHOWN else "")
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Adds a finished row. Raises JournalError when it can't be written; earlier rows stay intact."""
-        record = json_safe(record)
-        offset = self._write(record)
-        self._index(record, offset)
+        safe = json_safe(record)
+        self._index(safe, self._write(safe))
         if self._syncing and self._syncing.done():
             self._await_sync()
         if self._syncing is None and time.monotonic() - self._synced > SYNC_SECONDS:
@@ -266,7 +265,7 @@ class Journal:
                 return 0
         return rows
 
-    def records(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    def records(self, indices: Iterable[int]) -> Iterator[Record]:
         """The records of these rows in the order given; rows without one are skipped."""
         with self.path.open("rb") as file:
             for index in indices:

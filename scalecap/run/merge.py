@@ -31,6 +31,7 @@ from scalecap.data.sources import open_source, rows_until_error
 from scalecap.interpreter.binding import PipelineError
 from scalecap.interpreter.dispatch import StepUsage
 from scalecap.interpreter.pipeline import Pipeline
+from scalecap.rows import Record
 from scalecap.run.journal import Journal, JournalError
 from scalecap.run.outputs import write
 from scalecap.run.summary import Summary
@@ -87,7 +88,7 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
     return summary
 
 
-def _merged(parts: Sequence[Part], rows: int) -> Iterator[dict[str, Any]]:
+def _merged(parts: Sequence[Part], rows: int) -> Iterator[Record]:
     """The records of all shards in the order of the data; each journal is read once."""
     shards = [
         (part, part.journal.records(range(part.shard.number, rows, part.shard.of)))

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 from scalecap.config.exports import WriteSettings
 from scalecap.data import writer
 from scalecap.interpreter.pipeline import Finished, Pipeline
-from scalecap.rows import Row
+from scalecap.rows import Record, Row
 from scalecap.run.journal import Journal
+from scalecap.run.row_counts import RowCounts
 from scalecap.run.summary import Summary
 
 
@@ -31,29 +31,40 @@ def write(
 
     `settings`, `image` and `data` are those of `scalecap.data.writer.write`.
     """
-    rows = partial(journal.records, indices)
-    columns = list(pipeline.writers)
-    written = writer.write(summary.output, rows, columns, settings, image=image, data=data)
-    summary.add_written(written, settings)
-    checks = {
-        step.name: column
-        for step in pipeline.steps
-        for side, column in zip(step.stage.side, step.writes[1:], strict=True)
-        if side in ("scores", "answers")
-    }
-    overall = {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall}
-    conditions = {step.name: step.when.source for step in pipeline.steps if step.when}
-    choices = {
-        s.name: (s.settings["where"].source, s.selected) for s in pipeline.steps if s.settings.get("where")
-    }
+    records = partial(journal.records, indices)
     metrics = metric_steps(pipeline)
+    counts = RowCounts(
+        summary,
+        checks={
+            step.name: column
+            for step in pipeline.steps
+            for side, column in zip(step.stage.side, step.writes[1:], strict=True)
+            if side in ("scores", "answers")
+        },
+        metrics=metrics,
+        conditions={step.name: step.when.source for step in pipeline.steps if step.when},
+        choices={
+            step.name: (step.settings["where"].source, step.selected)
+            for step in pipeline.steps
+            if step.settings.get("where")
+        },
+    )
+    columns = list(pipeline.writers)
+    written = writer.write(
+        summary.output, records, columns, settings, image=image, data=data, observe=counts.add
+    )
+    summary.add_written(written, settings)
+    counts.note_constants()
     summary.better = {step.name: dict(step.stage.better) for step in pipeline.steps if step.name in metrics}
-    summary.add_rows(rows, checks, metrics, overall, conditions, choices)
+    summary.add_overall(
+        records,
+        {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall},
+    )
 
 
-def record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
+def record(finished: Finished, pipeline: Pipeline) -> Record:
     """The journal record of a row, with the columns of the data apart from those of the steps."""
-    return {
+    found: Record = {
         "index": finished.row.index,
         "id": finished.row.id,
         "stamp": finished.row.stamp,
@@ -63,7 +74,11 @@ def record(finished: Finished, pipeline: Pipeline) -> dict[str, Any]:
         "flags": finished.flags,
         "error": finished.error,
         "usage": list(finished.usage),
-        **({"over_limit": dict(finished.over_limit)} if finished.over_limit else {}),
-        **({"edits": dict(finished.row.edits)} if finished.row.edits else {}),
-        **({"part": list(finished.row.part)} if finished.row.part else {}),
     }
+    if finished.over_limit:
+        found["over_limit"] = dict(finished.over_limit)
+    if finished.row.edits:
+        found["edits"] = dict(finished.row.edits)
+    if finished.row.part:
+        found["part"] = list(finished.row.part)
+    return found

@@ -19,9 +19,10 @@ from scalecap.config.exports import WriteSettings
 from scalecap.data.writer import WriteResult
 from scalecap.interpreter.dispatch import RunUsage
 from scalecap.messages import MessageCounts
+from scalecap.rows import Record
 from scalecap.run.costs import CostEstimate
 from scalecap.stages import Overall
-from scalecap.stats import Interval, Mean, by_step, measures, named
+from scalecap.stats import Interval, Mean, by_step, named
 
 LIBRARIES = ("scalecap", "torch", "transformers", "vllm", "aiohttp", "datasets", "hydra-core")
 
@@ -112,69 +113,21 @@ class Summary:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
-    def add_rows(
+    def add_overall(
         self,
-        records: Callable[[], Iterable[Mapping[str, Any]]],
-        checks: Mapping[str, str],
-        metrics: Sequence[str],
+        records: Callable[[], Iterable[Record]],
         overall: Mapping[str, tuple[Overall, Sequence[str]]],
-        conditions: Mapping[str, str],
-        choices: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Sequence[bool]]]],
     ) -> None:
-        """Counts finished rows. Memory does not grow with their number.
+        """Adds the metrics that are computed over all rows together.
 
         Args:
             records: iterates over the journal's records, from the start on each call.
-            checks: by step, its column of scores, each of which may have `kept`, `mass` and a probability.
-            metrics: the columns of numbers.
             overall: by step, a function over all rows, and the columns that it reads.
-            conditions: by step, the expression of its `when`.
-            choices: by step, the expression of its `where`, and a function from a row's columns to the items
-                for which it holds.
         """
-        ran, skipped = Counter[str](), Counter[str]()
-        chosen, passed = Counter[str](), Counter[str]()
-        for record in records():
-            if record["error"] is None:
-                self.done += 1
-            else:
-                self.failed += 1
-                error = record["error"]
-                self.errors.add(f"{error['step'] or 'row'}: {error['kind']}: {error['message']}")
-            for step, flags in record["flags"].items():
-                self.flags.setdefault(step, Counter()).update(flags)
-            self.over_limit.update(record.get("over_limit") or {})
-            for step, column in checks.items():
-                for each in record["columns"].get(column) or []:
-                    if isinstance(each, Mapping):
-                        self._add_check(step, each)
-            for step in conditions.keys() & record["columns"].keys():
-                (skipped if "skipped" in record["flags"].get(step, ()) else ran)[step] += 1
-            for step, (_, items_held) in choices.items():
-                ambiguous = step in conditions and "skipped" in record["flags"].get(step, ())
-                if step in record["columns"] and not ambiguous:
-                    items = items_held({**record["input"], **record["columns"]})
-                    chosen[step] += sum(items)
-                    passed[step] += len(items) - sum(items)
-            for column in metrics:
-                for name, pair in measures(column, record["columns"].get(column)):
-                    self.measured.setdefault(name, Mean()).add(pair)
-        for step, condition in conditions.items():
-            self._note_constant(f"{step}: `when: {condition}`", "rows", ran[step], skipped[step])
-        for step, (condition, _) in choices.items():
-            self._note_constant(f"{step}: `where: {condition}`", "items", chosen[step], passed[step])
         for name, (function, columns) in overall.items():
             written = _Written(records, columns)
             found = function(written) if any(True for _ in written) else {}
             self.overall |= {f"{name}.{each}": interval for each, interval in found.items()}
-
-    def _note_constant(self, condition: str, what: str, held: int, not_held: int) -> None:
-        """Notes a condition that was always true or never: it may be a mistake."""
-        count = held + not_held
-        if count and not (held and not_held):
-            self.notes.append(
-                f"{condition} held for {f'all {count}' if held else f'none of {count}'} {what}."
-            )
 
     def add_written(self, written: WriteResult, settings: WriteSettings) -> None:
         """Notes what the writer left out of the run's files."""
@@ -195,15 +148,6 @@ class Summary:
         ):
             for reason, count in messages.most_common(MAX_REASONS_SHOWN):
                 self.notes.append(f"{what}: {count:,} ({reason}).")
-
-    def _add_check(self, step: str, check: Mapping[str, Any]) -> None:
-        if check.get("checked") is False:
-            return
-        if "kept" in check:
-            (self.kept if check["kept"] else self.dropped)[step] += 1
-        if (mass := check.get("mass")) is not None:
-            self.masses.setdefault(step, Counter())[round(mass, 2)] += 1
-            self.unanswered[step] += check.get("p_yes", check.get("p")) is None
 
     @cached_property
     def metrics(self) -> dict[str, Interval]:
@@ -406,7 +350,7 @@ def _median(counts: Mapping[float, int]) -> float:
 class _Written:
     """The values of these columns in each row that has all of them; each iteration reads the journal."""
 
-    def __init__(self, records: Callable[[], Iterable[Mapping[str, Any]]], columns: Sequence[str]) -> None:
+    def __init__(self, records: Callable[[], Iterable[Record]], columns: Sequence[str]) -> None:
         self._records, self._columns = records, columns
 
     def __iter__(self) -> Iterator[list[Any]]:

@@ -1,7 +1,7 @@
 import functools
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,24 @@ def written(
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().strip().split("\n")]
     loaded = datasets.load_dataset(str(folder / "dataset"), split="train", cache_dir=str(folder / "hf"))
     return lines, loaded
+
+
+@pytest.mark.parametrize(("formats", "reads"), [([], 1), (["parquet"], 2)])
+def test_the_journal_is_read_once_and_again_for_all_exports(tmp_path: Path, formats: list[Any], reads: int):
+    record = {"index": 0, "input": {}, "columns": {"x": "a"}, "flags": {}, "error": None}
+    read: list[list[Any]] = []
+    observed: list[Any] = []
+
+    def records() -> Iterator[Any]:
+        read.append([])
+        for index in range(3):
+            read[-1].append(index)
+            yield {**record, "index": index}
+
+    settings = WriteSettings(format=formats, sidecars="json" if formats else None)
+    writer.write(tmp_path, records, ["x"], settings, observe=observed.append)
+    assert read == [[0, 1, 2]] * reads
+    assert [each["index"] for each in observed] == [0, 1, 2]
 
 
 def test_rows_come_back_in_order_with_their_errors(tmp_path: Path):

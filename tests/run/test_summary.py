@@ -10,6 +10,7 @@ import pytest
 
 from scalecap.config.settings import Settings
 from scalecap.metrics import verifier
+from scalecap.run.row_counts import RowCounts
 from scalecap.run.summary import Summary
 from scalecap.runner import run
 
@@ -31,7 +32,10 @@ def summed(rows: int) -> tuple[Summary, int]:
     tracemalloc.start()
     try:
         overall = {"check": (verifier.quality, ("check", "check_answers"))}
-        summary.add_rows(partial(records, rows), {}, ["m"], overall, {}, {})
+        counts = RowCounts(summary, checks={}, metrics=["m"], conditions={}, choices={})
+        for record in records(rows):
+            counts.add(record)
+        summary.add_overall(partial(records, rows), overall)
         assert summary.metrics
         return summary, tracemalloc.get_traced_memory()[1]
     finally:
