@@ -1,4 +1,4 @@
-"""Counts similar messages, in memory that does not grow with their number."""
+"""Text of messages: plurals, and counts of similar ones in memory that does not grow with their number."""
 
 import re
 from collections.abc import Iterator
@@ -14,6 +14,11 @@ _VARYING = re.compile(
 """Quoted names, paths and numbers, which vary; but not numbers like 404, a server's status."""
 MAX_CHARACTERS = 1_000
 """Longer messages are cut."""
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 row`, `1,234 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 @dataclass

@@ -31,6 +31,7 @@ from scalecap.engines.settings import EngineSettings, RoleSettings
 from scalecap.interpreter.cache import Cache, CacheError
 from scalecap.interpreter.dispatch import Dispatcher
 from scalecap.interpreter.pipeline import Pipeline, PipelineError, stream
+from scalecap.messages import plural
 from scalecap.report.run_page import write_report
 from scalecap.rows import OUTPUT_COLUMNS
 from scalecap.run import advice
@@ -350,8 +351,8 @@ def plan(settings: Settings) -> str:
         roles = job.settings.by_role(job.pipeline.roles)
         unchecked = preflight(list(roles.values()))
     source, pipeline = job.source, job.pipeline
-    rows = source.total if source.total is not None else "a stream of"
-    lines = [f"{rows} rows with {', '.join(source.columns)}"]
+    rows = "a stream of rows" if source.total is None else plural(source.total, "row")
+    lines = [f"{rows} with {', '.join(source.columns)}"]
     lines += [f"{role}: {model.name}{_engine(engine, settings)}" for role, (model, engine) in roles.items()]
     lines += [f"{step}: {promise}" for step, promise in job.promises.items()]
     lines += ["", pipeline.plan(), ""]

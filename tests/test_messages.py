@@ -3,7 +3,7 @@
 import pytest
 
 from scalecap import messages
-from scalecap.messages import MessageCounts
+from scalecap.messages import MessageCounts, plural
 
 
 def counted(*texts: str) -> dict[str, int]:
@@ -56,3 +56,8 @@ def test_kinds_and_characters_are_bounded(monkeypatch: pytest.MonkeyPatch):
     found = counted("a", "b", "c", "d", "e", "a", "x" * 10_000)
     assert found == {"other messages": 3, "a": 2, "b": 1, "c": 1}
     assert max(map(len, counted("x" * 10_000))) == 1_000
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (1234, "1,234 rows")])
+def test_plurals(count: int, text: str):
+    assert plural(count, "row") == text

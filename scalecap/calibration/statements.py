@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scalecap.config.labelled import STEP
+from scalecap.messages import plural
 from scalecap.metrics.labels import Label, LabelError, Verdict, distinct
 from scalecap.run.folder import Run, checks, statements_digest
 from scalecap.text.suggestions import did_you_mean
@@ -86,7 +87,9 @@ def data_statements(run: Run, step: str) -> list[Statement]:
             for text, verdict, score in parts
         ]
     if not found:
-        raise LabelError(f"{run.folder} has no labelled statements: {failed} rows failed, see captions.jsonl")
+        raise LabelError(
+            f"{run.folder} has no labelled statements: {plural(failed, 'row')} failed, see captions.jsonl"
+        )
     return found
 
 

@@ -11,6 +11,7 @@ from scalecap.calibration.record import CalibrationError, StepCalibration, promi
 from scalecap.calibration.scope import describe_data, differences, identities, scope, upstream
 from scalecap.config.settings import Settings
 from scalecap.interpreter.pipeline import Pipeline
+from scalecap.messages import plural
 from scalecap.text.suggestions import did_you_mean
 
 
@@ -137,8 +138,8 @@ def fallback_notes(
         flags: by step, the number of rows with each flag.
     """
     return [
-        f"{step.name}: {rows} rows fell back: where no sentence passed, the caption is the initial one,"
-        " unchecked and without a guarantee;"
+        f"{step.name}: {plural(rows, 'row')} fell back: where no sentence passed, the caption is the"
+        " initial one, unchecked and without a guarantee;"
         f" set pipeline.steps.{step.name}.fallback=empty to leave it empty."
         for step in pipeline.steps
         if applied

@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from omegaconf import OmegaConf
 
 from scalecap.data.files import redact_urls
+from scalecap.messages import plural
 from scalecap.run.folder import Row, Run
 from scalecap.stats import is_part, label
 
@@ -97,8 +98,9 @@ def _counts(summary: Mapping[str, Any], promised: Mapping[str, Mapping[str, Any]
     rows = summary["rows"]
     yield "## Rows"
     yield (
-        f"{rows['done']:,} rows succeeded; {rows['failed']:,} failed, with the reason in the column `error`."
-        " `row_id` is unique; `flags` lists, as JSON, what happened at each step (truncated, unanswered, …)."
+        f"{plural(rows['done'], 'row')} succeeded; {rows['failed']:,} failed, with the reason in the column"
+        " `error`. `row_id` is unique; `flags` lists, as JSON, what happened at each step (truncated,"
+        " unanswered, …)."
     )
     if rows.get("left_out"):
         yield f"{rows['left_out']:,} of them, including failed ones, were excluded from the data set."

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from scalecap.data import Source
+from scalecap.messages import plural
 from scalecap.rows import Row
 from scalecap.run.journal import Journal
 
@@ -81,12 +82,14 @@ class PendingRows:
         """How the data differs from what an earlier run in the folder saw."""
         found = []
         if self._changed:
-            found.append(f"{self._changed} rows had changed since they were done, and were redone.")
+            found.append(f"{plural(self._changed, 'row')} changed after being done, now redone.")
         if self._added:
-            found.append(f"{self._added} rows are new in the data.")
+            found.append(f"{plural(self._added, 'row')} added to the data since the earlier run.")
         gone = (self.journal.complete or 0) - len(self.seen)
         if self.complete and gone > 0:
-            found.append(f"{gone} rows of an earlier run are no longer in the data, nor in the captions.")
+            found.append(
+                f"{plural(gone, 'row')} of an earlier run no longer in the data, nor in the captions."
+            )
         return found
 
 

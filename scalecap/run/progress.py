@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from scalecap.interpreter.dispatch import RunUsage
+from scalecap.messages import plural
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True)
@@ -105,4 +106,4 @@ class Progress:
                 left = (
                     f", {(self.total - finished) * (time.monotonic() - self._started) / computed:.0f} s left"
                 )
-        return f"{finished}{of} rows, {self._note()}{left}"
+        return f"{f'{finished}{of} rows' if of else plural(finished, 'row')}, {self._note()}{left}"

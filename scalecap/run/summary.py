@@ -18,7 +18,7 @@ from typing import Any, Literal
 from scalecap.config.exports import WriteSettings
 from scalecap.data.writer import WriteResult
 from scalecap.interpreter.dispatch import RunUsage
-from scalecap.messages import MessageCounts
+from scalecap.messages import MessageCounts, plural
 from scalecap.rows import Record
 from scalecap.run.costs import CostEstimate
 from scalecap.stages import Overall
@@ -249,7 +249,7 @@ class Summary:
         heads = {"finished": "Done", "interrupted": "Interrupted", "stopped": "Stopped", "preview": "Preview"}
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         reused = f" ({self.reused} from an earlier run)" if self.reused else ""
-        done = "1 row" if self.done == 1 else f"{self.done} rows"
+        done = plural(self.done, "row")
         if self.total and self.status != "finished":
             done = f"{self.done} of {self.total} rows"
         lines = [f"{heads[self.status]}: {done} captioned{reused}, {self.failed} failed; {phases}"]
@@ -273,7 +273,7 @@ class Summary:
             lines.append(f"  skipped by limits and budget: {over_limit}")
         cached = f" ({total.cached_tokens} cached)" if total.reported_tokens else ""
         lines.append(
-            f"  {total.requests} requests ({total.reused} from the cache),"
+            f"  {plural(total.requests, 'request')} ({total.reused} from the cache),"
             f" {total.prompt_tokens} prompt tokens{cached}, {total.generated_tokens} generated"
         )
         shares = {name: each.cached_share for name, each in self.usage.steps.items() if each.repeats}
