@@ -7,6 +7,7 @@ guessed from other text.
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from scalecap.stages import Scored
 from scalecap.text.segmentation import Span
@@ -19,34 +20,35 @@ def number_lines(texts: Sequence[str]) -> str:
     return "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(texts, 1))
 
 
-def parse(reply: str, count: int) -> list[bool] | None:
+class Verdict(NamedTuple):
+    """The verdict on one statement."""
+
+    yes: bool
+    word: Span
+    """Its yes or no in the reply."""
+
+
+def parse(reply: str, count: int) -> list[Verdict] | None:
     """The verdicts on `count` statements; None unless each has exactly one."""
-    found: dict[int, set[bool]] = {}
-    for line in reply.splitlines():
+    found: dict[int, list[Verdict]] = {}
+    start = 0
+    for line in reply.splitlines(keepends=True):
         if match := _LINE.match(line):
-            found.setdefault(int(match[1]), set()).add(match[2].casefold() == "yes")
-    verdicts = [found.get(number, set()) for number in range(1, count + 1)]
-    return [each.pop() for each in verdicts] if all(len(each) == 1 for each in verdicts) else None
+            word = Span(start + match.start(2), start + match.end(2))
+            found.setdefault(int(match[1]), []).append(Verdict(match[2].casefold() == "yes", word))
+        start += len(line)
+    verdicts = [found.get(number, []) for number in range(1, count + 1)]
+    one_each = all(len({verdict.yes for verdict in each}) == 1 for each in verdicts)
+    return [each[0] for each in verdicts] if one_each else None
 
 
-def format_reply(verdicts: Sequence[bool]) -> tuple[str, list[Span]]:
-    """The reply with exactly these verdicts, and the span of each yes or no in it."""
-    text, spans = "", []
-    for number, yes in enumerate(verdicts, 1):
-        text += f"{chr(10) if text else ''}{number}. "
-        word = "yes" if yes else "no"
-        spans.append(Span(len(text), len(text) + len(word)))
-        text += word
-    return text, spans
-
-
-def p_yes(scored: Scored, verdicts: Sequence[bool], words: Sequence[Span]) -> list[float] | None:
-    """P(yes) of each statement from a scored reply: the probability of "yes", or 1 minus that of "no".
+def p_yes(scored: Scored, verdicts: Sequence[Verdict]) -> list[float] | None:
+    """P(yes) of each statement from a scored reply: the probability of its yes, or 1 minus that of its no.
 
     None if the engine returns raw logits only.
     """
     found = []
-    for yes, word in zip(verdicts, words, strict=True):
+    for yes, word in verdicts:
         tokens = [token for token in scored.tokens if token.start < word.end and token.end > word.start]
         p = math.exp(math.fsum(token.logprob for token in tokens))
         if math.isnan(p):

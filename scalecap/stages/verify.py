@@ -34,11 +34,11 @@ class Verify:
     `batch: k` asks about k texts in one request with `batch_prompt`, whose `texts` lists them by number; the
     reply, greedy, has one line "1. yes" or "1. no" each. The image is then processed twice for k checks
     instead of k times, which pays off without a prefix cache (hosted servers, models with hybrid attention).
-    P(yes) is read by scoring the verdicts as the reply: the probability of "yes" at its place, or 1 minus
-    that of "no". It is the model's confidence in its own words, given the verdicts before them, not P(yes) of
-    a text checked alone, so thresholds do not carry over from one to the other. If the engine can't score,
-    the words decide, p_yes is null and the row is flagged "unscored". If the reply lacks a verdict, or the
-    prompt is too long, each text is checked alone, flagged "unbatched". `mass` is null.
+    P(yes) is read by scoring the reply up to its last verdict: the probability of "yes" at its place, or 1
+    minus that of "no". It is the model's confidence in its own words, given the verdicts before them, not
+    P(yes) of a text checked alone, so thresholds do not carry over from one to the other. If the engine can't
+    score, the words decide, p_yes is null and the row is flagged "unscored". If the reply lacks a verdict, or
+    the prompt is too long, each text is checked alone, flagged "unbatched". `mass` is null.
 
     `views` is a column of regions, one per text: a text is checked against its own region instead of the
     whole image. A text without a region is not checked again if `before`, the side column `scores` of an
@@ -148,14 +148,16 @@ class Verify:
         except PromptTooLong:
             answered = None
         else:
-            answered = verdicts.parse(reply.text, len(texts))
+            written = reply.text.strip()
+            answered = verdicts.parse(written, len(texts))
         if answered is None:
             client.mark("unbatched")
             return await together(self._score(client, text, image) for text in texts)
-        forced, words = verdicts.format_reply(answered)
+        # As the model wrote them: to a model that writes "Yes", "yes" is improbable.
+        written = written[: max(word.end for _, word in answered)]
         try:
-            scored = await client.score(prompt, forced, image=image, model=self.model)
-            ps = verdicts.p_yes(scored, answered, words)
+            scored = await client.score(prompt, written, image=image, model=self.model)
+            ps = verdicts.p_yes(scored, answered)
         except EngineDead:
             raise
         except EngineError:
@@ -163,7 +165,7 @@ class Verify:
         if ps is None:
             client.mark("unscored")
         answers = []
-        for text, yes, p in zip(texts, answered, ps or itertools.repeat(None, len(texts)), strict=True):
+        for text, (yes, _), p in zip(texts, answered, ps or itertools.repeat(None, len(texts)), strict=True):
             kept = yes if p is None else p >= self.threshold
             answers.append(_Answer({"text": text, "p_yes": p, "kept": kept, "mass": None}, not kept))
         return answers

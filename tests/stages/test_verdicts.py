@@ -24,14 +24,16 @@ from scalecap.stages import verdicts
     ],
 )
 def test_verdicts_are_read_and_not_guessed(reply, said):
-    assert verdicts.parse(reply, 3) == said
+    found = verdicts.parse(reply, 3)
+    assert (found and [verdict.yes for verdict in found]) == said
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=12))
-def test_what_is_written_reads_as_it_was(said):
-    text, words = verdicts.format_reply(said)
-    assert verdicts.parse(text, len(said)) == said
-    assert [text[start:end] for start, end in words] == ["yes" if yes else "no" for yes in said]
+@given(st.lists(st.sampled_from(["yes", "no", "Yes", "No", "YES"]), min_size=1, max_size=12))
+def test_what_is_written_reads_as_it_was(words):
+    text = "\n".join(f"{number}. {word}" for number, word in enumerate(words, 1))
+    found = verdicts.parse(text, len(words))
+    assert [text[start:end] for _, (start, end) in found] == words
+    assert [yes for yes, _ in found] == [word.lower() == "yes" for word in words]
 
 
 def test_statements_are_numbered_each_on_a_line():
@@ -39,11 +41,9 @@ def test_statements_are_numbered_each_on_a_line():
 
 
 def test_p_yes_is_that_of_the_word():
-    said = [True, False]
-    text, words = verdicts.format_reply(said)
-    assert text == "1. yes\n2. no"
+    said = verdicts.parse("1. yes\n2. no", 2)
     spans = [(0, 2, -5.0), (2, 4, -0.1), (4, 6, -0.2), (6, 9, -5.0), (9, 12, math.log(0.9))]
     scored = Scored(tuple(Token(start, end, logprob) for start, end, logprob in spans))
-    assert verdicts.p_yes(scored, said, words) == pytest.approx([math.exp(-0.3), 0.1])
+    assert verdicts.p_yes(scored, said) == pytest.approx([math.exp(-0.3), 0.1])
     unknown = Scored(tuple(Token(start, end, math.nan, 1.0) for start, end, _ in spans))
-    assert verdicts.p_yes(unknown, said, words) is None
+    assert verdicts.p_yes(unknown, said) is None

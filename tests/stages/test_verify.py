@@ -194,6 +194,20 @@ async def test_several_texts_are_checked_in_one_request(recording_client, image)
     assert recorder.flags == []
 
 
+@pytest.mark.parametrize("reply", ["1. Yes\n2. No", "1. **yes**\n2. **no**", "Sure:\n1) YES, it is.\n2) NO"])
+async def test_verdicts_are_scored_in_the_models_own_spelling(recording_client, image, reply):
+    def answer(request):
+        if isinstance(request, Generate):
+            return reply
+        return math.log(0.9 if reply.startswith(request.text) else 0.01)  # a word
+
+    recorder = recording_client(answer)
+    stage = Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)
+    texts, scores, refuted = await stage(recorder.client, texts=["a", "b"], image=image)
+    assert (texts, refuted, recorder.flags) == (["a"], ["b"], [])
+    assert [score["p_yes"] for score in scores] == pytest.approx([0.9, 0.1])
+
+
 async def test_a_batch_without_a_verdict_for_each_text_is_checked_one_by_one(recording_client, image):
     recorder = recording_client(lambda r: "1. yes" if isinstance(r, Generate) else p_yes(r))
     stage = Verify(prompt=PROMPT, batch=3, batch_prompt=BATCH)
