@@ -15,6 +15,25 @@ def test_whole_words_only_where_there_are_any() -> None:
     assert option_token_ids(encode, ("yes", "no")) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def test_a_tokenizer_that_puts_a_space_before_every_text() -> None:
+    """As SentencePiece does: "yes" is `▁yes`, but `yes` after a line break."""
+    pytest.importorskip("tokenizers", reason='needs pip install "scalecap[cpu]"')
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import Metaspace
+
+    merges = [("y", "e"), ("ye", "s"), ("Y", "e"), ("Ye", "s"), ("n", "o"), ("N", "o")]
+    merges += [("▁", word) for word in ("yes", "Yes", "no", "No")]
+    pieces = dict.fromkeys(
+        ["<unk>", "\n", *"▁yesnoYESNO", *(piece for a, b in merges for piece in (a, b, a + b))]
+    )
+    tokenizer = Tokenizer(BPE({piece: id for id, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Metaspace(prepend_scheme="first", split=False)
+    yes, no = option_token_ids(lambda text: tokenizer.encode(text).ids, ("yes", "no"))
+    assert {tokenizer.id_to_token(id) for id in yes} == {"yes", "▁yes", "Yes", "▁Yes"}
+    assert {tokenizer.id_to_token(id) for id in no} == {"no", "▁no", "No", "▁No"}
+
+
 def test_first_letters_where_there_is_no_whole_word() -> None:
     yes, no, neither = option_token_ids(encode, ("yes", "no", "n/a"))
     assert neither == sorted(map(ord, " nN"))
