@@ -15,10 +15,12 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, rms_norm
+from torch.nn.functional import rms_norm
 from transformers import DynamicCache
 
 from scalecap.engines.base import EngineError, Image, PromptTooLong, Sampling
+from scalecap.engines.grouped_attention import use_grouped_attention
+from scalecap.engines.kv_cache import PaddedBatch
 
 _MAX_CACHED_TOKENS = 32_768
 """Size of the prefix cache: about 2 GB for a 7B model, 25 images of a megapixel."""
@@ -39,56 +41,17 @@ class Prefix:
 class Batch(Protocol):
     """KV cache of sequences that are being continued."""
 
-    def select(self, rows: list[int]) -> Self:
-        """The batch of these rows."""
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drops all other rows; returns the kept ones in their new order."""
         ...
 
-    def concat(self, other: Self) -> Self:
-        """These rows followed by the other's."""
+    def extend(self, other: Self) -> None:
+        """Adds the other's rows after these."""
         ...
 
     def accept(self, counts: list[int]) -> None:
         """Keeps the first `counts[row]` tokens of the last step in each row and discards the others."""
         ...
-
-
-@dataclass
-class PaddedBatch:
-    """Keys and values, padded on the left."""
-
-    cache: Any
-    """DynamicCache of (rows, heads, tokens, head size)."""
-    mask: Tensor
-    """(rows, tokens): 1 at a row's own tokens, 0 at padding."""
-    last_step: int = 0
-    """Columns of the last step."""
-
-    def select(self, rows: list[int]) -> "PaddedBatch":
-        """The batch of these rows, without columns that are padding in all of them."""
-        mask = self.mask[rows]
-        start = int(mask.any(0).int().argmax())
-        layers = [(layer.keys[rows, :, start:], layer.values[rows, :, start:]) for layer in self.cache.layers]
-        return PaddedBatch(DynamicCache(layers), mask[:, start:])
-
-    def concat(self, other: "PaddedBatch") -> "PaddedBatch":
-        """These rows followed by the other's."""
-        width = max(self.mask.shape[1], other.mask.shape[1])
-        pairs = zip(self.cache.layers, other.cache.layers, strict=True)
-        layers = [(_stack([a.keys, b.keys], width), _stack([a.values, b.values], width)) for a, b in pairs]
-        masks = [pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)]
-        return PaddedBatch(DynamicCache(layers), torch.cat(masks))
-
-    def accept(self, counts: list[int]) -> None:
-        """Keeps the first `counts[row]` tokens of the last step in each row and discards the others."""
-        most = max(counts)
-        self.cache.crop(most - self.last_step)  # a negative number removes as many tokens
-        kept = self.mask.new_tensor([[1] * count + [0] * (most - count) for count in counts])
-        self.mask = torch.cat([self.mask[:, : -self.last_step], kept], 1)
-
-
-def _stack(parts: list[Tensor], width: int) -> Tensor:
-    """Concatenates (rows, heads, tokens, head size) tensors, padded on the left to `width` tokens."""
-    return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
 
 
 def _use_float64_norms(model: Any) -> None:
@@ -121,6 +84,8 @@ class ModelRunner:
         """Whether `step` may compute tokens that `Batch.accept` discards."""
         if model.dtype == torch.float64:
             _use_float64_norms(model)
+        if model.device.type == "cpu":
+            use_grouped_attention(model)
         # transformers 5.24 renamed the argument.
         self._cache_argument = (
             "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
@@ -167,11 +132,6 @@ class ModelRunner:
         """
         width = max(len(prefix.ids) for prefix, _ in rows)
         length = max(len(ids) for _, ids in rows)
-        caches = zip(*(prefix.cache.layers for prefix, _ in rows), strict=True)
-        layers = [
-            (_stack([each.keys for each in layer], width), _stack([each.values for each in layer], width))
-            for layer in caches
-        ]
         ids, positions, mask = [], [], []
         for prefix, suffix in rows:
             padding = [0] * (length - len(suffix))
@@ -180,7 +140,7 @@ class ModelRunner:
             positions.append(padding + list(range(first, first + len(suffix))))
             before = [0] * (width - len(prefix.ids)) + [1] * len(prefix.ids)
             mask.append(before + padding + [1] * len(suffix))
-        batch = PaddedBatch(DynamicCache(layers), self._tensor(mask))
+        batch = PaddedBatch.of([prefix.cache for prefix, _ in rows], width, self._tensor(mask))
         inputs = {"attention_mask": batch.mask, "position_ids": self._tensor(positions)}
         return self._forward(self._tensor(ids), keep, batch.cache, **inputs), batch
 

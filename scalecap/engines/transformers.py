@@ -360,7 +360,10 @@ class TransformersEngine:
     def _admit(self, jobs: list[_Job]) -> None:
         """Prefills new replies and adds them to the decoding batch."""
         logits, batch = self._runner.prefill([(job.prefix, job.suffix) for job in jobs])
-        self._batch = self._batch.concat(batch) if self._batch else batch
+        if self._batch:
+            self._batch.extend(batch)
+        else:
+            self._batch = batch
         self._decoding = self._decoding + jobs
         self._sample(jobs, logits[:, -1])
         self._drop_finished()
@@ -402,9 +405,10 @@ class TransformersEngine:
 
     def _drop_finished(self) -> None:
         rows = [row for row, job in enumerate(self._decoding) if not job.future.done()]
-        if len(rows) < len(self._decoding):
+        if self._batch and len(rows) < len(self._decoding):
+            rows = self._batch.keep(rows) if rows else []
             self._decoding = [self._decoding[row] for row in rows]
-            self._batch = self._batch.select(rows) if self._batch and rows else None
+            self._batch = self._batch if rows else None
 
     def _finish(self, job: _Job, ids: list[int], finish: Finish) -> None:
         reply = self._chat.decode_reply(ids)

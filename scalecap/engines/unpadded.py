@@ -24,13 +24,14 @@ class UnpaddedBatch:
 
     caches: list[Any]
 
-    def select(self, rows: list[int]) -> "UnpaddedBatch":
-        """The batch of these rows."""
-        return UnpaddedBatch([self.caches[row] for row in rows])
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drops all other rows; returns the kept ones in their new order."""
+        self.caches = [self.caches[row] for row in rows]
+        return list(rows)
 
-    def concat(self, other: "UnpaddedBatch") -> "UnpaddedBatch":
-        """These rows followed by the other's."""
-        return UnpaddedBatch(self.caches + other.caches)
+    def extend(self, other: "UnpaddedBatch") -> None:
+        """Adds the other's rows after these."""
+        self.caches += other.caches
 
     def accept(self, counts: list[int]) -> None:
         """Does nothing: steps have one token a row, as a recurrent state can't be rolled back."""

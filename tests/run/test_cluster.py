@@ -230,7 +230,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
-    common = ["data.count=24", "data.seed=3", "engine=transformers", "cache=off", "report=false"]
+    common = ["data.count=16", "data.seed=3", "engine=transformers", "cache=off", "report=false"]
     return subprocess.Popen(
         [sys.executable, "-m", "scalecap", f"output={folder}", *common, *words],
         env=os.environ | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
@@ -282,4 +282,4 @@ def test_a_run_is_the_same_when_actors_and_nodes_die_and_come_back(nodes: Any, t
         for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
         if line.startswith('{"index":')
     ]
-    assert sorted(indices) == list(range(24))
+    assert sorted(indices) == list(range(16))

@@ -48,7 +48,7 @@ def test_captions_are_unchanged(compose: Callable[..., Settings]) -> None:
 
 
 def test_checking_halves_the_error_rate_and_asking_adds_true_facts(compose: Callable[..., Settings]) -> None:
-    words = ("data.count=48", "data.seed=3", "engine=transformers", "progress=false", "evaluate=scenes")
+    words = ("data.count=32", "data.seed=3", "engine=transformers", "progress=false", "evaluate=scenes")
     drawn = "pipeline.steps.init_caption.sampling={temperature: 1.0, top_p: 1.0}"  # so that it errs
     found = measured(compose(*words, drawn))
     first, final = (1 - found[f"scenes.{name}.precision"] for name in ("init_caption", "final_caption"))
