@@ -95,16 +95,23 @@ def choose_option(
     Args:
         top: the likeliest first tokens with their log-probabilities.
         truncated: the list is so short that an option may be missing, which is at most as likely as the last
-            token in it. If that could change a probability by more than 0.02, no option counts as chosen.
+            token in it, and as all that are not in it. If that could change a probability by more than 0.02,
+            no option counts as chosen.
     """
     words = [option.casefold() for option in options]
+    # No tokenizer joins a letter and a mark, unless it has the whole option as one token.
+    firsts = [re.split(r"\W", word)[0] for word in words]
     option_probs = [0.0] * len(options)
     for token, logprob in top:
-        if (word := token.strip().casefold()) in words:
+        word = token.strip().casefold()
+        if word in words:
             option_probs[words.index(word)] += math.exp(logprob)
+        elif word and firsts.count(word) == 1:
+            option_probs[firsts.index(word)] += math.exp(logprob)
     if truncated and 0.0 in option_probs and (mass := math.fsum(option_probs)):
-        last = math.exp(min(logprob for _, logprob in top))
-        if last / (mass + last) > _MAX_SHIFT:
+        probs = [math.exp(logprob) for _, logprob in top]
+        missing = min(*probs, 1 - math.fsum(probs))
+        if missing / (mass + missing) > _MAX_SHIFT:
             return Chosen((0.0,) * len(options), min(mass, 1.0), usage)
     return Chosen.normalized(option_probs, usage)
 

@@ -241,7 +241,8 @@ class OpenAIEngine:
             )
             word = re.search(r"[\w/]+", text_and_reasoning(choice["message"])[0])
             top = [(word.group(), 0.0)] if word else []
-        return choose_option(top, request.options, usage, truncated=0 < self._top < _TOP_LOGPROBS)
+        truncated = self._top > 0 and len(top) < _TOP_LOGPROBS
+        return choose_option(top, request.options, usage, truncated=truncated)
 
     async def probe_logprobs(self, connections: Collection[Connection]) -> int:
         """The number of log-probabilities a token that all of the servers return, up to 20; 0 for none.
@@ -266,8 +267,8 @@ class OpenAIEngine:
         top = _TOP_LOGPROBS
         while True:
             try:
-                await self._first_token(PROBE, top, [server])
-                return top
+                found, _ = await self._first_token(PROBE, top, [server])
+                return top if len(found) > 1 else 0  # some return that of the reply's own token only
             except EngineError as error:
                 if "logprobs" not in str(error):
                     raise ModelError(

@@ -113,6 +113,7 @@ def test_the_largest_top_logprobs(error: str, most: int | None) -> None:
         ({"yes": 0.9, "Yes": 0.05, "It": 0.01}, True, (1, 0)),  # no has 0.01 at most
         ({"yes": 0.3, "It": 0.2, "The": 0.15}, True, (0, 0)),  # no may have 0.15
         ({"yes": 0.3, "It": 0.2, "The": 0.15}, False, (1, 0)),
+        ({"yes": 0.9, "It": 0.1}, True, (1, 0)),  # nothing is left for no
         ({"It": 0.6, "The": 0.2}, True, (0, 0)),
     ],
 )
@@ -123,3 +124,12 @@ def test_a_missing_option_may_be_as_likely_as_the_last_token_returned(
     assert choose_option(top, ("yes", "no"), Usage(), truncated=truncated).probabilities == pytest.approx(
         probabilities
     )
+
+
+def test_an_option_of_several_tokens_begins_with_its_first() -> None:
+    """Tokenizers cut "n/a" before the slash, or have it as one token."""
+    top = [("n", math.log(0.5)), (" no", math.log(0.2)), ("N/A", math.log(0.1)), ("Yes", math.log(0.2))]
+    chosen = choose_option(top, ("yes", "no", "n/a"), Usage())
+    assert (chosen.probabilities, chosen.mass) == (pytest.approx((0.2, 0.2, 0.6)), 1)
+    ambiguous = choose_option([("n", math.log(0.5)), ("no", math.log(0.5))], ("no", "n/a", "n-b"), Usage())
+    assert ambiguous.probabilities == (1, 0, 0)

@@ -91,3 +91,20 @@ async def test_a_server_that_returns_fewer_log_probabilities(fake: Server, most:
     assert fake.requests[-1].get("top_logprobs") == (5 if most == 5 else None)
     assert len(fake.requests) == 1
     await engine.close()
+
+
+async def test_a_server_that_returns_the_log_probability_of_its_own_token_only(fake: Server) -> None:
+    fake.script = fake.probe = lambda _: (200, completion("Yes", top={"Yes": 0.55}))
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    assert engine.identity.endswith(" choices=text")
+    await engine.close()
+
+
+async def test_a_server_that_returns_fewer_log_probabilities_than_asked_for_and_does_not_say_so(
+    fake: Server,
+) -> None:
+    top = {"Yes": 0.3, "It": 0.2, "The": 0.15, "A": 0.12, "I": 0.1}
+    fake.answers = [(200, completion("Yes", top=top))]
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    assert not (await engine.choose(Choose(Prompt("?")))).answered  # no may have 0.1
+    await engine.close()
