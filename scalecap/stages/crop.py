@@ -45,11 +45,14 @@ class Crop:
         if not is_box(given):
             client.mark("unreadable_box")
             return None
-        scales = [1.0 if self.scale is None else side / self.scale for side in size]
-        left, top, right, bottom = (edge * scales[place % 2] for place, edge in enumerate(given))
-        if left < 0 or top < 0 or right > size[0] or bottom > size[1]:
+        # In the box's own units: in pixels, rounding could put an edge beyond the border that it lies on.
+        width, height = size if self.scale is None else (self.scale, self.scale)
+        left, top, right, bottom = given
+        if left < 0 or top < 0 or right > width or bottom > height:
             client.mark("outside")
             return None
+        scales = [1.0 if self.scale is None else side / self.scale for side in size]
+        left, top, right, bottom = (edge * scales[place % 2] for place, edge in enumerate(given))
         across, down = (
             widened(low, high, self.margin, most)
             for low, high, most in ((left, right, size[0]), (top, bottom, size[1]))
@@ -64,7 +67,7 @@ def is_box(value: Any) -> bool:
     if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in value):
         return False
     left, top, right, bottom = value
-    return all(math.isfinite(edge) for edge in value) and left < right and top < bottom
+    return all(-math.inf < edge < math.inf for edge in value) and left < right and top < bottom
 
 
 def widened(low: float, high: float, margin: float, most: int) -> tuple[int, int]:

@@ -44,6 +44,7 @@ async def test_a_box_is_cut_out_of_the_picture(recording_client):
         ([0, 0, 1001, 500], "outside"),
         ([-1, 0, 10, 10], "outside"),
         ([1200, 1200, 1300, 1300], "outside"),
+        ([0, 0, 10**400, 500], "outside"),
         ([10, 10, 10, 20], "unreadable_box"),
         ([20, 10, 10, 20], "unreadable_box"),
         ([1, 2, 3], "unreadable_box"),
@@ -61,6 +62,14 @@ async def test_an_invalid_box_is_flagged_and_not_guessed(recording_client, box, 
     assert [region is None for region in found] == [box != [0, 0, 1000, 1000], False]
     assert recorder.flags == ([flag] if flag else [])
     assert records(found)[1] == {"box": [0, 0, 250, 125], "of": [400, 200]}
+
+
+async def test_a_box_up_to_the_border_is_inside_whatever_the_pictures_size(recording_client):
+    for side in (2007, 4031, 5555):  # 1000 * (2007 / 1000) is above 2007
+        recorder = recording_client(lambda _: "")
+        pixels = Image.of(Pillow.new("RGB", (side, 40)))
+        (region,) = await Crop(margin=0)(recorder.client, boxes=[[500, 0, 1000, 1000]], image=pixels)
+        assert (region.box[2:], recorder.flags) == ((side, 40), [])
 
 
 @given(st.integers(1, 300), st.floats(0, 1), st.floats(0, 1), st.floats(0, 3))
