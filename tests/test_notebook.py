@@ -33,5 +33,5 @@ def test_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "6 rows captioned, 0 failed" in text
     assert "<iframe srcdoc=" in text
     assert "!!" in shown[defines.id]
-    assert "golden_sentences kept" in text
+    assert "words difference" in text
     assert (tmp_path / "first_steps" / "default" / "report.html").is_file()
