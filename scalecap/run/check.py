@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scalecap.config.exports import WriteSettings
 from scalecap.config.settings import Settings
 from scalecap.data import DataError, Source
 from scalecap.data.replacing import is_foreign
@@ -9,6 +10,7 @@ from scalecap.data.sinks import load_sinks
 from scalecap.data.sources import open_source
 from scalecap.interpreter.pipeline import Pipeline, PipelineError
 from scalecap.rows import OUTPUT_COLUMNS
+from scalecap.run.journal import JOURNAL
 from scalecap.run.outputs import metric_steps
 from scalecap.stats import label
 from scalecap.text.suggestions import did_you_mean
@@ -54,11 +56,21 @@ def _check_write(settings: Settings, source: Source, pipeline: Pipeline) -> None
     if problems := settings.write.column_problems(columns, [step.name for step in pipeline.steps]):
         raise PipelineError(problems)
     load_sinks(settings.write)
-    for name in settings.write.folders:
-        folder = Path(settings.output) / name
-        if is_foreign(folder):
+    check_output(Path(settings.output), settings.write)
+
+
+def check_output(output: Path, write: WriteSettings) -> None:
+    """Raises DataError if a run in this folder would replace files or folders that scalecap did not write."""
+    for path in (output / name for name in write.folders):
+        if is_foreign(path):
+            raise DataError(f"{path} already exists and was not written by scalecap; give another output=DIR")
+    if (output / JOURNAL).exists():
+        return
+    for name in ("captions.jsonl", *(["dataset"] if "parquet" in write.format else [])):
+        if (output / name).exists():
             raise DataError(
-                f"{folder} already exists and was not written by scalecap; give another output=DIR"
+                f"{output / name} already exists, and {output} holds no run: there is no {JOURNAL} in it;"
+                " give another output=DIR"
             )
 
 

@@ -32,6 +32,7 @@ from scalecap.interpreter.binding import PipelineError
 from scalecap.interpreter.dispatch import StepUsage
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.rows import Record
+from scalecap.run.check import check_output
 from scalecap.run.journal import Journal, JournalError
 from scalecap.run.outputs import write
 from scalecap.run.summary import Summary
@@ -57,7 +58,8 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
 
     Raises:
         MergeError: a shard is missing, repeated or not finished, configs differ, or a row is missing.
-        DataError: images are needed (as with `write.image=bytes`) and the data can't be opened.
+        DataError: images are needed (as with `write.image=bytes`) and the data can't be opened, or `to` has
+            files of that name that scalecap did not write.
         JournalError: a folder holds no run or one that is being written, or `to` can't be written.
     """
     with ExitStack() as stack:
@@ -67,6 +69,8 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
         summary = _summary(parts, to, command)
         steps = config["pipeline"]["steps"]
         pipeline = Pipeline.build(steps, None, imports=config["pipeline"]["imports"])
+        wanted = _write_settings(parts[0])
+        check_output(to, wanted)
         whole = stack.enter_context(Journal(to, config, cwd=parts[0].journal.cwd))
         if len(whole.entries):
             raise MergeError(f"{to} already holds a run; give another --to=DIR")
@@ -74,7 +78,7 @@ def merge(folders: Sequence[Path], to: Path, *, command: str = "") -> Summary:
         for record in _merged(parts, rows):
             whole.append(record)
         whole.finish(rows)
-        data, wanted = DataSettings(**config["data"]), _write_settings(parts[0])
+        data = DataSettings(**config["data"])
         write(
             pipeline,
             whole,

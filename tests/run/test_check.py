@@ -1,7 +1,10 @@
 """What is found, and shown, before a model loads."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from runs import Compose
+from runs import Compose, Engines
 
 from scalecap.runner import RunError, plan, run
 
@@ -30,3 +33,21 @@ def test_the_plan_shows_steps_models_and_prompts(compose: Compose):
     assert f"golden_sentences: verify([sentences]) -> {written}" in shown
     assert "llm: Qwen/Qwen2-72B-Instruct" in shown
     assert "Given the image, is the description '<text>' directly supported" in shown
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "dataset/mine.txt"])
+def test_files_of_the_user_are_never_replaced(
+    compose: Compose, rows: Callable[..., str], engines: Engines, tmp_path: Path, name: str
+):
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    words = ["data=jsonl", rows(2), "model=own", "model.vlm.name=m", "pipeline=seed", "progress=false"]
+    with pytest.raises(RunError, match=r"already exists, and .* holds no run"):
+        run(compose(*words), engines=engines)
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    if name != "captions.jsonl":
+        mine.parent.rmdir()
+    for _ in range(2):  # a run replaces its own
+        assert run(compose(*words), engines=engines).done == 2
