@@ -42,7 +42,8 @@ class Verify:
 
     `views` is a column of regions, one per text: a text is checked against its own region instead of the
     whole image. A text without a region is not checked again if `before`, the side column `scores` of an
-    earlier check of the same texts, has its verdict; without `before` it is checked against the image.
+    earlier check of the same texts, is given: the threshold is applied to its probability there, or its
+    verdict stays if it has none. Without `before` it is checked against the image.
 
     `mass` is the probability of yes and no together (null where an engine does not report it). Below the
     run's `min_mass` the model would answer something else: the text is not kept, p_yes is null, and the row
@@ -111,7 +112,7 @@ class Verify:
             self._group(client, [texts[place] for place in group], own[group[0]] or image) for group in groups
         )
         answers = {place: _Answer(unchecked_score(text), False) for place, text in enumerate(texts)}
-        answers |= {place: _Answer(score, _answered_no(score)) for place, score in enumerate(before or [])}
+        answers |= {place: self._judge_again(score) for place, score in enumerate(before or [])}
         for group, of_group in zip(groups, results, strict=True):
             answers |= zip(group, of_group, strict=True)
         ordered = [answers[place] for place in range(len(texts))]
@@ -120,6 +121,12 @@ class Verify:
             [answer.score for answer in ordered],
             [answer.score["text"] for answer in ordered if answer.no],
         )
+
+    def _judge_again(self, score: Score) -> "_Answer":
+        """The answer of an earlier check by this one's threshold."""
+        p_yes = score.get("p_yes")
+        judged = score if p_yes is None else {**score, "kept": p_yes >= self.threshold}
+        return _Answer(judged, _answered_no(judged))
 
     def _costs(self, whole: Sequence[bool]) -> list[int]:
         """Requests of each text; those of a batch count for its first text.

@@ -171,6 +171,22 @@ async def test_a_text_is_checked_against_its_own_view(recording_client, image):
         await stage(recorder.client, texts=["a", "c"], image=image, before=before)
 
 
+async def test_the_threshold_holds_for_what_an_earlier_check_answered_too(recording_client, image):
+    recorder = recording_client(p_yes)
+    before: list[dict[str, object]] = [
+        {"text": "a", "p_yes": 0.95, "kept": True, "mass": 1.0},
+        {"text": "b", "p_yes": 0.6, "kept": True, "mass": 1.0},
+        {"text": "c", "p_yes": None, "kept": False, "mass": 0.01},
+        {"text": "d", "p_yes": None, "kept": True, "mass": None},
+    ]
+    stage = Verify(prompt=PROMPT, threshold=0.9)
+    texts, scores, refuted = await stage(
+        recorder.client, texts=["a", "b", "c", "d"], image=image, views=[None] * 4, before=before
+    )
+    assert (texts, refuted, recorder.requests) == (["a", "d"], ["b"], [])
+    assert scores[1] == before[1] | {"kept": False}
+
+
 BATCH = Template("Which are true?\n{{ texts }}")
 
 
