@@ -29,8 +29,8 @@ def test_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     }
     text = "\n".join(shown.values())
     assert "final caption: The scene" in text or "final caption: The picture" in text
-    assert "num_rows: 6" in text
-    assert "6 rows captioned, 0 failed" in text
+    assert "num_rows: 4" in text
+    assert "4 rows captioned, 0 failed" in text
     assert "<iframe srcdoc=" in text
     assert "!!" in shown[defines.id]
     assert "words difference" in text
