@@ -82,13 +82,13 @@ class StepUsage:
     """Prompt tokens that the reused requests would have cost."""
     reused_generated_tokens: int = 0
     """Generated tokens that the reused requests would have cost."""
-    marks: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
     """How often each flag was set: truncated, looping, shortened, fallback …"""
 
     @property
     def mostly_unanswered(self) -> bool:
         """Whether more than half of at least `MIN_CHOICES` choices were unanswered."""
-        return self.choices >= MIN_CHOICES and 2 * self.marks["unanswered"] > self.choices
+        return self.choices >= MIN_CHOICES and 2 * self.flags["unanswered"] > self.choices
 
     @property
     def cached_share(self) -> float | None:
@@ -280,7 +280,7 @@ class StepClient:
         """See `scalecap.stages.ModelClient`."""
         granted = self._allowance.grant(costs)
         if granted < len(costs):
-            self.mark("over_limit")
+            self.flag("over_limit")
         return granted
 
     async def _send(self, role: str, request: Request) -> Reply:
@@ -335,13 +335,13 @@ class StepClient:
 
         reply = await best(Prompt(text, image))
         if retry is not None and find_non_answer(reply):
-            self.mark("reprompted")
+            self.flag("reprompted")
             reply = min(reply, await best(Prompt(retry, image)), key=rank)
         for name in (*faults(reply), find_non_answer(reply)):
             if name:
-                self.mark(name)
+                self.flag(name)
         if reply.reasoning:
-            self.mark("reasoned")
+            self.flag("reasoned")
         return reply
 
     async def choose(
@@ -359,7 +359,7 @@ class StepClient:
         if chosen.mass < self._dispatcher.min_mass:  # never if it is unknown (nan)
             chosen = replace(chosen, probabilities=(0.0,) * len(options))
         if not chosen.answered:
-            self.mark("unanswered")
+            self.flag("unanswered")
         return chosen
 
     async def score(
@@ -368,9 +368,9 @@ class StepClient:
         request = Score(Prompt(text, image), continuation)
         return cast(Scored, await self._send(model, request))
 
-    def mark(self, flag: str) -> None:
-        self._dispatcher.usage.steps[self._step].marks[flag] += 1
-        self._flag(flag)
+    def flag(self, name: str) -> None:
+        self._dispatcher.usage.steps[self._step].flags[name] += 1
+        self._flag(name)
 
 
 _FAULTS = (None, "truncated", "looping")

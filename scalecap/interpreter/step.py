@@ -186,7 +186,7 @@ class Step:
         if missing := [column for column in self.reads if column not in values]:
             raise RowError("missing_column", f"the row has no column {missing[0]!r}")
         if self.when and not self.when.holds(**{name: values[name] for name in self.when.variables}):
-            client.mark("skipped")
+            client.flag("skipped")
             return self._skipped(values)
         if self.limit and allowance:
             names = {name: values[name] for name in self.limit.variables - {BUDGET_LEFT}}

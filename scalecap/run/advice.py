@@ -21,7 +21,7 @@ def unanswered_checks(step: str, role: str | None, usage: StepUsage, min_mass: f
         min_mass: the setting of this name, a probability.
     """
     return (
-        f"{step}: {usage.marks['unanswered']} of its first {usage.choices} checks are unanswered: yes and no"
+        f"{step}: {usage.flags['unanswered']} of its first {usage.choices} checks are unanswered: yes and no"
         f" together have a probability below min_mass={min_mass:g}, so the model would reply something else."
         f" If it reasons first, disable that: model.{role}.chat_template_kwargs.enable_thinking=false."
         f" Otherwise try another prompt (pipeline.steps.{step}.prompt=…), or accept every answer with"

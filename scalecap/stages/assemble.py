@@ -50,11 +50,11 @@ class Assemble:
                 parts += [detail["text"] for detail in details_of([blocks[place]])]
         kept = list(distinct([*parts, *(details or [])]))
         if not kept:
-            client.mark("fallback")
+            client.flag("fallback")
             if initial is None or isinstance(initial, str):
                 return initial or ""
             kept = list(distinct(initial))
-        return " ".join(keep_fitting(kept, self.max_sentences, self.max_words, client.mark))
+        return " ".join(keep_fitting(kept, self.max_sentences, self.max_words, client.flag))
 
 
 def distinct(texts: list[str]) -> Iterator[str]:

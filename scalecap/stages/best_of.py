@@ -14,7 +14,7 @@ class BestOf:
     `scores` is the side column of a check: of the texts themselves, one each, or with `about`, of parts of
     them (sentences, claims, objects), `about` having the place of each part's text. A score is P(yes), the
     likelihood, or else 1 for what was kept and 0 for what was not. A text without a part ranks last; when
-    none has one, the first text is taken and marked "unscored". The side column `ranks` has {text, score,
+    none has one, the first text is taken and flagged "unscored". The side column `ranks` has {text, score,
     taken} of each text, in their order.
     """
 
@@ -38,7 +38,7 @@ class BestOf:
             parts[place].append(value(score))
         means = [math.fsum(each) / len(each) if each else None for each in parts]
         if texts and not scores:
-            client.mark("unscored")
+            client.flag("unscored")
         ranks = [-1.0 if mean is None else mean for mean in means]
         best = ranks.index(max(ranks)) if texts else None
         return "" if best is None else texts[best], [

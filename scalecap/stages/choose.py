@@ -68,7 +68,7 @@ class Choose:
 
     async def _choose(self, client: ModelClient, group: int, statements: list[str], image: Image) -> Score:
         if self.prompt is not None and len(statements) >= len(LETTERS):
-            client.mark("shortened")
+            client.flag("shortened")
             statements = statements[: len(LETTERS) - 1]
         ps, masses = await (self._by_letter if self.prompt else self._by_statement)(client, statements, image)
         p = max(ps[: len(statements)])

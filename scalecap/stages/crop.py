@@ -43,13 +43,13 @@ class Crop:
         if given is None:
             return None
         if not is_box(given):
-            client.mark("unreadable_box")
+            client.flag("unreadable_box")
             return None
         # In the box's own units: in pixels, rounding could put an edge beyond the border that it lies on.
         width, height = size if self.scale is None else (self.scale, self.scale)
         left, top, right, bottom = given
         if left < 0 or top < 0 or right > width or bottom > height:
-            client.mark("outside")
+            client.flag("outside")
             return None
         scales = [1.0 if self.scale is None else side / self.scale for side in size]
         left, top, right, bottom = (edge * scales[place % 2] for place, edge in enumerate(given))

@@ -55,12 +55,12 @@ class Fuse:
         scores: list[Score] | None = None,
     ) -> str:
         if not context:
-            client.mark("fallback")
+            client.flag("fallback")
             return (initial or "") if self.fallback == "initial" else ""
         if not object_info and not position_info:
             return " ".join(context)
         if not client.allowed([1]):
-            client.mark("fallback")
+            client.flag("fallback")
             return " ".join(distinct([*context, *object_info, *position_info]))
         # A list that is given twice loses its details in both places at once.
         lists = [object_info] if object_info == position_info else [object_info, position_info]
@@ -85,7 +85,7 @@ class Fuse:
                 sampling=self.sampling,
             )
         except PromptTooLong:
-            client.mark("shortened")
-            client.mark("fallback")
+            client.flag("shortened")
+            client.flag("fallback")
             return " ".join(context)
         return body(reply.text)

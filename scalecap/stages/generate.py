@@ -157,7 +157,7 @@ class Generate:
                 and (self.where is None or self.where.holds(**shared, **item))
             ]
             if every and not chosen:
-                client.mark("skipped")
+                client.flag("skipped")
             chosen = [
                 place for place in chosen if has_content(every[place][0], {**shared, **every[place][1]})
             ]
@@ -206,20 +206,20 @@ class Generate:
             found = lines(reply.text)
             if self.parse == "sentences":
                 found = [sentence for line in found for sentence in split_sentences(line)]
-                found = keep_fitting(found, self.max_sentences, self.max_words, client.mark)
+                found = keep_fitting(found, self.max_sentences, self.max_words, client.flag)
             return found
         text = body(reply.text)
         if self.max_words is not None:
             spans = sentences(text)
             kept = keep_fitting(
-                [text[slice(*span)] for span in spans], self.max_sentences, self.max_words, client.mark
+                [text[slice(*span)] for span in spans], self.max_sentences, self.max_words, client.flag
             )
             text = "".join(kept).strip()
         if self.max_sentences is None and self.max_characters is None:
             return text
         limited = truncate(text, self.max_sentences, self.max_characters)
         if limited != text.strip():
-            client.mark("shortened")
+            client.flag("shortened")
         return limited
 
     async def _nothing(self) -> Any:

@@ -53,7 +53,7 @@ class Leaves:
                     raise PromptError("there is none")
                 texts.append(template.render(**{**leaf.beside, "value": leaf.value}))
             except PromptError:
-                client.mark("unchecked")
+                client.flag("unchecked")
             else:
                 about.append({"path": list(leaf.path), "value": leaf.value})
         return texts, about

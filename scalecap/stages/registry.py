@@ -62,9 +62,9 @@ class ModelClient(Protocol):
         fault: Callable[[str], str | None] = ...,
         retry: str | None = None,
     ) -> Generated:
-        """Free text; a truncated, looping or otherwise faulty reply is drawn once more, then marked.
+        """Free text; a truncated, looping or otherwise faulty reply is drawn once more, then flagged.
 
-        One that is refused or empty is marked so.
+        One that is refused or empty is flagged so.
 
         Args:
             whole: PromptTooLong also when the prompt left the reply too little of the context.
@@ -104,8 +104,8 @@ class ModelClient(Protocol):
         """
         ...
 
-    def mark(self, flag: str) -> None:
-        """Put `flag` at this step in the row's `flags`, and count it."""
+    def flag(self, name: str) -> None:
+        """Adds a flag of this step to the row, and counts it."""
         ...
 
 
@@ -116,7 +116,7 @@ async def together(awaitables: Iterable[Awaitable[T]]) -> list[T]:
     """All results in order, computed at once.
 
     When some fail, the first in order is raised after all have ended: which error a row gets, and
-    which marks, then never depends on timing.
+    which flags, then never depends on timing.
     """
     results = await asyncio.gather(*awaitables, return_exceptions=True)
     for result in results:

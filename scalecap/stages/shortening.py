@@ -66,7 +66,7 @@ async def generate_fitting(
                     break
         else:
             if dropped:
-                client.mark("shortened")
+                client.flag("shortened")
             cut = reply.finish != "stop"
             return replace(reply, text=complete_sentences(reply.text)) if cut else reply
 

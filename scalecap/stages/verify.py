@@ -158,7 +158,7 @@ class Verify:
             written = reply.text.strip()
             answered = verdicts.parse(written, len(texts))
         if answered is None:
-            client.mark("unbatched")
+            client.flag("unbatched")
             return await together(self._score(client, text, image) for text in texts)
         # As the model wrote them: to a model that writes "Yes", "yes" is improbable.
         written = written[: max(word.end for _, word in answered)]
@@ -170,7 +170,7 @@ class Verify:
         except EngineError:
             ps = None
         if ps is None:
-            client.mark("unscored")
+            client.flag("unscored")
         answers = []
         for text, (yes, _), p in zip(texts, answered, ps or itertools.repeat(None, len(texts)), strict=True):
             kept = yes if p is None else p >= self.threshold

@@ -54,7 +54,7 @@ async def test_a_faulty_random_reply_is_drawn_once_more_and_the_better_kept(repl
     assert len({request.seed for request in world.requests}) == len(replies)
     count = world.counts.steps["s"]
     assert (count.requests, count.retried) == (len(replies), len(replies) - 1)
-    assert list(count.marks) == flags
+    assert list(count.flags) == flags
 
 
 async def test_truncated_draws_come_from_the_cache_in_a_later_run(tmp_path):
@@ -74,7 +74,7 @@ async def test_reasoning_is_separated_flagged_counted_and_cached(tmp_path):
         reply = await world.client.generate("text")
         assert (reply.text, reply.reasoning) == ("A cat.", "or a red dog")
         assert world.flags == ["reasoned"]
-        assert world.counts.steps["s"].marks == {"reasoned": 1}
+        assert world.counts.steps["s"].flags == {"reasoned": 1}
         assert world.counts.total.reasoning_tokens == (4 if callable(script) else 0)
     cache.close()
 
@@ -110,7 +110,7 @@ async def test_a_refusal_or_an_empty_reply_is_flagged_and_reprompted_once(replie
     assert world.flags == flags
     assert len(world.requests) == len(replies)
     assert [request.prompt.text for request in world.requests][1:] == [retry or "text"] * (len(replies) - 1)
-    assert world.counts.steps["s"].marks == Counter(flags)
+    assert world.counts.steps["s"].flags == Counter(flags)
 
 
 async def test_a_step_may_have_its_own_sampling():
@@ -131,7 +131,7 @@ async def test_choices_and_unanswered_ones_are_counted(tmp_path):
         assert chosen.probabilities == ((0.7, 0.3) if answered else (0.0, 0.0))
         assert world.flags == ([] if answered else ["unanswered"])
         count = world.counts.total
-        assert (count.choices, count.marks["unanswered"]) == (1, int(not answered))
+        assert (count.choices, count.flags["unanswered"]) == (1, int(not answered))
         assert len(world.requests) == (1 if min_mass == 0 else 0)
     cache.close()
 
@@ -149,7 +149,7 @@ async def test_a_choice_is_among_the_options_of_its_step():
 def test_most_choices_of_a_step_unanswered(choices, unanswered, unreadable):
     counts = RunUsage()
     counts.steps["other"] += StepUsage(choices=1000)
-    counts.steps["s"] += StepUsage(choices=choices, marks=Counter(unanswered=unanswered))
+    counts.steps["s"] += StepUsage(choices=choices, flags=Counter(unanswered=unanswered))
     assert counts.unanswered_step == ("s" if unreadable else None)
 
 

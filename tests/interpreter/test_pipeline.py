@@ -71,7 +71,7 @@ async def test_a_row_with_no_golden_sentence_makes_no_further_request():
     assert done.columns["final"] == "A cat."
     assert done.flags == {"final": ["fallback"]}
     assert counts.total.requests == 2
-    assert counts.total.marks == {"fallback": 1}
+    assert counts.total.flags == {"fallback": 1}
 
 
 async def test_flags_are_sorted_and_unique():
@@ -281,7 +281,7 @@ async def test_a_step_runs_for_the_rows_for_which_its_condition_holds():
     assert skipped.flags == {name: ["skipped"] for name in ("draft", "golden", "notes", "kept")}
     assert (failed.error["step"], failed.error["kind"]) == ("draft", "PromptError")
     assert "'n > 1': '>' not supported" in failed.error["message"]
-    assert counts.total.marks == {"skipped": 4}
+    assert counts.total.flags == {"skipped": 4}
     assert counts.total.requests == 3
 
 
