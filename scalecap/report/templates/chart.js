@@ -8,7 +8,8 @@ function chart(place, content) {
   const padded = (values) => {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const margin = (high - low) * 0.12 || Math.abs(high) * 0.1 || 1;
-    return [low - margin, high + margin];
+    // No negative ticks where no value is negative; a point at 0 is still drawn whole.
+    return [Math.max(low - margin, low < 0 ? -Infinity : -0.03 * (high + margin)), high + margin];
   };
   const ratio = window.devicePixelRatio || 1;
   let drawn;
