@@ -84,7 +84,9 @@ def _roles(steps: list[Step]) -> list[str]:
 def _settings(step: Step, own: bool) -> dict[str, Any]:
     kept = {name: _plain(value) for name, value in step.settings.items() if not (own and name == "threshold")}
     when = {"when": step.when.source, "otherwise": step.otherwise} if step.when else {}
-    return {"stage": step.stage.name, **json_safe(dict(step.columns)), **kept, **when}
+    limit = {"limit": step.limit.source} if step.limit else {}
+    loop = {"adds_to": step.adds_to, "rounds": step.rounds} if step.adds_to else {}
+    return {"stage": step.stage.name, **json_safe(dict(step.columns)), **kept, **when, **limit, **loop}
 
 
 def _plain(value: Any) -> Any:

@@ -150,6 +150,8 @@ def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
         again(calibration, "wrong={golden_sentences: 0.1}", "model.vlm.max_pixels=10000")
     with pytest.raises(RunError, match=r"budget: was None, is 5"):
         again(calibration, "wrong={golden_sentences: 0.1}", "pipeline.budget=5")
+    with pytest.raises(RunError, match=r"golden_sentences.limit: was None, is 1"):
+        again(calibration, "wrong={golden_sentences: 0.1}", "+pipeline.steps.golden_sentences.limit=1")
     other = Scripted(lambda request: 0.9, identity="another")
     with pytest.raises(RunError, match=r"vlm: was scripted, is another"):
         again(calibration, "wrong={golden_sentences: 0.1}", engine=other)
