@@ -116,6 +116,8 @@ def token_cost(
     """
     total = 0.0
     for step, count in usage.steps.items():
+        if step not in roles_by_step:  # it sends no requests, and only has flags
+            continue
         price = roles[roles_by_step[step]].engine.price
         if price.prompt is None or price.generated is None:
             return None

@@ -88,6 +88,16 @@ def test_cost_is_counted_by_role_and_cached_replies_are_free(
     assert again.cost == 0
 
 
+def test_a_step_without_a_model_that_is_skipped_costs_nothing(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+):
+    words = ["data=jsonl", rows(1), "progress=false", "pipeline=seed", "model=own", "model.vlm.name=m"]
+    words += ["engine.price={prompt: 1, generated: 2}", "+pipeline.steps.sentences.when=false"]
+    done = run(compose(*words), engines=engines)
+    assert done.flags["sentences"] == {"skipped": 1}
+    assert done.cost
+
+
 def test_a_preview_estimates_all_rows_and_the_command_without_it_resumes(
     compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
 ):
