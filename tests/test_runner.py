@@ -192,3 +192,14 @@ def test_columns_of_the_data_that_the_output_has_too_are_noted(compose, engines,
     assert "The data's own flags and error are left out" in summary.screen()
     (line,) = (tmp_path / "run" / "captions.jsonl").read_text().splitlines()
     assert json.loads(line)["error"] is None
+
+
+def test_rows_with_a_row_id_of_their_own_are_not_redone(
+    compose: Compose, rows: Callable[..., str], engines: Engines, tmp_path: Path
+):
+    words = ["data=jsonl", rows(2), "model=own", "model.vlm.name=m", "pipeline=seed", "progress=false"]
+    (tmp_path / "rows.jsonl").write_text('{"row_id": 7, "image": "0.png"}\n{"row_id": 8, "image": "1.png"}')
+    for reused in (0, 2):
+        summary = run(compose(*words), engines=engines)
+        assert (summary.done, summary.reused) == (2, reused)
+    assert [row["row_id"] for row in captions(tmp_path)] == ["0", "1"]

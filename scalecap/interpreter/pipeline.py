@@ -241,13 +241,13 @@ class _RowRun:
         steps = {step.name: step for step in self.pipeline.steps}
         for step in steps.values():
             self.values |= step.output(self.values)
-        order = [*self.row.columns, *self.pipeline.writers]
+        written = [column for column in self.pipeline.writers if column in self.values]
         # The first failed step in the order of the steps, not in time: a rerun gives the same error.
         failed = next((name for name in steps if name in self.errors), None)
         usage = self.spent + self.metrics_usage
         return Finished(
             self.row,
-            {column: self.values[column] for column in order if column in self.values},
+            {**self.row.columns, **{column: self.values[column] for column in written}},
             _failure(failed, self.errors[failed], steps[failed].source) if failed else None,
             {name: sorted(flags) for name, flags in self.flags.items() if flags},
             self.image.hash if self.image else "",
