@@ -59,11 +59,11 @@ class StepGroup(NamedTuple):
             for step in self.steps:
                 current.update(await run_step(step, current))
             for column, items in joined.items():
-                items += current[column]
+                items += current[column] or []
             found = current[self.steps[-1].name]
             if not found:
                 return joined, True
-            current[self.adds_to] = [*current[self.adds_to], *found]
+            current[self.adds_to] = [*(current[self.adds_to] or []), *found]
         return joined, False
 
 

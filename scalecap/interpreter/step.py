@@ -188,6 +188,8 @@ class Step:
         if self.when and not self.when.holds(**{name: values[name] for name in self.when.variables}):
             client.flag("skipped")
             return self._skipped(values)
+        if self.adds_to:
+            _check_kind(f"adds_to: {self.adds_to!r}", "texts", values.get(self.adds_to))
         if self.limit and allowance:
             names = {name: values[name] for name in self.limit.variables - {BUDGET_LEFT}}
             allowance.items = self.limit.number(**names, budget_left=allowance.requests)
@@ -233,7 +235,11 @@ class Step:
     def _skipped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a row for which the step does not run."""
         empty = {name: _empty(kind) for name, kind in zip(self.writes, self.stage.kinds, strict=True)}
-        return empty | ({self.name: values[self.otherwise]} if self.otherwise else {})
+        if self.otherwise is None:
+            return empty
+        value = values[self.otherwise]
+        _check_kind(f"otherwise: {self.otherwise!r}", self.stage.kinds[0], value)
+        return empty | {self.name: value}
 
     @property
     def is_metric(self) -> bool:
@@ -254,6 +260,12 @@ def is_of_kind(kind: str, value: Any) -> bool:
     if kind == "texts" and isinstance(value, list | tuple):
         return all(isinstance(each, str) for each in value)
     return isinstance(value, _PYTHON_TYPES.get(kind, object))
+
+
+def _check_kind(what: str, kind: str, value: Any) -> None:
+    """Raises TypeError if a column has a value of another kind; null is of every kind."""
+    if value is not None and not is_of_kind(kind, value):
+        raise TypeError(f"{what} is {value!r:.80}, expected {KIND_NAMES[kind]}")
 
 
 def _empty(kind: Kind) -> Any:

@@ -42,12 +42,19 @@ def next_thing(request: Any) -> Any:
 
 
 async def take(
-    steps: Mapping[str, Any], *, budget: int | None = None, script: Any = next_thing, **row: Any
+    steps: Mapping[str, Any],
+    *,
+    budget: int | None = None,
+    script: Any = next_thing,
+    edits: Mapping[str, Any] | None = None,
+    **columns: Any,
 ) -> tuple[Finished, RunUsage]:
     counts, finished = RunUsage(), []
     engine = Scripted(script)
     dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
-    given = Row(0, {"note": "A dog."}, lambda: Image("a", Pillow.new("RGB", (1, 1))), **row)
+    given = Row(
+        *(0, {"note": "A dog.", **columns}, lambda: Image("a", Pillow.new("RGB", (1, 1)))), edits=edits or {}
+    )
     pipeline = Pipeline.build(steps, None, budget=budget)
     await pipeline.run([given], dispatcher, in_flight=lambda: 1, on_row=finished.append)
     return finished[0], counts
@@ -108,6 +115,50 @@ async def test_what_was_edited_by_hand_is_found_once():
     assert done.columns["facts"] == ["A dog.", "A fox."]
     assert counts.steps["missed"].requests == 1
     assert done.flags == {"golden": ["edited"]}
+
+
+KNOWN = {
+    "missed": {
+        "stage": "generate",
+        "prompt": "Not: {{ known }}",
+        "image": "image",
+        "variables": {"known": "known"},
+        "parse": "sentences",
+        "adds_to": "known",
+    }
+}
+"""A loop over a column of the data."""
+
+
+@pytest.mark.parametrize("known", [["A dog."], [], None])
+async def test_a_loop_may_begin_with_nothing(known: Any):
+    done, _ = await take(KNOWN, script=["A cat.", "A hen.", ""], known=known)
+    assert done.error is None
+    assert done.columns == {"note": "A dog.", "known": known, "missed": ["A cat.", "A hen."]}
+
+
+@pytest.mark.parametrize("known", ["A dog.", 3, [3]])
+async def test_a_column_that_is_no_list_of_texts_fails_its_row_alone(known: Any):
+    done, _ = await take(KNOWN, script=["A cat."], known=known)
+    assert done.error is not None
+    message = f"adds_to: 'known' is {known!r}, expected a list of texts"
+    assert (done.error["step"], done.error["message"]) == ("missed", message)
+
+
+@pytest.mark.parametrize("value", [None, ["A fox."], "A fox."])
+async def test_a_skipped_step_of_a_loop_takes_another_list_or_fails(value: Any):
+    steps = {"missed": {**KNOWN["missed"], "when": "false", "otherwise": "other"}}
+    done, _ = await take(steps, known=[], other=value)
+    if isinstance(value, str):
+        assert done.error is not None
+        assert done.error["message"] == "otherwise: 'other' is 'A fox.', expected a list of texts"
+    else:
+        assert done.columns["missed"][:1] == (value or [])
+
+
+async def test_an_edit_to_null_is_an_empty_round():
+    done, _ = await take(KNOWN, known=[], edits={"missed": None})
+    assert (done.error, done.columns["missed"]) == (None, [])
 
 
 async def test_steps_that_need_not_wait_for_the_rounds_do_not_and_the_others_come_after():
