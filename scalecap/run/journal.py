@@ -70,6 +70,8 @@ class Journal:
         self.entries = Entries()
         self._parts: dict[int, int] = {}
         """Rows of each part whose last row (of this shard) is finished, by the index of its first row."""
+        self._edited: set[int] = set()
+        """Indices of edited rows, which are redone once their edits are taken back."""
         try:
             if config is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +143,7 @@ class Journal:
             _digest(stamp) if stamp else _NO_STAMP,
         )
         self.entries.put(record["index"], entry)
+        (self._edited.add if record.get("edits") else self._edited.discard)(record["index"])
         self.ended = False
         match record.get("part"):
             case [int(first), int(rows)] if first <= record["index"] < first + rows:
@@ -251,7 +254,8 @@ class Journal:
         return "done" if same_image and same_input else "changed"
 
     def finished(self, stamp: str, first: int, rows: int | None = None, *, shard: Shard = WHOLE) -> int:
-        """The number of rows of a part if all of them (in this shard) are finished with this stamp; else 0.
+        """The number of rows of a part if all of them (in this shard) are finished with this stamp, and none
+        was edited; else 0.
 
         Args:
             first: index of its first row.
@@ -261,7 +265,7 @@ class Journal:
         digest = _digest(stamp)
         for index in shard.select(range(first, first + rows)):
             entry = self.entries.get(index)
-            if entry is None or not entry.done or entry.stamp != digest:
+            if entry is None or not entry.done or entry.stamp != digest or index in self._edited:
                 return 0
         return rows
 

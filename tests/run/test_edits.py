@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pictures import picture
 
 from scalecap.config.settings import Settings
 from scalecap.engines.base import Request
@@ -74,6 +77,21 @@ def test_an_edit_applies_only_while_its_file_is_given(
     assert (plain.done, plain.reused) == (3, 2)
     assert captions(plain.output)[0]["final_caption"] != "By hand."
     assert len(texts) <= 1  # of the step that the edit had replaced
+
+
+def test_an_edit_that_is_taken_back_is_redone_in_a_finished_part_too(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    pq.write_table(pa.table({"image": [picture((each, 0, 0)) for each in range(2)]}), tmp_path / "x.parquet")
+    words = ["data=parquet", f"data.path={tmp_path}/x.parquet", "model=own", "model.vlm.name=m"]
+    words += ["pipeline=seed", "progress=false", "cache=off"]
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text(json.dumps({"row_id": f"{tmp_path}/x.parquet#0", "final_caption": "By hand."}))
+    edited = run(compose(*words, f"edits={edits}"), engines=engines)
+    assert captions(edited.output)[0]["final_caption"] == "By hand."
+    plain = run(compose(*words), engines=engines)
+    assert (plain.done, plain.reused) == (2, 1)
+    assert captions(plain.output)[0]["final_caption"] != "By hand."
 
 
 def test_an_edit_of_an_absent_row_is_noted(

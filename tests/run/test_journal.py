@@ -182,9 +182,11 @@ def test_values_that_json_lacks_are_written_anyway(tmp_path: Path):
     assert json.loads(line)["columns"] == {"nan": None, "half": "?", "keys": {"1": [1, 2]}}
 
 
-def done(journal: Journal, index: int, stamp: str = "a", part: Any = None, error: Any = None) -> None:
+def done(
+    journal: Journal, index: int, stamp: str = "a", part: Any = None, error: Any = None, edits: Any = None
+) -> None:
     record = {"index": index, "stamp": stamp, "input": {}, "columns": {}, "flags": {}, "error": error}
-    journal.append({**record, **({"part": part} if part else {})})
+    journal.append({**record, **({"part": part} if part else {}), **({"edits": edits} if edits else {})})
 
 
 def test_the_end_is_noted_when_the_data_or_a_row_changed(tmp_path: Path):
@@ -216,6 +218,17 @@ def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
         assert journal.finished("a", 1) == 2, "read back from the file"
         done(journal, 1, stamp="b")
         assert journal.finished("a", 1) == journal.finished("b", 1) == 0, "half of it has another stamp"
+
+
+def test_a_part_with_an_edited_row_is_read_again(tmp_path: Path):
+    with Journal(tmp_path, {}) as journal:
+        done(journal, 0, edits={"x": "by hand"})
+        done(journal, 1)
+        assert journal.finished("a", 0, 2) == 0, "its edits may have been taken back"
+    with Journal(tmp_path, {}) as journal:
+        assert journal.finished("a", 0, 2) == 0, "read back from the file"
+        done(journal, 0)
+        assert journal.finished("a", 0, 2) == 2
 
 
 def test_a_part_is_finished_for_a_shard_that_has_its_rows(tmp_path: Path):
