@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.data import DataError, FinishedParts, Source
+from scalecap.data.sources import json_safe
 from scalecap.interpreter.step import KIND_NAMES, Step, is_of_kind
 from scalecap.rows import Row
 from scalecap.text.suggestions import did_you_mean
@@ -38,7 +39,7 @@ def read_edits(path: Path, steps: Sequence[Step]) -> Edits:
     }
     found: Edits = {}
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # JSON may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"edits={path} can't be read: {error}") from error
     for number, line in enumerate(lines, 1):
@@ -65,7 +66,7 @@ def _read(line: str, where: str, kinds: Mapping[str, str]) -> tuple[str, dict[st
             )
         if value is not None and not is_of_kind(kinds[column], value):
             raise DataError(f"{where}: {column}: expected {KIND_NAMES[kinds[column]]}, got {value!r:.80}")
-    return row, record
+    return row, json_safe(record)
 
 
 class Edited:

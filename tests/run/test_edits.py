@@ -103,6 +103,20 @@ def test_an_edit_of_an_absent_row_is_noted(
 
 
 @pytest.mark.parametrize(
+    ("text", "written"), [('"a\u2028b\x85c"', "a\u2028b\x85c"), ('"a \\ud800"', "a ?"), ("null", None)]
+)
+def test_an_edit_of_any_json_text_is_read_and_not_redone(
+    compose: Compose, words: list[str], engines: dict[str, Scripted], tmp_path: Path, text: str, written: Any
+):
+    (tmp_path / "edits.jsonl").write_text(f'{{"row_id": "0", "final_caption": {text}}}\n', encoding="utf-8")
+    for reused in (0, 3):
+        done = run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
+        assert done.reused == reused
+    with (done.output / "captions.jsonl").open(encoding="utf-8") as file:
+        assert json.loads(file.readline())["final_caption"] == written
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "line 1: not JSON"),
