@@ -87,6 +87,8 @@ class Journal:
             try:
                 lock(self._file, shared=config is None)
                 self._end = self._read()
+                if config is None and not self._configs:
+                    raise JournalError(f"{folder} holds no run: {self.path.name} is empty")
                 if config is not None:
                     self._begin(json_safe(config), force)
             except BlockingIOError as error:

@@ -152,6 +152,12 @@ def test_a_folder_that_holds_no_run_is_left_as_it_is(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_empty_journal_holds_no_run(tmp_path: Path):
+    (tmp_path / "journal.jsonl").write_text('{"config": {"se')  # killed at its first line
+    with pytest.raises(JournalError, match=r"holds no run: journal\.jsonl is empty"):
+        Journal(tmp_path, None)
+
+
 def test_a_journal_records_the_folder_and_config_it_was_started_with(tmp_path: Path):
     folder = tmp_path / "new" / "run"
     with Journal(folder, CONFIG, cwd="/elsewhere") as journal:
