@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalecap.config.exports import WriteSettings
+from scalecap.data.sources import json_safe
 from scalecap.data.writer import WriteResult
 from scalecap.interpreter.dispatch import RunUsage
 from scalecap.messages import MessageCounts, plural
@@ -236,7 +237,8 @@ class Summary:
             "command": self.command,
         }
         part = self.output / "summary.json.part"
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(json_safe(content), indent=2, ensure_ascii=False, allow_nan=False)
+        part.write_text(text + "\n", encoding="utf-8")
         os.replace(part, self.output / "summary.json")
 
     def screen(self, *, alone: bool = True) -> str:

@@ -117,6 +117,16 @@ def test_a_preview_estimates_all_rows_and_the_command_without_it_resumes(
     assert first.estimate.requests.mean == took  # rows that the scripted model answers alike
 
 
+def test_the_summary_of_a_preview_of_one_row_is_valid_json(
+    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+):
+    words = ["data=jsonl", rows(3), "progress=false", "model=own", "model.vlm.name=m", "pipeline=seed"]
+    done = run(compose(*words, "preview=1"), engines=engines)
+    text = (done.output / "summary.json").read_text()
+    assert json.loads(text)["estimate"]["requests"][1:] == [0.0, None]
+    assert "Infinity" not in text
+
+
 def journal(folder: Path) -> list[str]:
     return (folder / "journal.jsonl").read_text().splitlines()
 
