@@ -4,6 +4,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from numbers import Real
@@ -15,7 +16,7 @@ from scalecap.interpreter.allowance import Allowance, BudgetExhausted
 from scalecap.rows import RowError
 from scalecap.stages import Kind, ModelClient, Role, Stage
 from scalecap.stages.regions import records
-from scalecap.text.templates import Expression, Template
+from scalecap.text.templates import Expression, PromptError, Template
 
 BUDGET_LEFT = "budget_left"
 """Variable of `limit`: requests left of the pipeline's budget, infinite without one."""
@@ -218,7 +219,8 @@ class Step:
         return dict(zip(self.writes, parts, strict=True))
 
     def selected(self, columns: Mapping[str, Any]) -> list[bool]:
-        """For each item of a finished row, whether `where` holds; empty if a column is missing."""
+        """For each item of a finished row, whether `where` holds; empty if a column is missing, or if `where`
+        fails (on a row of another config)."""
         where: Expression | None = self.settings.get("where")
         each, shared = self.columns.get("each", {}), self.columns.get("variables", {})
         if (
@@ -230,7 +232,9 @@ class Step:
             return []
         values = {name: columns[column] for name, column in shared.items()}
         items = zip(*(columns[column] or [] for column in each.values()), strict=False)
-        return [where.holds(**values, **dict(zip(each, item, strict=True))) for item in items]
+        with suppress(PromptError):
+            return [where.holds(**values, **dict(zip(each, item, strict=True))) for item in items]
+        return []
 
     def _skipped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a row for which the step does not run."""

@@ -75,3 +75,14 @@ def test_a_choice_of_items_that_made_no_difference_is_noted(
     assert [each for each in first.notes if "where" in each] == ([note] if note else [])
     again = run(compose(*words), engines=engines)  # from the rows in the journal
     assert [each for each in again.notes if "where" in each] == ([note] if note else [])
+
+
+def test_rows_of_another_config_on_which_a_choice_fails_are_counted(
+    compose: Callable[..., Settings], engines: Any
+):
+    words = ["data.limit=2", "report=false"]
+    run(compose(*words), engines=engines)
+    where = "+pipeline.steps.raw_answers.where='question > 1'"
+    again = run(compose(*words, where, "resume=force"), engines=engines)
+    assert (again.done, again.reused) == (2, 2)
+    assert not [each for each in again.notes if "held" in each]
