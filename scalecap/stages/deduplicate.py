@@ -11,6 +11,21 @@ FRAME = frozenset([
     "see", "seen", "visible", "appear", "appears", "there", "i", "set", "everything",
 ])  # fmt: skip
 """Words that refer to the image itself, not to its content."""
+_RELATIONS = {
+    **dict.fromkeys(["at", "in", "inside", "into", "on", "onto", "upon", "within"], "at"),
+    **dict.fromkeys(["above", "over"], "above"),
+    **dict.fromkeys(["below", "beneath", "under", "underneath"], "below"),
+    **dict.fromkeys(["beside", "by", "near"], "near"),
+    **{
+        each: each
+        for each in ("across", "against", "around", "behind", "between", "off", "outside", "through")
+    },
+    **{each: each for each in ("with", "without", "no")},
+}
+"""Prepositions that relate things, by one of the same meaning, and "no", which stands before a noun, too."""
+_SIDES = frozenset(["back", "bottom", "center", "centre", "front", "left", "middle", "right", "side", "top"])
+"""Nouns after a preposition that are tagged in several ways."""
+_NEGATIONS = frozenset(["no", "not", "never", "neither", "nor", "none"])
 _MODIFIERS = ("JJ", "RB", "CD")
 _HEADS = ("NN", "VB", "UH", "FW")
 """Prefixes of the Penn Treebank tags of words that modifiers attach to, or that stand alone."""
@@ -23,11 +38,20 @@ class Gist(NamedTuple):
     """Nouns and verbs, in order."""
     modifiers: frozenset[tuple[str, str]]
     """Adjectives, adverbs and numbers, each with the noun that it modifies."""
+    relations: frozenset[tuple[str, str]] = frozenset()
+    """Prepositions, each with the noun after it."""
+    negated: bool = False
+    """Whether it says what is not there."""
 
     def within(self, other: "Gist") -> bool:
         """Whether the other one has all of this content."""
         rest = iter(other.heads)
-        return self.modifiers <= other.modifiers and all(head in rest for head in self.heads)
+        return (
+            self.negated == other.negated
+            and self.modifiers <= other.modifiers
+            and self.relations <= other.relations
+            and all(head in rest for head in self.heads)
+        )
 
 
 @stage(side=["repeats"])
@@ -36,10 +60,11 @@ class Deduplicate:
 
     `texts` is one column, or several that are concatenated. Texts covered by one of `known` are dropped too.
 
-    A text is covered by one that has its nouns and verbs in the same order and each of its adjectives and
-    numbers at the same noun ("I can see a dog." by "A brown dog is at the left."; "The dog is brown." is not
-    by "A dog and a brown cat."). Words are compared as they are written, but for case; "the picture shows"
-    and the like do not count. The side column `repeats` has {text, by} of each text left out.
+    A text is covered by one that has its nouns and verbs in the same order and each of its adjectives,
+    numbers and prepositions at the same noun ("I can see a dog." by "A brown dog is at the left."; "The dog
+    is brown." is not by "A dog and a brown cat."), if both are negated or neither is. Words are compared as
+    they are written, but for case; "the picture shows" and the like do not count. The side column `repeats`
+    has {text, by} of each text left out.
     """
 
     role: ClassVar[None] = None
@@ -82,6 +107,13 @@ def _repeated(place: int, gists: Sequence[Gist], known: int) -> int | None:
 
 def gist(text: str) -> Gist:
     """The content of a text."""
+    every = [(text[start:end].casefold().replace("’", "'"), tag) for (start, end), _, tag in tagged(text)]
+    relations = {
+        (_RELATIONS[word], noun)
+        for place, (word, _) in enumerate(every)
+        if word in _RELATIONS and (noun := _next_noun(every, place)) not in FRAME
+    }
+    negated = any(word in _NEGATIONS or word.endswith("n't") for word, _ in every)
     words = [
         (stem.casefold(), tag)
         for _, stem, tag in tagged(text)
@@ -91,7 +123,12 @@ def gist(text: str) -> Gist:
     modifiers = {
         (word, _noun(words, place)) for place, (word, tag) in enumerate(words) if tag.startswith(_MODIFIERS)
     }
-    return Gist(heads if heads or modifiers else (text.casefold(),), frozenset(modifiers))
+    return Gist(
+        heads if heads or modifiers else (text.casefold(),),
+        frozenset(modifiers),
+        frozenset(relations),
+        negated,
+    )
 
 
 def _verbatim(text: str) -> Gist:
@@ -106,3 +143,10 @@ def _noun(words: Sequence[tuple[str, str]], place: int) -> str:
     if after < len(words) and words[after][1].startswith("NN"):
         return words[after][0]
     return next((word for word, tag in words[:place] if tag.startswith("NN")), "")
+
+
+def _next_noun(words: Sequence[tuple[str, str]], place: int) -> str:
+    """The first noun after a preposition, else the first before it ("the lamp is off")."""
+    after = (word for word, tag in words[place + 1 :] if tag.startswith("NN") or word in _SIDES)
+    before = (word for word, tag in words[:place] if tag.startswith("NN"))
+    return next(after, None) or next(before, "")

@@ -43,6 +43,20 @@ async def kept(recording_client, *texts):
             ["The cat is at the top.", "The cat is at the bottom."],
             ["The cat is at the top.", "The cat is at the bottom."],
         ),
+        *(
+            ([one, other], [one, other])
+            for one, other in [
+                ("The cat is under the table.", "The cat is on the table."),
+                ("The dog is in front of the car.", "The dog is behind the car."),
+                ("The light is on.", "The light is off."),
+                ("A man without a hat.", "A man with a hat."),
+                ("The sign is not red.", "The sign is red."),
+                ("The sign isn’t red.", "The sign is red."),
+                ("There is no dog.", "The dog is not brown."),
+            ]
+        ),
+        (["The cat is on the table.", "A cat sits on a small table."], ["A cat sits on a small table."]),
+        (["A dog in the picture is brown.", "The dog is brown."], ["A dog in the picture is brown."]),
         (["一只狗。", "一只狗。", "一只猫。"], ["一只狗。", "一只猫。"]),
         (["The picture shows it.", "...", "", ""], ["The picture shows it.", "...", ""]),
         ([], []),
