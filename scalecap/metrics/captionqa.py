@@ -55,7 +55,7 @@ class Captionqa:
 
     async def _answer(self, client: ModelClient, caption: str, question: Mapping[str, Any]) -> dict[str, Any]:
         offered = list(map(str, question["choices"]))
-        right = offered[choices.index_of(question["answer"], offered)]
+        right = offered[choices.index_of(question["answer"], question["choices"])]
         text = str(question["question"])
         options = [*offered] if is_yes_no(text, offered) else [*offered, CANNOT]
         # Seeded by the question, so that every caption meets it in the same order.

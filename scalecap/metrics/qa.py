@@ -42,7 +42,7 @@ class Qa:
             )
             if offered:
                 option, p, mass = await choices.choose_by_letter(client, prompt, offered, self.model)
-                right = option == offered[choices.index_of(answer, offered)]
+                right = option == offered[choices.index_of(answer, options)]
             else:
                 reply = await client.generate(prompt, model=self.model, sampling=SHORT)
                 option, p, mass = extract(reply.text), None, None

@@ -40,12 +40,16 @@ async def choose_by_letter(client: ModelClient, prompt: str, options: Sequence[s
     return most_probable(await client.choose(prompt, LETTERS[: len(options)], model=model), options)
 
 
-def index_of(answer: Any, options: Sequence[str]) -> int:
+def index_of(answer: Any, options: Sequence[Any]) -> int:
     """The index of the right option, given as its text, its letter (`B`, `(B)`) or its index from 0.
+
+    A number is that of an option if they are numbers themselves.
 
     Raises:
         ValueError: it is none of them.
     """
+    if any(isinstance(option, int | float) for option in options):
+        answer, options = str(answer), list(map(str, options))
     if isinstance(answer, bool):
         answer = "yes" if answer else "no"
     if isinstance(answer, int):

@@ -246,6 +246,29 @@ def test_the_right_option(answer, index):
     assert index_of(answer, ["red", "blue"]) == index
 
 
+@pytest.mark.parametrize(
+    ("answer", "options", "index"),
+    [
+        (2, [1, 2, 3], 1),
+        (3, [2, 3, 4], 1),
+        ("3", [2, 3, 4], 1),
+        ("C", [2, 3, 4], 2),
+        (True, [True, False], 0),
+    ],
+)
+def test_a_number_is_that_of_an_option_where_options_are_numbers(answer, options, index):
+    assert index_of(answer, options) == index
+
+
+async def test_qa_with_numbers_by_letter(recording_client):
+    recorder = recording_client(lambda _: "B")
+    stage, options = Qa(prompt=PICK), {"A": 1, "B": 2, "C": 3, "D": None}
+    measured, _ = await stage(
+        recorder.client, captions={"a": "two dogs"}, question="How many?", answer="B", options=options
+    )
+    assert measured["a"]["accuracy"] == 1
+
+
 def test_true_and_false_are_yes_and_no():
     assert [index_of(answer, ["yes", "no"]) for answer in (True, False)] == [0, 1]
 
