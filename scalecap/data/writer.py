@@ -25,6 +25,9 @@ SHARD_ROWS = 100_000
 """Most rows of a shard."""
 SHARD_BYTES = 500 * 10**6
 """Target size of a shard; it is exceeded by less than its last row group or sample."""
+MAX_FIELDS = 1_000
+"""Most keys of the mappings in a column, or of their values; with more, which differ from row to row, it is
+JSON text."""
 ERROR = pa.struct([("step", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 
 ReadRecords = Callable[[], Iterable[Record]]
@@ -274,7 +277,7 @@ def _type(value: Any) -> pa.DataType:
             return pa.string()
         case list():
             return pa.list_(functools.reduce(_common_type, map(_type, value), pa.null()))
-        case dict() if value:
+        case dict() if 0 < len(value) <= MAX_FIELDS:
             return pa.struct([(name, _type(each)) for name, each in value.items()])
     raise _NoCommonType
 
@@ -296,7 +299,8 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         fields = {field.name: field.type for field in one}
         for field in other:
             fields[field.name] = _common_type(fields.get(field.name, pa.null()), field.type)
-        return pa.struct(list(fields.items()))
+        if len(fields) <= MAX_FIELDS:
+            return pa.struct(list(fields.items()))
     raise _NoCommonType
 
 

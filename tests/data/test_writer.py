@@ -98,6 +98,19 @@ def test_values_without_a_common_type_are_json_text(tmp_path: Path, values: list
     assert [text and json.loads(text) for text in loaded["x"]] == [*values, None]
 
 
+def test_keys_that_differ_from_row_to_row_are_json_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writer, "MAX_FIELDS", 3)
+    few = [{"a": 1, "b": 2}, {"c": 3}]
+    assert list(written(tmp_path, few)[1]["x"]) == [
+        {"a": 1, "b": 2, "c": None},
+        {"a": None, "b": None, "c": 3},
+    ]
+    for number, many in enumerate(([*few, {"d": 4}], [{"a": 1, "b": 2, "c": 3, "d": 4}])):
+        (tmp_path / str(number)).mkdir()
+        _, loaded = written(tmp_path / str(number), many)
+        assert [json.loads(text) for text in loaded["x"]] == many
+
+
 def test_types_are_common_to_all_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(groups, "GROUP_ROWS", 1)
     _, loaded = written(tmp_path / "", [[], ["a"], None], failed=1)
