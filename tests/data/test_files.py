@@ -13,7 +13,7 @@ from scalecap.rows import RowError
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     (tmp_path / "folder.tar").mkdir()
-    for name in ("08.tar", "09.tar", "10.tar", "deep/11.tar", "note.txt", "._08.tar"):
+    for name in ("08.tar", "09.tar", "10.tar", "deep/11.tar", "note.txt", "._08.tar", ".cache/12.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"0123456789")
     return tmp_path
