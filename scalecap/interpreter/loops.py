@@ -14,6 +14,16 @@ JOINABLE = ("texts", "list", "regions")
 """Kinds of columns that can be concatenated over rounds."""
 
 
+class LoopCycle(ValueError):
+    """Loops read from each other, so none can be done before the others."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        loops = ", ".join(map(repr, names))
+        super().__init__(
+            f"{names[-1]}: adds_to: the loops of {loops} read from each other; make them one loop"
+        )
+
+
 class StepGroup(NamedTuple):
     """A single step, or the steps of a loop in order; the last one of a loop has `adds_to`."""
 
@@ -72,6 +82,9 @@ def group_steps(steps: Sequence[Step]) -> list[StepGroup]:
 
     Args:
         steps: in an order in which each comes after the steps that it reads from.
+
+    Raises:
+        LoopCycle: loops read from each other.
     """
     loops = [find_loop(steps, step) for step in steps if step.adds_to]
     looped = {step.name for loop in loops for step in loop}
@@ -82,8 +95,10 @@ def group_steps(steps: Sequence[Step]) -> list[StepGroup]:
     unwritten = {column for group in waiting for column in group.writes}
     ordered: list[StepGroup] = []
     while waiting:
-        ready = (index for index, group in enumerate(waiting) if not unwritten.intersection(group.reads))
-        group = waiting.pop(next(ready))
+        ready = [index for index, group in enumerate(waiting) if not unwritten.intersection(group.reads)]
+        if not ready:
+            raise LoopCycle([group.steps[-1].name for group in waiting if group.adds_to])
+        group = waiting.pop(ready[0])
         unwritten.difference_update(group.writes)
         ordered.append(group)
     return ordered
@@ -106,6 +121,17 @@ def find_loop(steps: Sequence[Step], last: Step) -> list[Step]:
 
 def loop_problems(steps: Sequence[Step]) -> Iterator[str]:
     """What is wrong with the loops among sorted steps."""
+    found = list(_problems(steps))
+    yield from found
+    if not found:
+        try:
+            group_steps(steps)
+        except LoopCycle as error:
+            yield str(error)
+
+
+def _problems(steps: Sequence[Step]) -> Iterator[str]:
+    """What is wrong with each loop."""
     loop_of: dict[str, str] = {}
     for last in steps:
         if not last.adds_to:

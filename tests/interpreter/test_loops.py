@@ -213,6 +213,22 @@ def test_columns_that_cannot_be_joined_are_refused(changed: dict[str, Any], prob
     assert any(problem in each for each in caught.value.problems)
 
 
+def test_loops_that_read_from_each_other_are_refused():
+    def reads(*columns: str, adds_to: str | None = None) -> dict[str, Any]:
+        prompt = " ".join(f"{{{{ {column} }}}}" for column in columns)
+        return {"stage": "generate", "prompt": prompt, "variables": list(columns), "parse": "lines"} | (
+            {"adds_to": adds_to} if adds_to else {}
+        )
+
+    steps = {"a": reads("cats"), "b": reads("dogs")}
+    steps |= {"more_cats": reads("a", "b", adds_to="cats"), "more_dogs": reads("a", "b", adds_to="dogs")}
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.build(steps, {"cats": "texts", "dogs": "texts"})
+    assert caught.value.problems == [
+        "more_dogs: adds_to: the loops of 'more_cats', 'more_dogs' read from each other; make them one loop"
+    ]
+
+
 def test_the_plan_shows_the_loop():
     line = (
         "    adds what it finds to known; repeated from there until nothing new is found, at most 8 rounds\n"
