@@ -27,7 +27,7 @@ def test_the_plan_is_sorted_by_names_whatever_the_order_of_keys():
 
 def test_the_plan_shows_role_and_rendered_prompt():
     plan = Pipeline.build(STEPS, DATA).plan()
-    assert "    asks vlm, with the picture\n    prompt:\n      | True: <text>\n" in plan
+    assert "    asks vlm, with the image\n    prompt:\n      | True: <text>\n" in plan
     assert "-> [sentences]\n    no model\n" in plan
     assert "-> [raw_questions]\n    asks llm\n    prompt:\n      | Ask: <golden>\n" in plan
 
@@ -47,9 +47,9 @@ def test_roles_are_only_those_in_use(steps, roles):
 
 def test_the_plan_shows_how_often_a_model_is_called():
     plan = Pipeline.build(STEPS, None).plan()
-    assert "    asks vlm, once an item of q_list, with the picture\n" in plan
+    assert "    asks vlm, once an item of q_list, with the image\n" in plan
     steps = one({"stage": "generate", "prompt": "p", "image": "image", "samples": 8})
-    assert "    asks vlm, 8 samples, with the picture\n" in Pipeline.build(steps, None).plan()
+    assert "    asks vlm, 8 samples, with the image\n" in Pipeline.build(steps, None).plan()
 
 
 def test_the_plan_shows_conditions():
