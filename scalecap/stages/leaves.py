@@ -28,8 +28,8 @@ class Leaves:
 
     `statements` maps paths to Jinja templates, such as `objects.count: "There are {{ value }} {{ name }}."`;
     their variables are the `value` and the other fields of its record. A value without a template, or whose
-    template needs a missing field, gets no statement, and the row is flagged "unchecked". The side column
-    `about` has the {path, value} of each statement.
+    template needs a missing or empty field, gets no statement, and the row is flagged "unchecked". The side
+    column `about` has the {path, value} of each statement.
     """
 
     role: ClassVar[None] = None
@@ -51,7 +51,8 @@ class Leaves:
             try:
                 if template is None:
                     raise PromptError("there is none")
-                texts.append(template.render(**{**leaf.beside, "value": leaf.value}))
+                beside = {name: each for name, each in leaf.beside.items() if each is not None and each != ""}
+                texts.append(template.render(**{**beside, "value": leaf.value}))
             except PromptError:
                 client.flag("unchecked")
             else:

@@ -43,6 +43,12 @@ async def test_each_value_has_a_statement_where_one_can_be_made(recording_client
     assert flags == ["unchecked", "unchecked"]  # the cat's place needs a count, the text has no template
 
 
+@pytest.mark.parametrize("name", [None, ""])
+async def test_no_statement_is_about_a_field_that_is_empty(recording_client: Any, name: Any):
+    value = {"objects": [{"name": name, "count": 2, "attributes": ["red"]}]}
+    assert await taken_apart(recording_client, value) == ([], [], ["unchecked", "unchecked"])
+
+
 @pytest.mark.parametrize("value", [None, {}, {"objects": []}, {"setting": ""}, []])
 async def test_nothing_has_no_statements(recording_client: Any, value: Any):
     assert await taken_apart(recording_client, value) == ([], [], [])
