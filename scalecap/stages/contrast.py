@@ -42,7 +42,8 @@ class Contrast:
 
     The side column `scores` has {text, kept, remains, clauses: [{text, gap, kept}], tokens: [{text,
     gap}]}; clauses and tokens cover the text once (a token belongs to the clause it begins in), and a gap is
-    null if nothing was rated.
+    null if nothing was rated. A text that is empty, or beyond the step's limit or the pipeline's budget, is
+    not kept and has `checked: false`.
     """
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ()}
@@ -84,7 +85,9 @@ class Contrast:
         for place, text in enumerate(given):
             spans = sentences(text)
             groups = [[span] for span in spans] if isinstance(texts, str) else [spans]
-            scores += [self._record(text, group, gaps_of.get(place, [])) for group in groups]
+            unchecked = self.threshold is not None and place not in gaps_of
+            records = [self._record(text, group, gaps_of.get(place, [])) for group in groups]
+            scores += [{**record, "checked": False} if unchecked else record for record in records]
         if isinstance(texts, str):
             scores = [score for score in scores if score["text"]]
         return [score["remains"] for score in scores if score["kept"]], scores

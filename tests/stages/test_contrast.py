@@ -55,6 +55,15 @@ async def test_a_caption_is_rated_whole_and_reported_by_sentence(recording_clien
     assert scores[1]["tokens"][1] == {"text": " tree", "gap": -3.0}
 
 
+@pytest.mark.parametrize("texts", ["A dog. A cat.", ["A dog.", "A cat."]])
+async def test_what_the_budget_leaves_out_is_not_checked(recording_client, image, texts):
+    recorder = recording_client(by_word({}))
+    recorder.client.allowed = lambda costs: 0
+    kept, scores = await Contrast(prompt=PROMPT)(recorder.client, texts=texts, image=image)
+    assert (kept, recorder.requests) == ([], [])
+    assert [(score["text"], score["checked"]) for score in scores] == [("A dog.", False), ("A cat.", False)]
+
+
 async def test_answers_are_rated_each_under_its_question(recording_client, image):
     script = by_word({"brown": 1.0, "left": -1.0})
     texts, questions = ["It is brown.", "It is left. Dr. Who is brown."], ["How?", "Where?"]

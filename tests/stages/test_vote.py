@@ -32,6 +32,13 @@ def test_enough_checks_keep_a_text(at_least, kept):
     }
 
 
+def test_what_no_check_read_is_not_checked():
+    unchecked = {"text": "a", "kept": False, "p_yes": None, "mass": None, "checked": False}
+    refused = {"text": "a", "kept": False, "p_yes": 0.1}
+    assert vote({"one": [unchecked], "two": [unchecked]})[1][0]["checked"] is False
+    assert "checked" not in vote({"one": [unchecked], "two": [refused]})[1][0]
+
+
 def test_bad_votes_are_named():
     with pytest.raises(ValueError, match="at_least: expected 1 to 2 or null, got 3"):
         vote(CHECKS, at_least=3)
