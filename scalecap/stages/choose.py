@@ -2,15 +2,15 @@
 
 from typing import ClassVar
 
-from scalecap.stages import Image, ModelClient, Role, stage, together
+from scalecap.stages import Chosen, Image, ModelClient, Role, stage, together
 from scalecap.stages.choices import LETTERS, list_options
 from scalecap.stages.scores import Score, unchecked_score
 from scalecap.stages.verify import check_threshold
 from scalecap.text.templates import Template
 
 NONE = "None of these."
-_Answered = tuple[list[float], list[float | None]]
-"""Probabilities, and the mass of each check (see `Chosen.mass`)."""
+_Answered = tuple[list[float], list[Chosen]]
+"""Probabilities, and the answers that they are from."""
 
 
 @stage(side=["scores"])
@@ -70,13 +70,17 @@ class Choose:
         if self.prompt is not None and len(statements) >= len(LETTERS):
             client.flag("shortened")
             statements = statements[: len(LETTERS) - 1]
-        ps, masses = await (self._by_letter if self.prompt else self._by_statement)(client, statements, image)
+        ps, answers = await (self._by_letter if self.prompt else self._by_statement)(
+            client, statements, image
+        )
         p = max(ps[: len(statements)])
+        answered = any(chosen.answered for chosen in answers)
+        masses = [mass for chosen in answers if (mass := chosen.known_mass) is not None]
         return {
             "text": statements[ps.index(p)],
-            "p_yes": p if any(ps) else None,
-            "kept": any(ps) and p >= self.threshold and p == max(ps),
-            "mass": min((mass for mass in masses if mass is not None), default=None),
+            "p_yes": p if answered else None,
+            "kept": answered and p >= self.threshold and p == max(ps),
+            "mass": min(masses, default=None),
             "options": [
                 {"text": text, "p": each} for text, each in zip([*statements, NONE], ps, strict=False)
             ],
@@ -90,11 +94,11 @@ class Choose:
         letters = LETTERS[: len(offered)]
         prompt = self.prompt.render(options=list_options(offered))
         chosen = await client.choose(prompt, letters, image=image, model=self.model)
-        return list(chosen.probabilities), [chosen.known_mass]
+        return list(chosen.probabilities), [chosen]
 
     async def _by_statement(self, client: ModelClient, statements: list[str], image: Image) -> _Answered:
         """P(yes) of each statement alone; 0 if it was not answered."""
         assert self.statement_prompt is not None
         prompts = [self.statement_prompt.render(text=text) for text in statements]
         answers = await together(client.choose(prompt, image=image, model=self.model) for prompt in prompts)
-        return [chosen.probabilities[0] for chosen in answers], [chosen.known_mass for chosen in answers]
+        return [chosen.probabilities[0] for chosen in answers], answers

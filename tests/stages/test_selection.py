@@ -117,6 +117,13 @@ async def test_a_choice_that_was_not_answered(recording_client, image):
     assert (kept, score["p_yes"], score["kept"], recorder.flags) == ([], None, False, ["unanswered"])
 
 
+async def test_a_probability_of_zero_is_an_answer(recording_client, image):
+    recorder = recording_client(lambda _: Chosen((0.0, 1.0), 1.0))  # yes is not among the likeliest tokens
+    stage = Choose(statement_prompt=Template("Sure? {{ text }}"))
+    kept, (score,) = await stage(recorder.client, texts=["a", "b"], about=[0, 0], image=image)
+    assert (kept, score["p_yes"], score["kept"], recorder.flags) == ([], 0.0, False, [])
+
+
 async def test_more_statements_than_letters_are_cut(recording_client, image):
     recorder = recording_client(lambda _: "A")
     stage = Choose(prompt=Template("{{ options }}"))
