@@ -80,7 +80,10 @@ class Line:
     def requests(self) -> tuple[int, int] | None:
         """Numbers of computed requests and of all, including cached ones; None without a summary."""
         requests = self.run.summary.get("requests")
-        return requests and (int(requests["total"]) - int(requests["reused"]), int(requests["total"]))
+        if not requests:
+            return None
+        total = int(requests["total"] if "total" in requests else requests["asked"])  # as 0.1.0 wrote it
+        return total - int(requests["reused"]), total
 
     @property
     def seconds(self) -> float | None:

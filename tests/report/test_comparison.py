@@ -73,6 +73,13 @@ def make(tmp_path: Path) -> Make:
     return make
 
 
+def test_a_run_of_version_0_1_has_its_requests(make: Make):
+    run = make("0", [0.1])
+    path = run.folder / "summary.json"
+    path.write_text(path.read_text().replace('"total": 9', '"asked": 9'))
+    assert Comparison([run]).lines[0].requests == (5, 9)
+
+
 def test_numbers_are_those_of_the_summary_and_differences_are_paired(make: Make):
     first = make("0", [0.1, 0.2, 0.3, 0.4], "k=1")
     second = make("1", [0.9, 0.2, None, 0.5], "k=2")
