@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from scalecap.run.folder import Row, checks, statements_digest
@@ -12,12 +13,23 @@ LARGE_IMAGES = 200
 """The first statements whose images are large, however many rows the page has."""
 
 
-def draw(rows: Sequence[Row], seed: int = 0, *, uncertain: bool = False) -> dict[str, Any]:
-    """The statements to label, in their order, for each check with a P(yes).
+def draw(
+    rows: Sequence[Row],
+    seed: int = 0,
+    *,
+    uncertain: bool = False,
+    steps: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The statements to label, in their order, for each check whose threshold can be calibrated.
+
+    That is a `verify` step with a P(yes).
 
     A random sample shuffles the images and draws one statement of each. With `uncertain`, the least certain
     statement of each image is taken, and the least certain come first; such labels give no guarantee. Failed
     rows are left out.
+
+    Args:
+        steps: the run's, as far as they are known.
 
     Returns:
         {seed, draw, steps: [{step, run, statements: [[row number, row_id, text]]}]}, where `run` is the
@@ -26,9 +38,12 @@ def draw(rows: Sequence[Row], seed: int = 0, *, uncertain: bool = False) -> dict
     numbered = [(number, row) for number, row in enumerate(rows) if not row.get("error") and "row_id" in row]
     records = [(number, row, dict(checks(row))) for number, row in numbered]
     names = dict.fromkeys(
-        step for *_, found in records for step, scores in found.items() if _has_scores(scores)
+        step
+        for *_, found in records
+        for step, scores in found.items()
+        if _has_scores(scores) and steps.get(step, {}).get("stage", "verify") == "verify"
     )
-    steps = []
+    drawn = []
     for step in names:
         rng = random.Random(f"{seed} {step}")
         there = [(number, row["row_id"], found[step]) for number, row, found in records if found.get(step)]
@@ -40,8 +55,8 @@ def draw(rows: Sequence[Row], seed: int = 0, *, uncertain: bool = False) -> dict
             rng.shuffle(chosen)
         statements = [[number, id_, score["text"]] for number, id_, score in chosen[:MAX_STATEMENTS]]
         run = statements_digest((row for _, row in numbered), step)
-        steps.append({"step": step, "run": run, "statements": statements})
-    return {"seed": seed, "draw": "uncertain" if uncertain else "random", "steps": steps}
+        drawn.append({"step": step, "run": run, "statements": statements})
+    return {"seed": seed, "draw": "uncertain" if uncertain else "random", "steps": drawn}
 
 
 def large(drawn: Mapping[str, Any]) -> set[int]:

@@ -53,7 +53,7 @@ def write_report(
     template = templates().get_template("report.html.j2")
     counts = run.summary.get("rows", {})
     calibrated = calibration(rows) | _labelled(folder)
-    drawn = draw(rows, seed, uncertain=uncertain)
+    drawn = draw(rows, seed, uncertain=uncertain, steps=run.steps)
     stream = template.stream(
         run=run,
         summary=dict.fromkeys(SUMMARY_KEYS)

@@ -58,6 +58,13 @@ def test_what_cannot_be_drawn_is_left_out():
     assert draw([row(0, [("a", None)])])["steps"] == []  # a check without P(yes)
 
 
+def test_only_checks_that_can_be_calibrated_are_drawn_from():
+    rows = [each | {"repaired_scores": each["check_scores"]} for each in ROWS]
+    steps = {"check": {"stage": "verify"}, "repaired": {"stage": "choose"}}
+    assert [each["step"] for each in draw(rows, steps=steps)["steps"]] == ["check"]
+    assert [each["step"] for each in draw(rows)["steps"]] == ["check", "repaired"]
+
+
 def test_the_least_certain_come_first_on_request():
     drawn = draw([*ROWS[1:], row(0, [("sure", 0.99), ("not answered", None)])], uncertain=True)
     assert drawn["draw"] == "uncertain"
