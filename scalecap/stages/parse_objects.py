@@ -43,11 +43,8 @@ def parse_objects(
 
 def _place(name: str, sentences: list[str]) -> int:
     """The first sentence with the last word of the name, "dogs" as well as "dog"; else the first."""
-    head = name.casefold().split()[-1].removesuffix("s")
-    named = (
-        place for place, text in enumerate(sentences) if re.search(rf"\b{re.escape(head)}", text.casefold())
-    )
-    return next(named, 0)
+    head = re.compile(rf"\b{re.escape(name.casefold().split()[-1].removesuffix('s'))}s?(?:e?s)?\b")
+    return next((place for place, text in enumerate(sentences) if head.search(text.casefold())), 0)
 
 
 def _objects(reply: str) -> Iterator[str]:

@@ -47,3 +47,13 @@ def test_replies_about_several_sentences_go_to_the_first_that_names_the_object()
     assert (
         parse_objects({"joint": ["Describe more details about the sky."]}, sentences)[1][0]["sentence"] == 0
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("the bus", 1), ("buses", 1), ("a glass", 2), ("the dog", 3), ("two dogs", 3), ("the gas lamp", 0)],
+)
+def test_an_object_belongs_to_the_sentence_with_its_word_not_with_one_that_begins_alike(name, place):
+    sentences = ["A building has a game and lamps.", "Buses stand there.", "Glasses.", "The dog's ball."]
+    _, about = parse_objects({"a": [f"Describe more details about {name}."]}, sentences)
+    assert [each["sentence"] for each in about] == [place, place]
