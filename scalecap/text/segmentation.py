@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 _CLOSERS = "\"'”’»)\\]）】」』》*_"
+# 「止まれ！」と書いてある: what is quoted is part of the sentence.
+_GOES_ON = "(?<=[\"'”’」』）])(?:的(?!士)|字样|字樣|等|と(?!ても|ころ|り)|の(?!んびり|どか)|など)"
 # A Latin mark needs white space after it (3.5 and a.org stay whole), a Chinese or Japanese one does not.
 _END = re.compile(
-    rf"(?P<latin>[.!?…]+)(?P<closed>[{_CLOSERS}]*)(?=\s|$)"
-    rf"|[。！？]+[{_CLOSERS}]*(?![,.!?…，、；：。！？{_CLOSERS}])"
+    rf"(?P<latin>[.!?…]+)(?P<closed>[{_CLOSERS}]*(?:[ \u00a0\u202f]»)?)(?=\s|$)"
+    rf"|[。！？]+[{_CLOSERS}]*(?![,.!?…，、；：。！？{_CLOSERS}])(?!{_GOES_ON})"
 )
 _CONTEXT = 100
 """Characters on each side of a punctuation mark that decide whether it ends a sentence."""
