@@ -1,7 +1,7 @@
 """Segmentation of a text into sentences, clauses and words, every character in exactly one piece.
 
-Sentences end at final punctuation (not in "3.5", "Dr." or "1."), Chinese and Japanese too, and at line
-breaks. Clauses are the parts of a sentence between commas. The pieces joined are the text.
+Sentences end at final punctuation (not in "3.5", "Dr." or "1."), Chinese, Japanese, Hindi and Arabic too, and
+at line breaks. Clauses are the parts of a sentence between commas. The pieces joined are the text.
 """
 
 import re
@@ -13,7 +13,7 @@ _CLOSERS = "\"'”’»)\\]）】」』》*_"
 _GOES_ON = "(?<=[\"'”’」』）])(?:的(?!士)|字样|字樣|等|と(?!ても|ころ|り)|の(?!んびり|どか)|など)"
 # A Latin mark needs white space after it (3.5 and a.org stay whole), a Chinese or Japanese one does not.
 _END = re.compile(
-    rf"(?P<latin>[.!?…]+)(?P<closed>[{_CLOSERS}]*(?:[ \u00a0\u202f]»)?)(?=\s|$)"
+    rf"(?P<latin>[.!?…।॥۔؟]+)(?P<closed>[{_CLOSERS}]*(?:[ \u00a0\u202f]»)?)(?=\s|$)"
     rf"|[。！？]+[{_CLOSERS}]*(?![,.!?…，、；：。！？{_CLOSERS}])(?!{_GOES_ON})"
 )
 _CONTEXT = 100
@@ -26,7 +26,7 @@ _NEVER_END = re.compile(
 _END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|jr|sr|a\\.m|p\\.m|ft|oz|lb|lbs|min|max", re.I)
 # 1,200 stays whole; 、 only lists words.
 _COMMA = re.compile(rf"(?:,[{_CLOSERS}]*(?=\s)|[，،][{_CLOSERS}]*)")
-_LAST_MARK = re.compile(rf"[.!?…。！？]+[{_CLOSERS}]*\s*$")
+_LAST_MARK = re.compile(rf"[.!?…।॥۔؟。！？]+[{_CLOSERS}]*\s*$")
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*(?:['’\-][^\W_]+)*")
 
 

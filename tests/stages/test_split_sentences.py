@@ -40,6 +40,8 @@ DEFAULT = [
     ("She says: “Stop.” He stops.", ["She says: “Stop.”", "He stops."]),
     ('The sign says "Stop!" and shines.', ['The sign says "Stop!" and shines.']),
     ("On lit « Stop ! » et « Rue. » Un chien court.", ["On lit « Stop ! » et « Rue. »", "Un chien court."]),
+    ("एक कुत्ता है। वह भूरा है।", ["एक कुत्ता है।", "वह भूरा है।"]),
+    ("هل هذا كلب؟ نعم. یہ کتا ہے۔ وہ بھورا ہے۔", ["هل هذا كلب؟", "نعم.", "یہ کتا ہے۔", "وہ بھورا ہے۔"]),
     ("**A dog.** It runs.", ["**A dog.**", "It runs."]),
     ("Really?! Yes.", ["Really?!", "Yes."]),
     ("一只狗在草地上。旁边有一棵树！是吗？是。", ["一只狗在草地上。", "旁边有一棵树！", "是吗？", "是。"]),
