@@ -381,6 +381,8 @@ class OpenAIEngine:
             }
             if not server.repetition_penalty:
                 sent.pop("repetition_penalty", None)
+            if not server.json_schema:
+                sent.pop("response_format", None)
             return request_body(sent, prompt, image_url, extra_turns)
 
         try:
@@ -418,6 +420,11 @@ class OpenAIEngine:
             if server.repetition_penalty:
                 log.warning("%s does not support repetition_penalty: replies are sampled without it", url)
             server.repetition_penalty = False
+            return max_tokens
+        if "response_format" in message and "response_format" in sent:
+            if server.json_schema:
+                log.warning("%s does not support JSON schemas: replies are only checked (%s)", url, message)
+            server.json_schema = False
             return max_tokens
         too_long = prompt_too_long(message, self.context_length)
         if too_long is None:

@@ -57,6 +57,8 @@ class Server:
         """Name of the limit on generated tokens in a request's body."""
         self.repetition_penalty = True
         """Whether it accepts `repetition_penalty`, which is not part of OpenAI's protocol."""
+        self.json_schema = True
+        """Whether it accepts a `response_format` with a JSON schema."""
         self.up = True
         """Whether requests are sent to it: False from a failed health check to the next successful one."""
         self.last_error: BaseException | None = None

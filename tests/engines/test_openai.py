@@ -284,3 +284,18 @@ async def test_a_server_without_a_repetition_penalty(fake: Server, caplog: pytes
     assert ["repetition_penalty" in request for request in fake.requests] == [True, False, False]
     assert caplog.text.count("does not support repetition_penalty") == 1
     await engine.close()
+
+
+async def test_a_server_without_json_schemas(fake: Server, caplog: pytest.LogCaptureFixture) -> None:
+    def script(request: dict[str, Any]) -> Answer:
+        if "response_format" in request:
+            return 400, error("This response_format type is unavailable now")
+        return 200, completion("{}")
+
+    fake.script = script
+    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    for _ in range(2):
+        assert (await engine.generate(Generate(Prompt("?"), schema='{"type": "object"}'))).text == "{}"
+    await engine.close()
+    assert ["response_format" in request for request in fake.requests] == [True, False, False]
+    assert caplog.text.count("does not support JSON schemas") == 1
