@@ -194,6 +194,21 @@ def test_columns_of_the_data_that_the_output_has_too_are_noted(compose, engines,
     assert json.loads(line)["error"] is None
 
 
+@pytest.mark.parametrize("depth", [98, 101, 800])
+def test_what_is_nested_too_deep_is_cut_off_and_costs_no_run(
+    compose: Compose, rows: Callable[..., str], tmp_path: Path, depth: int
+):
+    deep = "[" * depth + "]" * depth
+    words = ["data=jsonl", rows(2), "model=own", "model.vlm.name=m", "pipeline=none", "progress=false"]
+    words.append("+pipeline.steps.facts={stage: generate, prompt: Facts, image: image, parse: json}")
+    (tmp_path / "rows.jsonl").write_text(f'{{"image": "0.png", "deep": {deep}}}\n{{"image": "1.png"}}')
+    for reused in (0, 2):
+        summary = run(compose(*words), engines=both(Scripted(lambda request: deep)))
+        assert (summary.done, summary.reused) == (2, reused)
+    row = captions(tmp_path)[0]
+    assert json.dumps(row["facts"]).count("[") == json.dumps(row["deep"]).count("[") == min(depth, 99)
+
+
 def test_rows_with_a_row_id_of_their_own_are_not_redone(
     compose: Compose, rows: Callable[..., str], engines: Engines, tmp_path: Path
 ):

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 SOURCES = ("jsonl", "folder", "hub", "webdataset", "parquet", "scenes")
 SCHEMA_SAMPLE_ROWS = 64
 """Rows read to infer the columns of a source without a schema."""
+MAX_DEPTH = 100
+"""Most mappings and lists around a value; hostile data or replies could exceed Python's stack."""
 
 
 @dataclass
@@ -192,12 +194,15 @@ def escaped_name(text: str) -> str:
     return text.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
 
 
-def json_safe(value: Any) -> Any:
+def json_safe(value: Any, depth: int = 0) -> Any:
     """Converts a value to one that JSON and UTF-8 can represent.
 
     Images and other bytes are dropped: `{"bytes", "path"}` (an undecoded media cell) becomes `{"path"}`, or
-    null without a path. NaN and infinities become null, lone surrogates `?`, and types that JSON lacks
-    (dates, decimals) become strings.
+    null without a path. NaN and infinities become null, and so does what is nested more than MAX_DEPTH deep;
+    lone surrogates become `?`, and types that JSON lacks (dates, decimals) strings.
+
+    Args:
+        depth: the number of mappings and lists around the value.
     """
     if value is None or isinstance(value, bool | int):
         return value
@@ -205,14 +210,16 @@ def json_safe(value: Any) -> Any:
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if depth == MAX_DEPTH:
+        return None
     if isinstance(value, Mapping):
         if value.keys() == {"bytes", "path"}:
             return {"path": json_safe(value["path"])} if value["path"] else None
-        return {json_safe(str(name)): json_safe(each) for name, each in value.items()}
+        return {json_safe(str(name)): json_safe(each, depth + 1) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [json_safe(each) for each in value]
+        return [json_safe(each, depth + 1) for each in value]
     if isinstance(value, bytes | bytearray | memoryview):
         return None
     if hasattr(value, "tolist"):  # NumPy arrays and scalars
-        return json_safe(value.tolist())
+        return json_safe(value.tolist(), depth)
     return json_safe(str(value))

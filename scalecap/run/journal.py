@@ -190,7 +190,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Adds a finished row. Raises JournalError when it can't be written; earlier rows stay intact."""
-        safe = json_safe(record)
+        safe = json_safe(record, -1)  # so that `state` cuts columns at the same depth
         self._index(safe, self._write(safe))
         if self._syncing and self._syncing.done():
             self._await_sync()
