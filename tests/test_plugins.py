@@ -13,7 +13,7 @@ import pytest
 from scalecap import plugins
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.sources import open_source
+from scalecap.data.sources import RowSource, open_source
 from scalecap.engines import open_engine
 from scalecap.engines.base import EngineError
 from scalecap.engines.scripted import Scripted
@@ -96,6 +96,36 @@ def test_a_source_of_its_own_kind_is_limited_and_in_shards(declare: Declare):
     opened = open_source(DataSettings(source="acme/thing", limit=9, shard="1/4"))
     assert (opened.total, [row.index for row in opened]) == (2, [1, 5])
     assert [row.index for row in opened.unfinished(lambda *_, **__: 0)] == [1, 5]
+
+
+def test_a_source_that_fails_is_named_and_costs_no_row(
+    declare: Declare, compose: Any, rows: Any, engines: Any, tmp_path: Path
+):
+    rows(2)
+    whole = open_source(DataSettings(source="jsonl", path=str(tmp_path / "rows.jsonl")))
+    fails = [True]
+
+    def breaks() -> Iterator[Any]:
+        for row in whole:
+            yield row
+            if fails:
+                raise OSError("the line is dead")
+
+    def opens(data: Any) -> Any:
+        if not data.path:
+            raise KeyError("path")
+        return RowSource(whole.columns, 2, breaks)
+
+    declare("sources", opens)
+    words = ("data=jsonl", "data.source=acme/thing", "model=own", "model.vlm.name=m", "pipeline=seed")
+    with pytest.raises(RunError, match=r"^data\.source=acme/thing: KeyError: 'path'$"):
+        run(compose(*words), engines=engines)
+    stopped = run(compose(*words, "data.path=x"), engines=engines)
+    assert (stopped.status, stopped.done) == ("stopped", 1)
+    assert stopped.reason == "data.source=acme/thing: OSError: the line is dead"
+    fails.clear()
+    done = run(compose(*words, "data.path=x"), engines=engines)
+    assert (done.status, done.done, done.reused) == ("finished", 2, 1)
 
 
 def test_a_sink_that_cannot_be_imported_stops_the_check(declare: Declare, compose: Any, rows: Any):

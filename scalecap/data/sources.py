@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from itertools import islice, takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 from scalecap import plugins
 from scalecap.config.settings import DataSettings
@@ -19,6 +19,7 @@ from scalecap.rows import Row, RowError, unreadable_row
 from scalecap.text.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SOURCES = ("jsonl", "folder", "hub", "webdataset", "parquet", "scenes")
 SCHEMA_SAMPLE_ROWS = 64
@@ -95,11 +96,33 @@ def _open_rows(data: DataSettings) -> RowSource:
         raise DataError(f"unknown data source {name!r}{did_you_mean(name, [*SOURCES, *others])}")
     try:
         source: Source = plugins.load("sources", name)(data)
+    except DataError:
+        raise
     except plugins.PluginError as error:
         raise DataError(f"data.source={name}: {error}") from error
-    if isinstance(source, RowSource):
-        return source
-    return RowSource(source.columns, source.total, source.__iter__, source.unfinished)
+    except Exception as error:  # another package may raise anything
+        raise DataError(f"data.source={name}: {type(error).__name__}: {error}") from error
+    named = partial(_read, name)
+    if not isinstance(source, RowSource):
+        return RowSource(
+            source.columns, source.total, partial(named, source.__iter__), partial(named, source.unfinished)
+        )
+    return replace(
+        source,
+        iterate=partial(named, source.iterate),
+        iterate_unfinished=source.iterate_unfinished and partial(named, source.iterate_unfinished),
+        iterate_shard=source.iterate_shard and partial(named, source.iterate_shard),
+    )
+
+
+def _read(name: str, rows: Callable[..., Iterator[T]], *given: Any) -> Iterator[T]:
+    """The rows of another package's source; whatever it raises becomes a DataError with its name."""
+    try:
+        yield from rows(*given)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"data.source={name}: {type(error).__name__}: {error}") from error
 
 
 def _with_ids_from(column: str, rows: RowSource) -> RowSource:
