@@ -38,7 +38,9 @@ def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
             f"expected a Dataset, got a DatasetDict; pass one split ({splits}), as in map(data['train'])"
         )
     if isinstance(data, pd.DataFrame):
-        columns = {str(name): data[name].tolist() for name in data.columns}
+        # What is missing (NaN, NaT, NA) is null, whatever the type of its column.
+        objects = data.astype(object).where(data.notna(), None)
+        columns = {str(name): objects[name].tolist() for name in data.columns}
     elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
         if all(isinstance(each, Mapping) and "bytes" not in each for each in data):
             names = dict.fromkeys(str(name) for each in data for name in each)
@@ -61,10 +63,20 @@ def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
     feature = datasets.Image()
     cells = [_encode_cell(feature, cell, row) for row, cell in enumerate(columns.pop(image))]
     images = datasets.Dataset.from_dict({image: cells}, features=datasets.Features({image: feature}))
-    if not columns:
-        return images
-    others = datasets.Dataset.from_dict(columns)
-    return datasets.concatenate_datasets([others, images], axis=1)
+    others = [_one_column(name, values) for name, values in columns.items()]
+    return datasets.concatenate_datasets([*others, images], axis=1)
+
+
+def _one_column(name: str, values: list[Any]) -> "Dataset":
+    import datasets
+
+    try:
+        return datasets.Dataset.from_dict({name: values})
+    except Exception as error:  # pyarrow raises many types
+        raise DataError(
+            f"column {name!r}: its values share no type that a Dataset has ({error}); convert them, or leave"
+            " the column out"
+        ) from error
 
 
 def _encode_cell(feature: Any, cell: Any, row: int) -> Any:

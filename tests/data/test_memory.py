@@ -1,0 +1,28 @@
+"""Data in memory, as `Captioner.map` takes it."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image as Pillow
+
+from scalecap.data import DataError
+from scalecap.data.memory import to_dataset
+
+IMAGE = Pillow.new("RGB", (30, 30))
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NA, pd.NaT])
+@pytest.mark.parametrize("value", ["a", 1, 2.5, ["a"], pd.Timestamp("2026-01-02"), True])
+def test_what_a_frame_lacks_is_null(value: Any, missing: Any):
+    frame = pd.DataFrame({"image": [IMAGE, missing], "x": pd.Series([value, missing], dtype=object)})
+    found = to_dataset(frame, "image")
+    assert found["x"][:] == [value, None]
+    assert found.cast_column("image", found.features["image"].__class__(decode=False))["image"][1] is None
+
+
+@pytest.mark.parametrize("values", [[1, "a"], [["a"], "b"], [2**70, 1], ["a", float("nan")], [object()] * 2])
+def test_a_column_whose_values_share_no_type_is_named(values: list[Any]):
+    with pytest.raises(DataError, match="column 'x': its values share no type that a Dataset has"):
+        to_dataset([{"image": IMAGE, "n": 1, "x": value} for value in values], "image")
