@@ -233,6 +233,11 @@ def _threshold(pipeline: Pipeline, step: str) -> float:
             f"can't calibrate {step}: it has no threshold on P(yes) (stage {found.stage.name}); label a step"
             " with `stage: verify` and `mode: choose`"
         )
+    if found.adds_to and found.rounds > 1:
+        raise CalibrationError(
+            f"can't calibrate {step}: what it keeps decides what its later rounds ask, so that another"
+            f" threshold would change the statements; label a run with pipeline.steps.{step}.rounds=1"
+        )
     return float(found.settings["threshold"])
 
 

@@ -22,7 +22,7 @@ def draw(
 ) -> dict[str, Any]:
     """The statements to label, in their order, for each check whose threshold can be calibrated.
 
-    That is a `verify` step with a P(yes).
+    That is a `verify` step with a P(yes), unless what it keeps decides what is asked next (`adds_to`).
 
     A random sample shuffles the images and draws one statement of each. With `uncertain`, the least certain
     statement of each image is taken, and the least certain come first; such labels give no guarantee. Failed
@@ -41,7 +41,7 @@ def draw(
         step
         for *_, found in records
         for step, scores in found.items()
-        if _has_scores(scores) and steps.get(step, {}).get("stage", "verify") == "verify"
+        if _has_scores(scores) and _can_be_calibrated(steps.get(step, {"stage": "verify"}))
     )
     drawn = []
     for step in names:
@@ -62,6 +62,12 @@ def draw(
 def large(drawn: Mapping[str, Any]) -> set[int]:
     """Numbers of the rows that are labelled first."""
     return {number for step in drawn["steps"] for number, *_ in step["statements"][:LARGE_IMAGES]}
+
+
+def _can_be_calibrated(step: Mapping[str, Any]) -> bool:
+    """See `scalecap.calibration.calibrate`."""
+    loops = step.get("adds_to") and step.get("rounds") != 1
+    return step.get("stage") == "verify" and not loops
 
 
 def _has_scores(scores: Sequence[Mapping[str, Any]]) -> bool:

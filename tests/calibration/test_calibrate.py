@@ -3,13 +3,19 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from labelled import labels_of, write_labels
 
 from scalecap.calibration.__main__ import main
+from scalecap.calibration.calibrate import calibrate as calibrate_run
 from scalecap.calibration.record import CalibrationError, read_calibration
+from scalecap.config.settings import Settings
+from scalecap.metrics.labels import read_labels
+from scalecap.runner import run
 
 Calibrate = Callable[..., int]
 
@@ -85,6 +91,32 @@ def test_each_check_has_its_own_calibration(made: Path, calibrate: Calibrate):
     steps = read_calibration(made / "calibration.json").steps
     assert set(steps) == {"golden_sentences", "final_details"}
     assert steps["final_details"].scope["steps"]["golden_sentences"]["threshold"] == 0.5
+
+
+LOOP = (
+    "pipeline.steps={init_caption: {stage: generate, prompt: Caption., image: image},"
+    " known: {stage: split_sentences, text: init_caption},"
+    " missed: {stage: generate, prompt: 'Not: {{ known }}', image: image, variables: {known: known},"
+    " parse: sentences}, new: {stage: deduplicate, texts: missed, known: known},"
+    " golden: {stage: verify, texts: new, prompt: 'True: {{ text }}', adds_to: known, rounds: ROUNDS}}"
+)
+
+
+@pytest.mark.parametrize(("rounds", "refused"), [(2, True), (1, False)])
+def test_a_check_that_decides_what_is_asked_next_promises_nothing(
+    compose: Callable[..., Settings],
+    rows: Callable[..., str],
+    engines: Any,
+    tmp_path: Path,
+    rounds: int,
+    refused: bool,
+):
+    steps = LOOP.replace("ROUNDS", str(rounds))
+    settings = compose("data=jsonl", rows(4), steps, "cache=off", "pipeline=none", "report=false")
+    run(settings, engines=engines, command="python -m scalecap data=jsonl")
+    path = write_labels(tmp_path / "labels.jsonl", labels_of(tmp_path / "run", "golden"))
+    with pytest.raises(CalibrationError, match="rounds=1") if refused else nullcontext():
+        calibrate_run(tmp_path / "run", read_labels([path]), wrong=0.1, confidence=0.95)
 
 
 def test_errors_are_one_line(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture, tmp_path: Path):

@@ -60,8 +60,11 @@ def test_what_cannot_be_drawn_is_left_out():
 
 def test_only_checks_that_can_be_calibrated_are_drawn_from():
     rows = [each | {"repaired_scores": each["check_scores"]} for each in ROWS]
-    steps = {"check": {"stage": "verify"}, "repaired": {"stage": "choose"}}
+    steps: dict[str, dict[str, Any]] = {"check": {"stage": "verify"}, "repaired": {"stage": "choose"}}
     assert [each["step"] for each in draw(rows, steps=steps)["steps"]] == ["check"]
+    for rounds, found in ((None, []), (8, []), (1, ["check"])):
+        steps["check"] = {"stage": "verify", "adds_to": "known", "rounds": rounds}
+        assert [each["step"] for each in draw(rows, steps=steps)["steps"]] == found
     assert [each["step"] for each in draw(rows)["steps"]] == ["check", "repaired"]
 
 
