@@ -107,9 +107,9 @@ class Cluster:
         """Set when `rows()` may have changed."""
 
     def rows(self) -> int:
-        """Rows in flight that keep all living actors busy."""
+        """Rows in flight that keep all living actors busy; at least one, to wait for an actor's return."""
         alive = [rows for index, rows in enumerate(self._rows) if index not in self._away]
-        return sum(self._settings.rows_in_flight or rows for rows in alive)
+        return max(1, sum(self._settings.rows_in_flight or rows for rows in alive))
 
     async def take(self, row: Row) -> Finished:
         """Captions a row in the least busy actor, and in another one if that dies. Raises EngineDead."""

@@ -27,7 +27,7 @@ from scalecap.engines.base import EngineDead, EngineError
 from scalecap.engines.scripted import Scripted
 from scalecap.engines.settings import EngineSettings
 from scalecap.interpreter.dispatch import RunUsage, StepUsage
-from scalecap.interpreter.pipeline import Finished
+from scalecap.interpreter.pipeline import Finished, stream
 from scalecap.rows import Row
 from scalecap.run import cluster
 from scalecap.run.cluster import Actor, Cluster
@@ -183,6 +183,26 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
     with pytest.raises(EngineDead, match="no actor has been alive"):
         await alone.take(row(0))
     await alone.close()
+
+
+async def test_a_run_ends_when_its_only_actor_dies_with_a_row_and_cannot_return(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+):
+    errors = pytest.importorskip("ray.exceptions", reason='needs pip install "scalecap[ray]"')
+    monkeypatch.setattr(cluster, "RECONNECT_SECONDS", 0.0)
+    opened = iter([None] * (cluster.MAX_ACTOR_DEATHS - 1))
+
+    async def open_again() -> None:
+        if next(opened, "no memory") == "no memory":
+            raise raised(EngineError("no memory"))
+
+    handle, done = Handle(errors.RayActorError()), list[Finished]()
+    handle.open = SimpleNamespace(remote=open_again)
+    made = Cluster([handle], [1], compose(), RunUsage())
+    work = stream([row(0), row(1)], made.take, in_flight=made.rows, on_row=done.append, changed=made.changed)
+    with pytest.raises(EngineDead, match=r"^no memory$"):
+        await asyncio.wait_for(work, 20)
+    assert [each.error and each.error["kind"] for each in done] == ["actor_died"]
 
 
 def test_without_ray_the_message_says_what_to_install(compose: Compose, monkeypatch: pytest.MonkeyPatch):
