@@ -1,6 +1,7 @@
 """What is exported with a data set: of the pictures that rows name by paths, only the data's own."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,26 @@ def test_a_set_of_the_hub_copies_nothing_that_its_cells_name_elsewhere(
         (path,) = (output / "dataset").iterdir()
         assert [bool(row["image"]) for row in pq.read_table(path).to_pylist()] == [True, False]
         assert "mine.png' is outside of the data's folder" in " ".join(summary.notes)
+
+
+def test_links_of_a_set_of_the_hub_lead_nowhere_else(
+    compose: Compose, engines: dict[str, Scripted], tmp_path: Path
+):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "mine.png").write_bytes(picture())
+    for name in ("mine.zip", "set/own.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("a.png", picture())
+    links = [f"zip://a.png::{tmp_path}/set/own.zip", f"zip://a.png::file://{tmp_path}/set/own.zip"]
+    links += [each.replace("set/own", "mine") for each in links] + [f"file://{tmp_path}/mine.png"]
+    links += [f"zip://a.png::file://{tmp_path}/set/../mine.zip"]
+    features = datasets.Features({"image": datasets.Image(decode=False), "caption": datasets.Value("string")})
+    cells = [{"bytes": None, "path": link} for link in links]
+    held = datasets.Dataset.from_dict({"image": cells, "caption": ["A dog."] * len(links)}, features=features)
+    pq.write_table(held.data.table, tmp_path / "set" / "train.parquet")
+    words = ["data=hub", f"data.path={tmp_path}/set/train.parquet", "write.image=bytes", "report=false"]
+    for more, exported in (((), 2), (("data.allow_outside=true",), len(links))):
+        summary = run(compose(*words, *more, *JUDGED), engines=engines)
+        (path,) = (tmp_path / "run" / "dataset").iterdir()
+        found = [bool(row["image"]) for row in pq.read_table(path).to_pylist()]
+        assert found == [True] * exported + [False] * (len(links) - exported), summary.notes

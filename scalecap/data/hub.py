@@ -198,7 +198,8 @@ def _open(cell: Any, folders: list[Path], allow_urls: bool, local: bool) -> Imag
 
 
 def _read(cell: Any, folders: list[Path], allow_urls: bool, local: bool, within: list[Path] | None) -> bytes:
-    return read_image(_resolve_cell(cell, local), folders=folders, allow_urls=allow_urls, within=within)
+    cell = _resolve_cell(cell, local, within)
+    return read_image(cell, folders=folders, allow_urls=allow_urls, within=within)
 
 
 def _cache_folders() -> list[Path]:
@@ -209,10 +210,11 @@ def _cache_folders() -> list[Path]:
     return [Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
 
 
-def _resolve_cell(cell: Any, local: bool) -> Any:
+def _resolve_cell(cell: Any, local: bool, within: list[Path] | None = None) -> Any:
     """The cell; of a streamed data set, an image inside an archive or on the hub is read now.
 
-    Cells of a local data set may not point to the hub.
+    Cells of a local data set may not point to the hub. A local file or archive must be inside one of
+    `within`; None allows every path.
     """
     if isinstance(cell, Mapping) and cell.get("bytes") is None:
         place = str(cell.get("path") or "")
@@ -222,6 +224,8 @@ def _resolve_cell(cell: Any, local: bool) -> Any:
         if schemes and schemes <= {"zip", "tar", "gzip", "file", *([] if local else ["hf"])}:
             import fsspec
 
+            if within is not None and not last.startswith("hf://"):
+                find_image(last.removeprefix("file://"), within=within)
             try:
                 with fsspec.open(place, "rb") as file:
                     cell = {"bytes": file.read(), "path": place}
