@@ -30,10 +30,7 @@ def open_jsonl(data: DataSettings) -> RowSource:
         raise DataError(
             f"expected a file, got the folder {str(path)!r}; use data=folder for the images in it"
         )
-    try:
-        total = sum(1 for _ in _lines(path))
-    except OSError as error:
-        raise DataError(f"can't read data.path={str(path)!r}: {error.strerror}") from error
+    total = sum(1 for _ in _lines(path))
     if not total:
         raise DataError(f"{str(path)!r} has no rows; expected one JSON object per line")
     own = Path.cwd() if data.relative_to == "cwd" else path.parent.absolute()
@@ -49,11 +46,14 @@ def open_jsonl(data: DataSettings) -> RowSource:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The non-blank lines with their line numbers, from 1."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line := (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
-                yield number, line
+    """The non-blank lines with their line numbers, from 1. Raises DataError if the file can't be read."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line := (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
+                    yield number, line
+    except OSError as error:
+        raise DataError(f"can't read data.path={str(path)!r}: {error.strerror}") from error
 
 
 def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:

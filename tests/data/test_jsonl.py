@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +79,24 @@ def test_a_bad_line_is_a_row_with_an_error(write_jsonl: Write, line: object, kin
     assert bad.error.kind == kind
     with pytest.raises(RowError, match=words):
         bad.open_image()
+
+
+def test_a_file_that_fails_while_it_is_read_is_named(
+    write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(DataSettings(source="jsonl", path=str(write_jsonl(GOOD, GOOD))))
+
+    class Failing(io.BytesIO):
+        def __next__(self) -> bytes:
+            if self.tell():
+                raise OSError(errno.EIO, "Input/output error")
+            return super().__next__()
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Failing(json.dumps(GOOD).encode() + b"\n"))
+    found = iter(source)
+    assert next(found).columns == GOOD
+    with pytest.raises(DataError, match=r"can't read data\.path='.*rows\.jsonl': Input/output error"):
+        next(found)
 
 
 @pytest.mark.parametrize("cell", [None, "", 3, "no.png", "https://example.com/a.png"])
