@@ -174,6 +174,7 @@ class BesideImages:
                     "taken", f"{str(path)!r} already exists; set write.beside=replace to replace it"
                 ) from None
         part = path.with_name(path.name + ".part")
+        part.unlink(missing_ok=True)  # of a run that was killed
         with part.open("xb") as file:
             file.write(content)
         try:

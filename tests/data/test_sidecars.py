@@ -138,6 +138,7 @@ def test_replacing_never_follows_links(data: Path, tmp_path: Path):
     (tmp_path / "precious").write_text("mine")
     (data / "a.txt").symlink_to(tmp_path / "precious")
     (data / "b.txt").mkdir()
+    (data / "a.txt.part").symlink_to(tmp_path / "precious")  # of a run that was killed, or hostile
     reasons = beside(tmp_path, ["A", "B"], ["a.jpg", "b.jpg"], "replace")
     assert (tmp_path / "precious").read_text() == "mine"
     assert (data / "a.txt").read_text() == "A"
