@@ -20,6 +20,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
@@ -188,8 +189,9 @@ class Cache:
             )
             self._writes.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._writes.in_transaction:
-                self._writes.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # this thread must go on, or its callers wait for ever
+                if self._writes.in_transaction:
+                    self._writes.execute("ROLLBACK")
             self._warn("replies can't be written to %s, so other runs will compute them again: %s", error)
             return False
         return True

@@ -198,6 +198,24 @@ def test_a_failing_write_is_warned_about_once_and_later_ones_succeed(tmp_path, c
     again.close()
 
 
+def test_a_transaction_that_cannot_be_rolled_back_blocks_nobody(tmp_path, caplog):
+    class Broken:
+        in_transaction = True
+
+        def execute(self, statement):
+            raise sqlite3.OperationalError("disk I/O error")
+
+        def close(self):
+            pass
+
+    cache = Cache(tmp_path)
+    cache._writes.close()
+    cache._writes = Broken()
+    asyncio.run(asyncio.wait_for(cache.put("k", REPLIES[0]), 20))
+    cache.close()
+    assert "1 replies could not be written" in caplog.text
+
+
 def test_a_damaged_page_costs_the_replies_on_it_alone(tmp_path, caplog):
     cache = Cache(tmp_path)
 
