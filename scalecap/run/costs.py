@@ -140,7 +140,8 @@ def limit_reached(settings: Settings, usage: RunUsage, cost: float | None) -> st
     for name, value in taken.items():
         limit = limits[name]
         if limit is not None and value is not None and value >= limit:
-            return f"{name}={limit:g} reached ({value:,.6g}); the same command resumes with a new allowance"
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+            return f"{name}={limit} reached ({shown}); the same command resumes with a new allowance"
     return ""
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.scripted import Scripted
-from scalecap.interpreter.dispatch import RowUsage
-from scalecap.run.costs import estimate_cost, extrapolate
+from scalecap.interpreter.dispatch import RowUsage, RunUsage
+from scalecap.run.costs import estimate_cost, extrapolate, limit_reached
 from scalecap.runner import plan, run
 
 Compose = Callable[..., Settings]
@@ -66,6 +66,13 @@ def test_a_limit_stops_the_run_and_the_same_command_resumes_it(
     assert 0 < first.done < 12
     second = run(compose(*words), engines=engines)
     assert (second.status, second.done, second.reused) == ("finished", 12, first.done)
+
+
+def test_a_limit_is_named_with_all_its_digits(compose: Compose):
+    usage = RunUsage()
+    usage.steps["a"].requests = 1234567
+    reason = limit_reached(compose("max_requests=1234567"), usage, None)
+    assert reason.startswith("max_requests=1234567 reached (1,234,567)")
 
 
 def test_cost_is_counted_by_role_and_cached_replies_are_free(
