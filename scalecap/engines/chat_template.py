@@ -71,13 +71,13 @@ class ChatTokenizer:
         plain, split = "", 0
         for piece in self._pieces(prompt.image is not None, bool(prompt.system)):
             if isinstance(piece, int):
-                ids += [*self.encode(plain), piece]
+                ids += [*self._encode_piece(plain, first=not ids), piece]
                 plain = ""
             else:
                 # A text is encoded together with the template's words around it.
                 plain += texts.get(piece, piece)
                 split = len(ids) if piece == _TEXT else split
-        ids += self.encode(plain)
+        ids += self._encode_piece(plain, first=not ids)
         # A prefix is never empty, so engines need no special case.
         split = split or 1
         return PromptTokens(ids[:split], ids[split:])
@@ -94,8 +94,48 @@ class ChatTokenizer:
         """
         if not text:
             return [], []
+        if self._adds_space and self._reply_begins_line:
+            inside = self._after_break(text, return_offsets_mapping=True)
+            if inside:
+                offsets = [(max(0, start - 1), max(0, end - 1)) for start, end in inside["offset_mapping"]]
+                return inside["input_ids"], merge_offsets(offsets, len(text))
         encoded = self._encode(text, return_offsets_mapping=True)
         return encoded["input_ids"], merge_offsets(encoded["offset_mapping"], len(text))
+
+    def _encode_piece(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of a piece of the rendered template, `first` or after a control token."""
+        if not first and self._adds_space and not self._adds_space_inside:
+            inside = self._after_break(text)
+            if inside:
+                return inside["input_ids"]
+        return self.encode(text)
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before every text, as SentencePiece does."""
+        inside = self._after_break("a")
+        return inside is not None and inside["input_ids"] != self.encode("a")
+
+    @cached_property
+    def _adds_space_inside(self) -> bool:
+        """Whether it does so after a control token, too."""
+        control = next((token.content for token in self._added.values() if token.special), "")
+        ids = self.tokenizer(f"{control}a", add_special_tokens=False)["input_ids"]
+        return bool(ids[1:] == self.encode("a"))
+
+    @cached_property
+    def _reply_begins_line(self) -> bool:
+        """Whether the prompt ends with a line break."""
+        last = self._pieces(image=False, system=True)[-1]
+        return isinstance(last, str) and last.endswith("\n")
+
+    def _after_break(self, text: str, **settings: Any) -> dict[str, list[Any]] | None:
+        """A text's encoding as it is after a line break; None if the two share a token."""
+        line_break = self.encode("\n")
+        encoded = self._encode(f"\n{text}", **settings)
+        if encoded["input_ids"][: len(line_break)] != line_break:
+            return None
+        return {name: values[len(line_break) :] for name, values in encoded.items()}
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated tokens, without control tokens except `<think>` and `</think>`."""

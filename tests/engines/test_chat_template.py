@@ -1,5 +1,6 @@
 import copy
 import re
+import string
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,40 @@ def test_ids_are_the_templates(chat: ChatTokenizer, system: str, parts: bool) ->
     turn = ChatTokenizer(chat.tokenizer, parts=parts).encode_prompt(prompt)
     assert turn.prefix + turn.suffix == chat.tokenizer(text)["input_ids"]
     assert turn.prefix
+
+
+def spaced(scheme: str) -> Any:
+    """A tokenizer of single letters that puts a space before texts, as SentencePiece does."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import Metaspace
+
+    letters = ["<unk>", "▁", "\n", *string.ascii_letters, *string.punctuation]
+    tokenizer = Tokenizer(BPE({each: index for index, each in enumerate(letters)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Metaspace(prepend_scheme=scheme, split=False)
+    controls = ("<|im_start|>", "<|im_end|>")
+    tokenizer.add_special_tokens([AddedToken(each, special=True, normalized=False) for each in controls])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    fast.chat_template = turns + "{{ '<|im_start|>assistant\\n' }}"
+    return fast
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_ids_are_the_templates_where_the_tokenizer_puts_a_space_before_texts(scheme: str) -> None:
+    tokenizer = spaced(scheme)
+    chat = ChatTokenizer(tokenizer, parts=False)
+    turn = chat.encode_prompt(Prompt("Is it true?\n", system="Be brief."))
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is it true?\n"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert turn.prefix + turn.suffix == tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids, spans = chat.encode_with_spans("A cat.")
+    whole = tokenizer(f"{text}A cat.", add_special_tokens=False)["input_ids"]
+    assert turn.prefix + turn.suffix + ids == whole
+    assert [(start, end) for start, end, _ in spans] == [(at, at + 1) for at in range(6)]
 
 
 def test_the_picture_is_in_the_prefix(chat: ChatTokenizer) -> None:
