@@ -7,8 +7,10 @@ from typing import Any, NoReturn
 
 from scalecap.text.segmentation import is_complete, sentences
 
-_MARK = re.compile(r"^(?:[-•+]\s*|\*\s+|#+\s+|\d+[.)]\s+)")
-"""Marker of a list item or heading: "- ", "1. ", "## ", not the number in "3 dogs"."""
+_MARK = re.compile(
+    r"^(?:[-+](?!\d)\s*|•\s*|\*\s+|#+\s+|\d+[.)]\s+|\d+(?:、|[.)．）](?=[\u3040-\u30ff\u3400-\u9fff])))"
+)
+"""Marker of a list item or heading: "- ", "1. ", "## ", "1、", not a number ("3 dogs", "-5 °C", "3.5米")."""
 _BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
 _RULE = re.compile(r"[-*_]{3,}|```\w*")
 """A horizontal rule, or the first or last line of a code block."""

@@ -13,6 +13,8 @@ MAN = "The man wears a blue rain jacket and a grey helmet."
         ("", []),
         ("- a dog\n\n* a cat\n2) an owl\n• 3 mice", ["a dog", "a cat", "an owl", "3 mice"]),
         ("1. **Dog**: brown\n2. __Cat__\n3. a *small* owl", ["Dog: brown", "Cat", "a *small* owl"]),
+        ("1、一只狗\n2.一只猫\n3）一只鸟\n3.5米高的墙", ["一只狗", "一只猫", "一只鸟", "3.5米高的墙"]),
+        ("-5 °C is shown.\n+1\n-dog\n- 5 birds", ["-5 °C is shown.", "+1", "dog", "5 birds"]),
         ("**The dog** is brown.\n## Objects\ncat", ["The dog is brown.", "Objects", "cat"]),
         ("Sure! Here are the objects:\n\n- dog\n- cat", ["dog", "cat"]),
         ("Sure, here you go:\n```\ndog\ncat\n```", ["dog", "cat"]),
