@@ -32,7 +32,7 @@ class Capsbench:
         for name, caption in texts(captions, self.words):
             replies = await together(self._answer(client, caption, each["question"]) for each in questions)
             hits = [
-                reply.option == str(each["answer"]).strip().lower()
+                reply.option == _right_answer(each["answer"])
                 for each, reply in zip(questions, replies, strict=True)
             ]
             measured[name] = {
@@ -59,3 +59,9 @@ class Capsbench:
     async def _answer(self, client: ModelClient, caption: str, question: str) -> choices.Choice:
         prompt = self.prompt.render(caption=caption, question=str(question))
         return choices.most_probable(await client.choose(prompt, ANSWERS, model=self.model), ANSWERS)
+
+
+def _right_answer(answer: Any) -> str:
+    if isinstance(answer, bool):
+        return "yes" if answer else "no"
+    return str(answer).strip().lower()

@@ -260,6 +260,16 @@ def test_a_number_is_that_of_an_option_where_options_are_numbers(answer, options
     assert index_of(answer, options) == index
 
 
+async def test_capsbench_takes_true_and_false_as_yes_and_no(recording_client):
+    questions = [each | {"answer": each["answer"].lower() == "yes"} for each in QUESTIONS]
+    recorder = recording_client(reader)
+    captions = {"long": "a brown dog"}
+    measured, _ = await Capsbench(prompt=ABOUT)(recorder.client, captions=captions, questions=questions)
+    same, _ = await Capsbench(prompt=ABOUT)(recorder.client, captions=captions, questions=QUESTIONS)
+    assert measured == same
+    assert measured["long"]["accuracy"]["count"] > 0
+
+
 async def test_qa_with_numbers_by_letter(recording_client):
     recorder = recording_client(lambda _: "B")
     stage, options = Qa(prompt=PICK), {"A": 1, "B": 2, "C": 3, "D": None}
