@@ -47,7 +47,7 @@ class Qa:
                 reply = await client.generate(prompt, model=self.model, sampling=SHORT)
                 option, p, mass = extract(reply.text), None, None
                 accepted = answer if isinstance(answer, list) else [answer]
-                right = plain(option) in {plain(str(each)) for each in accepted}
+                right = plain(option) in {plain(_spelled(each)) for each in accepted}
             measured[name] = {"accuracy": int(right), "words": len(caption.split())}
             answers.append(
                 {
@@ -67,6 +67,13 @@ def extract(reply: str) -> str:
     after = re.split(r"\banswer(?:\s+is\b|\s*:)\s*:?", reply, flags=re.IGNORECASE)[-1]
     lines = [line.strip() for line in after.splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else ""
+
+
+def _spelled(answer: Any) -> str:
+    """A right answer as a text: true is yes, 2.0 is 2."""
+    if isinstance(answer, bool):
+        return "yes" if answer else "no"
+    return str(int(answer) if isinstance(answer, float) and answer.is_integer() else answer)
 
 
 def plain(answer: str) -> str:

@@ -270,6 +270,16 @@ async def test_capsbench_takes_true_and_false_as_yes_and_no(recording_client):
     assert measured["long"]["accuracy"]["count"] > 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "reply"),
+    [(True, "Yes."), (False, "no"), (2.0, "2"), (2, "2"), (2.5, "2.5"), ([3.0, "x"], "3")],
+)
+async def test_qa_takes_answers_that_are_no_texts(recording_client, answer, reply):
+    recorder = recording_client(lambda _: reply)
+    measured, _ = await Qa(prompt=PICK)(recorder.client, captions={"a": "x"}, question="?", answer=answer)
+    assert measured["a"]["accuracy"] == 1
+
+
 async def test_qa_with_numbers_by_letter(recording_client):
     recorder = recording_client(lambda _: "B")
     stage, options = Qa(prompt=PICK), {"A": 1, "B": 2, "C": 3, "D": None}
