@@ -33,7 +33,7 @@ from scalecap.interpreter.binding import PipelineError, bind
 from scalecap.interpreter.dispatch import NOTHING_USED, Dispatcher, RowUsage, StepUsage
 from scalecap.interpreter.loops import StepGroup, group_steps
 from scalecap.interpreter.step import Step
-from scalecap.rows import Failure, Row
+from scalecap.rows import Failure, Row, RowError
 from scalecap.threads import DaemonPool
 
 __all__ = ["Finished", "Pipeline", "PipelineError", "Step"]
@@ -148,6 +148,11 @@ class Pipeline:
         """
         if row.error:
             return Finished(row, dict(row.columns), _failure(None, row.error), {})
+        if taken := [name for name in row.columns if name in self.writers]:
+            given = {name: value for name, value in row.columns.items() if name not in taken}
+            reason = f"the row has a column {taken[0]!r}, as the step {self.writers[taken[0]]!r} writes it"
+            error = RowError("taken_column", f"{reason}; rename one of them")
+            return Finished(row, given, _failure(None, error), {})
         image = None
         if any(step.needs_image for step in self.steps):
             try:

@@ -178,6 +178,15 @@ async def test_a_row_that_cannot_be_read_makes_no_request(bad, record):
     assert counts.steps["init_caption"].requests == 1
 
 
+async def test_a_column_of_a_row_is_never_taken_for_that_of_a_step():
+    steps = one({"stage": "generate", "prompt": "Caption.", "image": "image"}, name="draft")
+    (first, second), _ = await go(steps, [row(), row(1, draft="mine", note="n")])
+    assert (first.error, first.columns["draft"]) == (None, "A dog. A cat.")
+    message = "the row has a column 'draft', as the step 'draft' writes it; rename one of them"
+    assert second.error == {"step": None, "kind": "taken_column", "message": message}
+    assert second.columns == {"id": "1", "note": "n"}
+
+
 async def test_a_column_that_only_some_rows_have():
     steps = one({"stage": "split_sentences", "text": "note"})
     (without, with_it), _ = await go(steps, [row(0), row(1, note="A dog. A cat.")])
