@@ -155,6 +155,12 @@ async def test_a_limit_needs_no_budget_and_reads_columns():
     assert done.over_limit == {"golden": 1, "answers": 3}
 
 
+@pytest.mark.parametrize("limit", ["budget_left // 2", "(budget_left / 2) | int", "budget_left % 2 + 9"])
+async def test_a_limit_can_be_computed_without_a_budget(limit: str):
+    done, _ = await take(STEPS | {"golden": STEPS["golden"] | {"limit": limit}}, None)
+    assert (done.error, done.over_limit) == (None, {})
+
+
 @pytest.mark.parametrize(
     ("limit", "problem"),
     [

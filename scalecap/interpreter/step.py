@@ -19,7 +19,9 @@ from scalecap.stages.regions import records
 from scalecap.text.templates import Expression, PromptError, Template
 
 BUDGET_LEFT = "budget_left"
-"""Variable of `limit`: requests left of the pipeline's budget, infinite without one."""
+"""Variable of `limit`: requests left of the pipeline's budget, UNLIMITED without one."""
+UNLIMITED = 10**15
+"""`budget_left` without a budget: infinity could not be divided by `//` or made an integer."""
 KIND_NAMES: dict[str, str] = {
     "text": "a text",
     "texts": "a list of texts",
@@ -193,7 +195,7 @@ class Step:
             _check_kind(f"adds_to: {self.adds_to!r}", "texts", values.get(self.adds_to))
         if self.limit and allowance:
             names = {name: values[name] for name in self.limit.variables - {BUDGET_LEFT}}
-            allowance.items = self.limit.number(**names, budget_left=allowance.requests)
+            allowance.items = self.limit.number(**names, budget_left=min(allowance.requests, UNLIMITED))
         arguments: dict[str, Any] = dict.fromkeys(self.image_parameters, image)
         for parameter, bound in self.columns.items():
             arguments[parameter] = (
