@@ -116,6 +116,12 @@ class Step:
         return self.role is not None and bool(self.image_parameters or self._regions)
 
     @property
+    def where(self) -> Expression | None:
+        """The condition that chooses items, where the stage has such a setting."""
+        where = self.settings.get("where")
+        return where if isinstance(where, Expression) else None
+
+    @property
     def role(self) -> str | None:
         """The model role that its requests go to; None if it sends none."""
         for name, parameter in self.stage.settings.items():
@@ -157,7 +163,7 @@ class Step:
         return "".join(
             [
                 f", once an item of {lists}" if lists else "",
-                f" where {where.source}" if (where := self.settings.get("where")) else "",
+                f" where {self.where.source}" if self.where else "",
                 f", {samples} samples" if samples else "",
                 ", with the image" if self.image_parameters else "",
                 *(f", with each of {column}" for column in self._regions),
@@ -223,7 +229,7 @@ class Step:
     def selected(self, columns: Mapping[str, Any]) -> list[bool]:
         """For each item of a finished row, whether `where` holds; empty if a column is missing, or if `where`
         fails (on a row of another config)."""
-        where: Expression | None = self.settings.get("where")
+        where = self.where
         each, shared = self.columns.get("each", {}), self.columns.get("variables", {})
         if (
             where is None

@@ -43,11 +43,7 @@ def write(
         },
         metrics=metrics,
         conditions={step.name: step.when.source for step in pipeline.steps if step.when},
-        choices={
-            step.name: (step.settings["where"].source, step.selected)
-            for step in pipeline.steps
-            if step.settings.get("where")
-        },
+        choices={step.name: (step.where.source, step.selected) for step in pipeline.steps if step.where},
     )
     columns = list(pipeline.writers)
     written = writer.write(

@@ -12,7 +12,8 @@ from scalecap.config.settings import Settings
 from scalecap.metrics import verifier
 from scalecap.run.row_counts import RowCounts
 from scalecap.run.summary import Summary
-from scalecap.runner import run
+from scalecap.runner import plan, run
+from scalecap.stages import ModelClient, stage
 
 
 def records(rows: int) -> Iterator[dict[str, Any]]:
@@ -86,3 +87,21 @@ def test_rows_of_another_config_on_which_a_choice_fails_are_counted(
     again = run(compose(*words, where, "resume=force"), engines=engines)
     assert (again.done, again.reused) == (2, 2)
     assert not [each for each in again.notes if "held" in each]
+
+
+def test_a_stage_may_have_a_setting_where_of_its_own(compose: Callable[..., Settings], engines: Any):
+    @stage(name="t/note")
+    class Note:
+        role = None
+
+        def __init__(self, *, where: str = "left") -> None:
+            self.where = where
+
+        async def __call__(self, client: ModelClient, *, text: str) -> str:
+            return f"{text} {self.where}"
+
+    settings = compose(
+        "data.limit=1", "report=false", "+pipeline.steps.note={stage: t/note, text: init_caption}"
+    )
+    assert "note: t/note([init_caption]) -> [note]" in plan(settings)
+    assert run(settings, engines=engines).done == 1
