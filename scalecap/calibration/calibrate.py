@@ -28,6 +28,7 @@ from scalecap.calibration.statements import (
     data_statements,
     match_labels,
     one_per_image,
+    p_yes_of,
     to_arrays,
 )
 from scalecap.calibration.statistics import (
@@ -257,7 +258,7 @@ def _left_out(run: Run) -> list[str]:
 def _run_kept(run: Run, step: str, promises: Sequence[Promise]) -> dict[float, Share]:
     """The share of all the run's statements that each promise's threshold keeps."""
     p_yes = [
-        score["p_yes"] if isinstance(score.get("p_yes"), int | float) else -1.0
+        p_yes_of(score)
         for row in islice(run.rows(), None)
         for name, scores in checks(row)
         if name == step

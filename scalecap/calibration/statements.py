@@ -21,7 +21,7 @@ class Statement:
     row_id: str
     text: str
     p_yes: float
-    """-1 if unanswered."""
+    """See `p_yes_of`."""
     verdict: Verdict
     image: str
     """Hash of its image, which several rows may share; the row's id where the hash is unknown."""
@@ -63,7 +63,7 @@ def match_labels(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]
             )
         record = _record(known[label.row_id].get(label.step, []), label)
         image = images.get(label.row_id, label.row_id)
-        statement = Statement(label.row_id, label.text, _p_yes(record), label.verdict, image)
+        statement = Statement(label.row_id, label.text, p_yes_of(record), label.verdict, image)
         found.setdefault(label.step, []).append(statement)
     return found
 
@@ -83,7 +83,7 @@ def data_statements(run: Run, step: str) -> list[Statement]:
         row_id = str(row["row_id"])
         parts = zip(row[STEP], row[f"{STEP}_verdicts"], row[f"{step}_scores"], strict=True)
         found += [
-            Statement(row_id, text, _p_yes(score), verdict, images.get(row_id, row_id))
+            Statement(row_id, text, p_yes_of(score), verdict, images.get(row_id, row_id))
             for text, verdict, score in parts
         ]
     if not found:
@@ -98,9 +98,12 @@ def _image_hashes(run: Run) -> dict[str, str]:
     return {row_id: image for row_id, image, _ in run.image_records() if image}
 
 
-def _p_yes(record: Mapping[str, Any]) -> float:
+def p_yes_of(record: Mapping[str, Any]) -> float:
+    """P(yes) of a checked statement; if it has none, 1 if it was kept (whatever the threshold), else -1."""
     p_yes = record.get("p_yes")
-    return float(p_yes) if isinstance(p_yes, int | float) else -1.0
+    if isinstance(p_yes, int | float):
+        return float(p_yes)
+    return 1.0 if record["kept"] else -1.0
 
 
 def _record(scores: Sequence[Mapping[str, Any]], label: Label) -> Mapping[str, Any]:
@@ -131,7 +134,7 @@ class LabelledArrays(NamedTuple):
     """Labelled statements as arrays, each (n,)."""
 
     p_yes: np.ndarray
-    """-1 if unanswered."""
+    """See `p_yes_of`."""
     true: np.ndarray
     image: np.ndarray
     """Image ids, from 0."""

@@ -1,11 +1,13 @@
 """Labels of a run: parsing of label files, matching to statements, error messages."""
 
+import json
 from pathlib import Path
 
 import pytest
 from labelled import labels_of, write_labels
 
 from scalecap.calibration.statements import Statement, match_labels, one_per_image, to_arrays
+from scalecap.calibration.statistics import THRESHOLDS, kept_counts
 from scalecap.metrics.labels import LabelError, read_labels
 from scalecap.run.folder import Run
 
@@ -37,6 +39,20 @@ def test_malformed_lines_are_reported_by_file_and_line(tmp_path: Path, text: str
         read(tmp_path / "labels.jsonl", text)
     assert message in str(error.value)
     assert str(tmp_path / "labels.jsonl") in str(error.value)
+
+
+def test_what_was_kept_without_a_probability_is_kept_by_every_threshold(made: Path, tmp_path: Path):
+    """A check of several texts decides by its words where the server can't score them."""
+    lines = (made / "captions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for kept, row in ((True, rows[0]), (False, rows[2])):
+        row["golden_sentences_scores"][0] |= {"p_yes": None, "kept": kept}
+    (made / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = labels_of(made, "golden_sentences")
+    found = match_labels(read_labels([write_labels(tmp_path / "l.jsonl", labels)]), Run(made, "run"))
+    p_yes, true, _ = to_arrays(found["golden_sentences"])
+    assert (p_yes[0], p_yes[2]) == (1.0, -1.0)
+    assert kept_counts(p_yes[[0, 2]], true[[0, 2]])[0].tolist() == [1] * len(THRESHOLDS)
 
 
 def test_labels_find_their_statements(made: Path, tmp_path: Path):
