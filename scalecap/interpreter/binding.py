@@ -194,8 +194,10 @@ def _with_named(given: Mapping[str, Any], stage: Stage, kinds: Mapping[str, str]
     source, variables = given.get("prompt"), given.get("variables") or {}
     if stage.name != "generate" or CONTEXT not in kinds or not isinstance(source, str):
         return given
-    if isinstance(variables, str | list):
-        variables = {each: each for each in ([variables] if isinstance(variables, str) else variables)}
+    if isinstance(variables, str):
+        variables = [variables]
+    if isinstance(variables, list) and all(isinstance(each, str) for each in variables):
+        variables = {each: each for each in variables}
     if not isinstance(variables, Mapping) or CONTEXT in variables or CONTEXT not in source:
         return given
     return {**given, "variables": {**variables, CONTEXT: CONTEXT}}
@@ -296,9 +298,10 @@ def _column(
     name, kind = parameter.name, parameter.kind
     fitting = [column for column in kinds if _is_compatible(kinds[column], kind) and column not in own]
     mapped = kind in ("columns", "items")
-    if mapped and isinstance(given, str | list):
-        # A column or a list of columns: each goes by its own name.
-        given = {each: each for each in ([given] if isinstance(given, str) else given)} or None
+    if mapped and isinstance(given, str):
+        given = [given]
+    if mapped and isinstance(given, list) and all(isinstance(each, str) for each in given):
+        given = {each: each for each in given} or None  # each column goes by its own name
     if given is None:
         if parameter.required:
             example = "{<variable>: <column>}" if mapped else "<column>"

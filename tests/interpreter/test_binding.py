@@ -238,6 +238,7 @@ BAD = [
         "variables.s: no step and no data column is named 'goldn'; did you mean 'golden'?",
     ),
     (changed(raw_questions=STEPS["raw_questions"] | {"variables": 3}), "expected a mapping of names"),
+    (changed(raw_questions=STEPS["raw_questions"] | {"variables": [["s"]]}), "expected a mapping of names"),
     (
         changed(raw_answers=STEPS["raw_answers"] | {"variables": {"question": "id"}}),
         "raw_answers: 'question' is in both `variables` and `each`",
