@@ -238,6 +238,12 @@ class _RowRun:
         except Exception as error:
             self.errors[step.name] = error
             raise _StepFailed from error
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            # Only what the stage awaited was cancelled; the row would end without the column and an error.
+            self.errors[step.name] = RuntimeError(f"what {step.stage.name} waited for was cancelled")
+            raise _StepFailed from error
         if allowance.over_limit:
             self.over_limit[step.name] = self.over_limit.get(step.name, 0) + allowance.over_limit
         return written | edits

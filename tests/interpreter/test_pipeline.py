@@ -249,6 +249,20 @@ async def test_a_stage_that_returns_another_kind_is_blamed_and_not_the_next(give
     assert done.error["message"].startswith(f"t/{type(given).__name__} returned {given!r}, expected a text")
 
 
+async def test_a_stage_that_is_cancelled_from_within_fails_its_row():
+    @stage(name="t/waits")
+    async def waits(text: str) -> str:
+        asyncio.get_running_loop().call_soon((other := asyncio.ensure_future(asyncio.sleep(60))).cancel)
+        await other
+        return text
+
+    steps = one({"stage": "t/waits", "text": "id"}) | {"y": {"stage": "split_sentences", "text": "x"}}
+    (done,), _ = await go(steps, [row()])
+    message = "what t/waits waited for was cancelled"
+    assert done.error == {"step": "x", "kind": "RuntimeError", "message": message}
+    assert list(done.columns) == ["id"]
+
+
 async def test_numpy_numbers_are_numbers():
     @stage(name="t/count")
     def count(text: str) -> int:
