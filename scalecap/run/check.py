@@ -1,5 +1,6 @@
 """What can be checked of a run before a model loads: its data, its pipeline and where it writes."""
 
+import os
 from pathlib import Path
 
 from scalecap.config.exports import WriteSettings
@@ -64,10 +65,11 @@ def check_output(output: Path, write: WriteSettings) -> None:
     for path in (output / name for name in write.folders):
         if is_foreign(path):
             raise DataError(f"{path} already exists and was not written by scalecap; give another output=DIR")
-    if (output / JOURNAL).exists():
+    # A folder that can't be read is an error of the journal, so os.path, which raises none.
+    if os.path.exists(output / JOURNAL):
         return
     for name in ("captions.jsonl", *(["dataset"] if "parquet" in write.format else [])):
-        if (output / name).exists():
+        if os.path.exists(output / name):
             raise DataError(
                 f"{output / name} already exists, and {output} holds no run: there is no {JOURNAL} in it;"
                 " give another output=DIR"

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from runs import Compose, Engines
 
+from scalecap.config.exports import WriteSettings
+from scalecap.run.check import check_output
 from scalecap.runner import RunError, plan, run
 
 
@@ -33,6 +35,16 @@ def test_the_plan_shows_steps_models_and_prompts(compose: Compose):
     assert f"golden_sentences: verify([sentences]) -> {written}" in shown
     assert "llm: Qwen/Qwen2-72B-Instruct" in shown
     assert "Given the image, is the description '<text>' directly supported" in shown
+
+
+def test_a_folder_that_cannot_be_searched_is_left_to_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stat(path: Path, **_: object) -> None:
+        raise PermissionError(str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    check_output(tmp_path / "run", WriteSettings())
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "dataset/mine.txt"])
