@@ -198,7 +198,7 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
             content = json.loads(path.read_text(encoding="utf-8"))
             for step, count in content["steps"].items():
                 own = {each.name: count[each.name] for each in fields(StepUsage) if each.name in count}
-                summary.usage.steps[step] += StepUsage(**own | {"flags": Counter(count["flags"])})
+                summary.usage.steps[step] += StepUsage(**own | {"flags": Counter(count.get("flags", {}))})
             for phase, value in content["seconds"].items():
                 seconds[phase] = seconds.get(phase, 0.0) + value
             notes |= dict.fromkeys(content["notes"])
