@@ -34,6 +34,8 @@ SAMPLED_CAPTION = "pipeline.steps.init_caption.sampling={temperature: 0.7, top_p
 BUDGETS = (10, 20, 40, 60, 120)
 """Budgets of `pipeline=dense`, in requests per image."""
 OURS = "dense"
+TICKS = (100, 200, 500, 1000, 2000)
+"""Tokens at the ticks of the plot."""
 
 
 class Variant(NamedTuple):
@@ -266,13 +268,15 @@ def plot(compared: Sequence[Measurement], file: Path) -> None:
                 [100 * share.mean if share else float("nan") for share in shares],
                 **style,
             )
-    for axes, title in ((above, "of all facts, % told"), (below, "of facts told, % wrong")):
+    for axes, title in ((above, "recall: % of all facts"), (below, "wrong: % of the facts told")):
         axes.set_xscale("log")
+        axes.set_xticks(TICKS, map(str, TICKS))
+        axes.minorticks_off()
         axes.set_ylabel(title)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    below.set_xlabel("tokens computed for an image (log scale)")
+    below.set_xlabel("tokens computed and generated per image (log scale)")
     above.legend(frameon=False, ncols=2)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
