@@ -133,7 +133,7 @@ class Step:
         return f"{self.name}: {self.stage.name}([{', '.join(self.reads)}]) -> [{', '.join(self.writes)}]"
 
     def plan(self) -> str:
-        """Its inputs and outputs, the model, and its prompts with names in place of values."""
+        """Inputs, outputs, model, settings with defaults, and prompts with names in place of values."""
         lines = [str(self)]
         if self.when:
             lines.append(
@@ -144,6 +144,8 @@ class Step:
         if self.adds_to:
             repeated = f"repeated from there until nothing new is found, at most {self.rounds} rounds"
             lines.append(f"    adds what it finds to {self.adds_to}; {repeated}")
+        if shown := self._shown_settings():
+            lines.append(f"    {shown}")
         for place, _, template in prompt_templates(self.settings):
             values = {name: f"<{name}>" for name in template.variables}
             values |= {name: str(self.settings[name]) for name in getattr(self.stage.unit, "offered", ())}
@@ -152,6 +154,19 @@ class Step:
                     values |= {name: f"<{column}>" for name, column in bound.items()}
             lines += [f"    {place}:", textwrap.indent(template.render(**values), "      | ")]
         return "\n".join(lines)
+
+    def _shown_settings(self) -> str:
+        """Numbers, switches and choices among its settings, but for those that the plan shows otherwise."""
+        found = {
+            name: self.settings[name]
+            for name, parameter in self.stage.settings.items()
+            if parameter.annotation != Role and name != "samples"
+        }
+        return ", ".join(
+            f"{name}: {str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in found.items()
+            if isinstance(value, bool | int | float | str)
+        )
 
     def _request_details(self) -> str:
         """How many requests it sends, and with which images."""
