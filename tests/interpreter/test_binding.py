@@ -29,8 +29,8 @@ def test_the_plan_shows_role_and_rendered_prompt():
     plan = Pipeline.build(STEPS, DATA).plan()
     shown = "    asks vlm, with the image\n    threshold: 0.5, mode: choose, batch: 1\n    prompt:\n"
     assert f"{shown}      | True: <text>\n" in plan
-    assert "-> [sentences]\n    no model\n" in plan
-    assert "-> [raw_questions]\n    asks llm\n    prompt:\n      | Ask: <golden>\n" in plan
+    assert "-> [sentences]\n    no model\n    rule: default\n" in plan
+    assert "-> [raw_questions]\n    asks llm\n    parse: text\n    prompt:\n      | Ask: <golden>\n" in plan
 
 
 @pytest.mark.parametrize(
