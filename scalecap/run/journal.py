@@ -68,8 +68,9 @@ class Journal:
         self.ended = False
         """Whether no row was added since then."""
         self.entries = Entries()
-        self._parts: dict[int, int] = {}
-        """Rows of each part whose last row (of this shard) is finished, by the index of its first row."""
+        self._parts: dict[int, tuple[bytes, int]] = {}
+        """The parts whose last row (of this shard) is finished, by the index of their first row: the digest
+        of their stamp, and the number of their rows."""
         self._edited: set[int] = set()
         """Indices of edited rows, which are redone once their edits are taken back."""
         try:
@@ -149,7 +150,7 @@ class Journal:
         self.ended = False
         match record.get("part"):
             case [int(first), int(rows)] if first <= record["index"] < first + rows:
-                self._parts[first] = rows
+                self._parts[first] = entry.stamp, rows
 
     def _begin(self, config: Any, force: bool) -> None:
         """Truncates a torn line, and compares the config with that of the journal."""
@@ -263,8 +264,11 @@ class Journal:
             first: index of its first row.
             rows: number of its rows; None takes the number that its last record has.
         """
-        rows = rows if rows is not None else self._parts.get(first, 0)
         digest = _digest(stamp)
+        if rows is None:
+            recorded, rows = self._parts.get(first, (digest, 0))
+            if recorded != digest:  # of the part before it was replaced
+                return 0
         for index in shard.select(range(first, first + rows)):
             entry = self.entries.get(index)
             if entry is None or not entry.done or entry.stamp != digest or index in self._edited:

@@ -226,6 +226,20 @@ def test_a_part_is_finished_when_all_its_rows_are(tmp_path: Path):
         assert journal.finished("a", 1) == journal.finished("b", 1) == 0, "half of it has another stamp"
 
 
+def test_a_replaced_part_is_finished_only_at_its_own_end(tmp_path: Path):
+    with Journal(tmp_path, {}) as journal:
+        done(journal, 0)
+        done(journal, 1, part=(0, 2))
+        assert journal.finished("a", 0) == 2
+        for index in range(2):  # it now has three rows, and the run was stopped before the last
+            done(journal, index, stamp="b")
+        assert journal.finished("b", 0) == 0
+    with Journal(tmp_path, {}) as journal:
+        assert journal.finished("b", 0) == 0, "read back from the file"
+        done(journal, 2, stamp="b", part=(0, 3))
+        assert journal.finished("b", 0) == 3
+
+
 def test_a_part_with_an_edited_row_is_read_again(tmp_path: Path):
     with Journal(tmp_path, {}) as journal:
         done(journal, 0, edits={"x": "by hand"})
