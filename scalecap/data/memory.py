@@ -13,7 +13,7 @@ from scalecap.data.sources import RowSource
 from scalecap.rows import OUTPUT_COLUMNS
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, Features, IterableDataset
 
 
 def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
@@ -108,8 +108,11 @@ def with_captions(table: "Dataset | IterableDataset", written: Path) -> "Dataset
     A stream can't be joined: its rows are read from the folder, where their images were written too.
     """
     import datasets
+    import pyarrow.parquet as pq
 
     files = sorted(str(path) for path in written.glob("*.parquet"))
+    if not any(pq.read_metadata(file).num_rows for file in files):
+        return _no_rows(table, datasets.Features.from_arrow_schema(pq.read_schema(files[0])))
     disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -124,3 +127,13 @@ def with_captions(table: "Dataset | IterableDataset", written: Path) -> "Dataset
         kept = kept.select([int(id) for id in captions["row_id"]])
     new = captions.select_columns([name for name in captions.column_names if name not in kept.column_names])
     return datasets.concatenate_datasets([kept, new], axis=1)
+
+
+def _no_rows(table: "Dataset | IterableDataset", captions: "Features") -> "Dataset":
+    """An empty result, which `write.select` may leave; `datasets` neither opens nor joins empty files."""
+    import datasets
+
+    known = table.features if isinstance(table, datasets.Dataset) else {}
+    features = {name: each for name, each in known.items() if name not in OUTPUT_COLUMNS}
+    features |= {name: each for name, each in captions.items() if name not in features}
+    return datasets.Dataset.from_dict({name: [] for name in features}, datasets.Features(features))
