@@ -25,6 +25,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+SHARED_ENGINES = {
+    r"engines/test_vllm\.py": "one vLLM",
+    r"engines/test_contracts\.py.*\[vllm": "contracts of vLLM",
+    r"engines/test_contracts\.py.*\[openai|engines/test_openai\.py.*real_server": "one server",
+}
+"""Tests that share an engine, which takes half a minute to start, by patterns of their ids."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers get one test at a time, since some take minutes, but all that share an engine."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            groups = (group for pattern, group in SHARED_ENGINES.items() if re.search(pattern, nodeid))
+            return next(groups, nodeid)
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the user's cache, the working folder or another test's Hydra."""

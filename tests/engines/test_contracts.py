@@ -58,11 +58,7 @@ def loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        "transformers",
-        pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.xdist_group("contracts with vllm")]),
-        pytest.param("openai", marks=[pytest.mark.slow, pytest.mark.xdist_group("served")]),
-    ],
+    params=["transformers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vllm", "openai"))],
 )
 def engine(request: pytest.FixtureRequest, loop: Any) -> Iterator[Engine]:
     """Each engine, with image caches too small for 60 images."""

@@ -182,7 +182,6 @@ async def test_prompt_too_long(fake: Server) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("served")
 async def test_agrees_with_transformers_behind_a_real_server(
     served: str, embedded: Path, picture: Picture
 ) -> None:

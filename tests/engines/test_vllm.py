@@ -35,11 +35,7 @@ from scalecap.engines.transformers import TransformersEngine, open_transformers
 from scalecap.engines.vllm import VllmEngine, _startup_error, memory_share, open_vllm
 
 # One engine serves all tests, so they share its event loop.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("test_vllm"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 LONG = "There is a cat on the left. " * 12
