@@ -42,7 +42,11 @@ class Served:
             command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         assert self.process.stdout
-        self.url = self.process.stdout.readline().strip()
+        line = self.process.stdout.readline()
+        while not line.startswith("http"):  # a client that waits for the server may come before its address
+            self.requests.append(json.loads(line))
+            line = self.process.stdout.readline()
+        self.url = line.strip()
         self._port = int(self.url.rpartition(":")[2].partition("/")[0])
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
         self._reader.start()
