@@ -70,7 +70,6 @@ def write(
         image: the image column.
         data: the source's rows, ordered like the records; required for image files
             (`settings.needs_images`). Without them `dataset/` has the images' names.
-
         observe: called with each record once, in order.
 
     Raises:

@@ -189,15 +189,20 @@ def _bind(
     )
 
 
+def _by_own_name(columns: Any) -> Any:
+    """A column or a list of columns as a mapping, each by its own name; anything else as it is."""
+    given = [columns] if isinstance(columns, str) else columns
+    if isinstance(given, list) and all(isinstance(each, str) for each in given):
+        return {each: each for each in given}
+    return given
+
+
 def _with_named(given: Mapping[str, Any], stage: Stage, kinds: Mapping[str, str]) -> Mapping[str, Any]:
     """The step's YAML, with `row_context` added to the variables of a prompt that uses it."""
     source, variables = given.get("prompt"), given.get("variables") or {}
     if stage.name != "generate" or CONTEXT not in kinds or not isinstance(source, str):
         return given
-    if isinstance(variables, str):
-        variables = [variables]
-    if isinstance(variables, list) and all(isinstance(each, str) for each in variables):
-        variables = {each: each for each in variables}
+    variables = _by_own_name(variables)
     if not isinstance(variables, Mapping) or CONTEXT in variables or CONTEXT not in source:
         return given
     return {**given, "variables": {**variables, CONTEXT: CONTEXT}}
@@ -298,10 +303,8 @@ def _column(
     name, kind = parameter.name, parameter.kind
     fitting = [column for column in kinds if _is_compatible(kinds[column], kind) and column not in own]
     mapped = kind in ("columns", "items")
-    if mapped and isinstance(given, str):
-        given = [given]
-    if mapped and isinstance(given, list) and all(isinstance(each, str) for each in given):
-        given = {each: each for each in given} or None  # each column goes by its own name
+    if mapped and isinstance(given, str | list):
+        given = _by_own_name(given) or None
     if given is None:
         if parameter.required:
             example = "{<variable>: <column>}" if mapped else "<column>"

@@ -117,16 +117,7 @@ async def test_what_was_edited_by_hand_is_found_once():
     assert done.flags == {"golden": ["edited"]}
 
 
-KNOWN = {
-    "missed": {
-        "stage": "generate",
-        "prompt": "Not: {{ known }}",
-        "image": "image",
-        "variables": {"known": "known"},
-        "parse": "sentences",
-        "adds_to": "known",
-    }
-}
+KNOWN = {"missed": STEPS["missed"] | {"adds_to": "known"}}
 """A loop over a column of the data."""
 
 
