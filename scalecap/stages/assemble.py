@@ -1,14 +1,14 @@
 """Assemble a caption without a language model."""
 
-import re
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from scalecap.stages import ModelClient, stage
+from scalecap.stages.deduplicate import is_negated
 from scalecap.stages.group_details import details as details_of
 from scalecap.stages.shortening import keep_fitting
+from scalecap.text.content_words import is_compound, tagged
 from scalecap.text.segmentation import sentences as cut
-from scalecap.text.segmentation import words
 
 _EMPTY = frozenset({"a", "an", "the", "is", "are", "was", "were", "there"})
 
@@ -19,7 +19,8 @@ class Assemble:
 
     No model is involved, so nothing is lost, changed or made up. A sentence
     repeats an earlier one that contains its words (except articles, "there" and forms of be) next to each
-    other in the same order. Without sentences and details the caption is `initial`, one text or several,
+    other in the same order, unless a noun beside them makes another thing of it (a teddy bear is no bear) or
+    one of the two is negated. Without sentences and details the caption is `initial`, one text or several,
     flagged "fallback".
 
     `max_sentences` and `max_words` drop whole sentences from the end, flagged "shortened"; a first sentence
@@ -59,19 +60,39 @@ class Assemble:
 
 def distinct(texts: list[str]) -> Iterator[str]:
     """The sentences of all texts, in order, without those that repeat an earlier one."""
-    earlier: list[list[str]] = []
+    earlier: list[list[_Word]] = []
     for text in texts:
         for start, end in cut(text):
             sentence = text[start:end].strip()
-            gist = [word for word in _words(sentence) if word not in _EMPTY] or [sentence]
-            if sentence and not any(_within(gist, other) for other in earlier):
+            every = [
+                _Word(sentence[slice(*span)].casefold().replace("’", "'").removesuffix("'s"), tag, place)
+                for place, (span, _, tag) in enumerate(tagged(sentence))
+            ]
+            gist = [word for word in every if word.text not in _EMPTY] or [_Word(sentence, "", 0)]
+            if sentence and not any(_repeats(gist, other) for other in earlier):
                 earlier.append(gist)
                 yield sentence
 
 
-def _words(sentence: str) -> list[str]:
-    return [re.sub(r"['’]s$", "", sentence[start:end].casefold()) for start, end in words(sentence)]
+class _Word(NamedTuple):
+    text: str
+    tag: str
+    place: int
+    """Among all words of its sentence."""
 
 
-def _within(gist: list[str], other: list[str]) -> bool:
-    return any(other[at : at + len(gist)] == gist for at in range(len(other)))
+def _repeats(gist: Sequence[_Word], other: Sequence[_Word]) -> bool:
+    """Whether the other sentence has these words, and says the same with them."""
+    texts, others = ([word.text for word in each] for each in (gist, other))
+    return is_negated(texts) == is_negated(others) and any(
+        others[at : at + len(gist)] == texts and not _in_compound(other, at, at + len(gist))
+        for at in range(len(other))
+    )
+
+
+def _in_compound(words: Sequence[_Word], start: int, end: int) -> bool:
+    """Whether a noun beside the words at `start:end` changes what they mean: the bear of "teddy bear"."""
+    edges = [words[at - 1 : at + 1] for at in (start, end) if 0 < at < len(words)]
+    return any(
+        one.place + 1 == next_one.place and is_compound(one.tag, next_one.tag) for one, next_one in edges
+    )

@@ -1,10 +1,10 @@
 """Drop texts whose content another text repeats."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from scalecap.stages import Columns, ModelClient, stage
-from scalecap.text.content_words import AUXILIARIES, tagged
+from scalecap.text.content_words import AUXILIARIES, is_compound, tagged
 
 FRAME = frozenset([
     "image", "picture", "photo", "photograph", "scene", "show", "shows", "showing", "depict", "depicts",
@@ -25,7 +25,7 @@ _RELATIONS = {
 """Prepositions that relate things, by one of the same meaning, and "no", which stands before a noun, too."""
 _SIDES = frozenset(["back", "bottom", "center", "centre", "front", "left", "middle", "right", "side", "top"])
 """Nouns after a preposition that are tagged in several ways."""
-_NEGATIONS = frozenset(["no", "not", "never", "neither", "nor", "none"])
+_NEGATIONS = frozenset(["no", "not", "never", "neither", "nor", "none", "without"])
 _MODIFIERS = ("JJ", "RB", "CD")
 _HEADS = ("NN", "VB", "UH", "FW")
 """Prefixes of the Penn Treebank tags of words that modifiers attach to, or that stand alone."""
@@ -35,7 +35,7 @@ class Gist(NamedTuple):
     """The content of a text, regardless of its wording."""
 
     heads: tuple[str, ...]
-    """Nouns and verbs, in order."""
+    """Nouns ("teddy bear" is one) and verbs, in order."""
     modifiers: frozenset[tuple[str, str]]
     """Adjectives, adverbs and numbers, each with the noun that it modifies."""
     relations: frozenset[tuple[str, str]] = frozenset()
@@ -113,11 +113,10 @@ def gist(text: str) -> Gist:
         for place, (word, _) in enumerate(every)
         if word in _RELATIONS and (noun := _next_noun(every, place)) not in FRAME
     }
-    negated = any(word in _NEGATIONS or word.endswith("n't") for word, _ in every)
     words = [
-        (stem.casefold(), tag)
-        for _, stem, tag in tagged(text)
-        if stem.casefold() not in FRAME and stem.casefold() not in AUXILIARIES
+        (stem, tag)
+        for stem, tag in _joined([(stem.casefold(), tag) for _, stem, tag in tagged(text)])
+        if stem not in FRAME and stem not in AUXILIARIES
     ]
     heads = tuple(word for word, tag in words if tag.startswith(_HEADS))
     modifiers = {
@@ -127,8 +126,25 @@ def gist(text: str) -> Gist:
         heads if heads or modifiers else (text.casefold(),),
         frozenset(modifiers),
         frozenset(relations),
-        negated,
+        is_negated(word for word, _ in every),
     )
+
+
+def is_negated(words: Iterable[str]) -> bool:
+    """Whether a text with these words, in lower case, says what is not there."""
+    return any(word in _NEGATIONS or word.endswith("n't") for word in words)
+
+
+def _joined(words: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Words with their tags, those of a compound noun as one."""
+    joined: list[tuple[str, str]] = []
+    for word, tag in words:
+        before, its_tag = joined[-1] if joined else ("", "")
+        if is_compound(its_tag, tag) and _SIDES.union(FRAME).isdisjoint((before, word)):
+            joined[-1] = (f"{before} {word}", "NN")
+        else:
+            joined.append((word, tag))
+    return joined
 
 
 def _verbatim(text: str) -> Gist:

@@ -34,6 +34,11 @@ def nouns(text: str) -> set[str]:
     }
 
 
+def is_compound(first: str, second: str) -> bool:
+    """Whether two adjacent words with these tags are one noun ("dog house"); "bear" of "teddy bear" is VB."""
+    return first in ("NN", "NNS") and (second in ("NN", "NNS") or (first, second) == ("NN", "VB"))
+
+
 def tagged(text: str) -> list[tuple[Span, str, str]]:
     """Each word's span, stem and Penn Treebank tag."""
     from textblob.taggers import PatternTagger

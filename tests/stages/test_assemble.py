@@ -44,6 +44,12 @@ async def test_nothing_falls_back(recording_client):
         (["It is 3.5 m high.", "It is 3.6 m high."], 2),
         (["一只狗。一只狗。", "一只猫。"], 2),
         (["!", "!", "?"], 2),
+        (["A teddy bear sits.", "There is a bear."], 2),
+        (["A dog house stands there.", "There is a dog.", "A dog."], 2),
+        (["There is no dog.", "There is a dog."], 2),
+        (["A man without a hat.", "There is a hat."], 2),
+        (["The sign isn’t red.", "The sign is red."], 2),
+        (["A red bus passes a brown dog.", "There is a red bus.", "There is a dog."], 1),
     ],
 )
 def test_what_counts_as_a_repeat(texts, left):

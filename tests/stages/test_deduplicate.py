@@ -53,6 +53,9 @@ async def kept(recording_client, *texts):
                 ("The sign is not red.", "The sign is red."),
                 ("The sign isn’t red.", "The sign is red."),
                 ("There is no dog.", "The dog is not brown."),
+                ("A man without a hat.", "There is a hat."),
+                ("A teddy bear sits.", "There is a bear."),
+                ("A dog house stands there.", "There is a dog."),
             ]
         ),
         (["The cat is on the table.", "A cat sits on a small table."], ["A cat sits on a small table."]),
