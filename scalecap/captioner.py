@@ -100,6 +100,7 @@ class Captioner:
         self._cache: Cache | None = None
         self._dispatcher: asyncio.Task[Dispatcher] | None = None
         self._closed = False
+        self._warned = False
         self._promises: Mapping[str, AppliedPromise] = {}
         self._pipelines: dict[tuple[tuple[str, str], ...] | None, Pipeline] = {}
         """By the kinds of the input columns, so that prompts are compiled once and not per image."""
@@ -229,15 +230,25 @@ class Captioner:
         if isinstance(cells["image"], str | os.PathLike):
             columns = {"image": os.fspath(cells["image"]), **columns}
         pipeline = self._build({"image": "any", **infer_kinds([columns])})
+        row = Row(0, columns, opened)
+        self._warn(pipeline, row)
         try:
             dispatcher = await self._get_dispatcher(pipeline)
-            finished = await pipeline.run_row(Row(0, columns, opened), dispatcher, self._images)
+            finished = await pipeline.run_row(row, dispatcher, self._images)
         except (EngineError, CacheError, CalibrationError) as error:
             raise RunError(str(error)) from error
         if failure := finished.error:
             where = f"{failure['step']}: " if failure["step"] else ""
             raise CaptionError(f"{where}{failure['message']}", finished.columns)
         return {**finished.columns, "flags": finished.flags}
+
+    def _warn(self, pipeline: Pipeline, row: Row) -> None:
+        """Warns once, with the first image that the embedded model does not know."""
+        roles = self.settings.by_role(pipeline.roles)
+        warning = embedded_model_warning(roles, DataSettings(source="memory"), [row])
+        if warning and not self._warned:
+            self._warned = True
+            log.warning(warning)
 
     async def _get_dispatcher(self, pipeline: Pipeline) -> Dispatcher:
         """The dispatcher; concurrent calls wait for one load of the models."""
@@ -251,8 +262,6 @@ class Captioner:
     async def _load(self, pipeline: Pipeline) -> Dispatcher:
         settings = self.settings
         roles = settings.by_role(pipeline.roles)
-        if note := embedded_model_warning(roles, "memory"):
-            log.warning(note)
         if settings.cache.enabled and self._cache is None:
             self._cache = Cache(Path(settings.cache.dir).expanduser())
         engines = await self._engines.by_role(roles)

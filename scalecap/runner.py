@@ -4,7 +4,7 @@ import asyncio
 import atexit
 import logging
 import shlex
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -21,9 +21,10 @@ from scalecap.calibration.use import (
     describe_promises,
     fallback_notes,
 )
-from scalecap.config.settings import Settings
+from scalecap.config.settings import DataSettings, Settings
 from scalecap.data import DataError, Source
 from scalecap.data.files import redact_urls
+from scalecap.data.images import image_name
 from scalecap.data.sources import rows_until_error
 from scalecap.engines import EMBEDDED, Engines, preflight
 from scalecap.engines.base import Engine, EngineDead, EngineError
@@ -33,7 +34,7 @@ from scalecap.interpreter.dispatch import Dispatcher
 from scalecap.interpreter.pipeline import Pipeline, PipelineError, stream
 from scalecap.messages import plural
 from scalecap.report.run_page import write_report
-from scalecap.rows import OUTPUT_COLUMNS
+from scalecap.rows import OUTPUT_COLUMNS, Row
 from scalecap.run import advice
 from scalecap.run.check import check
 from scalecap.run.cluster import open_cluster
@@ -262,7 +263,7 @@ def _open_local(
 
 
 def _add_model_notes(job: Job, roles: Mapping[str, RoleSettings], summary: Summary) -> None:
-    if warning := embedded_model_warning(roles, job.settings.data.source):
+    if warning := embedded_model_warning(roles, job.settings.data, job.source):
         summary.notes.append(warning)
         log.warning(warning)
     if "judge" in roles and roles["judge"] in [roles[role] for role in roles.keys() - {"judge"}]:
@@ -278,10 +279,21 @@ def _add_server_notes(engines: Mapping[str, Engine], summary: Summary) -> None:
         summary.notes += getattr(engine, "notes", list)()
 
 
-def embedded_model_warning(roles: Mapping[str, RoleSettings], source: str) -> str:
-    """A warning where the embedded model is to caption images that are not of its world; else empty."""
-    if source == "scenes" or EMBEDDED not in (each.model.name for each in roles.values()):
+def embedded_model_warning(
+    roles: Mapping[str, RoleSettings], data: DataSettings, source: Iterable[Row]
+) -> str:
+    """A warning where the embedded model is to caption images that are not of its world; else empty.
+
+    Images given in Python are of its world if the first one is a file of the packaged sample.
+    """
+    if data.source == "scenes" or EMBEDDED not in (each.model.name for each in roles.values()):
         return ""
+    if data.source == "memory":
+        from scalecap.scenes.world import SAMPLE
+
+        first = next(iter(source), None)
+        if first and Path(image_name(first.columns.get(data.image))).resolve().parent == SAMPLE.resolve():
+            return ""
     return (
         "The embedded model knows its own world (data=scenes) and nothing else: its captions of other images"
         " are meaningless. Use a real model for them, e.g. model=qwen3-vl-4b."

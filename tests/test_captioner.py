@@ -15,6 +15,7 @@ import scalecap
 from scalecap import Captioner, CaptionError, FolderError, RunError, SettingsError
 from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
+from scalecap.scenes.world import SAMPLE
 
 
 def picture(colour: int) -> Pillow.Image:
@@ -173,6 +174,24 @@ def test_a_run_made_from_python_is_a_run(captioner: Captioner, tmp_path: Path):
     assert run.config["data"]["source"] == "memory"
     with pytest.raises(FolderError, match="holds no run"):
         scalecap.open_run(tmp_path / "absent")
+
+
+def test_the_embedded_model_warns_of_images_that_are_not_of_its_world(
+    opened: list[Any], caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    sample = sorted(SAMPLE.glob("*.jpg"))[:2]
+    with Captioner(progress=False) as captioner:
+        captioner(sample[0])
+        captioner({"image": str(sample[1])})
+        captioner.map(sample, output=tmp_path / "sample")
+        assert captioner.summary
+        assert not captioner.summary.notes
+        assert "knows its own world" not in caplog.text
+        captioner(picture(1))
+        captioner(picture(2))
+        assert caplog.text.count("knows its own world") == 1
+        captioner.map([picture(1)], output=tmp_path / "other")
+        assert "knows its own world" in captioner.summary.screen()
 
 
 def test_leaving_the_block_closes_the_model(opened: list[Any]):

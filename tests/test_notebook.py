@@ -33,5 +33,6 @@ def test_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "4 rows captioned, 0 failed" in text
     assert "<iframe srcdoc=" in text
     assert "!!" in shown[defines.id]
+    assert "meaningless" not in text, "the images are of the embedded model's own world"
     assert "words difference" in text
     assert (tmp_path / "first_steps" / "default" / "report.html").is_file()
