@@ -127,9 +127,12 @@ def opened(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> lis
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs `python -m scalecap <words>` in this process; the exit code."""
 
-    def typed(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["scalecap", *words])
-        return main()
+    def typed(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["scalecap", *map(str, words)])
+        try:
+            return main()
+        except SystemExit as end:
+            return int(end.code or 0)
 
     return typed
 

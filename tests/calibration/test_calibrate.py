@@ -1,7 +1,6 @@
 """From a run and its labels to calibration.json, by the command."""
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from labelled import labels_of, write_labels
 
-from scalecap.calibration.__main__ import main
 from scalecap.calibration.calibrate import calibrate as calibrate_run
 from scalecap.calibration.record import CalibrationError, read_calibration
 from scalecap.config.settings import Settings
@@ -21,17 +19,12 @@ Calibrate = Callable[..., int]
 
 
 @pytest.fixture
-def calibrate(monkeypatch: pytest.MonkeyPatch, made: Path, tmp_path: Path) -> Calibrate:
+def calibrate(command: Callable[..., int], made: Path, tmp_path: Path) -> Calibrate:
     """Runs `scalecap calibrate RUN --labels FILE …` on these labels; the exit code."""
 
     def typed(labels: list[dict], *words: str) -> int:
         path = write_labels(tmp_path / "labels.jsonl", labels)
-        monkeypatch.setattr(sys, "argv", ["calibrate", str(made), "--labels", str(path), *words])
-        try:
-            main()
-        except SystemExit as error:
-            return int(error.code or 0)
-        return 0
+        return command("calibrate", made, "--labels", path, *words)
 
     return typed
 

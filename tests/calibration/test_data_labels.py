@@ -1,7 +1,6 @@
 """Labels of a data set: a pipeline's own check runs on them, by config, and gets a promise."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 from labelled import STEPS
 from PIL import Image as Pillow
 
-from scalecap.calibration.__main__ import main
 from scalecap.calibration.record import read_calibration
 from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.scripted import Scripted
@@ -95,17 +93,13 @@ def benchmark(compose: Callable[..., Settings], engines: dict[str, Scripted], tm
 
 @pytest.fixture
 def calibrate(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
     """Calibrates what `benchmark` made; returns the output, or the error."""
 
     def typed(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["calibrate", str(tmp_path / "labelled"), *words])
-        try:
-            main()
-        except SystemExit:
-            return capsys.readouterr().err
-        return capsys.readouterr().out
+        code = command("calibrate", tmp_path / "labelled", *words)
+        return capsys.readouterr()[code > 0]
 
     return typed
 
@@ -256,10 +250,8 @@ def test_a_data_set_without_any_label_makes_no_calibration(
     assert "has no labelled statements: 3 rows failed, see captions.jsonl" in calibrate()
 
 
-def test_a_captioning_run_has_no_labels_of_its_own(made: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["calibrate", str(made)])
-    with pytest.raises(SystemExit):
-        main()
+def test_a_captioning_run_has_no_labels_of_its_own(made: Path, command: Callable[..., int], capsys):
+    assert command("calibrate", made) == 1
     assert (
         "has no labels; pass those of its report as --labels labels.jsonl, or run" in capsys.readouterr().err
     )

@@ -1,10 +1,7 @@
 import asyncio
-import functools
 import re
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pillow
 
-from scalecap.cli.cache import main
 from scalecap.engines.base import (
     Choose,
     Chosen,
@@ -103,7 +99,7 @@ def test_a_value_under_another_key_is_noticed(tmp_path):
     again.close()
 
 
-def test_the_command_prints_the_size_and_clears(tmp_path):
+def test_the_command_prints_the_size_and_clears(tmp_path, command, capsys):
     cache = Cache(tmp_path)
 
     async def fill() -> None:
@@ -111,13 +107,12 @@ def test_the_command_prints_the_size_and_clears(tmp_path):
 
     asyncio.run(fill())
     cache.close()
-    command = [sys.executable, "-m", "scalecap", "cache", str(tmp_path)]
-    output_of = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
-    assert output_of(command).stdout.startswith("1,200 replies, ")
-    assert output_of([*command, "--clear"]).stdout.startswith("0 replies, 0.0 MB in ")
+    for words, shown in (((), "1,200 replies, "), (("--clear",), "0 replies, 0.0 MB in ")):
+        assert command("cache", tmp_path, *words) == 0
+        assert capsys.readouterr().out.startswith(shown)
 
 
-def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, capsys):
+def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, command, capsys):
     """SQLite's write-ahead log needs shared memory, which hosts do not share."""
     opened = []
     for host in ("node-1", "node-2", "odd/../name"):
@@ -130,16 +125,14 @@ def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, capsys):
     for cache in opened:
         cache.close()
     (tmp_path / "replies.sqlite").write_bytes(bytes(3000))  # as earlier versions named it
-    monkeypatch.setattr(sys, "argv", ["cache", str(tmp_path)])
-    main()
+    assert command("cache", tmp_path) == 0
     assert re.fullmatch(
         rf"1 replies, .* MB in {tmp_path}/replies-odd_\.\._name\.sqlite, this host's\n"
         rf".* MB in {tmp_path}/replies-node-1\.sqlite\n.* MB in {tmp_path}/replies-node-2\.sqlite\n"
         rf"0\.0 MB in {tmp_path}/replies\.sqlite\n",
         capsys.readouterr().out,
     )
-    monkeypatch.setattr(sys, "argv", ["cache", str(tmp_path), "--clear"])
-    main()
+    assert command("cache", tmp_path, "--clear") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["replies-odd_.._name.sqlite"]
     assert capsys.readouterr().out.startswith("0 replies, ")
 

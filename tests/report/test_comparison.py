@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from scalecap.report import comparison
 from scalecap.report.comparison import Comparison, compare
 from scalecap.run.folder import FolderError, Run, read_runs
 from scalecap.stats import difference, mean
@@ -265,11 +264,11 @@ def test_words_are_counted_in_texts_without_spaces(make: Make):
     assert dict(run.numbers(row))["words"] == (8, 1)
 
 
-def test_the_command_reads_runs_made_separately(make: Make, tmp_path: Path, monkeypatch: Any, capsys: Any):
+def test_the_command_reads_runs_made_separately(
+    make: Make, tmp_path: Path, command: Callable[..., int], capsys: Any
+):
     make("a", [0.1, 0.2]), make("b", [0.3, 0.4])
-    words = [str(tmp_path / "sweep" / "b"), str(tmp_path / "sweep" / "a"), "--to", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", ["compare", *words, "--baseline", "a"])
-    comparison.main()
+    assert command("compare", "sweep/b", "sweep/a", "--to", "out", "--baseline", "a") == 0
     assert "difference to job a" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("comparison.md", "comparison.csv", "comparison.html")
@@ -287,7 +286,7 @@ def test_the_command_reads_runs_made_separately(make: Make, tmp_path: Path, monk
     ],
 )
 def test_a_mistake_gives_one_clear_message(
-    make: Make, tmp_path: Path, monkeypatch: Any, capsys: Any, words: list[str], message: str
+    make: Make, tmp_path: Path, command: Callable[..., int], capsys: Any, words: list[str], message: str
 ):
     if words[0] == "sweep":
         make("0", [0.1])
@@ -295,9 +294,7 @@ def test_a_mistake_gives_one_clear_message(
         (tmp_path / "damaged").mkdir()
         (tmp_path / "damaged" / "summary.json").write_text("{}")
         (tmp_path / "damaged" / "captions.jsonl").write_text("{")
-    monkeypatch.setattr("sys.argv", ["compare", *words])
-    with pytest.raises(SystemExit, match="1"):
-        comparison.main()
+    assert command("compare", *words) == 1
     assert message in capsys.readouterr().err
 
 

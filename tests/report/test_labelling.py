@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from hostile import HOSTILE, says
 from PIL import Image as Pillow
 
-from scalecap.calibration.__main__ import main as calibrate
 from scalecap.config.settings import Settings
 from scalecap.engines.scripted import Scripted
 from scalecap.report import labelling, thumbnails
@@ -109,7 +107,7 @@ async def test_from_keys_to_a_promise(
     browser: Browser,
     compose: Callable[..., Settings],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ):
     async with browser(hostile / "report.html") as page:
@@ -159,9 +157,7 @@ async def test_from_keys_to_a_promise(
     }
     assert {each["text"]: each["verdict"] for each in labels} == {HOSTILE: "yes", "There is a cat.": "no"}
 
-    words = ["calibrate", str(hostile), "--labels", str(tmp_path / "labels.jsonl"), "--wrong", "0.2"]
-    monkeypatch.setattr(sys, "argv", words)
-    calibrate()
+    assert command("calibrate", hostile, "--labels", tmp_path / "labels.jsonl", "--wrong", "0.2") == 0
     assert "golden_sentences: 58 labels, one per image" in capsys.readouterr().out
     async with browser(write_report(hostile)) as page:
         region = page.get_by_role("region", name="Calibration of golden_sentences")

@@ -3,8 +3,8 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,9 @@ def ran(typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path) -> 
 
 
 @pytest.fixture
-def pushed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def pushed(command: Callable[..., int]) -> Callable[..., int]:
     """Runs `scalecap push <words>`; returns the exit code."""
-
-    def run(*words: Any) -> int:
-        monkeypatch.setattr(sys, "argv", ["push", *map(str, words)])
-        try:
-            push.main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    return run
+    return partial(command, "push")
 
 
 def test_a_folder_loads_as_the_hub_would(

@@ -17,7 +17,6 @@ from scalecap.config.settings import Settings
 from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
-from scalecap.report import __main__ as command
 from scalecap.report import thumbnails as images
 from scalecap.report.comparison_page import difference
 from scalecap.report.row import origins
@@ -108,20 +107,19 @@ def test_the_working_folder_of_the_run_is_remembered(
     (elsewhere / "photos").mkdir(parents=True)  # with an image of the same name, which is not the run's
     Pillow.new("RGB", (20, 20), "blue").save(elsewhere / "photos" / "a.png")
     monkeypatch.chdir(elsewhere)
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "out")])
-    command.main()
+    assert typed("report", tmp_path / "out") == 0
     assert "report.html" in capsys.readouterr().out
     (cell,) = packed(tmp_path / "out" / "report.html", "images-0")
     with Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))) as picture:
         assert picture.size == (448, 224)
 
 
-def test_a_folder_without_captions_gives_one_message(tmp_path: Path, monkeypatch: Any, capsys: Any):
+def test_a_folder_without_captions_gives_one_message(
+    tmp_path: Path, command: Callable[..., int], capsys: Any
+):
     with pytest.raises(FolderError, match=r"captions\.jsonl"):
         write_report(tmp_path)
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
-    with pytest.raises(SystemExit, match="1"):
-        command.main()
+    assert command("report", tmp_path) == 1
     assert "expected the folder of a run" in capsys.readouterr().err
 
 

@@ -19,7 +19,6 @@ from scalecap.data.sources import open_source
 from scalecap.engines.scripted import Scripted
 from scalecap.report.run_page import write_report
 from scalecap.rows import Row
-from scalecap.run import merge as command
 from scalecap.run.merge import MergeError, merge
 from scalecap.runner import run
 
@@ -233,14 +232,11 @@ def test_rows_removed_from_the_data_do_not_come_back(shards: Callable[..., Path]
 
 
 def test_the_command_reports_an_error_in_one_line(
-    shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    shards: Callable[..., Path], command: Callable[..., int], tmp_path: Path, capsys: Any
 ):
     folder = shards("0/2", "1/2")
     for code in (3, 1):  # a row failed; there is a run
-        monkeypatch.setattr("sys.argv", ["merge", str(folder), "--to", str(tmp_path / "whole")])
-        with pytest.raises(SystemExit) as ended:
-            command.main()
-        assert ended.value.code == code
+        assert command("merge", folder, "--to", tmp_path / "whole") == code
     captured = capsys.readouterr()
     assert "6 rows captioned, 1 failed" in captured.out
     assert "already holds a run; give another --to=DIR" in captured.err

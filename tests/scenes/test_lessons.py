@@ -67,7 +67,7 @@ def test_verdicts_and_choices_name_what_is_true(seed, prompts):
     lesson = lessons.verdicts(truth, prompts, rng, LATE)
     verdicts = [line.split(". ")[1] for line in lesson.reply.split("\n")]
     assert verdicts == ["yes" if true else "no" for _, true in lesson.judged]
-    assert [f"{n}. {text}" in lesson.prompt for n, (text, _) in enumerate(lesson.judged, 1)]
+    assert all(f"{n}. {text}" in lesson.prompt for n, (text, _) in enumerate(lesson.judged, 1))
     lesson = lessons.choice(truth, prompts, rng)
     options = dict(line.split(". ", 1) for line in lesson.prompt.split("\n")[1:-1])
     right = [letter for letter, text in options.items() if text != NONE and not score(text, truth)["wrong"]]
