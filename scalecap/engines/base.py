@@ -190,6 +190,10 @@ class EngineError(Exception):
     kind = "engine"
 
 
+class Unsupported(EngineError):
+    """The engine can't answer this request, however often it is sent."""
+
+
 class PromptTooLong(EngineError):
     """The prompt leaves no room for a reply in the model's context."""
 

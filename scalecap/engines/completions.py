@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scalecap.engines.base import Chosen, EngineError, Prompt, PromptTooLong, Token, Usage
+from scalecap.engines.base import Chosen, Prompt, PromptTooLong, Token, Unsupported, Usage
 from scalecap.engines.reasoning import split_reasoning
 
 PROBE = Prompt("Is a cat an animal? Answer yes or no.")
@@ -135,12 +135,12 @@ def align_tokens(pieces: list[tuple[str, float]], text: str) -> tuple[Token, ...
         pieces: text and log-probability of each token.
 
     Raises:
-        EngineError: no run of tokens at the end spells the text.
+        Unsupported: no run of tokens at the end spells the text.
     """
     ends = itertools.accumulate((len(piece) for piece, _ in reversed(pieces)), initial=0)
     first = len(pieces) - next((count for count, length in enumerate(ends) if length >= len(text)), 0)
     if "".join(piece for piece, _ in pieces[first:]) != text:
-        raise EngineError("the server's tokens don't spell the text to be scored")
+        raise Unsupported("the server's tokens don't spell the text to be scored")
     while first > 0 and not pieces[first - 1][0]:
         first -= 1
     tokens: list[Token] = []

@@ -35,6 +35,7 @@ from scalecap.engines.base import (
     Prompt,
     Score,
     Scored,
+    Unsupported,
     Usage,
     finish_reason,
 )
@@ -333,7 +334,7 @@ class OpenAIEngine:
         )
         entries = response.get("prompt_logprobs")
         if not entries:
-            raise EngineError("the server can't score a given text: use engine=vllm, or serve with vLLM")
+            raise Unsupported("the server can't score a given text: use engine=vllm, or serve with vLLM")
         pieces = [next(iter(entry.values())) for entry in entries if entry]
         tokens = align_tokens(
             [(piece["decoded_token"] or "", piece["logprob"]) for piece in pieces], request.text
@@ -404,7 +405,7 @@ class OpenAIEngine:
         url, message = server.connection.display_url, error.message
         if error.status in (401, 403):
             if "logprobs" in message:  # some hosts allow them for some models only
-                raise EngineError(f"the server refuses the request: {message}") from error
+                raise Unsupported(f"the server refuses the request: {message}") from error
             raise EngineDead(rejected_key(server.connection)) from error
         if error.status == 404:
             raise EngineDead(
@@ -428,7 +429,7 @@ class OpenAIEngine:
             return max_tokens
         too_long = prompt_too_long(message, self.context_length)
         if too_long is None:
-            raise EngineError(f"the server refuses the request: {message}") from error
+            raise Unsupported(f"the server refuses the request: {message}") from error
         if 0 < (left := too_long.limit - too_long.tokens) < max_tokens:
             return left
         raise too_long from error

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
-from scalecap.engines.base import EngineDead, EngineError
+from scalecap.engines.base import Unsupported
 from scalecap.stages import (
     Image,
     ModelClient,
@@ -165,9 +165,7 @@ class Verify:
         try:
             scored = await client.score(prompt, written, image=image, model=self.model)
             ps = verdicts.p_yes(scored, answered)
-        except EngineDead:
-            raise
-        except EngineError:
+        except (Unsupported, PromptTooLong):
             ps = None
         if ps is None:
             client.flag("unscored")

@@ -20,6 +20,7 @@ from scalecap.engines.base import (
     PromptTooLong,
     Sampling,
     Score,
+    Unsupported,
 )
 from scalecap.engines.settings import EngineSettings, ModelSettings
 
@@ -160,8 +161,15 @@ async def test_reasoning_of_a_server(
 
 async def test_score_needs_more_than_the_protocol(fake: Server) -> None:
     engine = await open_openai(ModelSettings(name="m"), settings(fake))
-    with pytest.raises(EngineError, match="engine=vllm"):
+    with pytest.raises(Unsupported, match="engine=vllm"):
         await engine.score(Score(Prompt("?"), "A cat."))
+    fake.answers = [(400, error("Unknown parameter: 'prompt_logprobs'."))]
+    with pytest.raises(Unsupported, match="refuses the request: Unknown parameter"):
+        await engine.score(Score(Prompt("?"), "A cat."))
+    fake.answers = [(418, error("Later."))]
+    with pytest.raises(EngineError, match="Later") as failed:
+        await engine.score(Score(Prompt("?"), "A cat."))
+    assert not isinstance(failed.value, Unsupported)
     await engine.close()
 
 

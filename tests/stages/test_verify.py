@@ -12,6 +12,7 @@ from scalecap.engines.base import (
     Image,
     PromptTooLong,
     Score,
+    Unsupported,
 )
 from scalecap.stages.verify import Verify, says_yes
 from scalecap.text.templates import Template
@@ -240,10 +241,11 @@ async def test_a_batch_without_a_verdict_for_each_text_is_checked_one_by_one(rec
     assert recorder.flags == ["unbatched"]
 
 
-async def test_where_a_reply_cannot_be_scored_the_words_decide(recording_client, image):
+@pytest.mark.parametrize("error", [Unsupported("the server can't score a given text"), PromptTooLong(9, 8)])
+async def test_where_a_reply_cannot_be_scored_the_words_decide(recording_client, image, error):
     def answer(request):
         if isinstance(request, Score):
-            raise EngineError("the server can't rate a given text")
+            raise error
         return "1. yes\n2. no"
 
     recorder = recording_client(answer)
@@ -252,13 +254,20 @@ async def test_where_a_reply_cannot_be_scored_the_words_decide(recording_client,
     assert (texts, refuted, recorder.flags) == (["a"], ["b"], ["unscored"])
     assert [score["p_yes"] for score in scores] == [None, None]
 
-    def dies(request):
+
+@pytest.mark.parametrize("error", [EngineDead("gone"), EngineError("no answer within 600 seconds")])
+async def test_a_row_whose_scoring_fails_for_now_can_be_done_again(recording_client, image, error):
+    def answer(request):
         if isinstance(request, Score):
-            raise EngineDead("gone")
+            raise error
         return "1. yes\n2. no"
 
-    with pytest.raises(EngineDead):
-        await stage(recording_client(dies).client, texts=["a", "b"], image=image)
+    recorder = recording_client(answer)
+    with pytest.raises(EngineError, match=str(error)):
+        await Verify(prompt=PROMPT, batch=2, batch_prompt=BATCH)(
+            recorder.client, texts=["a", "b"], image=image
+        )
+    assert recorder.flags == []
 
 
 @pytest.mark.parametrize(
