@@ -12,38 +12,62 @@ LONGEST = 300
 """Maximum number of characters of a refusal."""
 
 _ENGLISH = (
-    r"(?:(?:(?:i(?:'m| am) )?(?:(?:very|so|really|truly) )?sorry|(?:my )?apologies|i apologi[sz]e"
-    r"|unfortunately|as an ai(?: \w+){0,3})[^.!?]{0,60}?[,.;:]? )?(?:but |however,? )?(?:i|we) ?(?:"
-    r"(?:can(?:'?t|not| not)|could(?:n'?t| not)|won'?t|will not|(?:am|'m|are|'re) (?:not able|unable) to)"
-    r"(?: (?:be able to )?(?:assist|help(?! but)|comply|fulfill?|accommodate|provide|describe|discuss"
-    r"|generate|engage|participate|continue|answer|respond|process|support"
-    r"|identify (?:\w+ )?(?:people|persons?|individuals?|anyone|someone|who)|do (?:that|this))\b|[.!]?$)"
-    r"| ?(?:must|have to) (?:decline|refuse)\b)"
+    r"(?:(?:(?:i(?:'m| am) )?(?:(?:very|so|really|truly) )?(?:sorry|afraid)|(?:my )?apologies|i apologi[sz]e"
+    r"|unfortunately|(?:as|i'm|i am) (?:just )?an? (?:ai|(?:large )?language model)(?: \w+){0,3})"
+    r"[^.!?]{0,60}?[,.;:]? )?"
+    r"(?:but |however,? |so )?(?:(?:i|we) ?|and )(?:"
+    r"(?:can(?:'?t|not| not)|could(?:n'?t| not)|won'?t|will not|(?:am|'m|are|'re) (?:not able|unable) to"
+    r"|(?:do not|don'?t) have the (?:ability|capability) to)"
+    r"(?: (?:be able to |directly )?(?:assist|help(?! but)|comply|fulfill?|accommodate|provide|describe"
+    r"|discuss|generate|engage|participate|continue|answer|respond|process|support|comment on"
+    r"|identify (?:(?:or )?\w+ ){0,2}?(?:people|persons?|individuals?|anyone|someone|who)|do (?:that|this)"
+    r"|(?:view|see|access|open|analy[sz]e|interpret)(?: (?:or|and) \w+)? (?:the |this |your |any )?"
+    r"(?:images|(?:image|picture|photo)(?= you|[.,!]|$)))\b|[.!]?$)"
+    r"|(?:am|'m) not comfortable (?:describing|with)\b| ?(?:must|have to) (?:\w+ )?(?:decline|refuse)\b)"
 )
 _CHINESE = (
-    r"(?:(?:非常|很|十分|真的)?(?:抱歉|对不起|對不起|不好意思|遗憾)[^。!?\n]{0,30}?|作为[^。!?\n]{0,20}?)?我?"
-    r"(?:无法|無法|不能|没有?办法|不便|不可以)(?:为您|为你|给您|给你|帮您|帮你|对此|就此|在此|继续)?"
-    r"(?:协助|帮助|帮忙|提供|描述|满足|回答|回应|处理|讨论|生成|给出|完成(?:您|你|这|该|此))"
+    r"(?:你好[,!。]|您好[,!。])?(?:(?:(?:非常|很|十分|真的)?(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾)"
+    r"|作为|作為|我是|由于|由於|出于|出於|根据|根據|(?:这个|這個|该|該|此)(?:问题|問題|请求|請求|话题|話題))"
+    r"[^。!?\n]{0,30}?)?我?(?:暂时|暫時|目前|恐怕|还|還)?"
+    r"(?:(?:无法|無法|不能|没有?办法|沒有?辦法|不便|不可以|不会|不會|拒绝|拒絕)"
+    r"(?:(?:继续|繼續|直接)?(?:为|為|给|給|帮|幫)[您你]|对此|對此|就此|在此|继续|繼續|直接)?"
+    r"(?:协助|協助|帮助|幫助|帮忙|幫忙|提供|描述|满足|滿足|回答|回应|回應|处理|處理|讨论|討論|生成|给出|給出|给到|給到"
+    r"|(?:查看|看到|访问|訪問|打开|打開)(?:您|你|这|這|该|該|任何)?[^。,!?\n]{0,6}?(?:图片|圖片|图像|圖像|照片)(?:$|[。,!])"
+    r"|(?:识别|識別|辨认|辨認|确认|確認)[^。,!?\n]{0,8}?(?:身份|人物|是谁|是誰)"
+    r"|完成(?:您|你|这|這|该|該|此))|没有?学会回答|沒有?學會回答)"
 )
 _GERMAN = (
-    r"(?:(?:es )?tut mir (?:sehr )?leid|entschuldigung|leider|ich (?:bedaure|entschuldige mich)|ich)\b"
-    r"[^.!?]{0,40}?\b(?:kann|darf|möchte|werde)\b[^.!?]{0,60}?\b(?:nicht|kein\w*)\b[^.!?]{0,40}?"
-    r"(?:helfen|weiterhelfen|behilflich|unterstützen|beschreiben|beantworten|bereitstellen|erfüllen|nachkommen)\b"
+    r"(?:(?:es )?tut mir (?:sehr )?leid|entschuldigung|leider|ich (?:bedaure|fürchte|entschuldige mich)|ich"
+    r"|als (?:ki|sprachmodell)|(?:das|dabei|da)(?= (?:kann|darf|möchte|werde) ich))\b"
+    r"[^.!?]{0,40}?(?:\b(?:kann|darf|möchte|werde)\b[^.!?]{0,60}?\b(?:nicht|kein\w*)\b"
+    r"|\bbin nicht in der lage|\bmir nicht möglich)[^.!?]{0,40}?"
+    r"(?:(?:helfen|weiterhelfen|behilflich|unterstützen|beschreiben|beantworten|bereitstellen|erfüllen|nachkommen"
+    r"|bearbeiten|auskunft geben)\b|\b(?:personen|person nicht) (?:zu )?(?:identifizieren|erkennen)\b"
+    r"|bilder (?:an)?(?:zu)?(?:sehen|zeigen)\b|\b(?:tun\b|nicht[.!]?$))"
 )
 _FRENCH = (
-    r"(?:(?:je suis )?(?:vraiment |sincèrement )?(?:désolée?|navrée?)|pardon|malheureusement|je regrette)?"
-    r"[^.!?]{0,20}?\bje ne (?:peux|puis|suis pas en mesure d|suis pas capable d)[^.!?]{0,30}?"
-    r"(?:aider|assister|répondre|fournir|décrire|satisfaire|accéder|traiter|donner suite)\b"
+    r"(?:(?:je suis )?(?:vraiment |sincèrement )?(?:désolée?|navrée?)|pardon|malheureusement|je regrette"
+    r"|en tant (?:que|qu')[^.!?,]{0,40})?"
+    r"[^.!?]{0,20}?\b(?:je ne (?:peux|puis|suis pas (?:en mesure|capable|autorisée?))|je suis incapable"
+    r"|je n'ai pas la (?:capacité|possibilité)|il m'est impossible)\b[^.!?]{0,30}?"
+    r"(?:(?:aider|assister|répondre|fournir|décrire|satisfaire|accéder|traiter|donner suite"
+    r"|faire (?:cela|ça))\b|identifier (?:des|les|la|cette|une) personnes?\b"
+    r"|(?:voir|afficher|analyser) (?:les|des|d') ?images\b)"
 )
 _SPANISH = (
-    r"(?:(?:lo )?(?:siento|lamento)|perd[oó]n\w*|disculp\w+|lamentablemente)?[^.!?]{0,20}?"
-    r"\bno (?:puedo|me es posible|soy capaz de|estoy en condiciones de) (?:\w+ ){0,2}?"
-    r"(?:ayudar|asistir|proporcionar|describir|cumplir|responder|procesar|atender|ofrecer)\w*"
+    r"(?:(?:lo )?(?:siento|lamento)|perd[oó]n\w*|disculp\w+|lamentablemente|me temo que|como [^.!?,]{0,40})?"
+    r"[^.!?]{0,20}?\bno (?:puedo|me es posible|soy capaz de|estoy en condiciones de|tengo la capacidad de"
+    r"|estoy autorizad[oa] a) (?:\w+ ){0,2}?"
+    r"(?:(?:ayudar|asistir|proporcionar|describir|cumplir|responder|procesar|atender|ofrecer|brindar"
+    r"|facilitar)\w*|hacer (?:eso|esto)\b|identificar a (?:\w+ )?personas?\b"
+    r"|(?:ver|visualizar|analizar) (?:las )?imágenes\b)"
 )
 _JAPANESE = (
     r"(?:(?:大変|誠に)?(?:申し訳(?:ありません|ございません|ない)|すみません|ごめんなさい|恐れ入ります)[^。!?\n]{0,30}?)?"
-    r"[^。!?\n]{0,20}?(?:お手伝い|お答え|回答|対応|説明|提供|お応え|支援|協力|描写)(?:すること)?(?:は|が|を)?"
-    r"(?:でき(?:ません|かねます|ない)|いたしかねます|致しかねます)"
+    r"[^。!?\n]{0,20}?(?:(?:お手伝い|お答え|回答|対応|説明|提供|お応え|支援|協力|描写|処理|応じる"
+    r"|(?:人物|個人|誰)[^。!?\n]{0,6}?(?:特定|識別)|画像を(?:直接)?(?:見る|閲覧|表示))"
+    r"(?:する)?(?:こと)?(?:は|が|を)?"
+    r"(?:でき(?:ません|かねます|ない)|(?:いた|致)?しかねます|しておりません)|応じかねます|差し控え)"
 )
 _RULES = (_ENGLISH, _CHINESE, _GERMAN, _FRENCH, _SPANISH, _JAPANESE)
 _REFUSAL = re.compile("|".join(f"(?:{rule})" for rule in _RULES))
