@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from scalecap.engines.base import EngineError, Prompt
 from scalecap.engines.reasoning import CLOSE, OPEN, find_switch, opens_reasoning, split_reasoning
 from scalecap.text.suggestions import did_you_mean
@@ -223,19 +225,25 @@ class ChatTokenizer:
         return added
 
     def _render(self, image: bool, system: bool, extra: Mapping[str, Any] | None = None) -> str:
+        """The prompt's text; without the system turn if the template refuses it, as Gemma 2's does."""
         text = {"type": "text", "text": _TEXT}
         parts = [{"type": "image"}, text] if image else [text]
         messages: list[dict[str, Any]] = [{"role": "user", "content": parts if self._parts else _TEXT}]
         if system:
             content = [{"type": "text", "text": _SYSTEM}] if self._parts else _SYSTEM
             messages.insert(0, {"role": "system", "content": content})
-        rendered: str = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=True,
-            **{**self._variables, **(extra or {})},
-        )
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
+                **{**self._variables, **(extra or {})},
+            )
+        except TemplateError:
+            if not system:
+                raise
+            return self._render(image, False, extra)
         return rendered
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from scalecap.engines.base import Chosen, Prompt, PromptTooLong, Token, Unsupported, Usage
 from scalecap.engines.reasoning import split_reasoning
 
-PROBE = Prompt("Is a cat an animal? Answer yes or no.")
+PROBE = Prompt("Is a cat an animal? Answer yes or no.", system="")
 """Sent when an engine is opened, to find out whether the server returns log-probabilities."""
 
 _MAX_SHIFT = 0.02

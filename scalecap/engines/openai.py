@@ -23,6 +23,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from scalecap.engines.base import (
@@ -369,10 +370,10 @@ class OpenAIEngine:
         order = servers or self._pool.order(prompt.image.hash if prompt.image else prompt.text)
         max_tokens = min(max_tokens, self.context_length or max_tokens)
         image_url = await self._images.encode(prompt.image) if prompt.image else None
-        used, sent = order[0], settings
+        used, sent, accepted = order[0], settings, prompt
 
         def make_body(server: Server) -> list[bytes]:
-            nonlocal used, sent
+            nonlocal used, sent, accepted
             used = server
             sent = {
                 "model": self._model.name,
@@ -384,12 +385,18 @@ class OpenAIEngine:
                 sent.pop("repetition_penalty", None)
             if not server.json_schema:
                 sent.pop("response_format", None)
-            return request_body(sent, prompt, image_url, extra_turns)
+            accepted = prompt if server.system_turn else replace(prompt, system="")
+            return request_body(sent, accepted, image_url, extra_turns)
 
         try:
             return await self._pool.complete(order, make_body, read), max_tokens
         except StatusError as error:
-            max_tokens = self._adapt(used, sent, error, max_tokens)
+            if accepted.system and re.search(
+                r"system (role|message|prompt|instruction)", error.message, re.I
+            ):
+                used.system_turn = False
+            else:
+                max_tokens = self._adapt(used, sent, error, max_tokens)
         except TimeoutError as error:
             raise EngineError(f"no answer within engine.timeout={self._timeout:g} seconds") from error
         except (ConnectionError, ValueError) as error:

@@ -57,6 +57,8 @@ class Server:
         """Name of the limit on generated tokens in a request's body."""
         self.repetition_penalty = True
         """Whether it accepts `repetition_penalty`, which is not part of OpenAI's protocol."""
+        self.system_turn = True
+        """Whether the model's chat template accepts a system turn."""
         self.json_schema = True
         """Whether it accepts a `response_format` with a JSON schema."""
         self.up = True

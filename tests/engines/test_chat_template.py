@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 
 from scalecap.engines.base import Prompt
 from scalecap.engines.chat_template import ChatTokenizer, merge_offsets
@@ -56,6 +57,22 @@ def test_ids_are_the_templates(chat: ChatTokenizer, system: str, parts: bool) ->
     turn = ChatTokenizer(chat.tokenizer, parts=parts).encode_prompt(prompt)
     assert turn.prefix + turn.suffix == chat.tokenizer(text)["input_ids"]
     assert turn.prefix
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_template_without_system_turns(chat: ChatTokenizer, parts: bool) -> None:
+    """Gemma 2's refuses them."""
+    refusing = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + chat.tokenizer.chat_template
+    )
+    refused = ChatTokenizer(chat.tokenizer, refusing, parts)
+    without = ChatTokenizer(chat.tokenizer, parts=parts).encode_prompt(Prompt("Is it?", system=""))
+    assert refused.encode_prompt(Prompt("Is it?", system="Be brief.")) == without
+    assert refused.warnings("m") == []
+    failing = ChatTokenizer(chat.tokenizer, "{{ raise_exception('not at all') }}", parts)
+    with pytest.raises(TemplateError, match="not at all"):
+        failing.encode_prompt(Prompt("Is it?"))
 
 
 def spaced(scheme: str) -> Any:

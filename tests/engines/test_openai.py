@@ -1,5 +1,6 @@
 """Requests sent to a server and how its responses are read; one test with vLLM's own server."""
 
+import asyncio
 import base64
 import io
 import logging
@@ -28,6 +29,7 @@ pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
 from scalecap.engines.openai import open_openai
 
+PICTURE = Image("h", Pillow.new("RGB", (4, 4)))
 GREEDY = Sampling(temperature=0, max_tokens=12)
 Picture = Callable[[int], Image]
 
@@ -291,6 +293,22 @@ async def test_a_server_without_a_repetition_penalty(fake: Server, caplog: pytes
     assert ["repetition_penalty" in request for request in fake.requests] == [True, False, False]
     assert caplog.text.count("does not support repetition_penalty") == 1
     await engine.close()
+
+
+async def test_a_server_without_system_turns(fake: Server) -> None:
+    def script(request: dict[str, Any]) -> Answer:
+        if request["messages"][0]["role"] == "system":
+            return 400, error("System role not supported")
+        return 200, completion("A cat.")
+
+    fake.script = fake.probe = script
+    engine = await open_openai(ModelSettings(name="m"), settings(fake, logprobs=False))
+    prompts = [Prompt("a"), Prompt("b", PICTURE), Prompt("c")]
+    replies = await asyncio.gather(*(engine.generate(Generate(prompt)) for prompt in prompts[:2]))
+    replies.append(await engine.generate(Generate(prompts[2])))
+    await engine.close()
+    assert [reply.text for reply in replies] == ["A cat."] * 3
+    assert [len(request["messages"]) for request in fake.requests] == [2, 2, 1, 1, 1]
 
 
 async def test_a_server_without_json_schemas(fake: Server, caplog: pytest.LogCaptureFixture) -> None:
