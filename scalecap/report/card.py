@@ -63,10 +63,13 @@ def _parts(run: Run, repo: str, license: str, images: str) -> Iterator[str]:
     """The card's paragraphs."""
     summary = run.summary
     yield f"# {_plain(repo.rpartition('/')[2])}"
+    checked = (
+        ": a vision-language model describes an image, its statements are checked against the image, and a"
+        " caption is written from those that passed"
+    )
     yield (
-        "Captions made with scalecap: a vision-language model describes an image, its statements are checked"
-        " against the image, and a caption is written from those that passed. Models wrote them, so they may"
-        f" contain errors. {images}"
+        f"Captions made with scalecap{checked if summary.get('checks') else ''}. Models wrote them, so they"
+        f" may contain errors. {images}"
     )
     yield fenced(f'import datasets\n\nrows = datasets.load_dataset("{repo}", split="train")', "python")
     if license == "unknown":

@@ -24,6 +24,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from scalecap.messages import plural
 from scalecap.report.page import format_number, shorten
 from scalecap.report.pairing import UNPAIRED, keys, pair
 from scalecap.run.folder import FolderError, Run, read_runs
@@ -268,7 +269,7 @@ class Comparison:
                 )
             elif own or others:
                 yield (
-                    f"Job {line.run.name}: {both:,} rows are paired with job {self.baseline.name};"
+                    f"Job {line.run.name}: {plural(both, 'row')} paired with job {self.baseline.name};"
                     f" {own:,} of its rows and {others:,} of the baseline's are not."
                 )
 

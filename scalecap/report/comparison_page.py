@@ -36,7 +36,7 @@ def page(comparison: "Comparison", folder: Path) -> str:
         comparison=comparison,
         label=label,
         shown=len(rows),
-        total=max((sum(line.rows) for line in comparison.lines), default=0),
+        total=len(comparison.partners[comparison.baseline.name]) if comparison.baseline else 0,
         reports={run.name: link for run in comparison.runs if (link := _report(run, folder))},
         blocks=_blocks(comparison, jobs, rows),
     )
@@ -154,7 +154,8 @@ def _index(comparison: "Comparison", rows: list[dict[str, Any]]) -> dict[str, An
         segments = [each["segments"] for each in row["jobs"]]
         present = [each for each in segments if each is not None]
         changed = sum(len(WORD.findall(text)) for each in present for sign, text in each if sign)
-        own = [0 if changed else 1, *([2] if len(present) < len(segments) else [])]
+        differ = any(sign for each in present for sign, _ in each)
+        own = [0 if differ else 1, *([2] if len(present) < len(segments) else [])]
         values: list[float | None] = [changed]
         for name in metrics:
             found = [value for each in row["jobs"] for known, value in each["numbers"] if known == name]

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import jinja2
 from markupsafe import Markup, escape
 
+from scalecap.messages import plural
+
 BLOCK_ROWS = 50
 """Rows per block; `BLOCK` of `templates/page.js`."""
 
@@ -45,6 +47,7 @@ def templates() -> jinja2.Environment:
     environment.filters |= {
         "number": format_number,
         "whole": _format_count,
+        "plural": plural,
         "brief": shorten,
         "breakable": _breakable,
     }

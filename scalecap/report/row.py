@@ -203,22 +203,35 @@ def _checked_text(score: Mapping[str, Any], step: Mapping[str, Any]) -> TextView
 
 def _reason(score: Mapping[str, Any], step: Mapping[str, Any]) -> str:
     """Why a text was dropped."""
-    if isinstance(score.get("reason"), str):
-        return str(score["reason"])
     if score.get("checked") is False:
-        return "not checked: the request budget was used up"
+        empty = not score["text"].strip()
+        return f"not checked: {'it is empty' if empty else 'the limit of requests was reached'}"
+    if isinstance(score.get("votes"), Mapping):
+        against = [name.removesuffix("_scores") for name, kept in score["votes"].items() if not kept]
+        return f"not kept by {', '.join(against)}"
     threshold = step.get("threshold")
-    limit = f" is below {threshold:g}" if isinstance(threshold, int | float) else ""
-    if isinstance(score.get("p_yes"), int | float):
-        return f"P(yes) {score['p_yes']:.3f}{limit or ' is too low'}"
-    if isinstance(score.get("likelihood"), int | float):
-        return f"likelihood {score['likelihood']:.2g}{limit or ' is too low'}"
+    for name, value, digits in (
+        ("P(yes)", score.get("p_yes"), ".3f"),
+        ("likelihood", score.get("likelihood"), ".2g"),
+    ):
+        if isinstance(value, int | float):
+            return f"{name} {_against(value, threshold, digits)}"
     if isinstance(score.get("mass"), int | float):
         return f"unanswered: yes and no together have a probability of only {score['mass']:.3f}"
     gaps = [each["gap"] for each in score.get("clauses") or [] if isinstance(each.get("gap"), int | float)]
     if gaps:
         return f"largest gap {max(gaps):.2f} does not exceed {threshold if threshold is not None else 0}"
     return "the model did not answer yes"
+
+
+def _against(value: float, threshold: Any, digits: str) -> str:
+    """A dropped text's probability, rounded unless it would reach the threshold, and what it lacks."""
+    rounded = f"{value:{digits}}"
+    if not isinstance(threshold, int | float):
+        return f"{rounded} is too low"
+    if value >= threshold:  # by `choose`
+        return f"{rounded}, but “None of these.” is likelier"
+    return f"{rounded if float(rounded) < threshold else value} is below {threshold:g}"
 
 
 def origins(caption: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[SentenceView]:

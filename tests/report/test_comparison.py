@@ -131,9 +131,7 @@ def test_rows_without_a_partner_are_counted(make: Make):
     runs = [make("0", [1, 1, 1], images="abc"), make("1", [1, 1], images="ax")]
     found = Comparison(runs)
     assert found.paired(runs[1]) == (1, 1, 2)
-    assert (
-        "Job 1: 1 rows are paired with job 0; 1 of its rows and 2 of the baseline's are not." in found.notes
-    )
+    assert "Job 1: 1 row paired with job 0; 1 of its rows and 2 of the baseline's are not." in found.notes
     lines = list(csv.DictReader(found.csv().splitlines()))
     assert (lines[1]["rows paired"], lines[1]["rows without a partner"]) == ("1", "1")
 

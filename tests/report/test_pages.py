@@ -192,6 +192,31 @@ async def test_contrast_scores_and_metrics_are_shown(browser: Browser, tmp_path:
         await counted(page, "2 rows")
 
 
+async def test_empty_columns_and_text_from_right_to_left(browser: Browser, tmp_path: Path):
+    contrast(tmp_path / "made")
+    path = tmp_path / "made" / "captions.jsonl"
+    row = json.loads(path.read_text().splitlines()[0]) | {
+        "image": "صورة.png",
+        "rated_scores": [{"text": "قطة على العشب.", "p_yes": 0.9, "kept": True}],
+        "refined_scores": [],
+        "final_caption": "",
+    }
+    path.write_text(json.dumps(row | {"refined": []}) + "\n")
+    async with browser(write_report(tmp_path / "made")) as page:
+        await counted(page, "1 row")
+        article = page.locator("article")
+        item = article.locator("li")
+        assert await item.evaluate("each => getComputedStyle(each).direction") == "rtl"
+        sentence, note = [
+            await item.locator(each).evaluate("each => each.getBoundingClientRect().x")
+            for each in (".scored", "small")
+        ]
+        assert note < sentence, "the probability follows its sentence"
+        text = await article.inner_text()
+        assert "refined\n\n(empty)" in text
+        assert "final caption\n\n(empty)" in text
+
+
 async def test_the_calibration_of_a_check_is_drawn(browser: Browser, tmp_path: Path):
     contrast(tmp_path / "made")
     answers = [{"text": HOSTILE, "p_yes": each / 20, "label": each > 8, "right": True} for each in range(20)]
@@ -215,12 +240,15 @@ async def test_a_comparison_shows_table_plot_and_differences(hostile: Path, brow
         (folder / ".hydra").mkdir(parents=True)
         (folder / ".hydra" / "overrides.yaml").write_text(json.dumps([f"k=<img src=x>{folder.name}"]))
     (other / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name in ("summary.json", "journal.jsonl"):
-        (other / name).write_bytes((hostile / name).read_bytes())
+    (other / "journal.jsonl").write_bytes((hostile / "journal.jsonl").read_bytes())
+    summary = json.loads((hostile / "summary.json").read_bytes())
+    (other / "summary.json").write_text(json.dumps(summary | {"rows": {"done": 0, "failed": 60}}))
     (failed / ".hydra" / "error.txt").write_text("threshold: <script>window.hacked=3</script>")
     Comparison(read_runs([hostile, other, failed])).save(tmp_path)
     async with browser(tmp_path / "comparison.html") as page:
         assert await page.locator("table.runs tbody tr").count() == 3
+        cells = page.locator("table.runs tbody tr").nth(1).locator("td")
+        assert await cells.nth(1).inner_text() == "0\n60 failed"
         last = await page.locator("table.runs tbody tr").last.inner_text()
         assert "failed" in last
         assert "threshold: <script>window.hacked=3</script>" in last

@@ -96,6 +96,15 @@ def test_the_card_leaks_no_secret_and_shows_a_captioned_row(
     assert "```\nNone\n```" not in text
 
 
+@pytest.mark.parametrize(("pipeline", "checks"), [("default", True), ("direct", False)])
+def test_the_card_claims_checks_only_where_there_are_some(
+    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path, pipeline: str, checks: bool
+):
+    assert pushed(ran(f"pipeline={pipeline}"), "me/dogs", "--to", tmp_path / "to") == 0
+    text = DatasetCard.load(tmp_path / "to" / "README.md").text
+    assert ("checked against the image" in text) == checks
+
+
 def test_a_caption_stays_text(ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path):
     folder = ran()
     hostile = "```\n---\nlicense: mit\n---\n# A heading\n<script>alert(1)</script>\n````\n![x](https://x/y)\n"

@@ -18,12 +18,13 @@ from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.report import thumbnails as images
+from scalecap.report.comparison import Comparison
 from scalecap.report.comparison_page import difference
-from scalecap.report.row import origins
+from scalecap.report.row import origins, row_view
 from scalecap.report.run_page import calibration, write_report
 from scalecap.report.thumbnails import thumbnails
 from scalecap.rows import Row
-from scalecap.run.folder import FolderError, Run
+from scalecap.run.folder import FolderError, Run, read_runs
 from scalecap.runner import run
 
 Compose = Callable[..., Settings]
@@ -51,6 +52,29 @@ def test_a_run_writes_its_report_when_small_or_requested(
     assert summary.report is None
     assert "scalecap report" in summary.screen()
     assert run(compose("data.limit=2", "report=true"), engines=engines).report == report
+
+
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        ({"p_yes": 0.1}, "P(yes) 0.100 is below 0.5"),
+        ({"p_yes": 0.4999}, "P(yes) 0.4999 is below 0.5"),
+        ({"p_yes": 0.6, "options": []}, "P(yes) 0.600, but “None of these.” is likelier"),
+        ({"likelihood": 0.0001234}, "likelihood 0.00012 is below 0.5"),
+        ({"p_yes": 0.98, "votes": {"rated_scores": False, "yes_scores": True}}, "not kept by rated"),
+        ({"p_yes": None, "checked": False}, "not checked: the limit of requests was reached"),
+        ({"p_yes": None, "checked": False, "text": " "}, "not checked: it is empty"),
+        ({"p_yes": None, "mass": 0.02}, "unanswered: yes and no together have a probability of only 0.020"),
+        ({"p_yes": None}, "the model did not answer yes"),
+    ],
+)
+def test_a_dropped_text_has_the_reason(score: dict[str, Any], reason: str, tmp_path: Path):
+    (tmp_path / ".hydra").mkdir()
+    step = {"stage": "verify", "threshold": 0.5}
+    (tmp_path / ".hydra" / "config.yaml").write_text(json.dumps({"pipeline": {"steps": {"kept": step}}}))
+    row = {"kept": [], "kept_scores": [{"text": "A cat.", "kept": False, **score}]}
+    ((text,),) = [section["texts"] for section in row_view(Run(tmp_path, "run"), row)["sections"]]
+    assert text["reason"] == reason
 
 
 def test_a_failed_report_does_not_fail_the_run(
@@ -156,6 +180,19 @@ def test_thumbnails_shrink_as_rows_grow():
 )
 def test_captions_are_compared_by_words(first: str, second: str, found: list[tuple[int, str]]):
     assert difference(first, second) == found
+
+
+def test_captions_that_differ_in_punctuation_alone_differ(tmp_path: Path):
+    for name, caption in (("a", "A dog. A cat."), ("b", "A dog, a cat."), ("c", "A dog. A cat!")):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        row = {"image": "0.png", "final_caption": caption, "row_id": "0"}
+        (tmp_path / name / "captions.jsonl").write_text(json.dumps(row) + "\n")
+        record = {"index": 0, "id": "0", "stamp": "", "image": "h", "input": {}}
+        (tmp_path / name / "journal.jsonl").write_text(json.dumps(record) + "\n")
+    for other in "bc":
+        Comparison(read_runs([tmp_path / "a", tmp_path / other])).save(tmp_path)
+        index = packed(tmp_path / "comparison.html", "index")
+        assert [[index["tags"][tag] for tag in own] for own, _ in index["rows"]] == [["captions differ"]]
 
 
 def test_a_difference_holds_the_whole_second_text():

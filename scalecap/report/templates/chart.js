@@ -28,7 +28,6 @@ function chart(place, content) {
       };
       context.save();
       context.lineWidth = 1.5 * ratio;
-      context.textAlign = "left";
       context.font = `${12 * ratio}px system-ui`;
       context.strokeStyle = line;
       if (square) path([0, 0], [1, 1]);
@@ -38,7 +37,11 @@ function chart(place, content) {
         const tick = plot.posToVal(4, "x") - plot.posToVal(0, "x");
         path([x, low], [x, high]);
         for (const end of [low, high]) path([x - tick, end], [x + tick, end]);
-        context.fillText(label, plot.valToPos(x, "x", true) + 9 * ratio, plot.valToPos(value, "y", true) - 7 * ratio);
+        // To the right of the point; to the left where the plot ends before the label.
+        const [at, gap] = [plot.valToPos(x, "x", true), 9 * ratio];
+        const fits = at + gap + context.measureText(label).width <= plot.ctx.canvas.width;
+        context.textAlign = fits ? "left" : "right";
+        context.fillText(label, at + (fits ? gap : -gap), plot.valToPos(value, "y", true) - 7 * ratio);
       }
       context.restore();
     }

@@ -7,6 +7,7 @@ async function card(number) {
   const caption = (job) => {
     if (!job.segments) return el("p", { class: "warning" }, job.reason || "no caption");
     if (job.same) return el("p", { class: "about" }, "same as the baseline's caption");
+    if (!job.segments.length) return el("p", { class: "about" }, "(empty)");
     return el("p", {}, ...job.segments.map(([sign, text]) => pieces[sign](text)));
   };
   const jobs = row.jobs.map((job) =>

@@ -1,5 +1,6 @@
 "use strict";
-// Rows are data and stay text: `el` creates elements, nothing here parses HTML.
+// Rows are data and stay text: `el` creates elements, nothing here parses HTML. Paragraphs and items are written
+// in the direction of their own text.
 
 const BLOCK = 50; // rows per block, BLOCK_ROWS of scalecap/report/page.py
 const BATCH = 8; // rows rendered at once
@@ -11,9 +12,13 @@ function el(name, attributes, ...children) {
     if (key.startsWith("--")) made.style.setProperty(key, value);
     else if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value);
   }
+  if (["p", "li", "dt", "dd", "pre"].includes(name)) made.dir = "auto";
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
 }
+
+// `1 row`, `1,234 rows`.
+const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 const unpacked = new Map();
 
@@ -46,7 +51,7 @@ async function image(number, name) {
   const shown = cell.webp
     ? el("img", { src: `data:image/webp;base64,${cell.webp}`, alt: name || `image ${number + 1}`, decoding: "async" })
     : el("p", { class: "warning" }, `No image: ${cell.none}`);
-  return el("figure", {}, shown, el("figcaption", {}, `${number + 1}${name ? ` · ${name}` : ""}`));
+  return el("figure", {}, shown, el("figcaption", {}, `${number + 1}${name ? " · " : ""}`, el("bdi", {}, name)));
 }
 
 // All text of a row in lower case, for the search.
@@ -110,7 +115,7 @@ function browse(index, render, textOfRow = textOf) {
     await grow();
     if (now !== turn) return;
     const all = index.rows.length;
-    count.textContent = order.length === all ? `${all} rows` : `${order.length} of ${all} rows`;
+    count.textContent = order.length === all ? counted(all, "row") : `${order.length.toLocaleString("en")} of ${counted(all, "row")}`;
   }
 
   // Renders the next batch; concurrent calls are serialized.
@@ -122,7 +127,7 @@ function browse(index, render, textOfRow = textOf) {
       if (now !== turn) return;
       list.append(...made);
       shown += batch.length;
-      more.textContent = shown < order.length ? `${order.length - shown} more rows…` : order.length ? "" : "No matching rows.";
+      more.textContent = shown < order.length ? `${counted(order.length - shown, "more row")}…` : order.length ? "" : "No matching rows.";
       watch.unobserve(more);
       if (shown < order.length) watch.observe(more);
     });

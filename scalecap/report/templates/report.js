@@ -5,7 +5,7 @@ const percent = (p) => p.toFixed(2);
 function scored(text) {
   const marks = { class: `${"p" in text ? "scored" : "kept" in text ? "verdict" : ""}${text.kept === false ? " dropped" : ""}` };
   if ("p" in text) marks["--p"] = text.p;
-  const inner = text.tokens ? byToken(text.text, text.tokens) : text.clauses ? clauses(text.clauses) : [text.text];
+  const inner = text.tokens ? byToken(text.text, text.tokens) : text.clauses ? clauses(text.clauses) : [text.text || "(empty)"];
   const shown = el(text.kept === false ? "del" : "span", marks, ...inner);
   const repaired = text.replaces ? [el("del", { class: "verdict dropped" }, text.replaces), " → "] : [];
   const note = text.kept === false
@@ -44,7 +44,7 @@ const sections = {
   scored: (each) => [el("ul", { class: "texts" }, ...each.texts.map((text) => el("li", {}, ...scored(text))))],
   drafts: (each) => [
     el("details", { open: each.texts.length <= 4 },
-      el("summary", {}, `${each.texts.length} drafts`),
+      el("summary", {}, counted(each.texts.length, "draft")),
       el("ol", { class: "drafts" }, ...each.texts.map((draft) => el("li", draft.taken ? { class: "taken" } : {}, draft.text,
         typeof draft.score === "number" ? el("small", {}, ` ${percent(draft.score)}`) : null,
         draft.taken ? el("small", {}, " taken") : null)))),
@@ -63,7 +63,8 @@ const sections = {
   },
   answers: (each) => [
     el("details", { open: each.pairs.length <= 8 },
-      el("summary", {}, `${each.pairs.length} questions, ${each.pairs.filter(([, answer]) => answer.kept !== false).length} answers kept`),
+      el("summary", {}, counted(each.pairs.length, "question"),
+        each.pairs.some(([, answer]) => "kept" in answer) ? `, ${counted(each.pairs.filter(([, answer]) => answer.kept).length, "answer")} kept` : null),
       el("dl", { class: "answers" }, ...each.pairs.flatMap(([question, answer]) => [el("dt", {}, question), el("dd", {}, ...scored(answer))]))),
   ],
   final: (each) => {
@@ -94,7 +95,9 @@ async function card(number) {
     ? el("details", {}, el("summary", {}, "Other columns"), ...row.other.flatMap(([column, text]) => [el("h3", {}, column), el("pre", {}, text)]))
     : null;
   const figure = await image(number, row.name);
-  const parts = row.sections.flatMap((each) => [el("h3", {}, each.column.replaceAll("_", " ")), ...sections[each.kind](each, figure)]);
+  const shown = (each) => [each.text, each.texts, each.pairs, each.regions].some((value) => value?.length)
+    ? sections[each.kind](each, figure) : [el("p", { class: "about" }, "(empty)")];
+  const parts = row.sections.flatMap((each) => [el("h3", {}, each.column.replaceAll("_", " ")), ...shown(each)]);
   return el("article", { tabindex: -1, "aria-label": `Row ${number + 1}${row.name ? `, ${row.name}` : ""}` },
     el("div", {}, figure, facts, ...flags),
     el("div", {}, error, ...parts, rest));
