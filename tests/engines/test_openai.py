@@ -308,7 +308,9 @@ async def test_a_server_without_system_turns(fake: Server) -> None:
     replies.append(await engine.generate(Generate(prompts[2])))
     await engine.close()
     assert [reply.text for reply in replies] == ["A cat."] * 3
-    assert [len(request["messages"]) for request in fake.requests] == [2, 2, 1, 1, 1]
+    roles = [request["messages"][0]["role"] for request in fake.requests]
+    assert (roles.count("user"), roles[-1]) == (3, "user")
+    assert roles.count("system") in (1, 2)  # both of the first two, unless one came later
 
 
 async def test_a_server_without_json_schemas(fake: Server, caplog: pytest.LogCaptureFixture) -> None:
