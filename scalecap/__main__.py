@@ -6,6 +6,7 @@ Exit codes: 0 all rows done, 3 some rows failed, 1 the run failed or was stopped
 """
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 from scalecap import __version__
@@ -34,6 +35,9 @@ def main() -> int:
         return import_module(COMMANDS[command]).main() or 0
     if command in ("run", "check"):
         arguments = [*arguments[1:], *(["check=true"] if command == "check" else [])]
+    elif command.isalpha() and (close := get_close_matches(command, [*COMMANDS, "run", "check"])):
+        print(f"error: {command}: no such command; did you mean {close[0]!r}?", file=sys.stderr)
+        return 1
     if "--version" in arguments:  # Hydra would print its own
         print(f"scalecap {__version__}")
         return 0

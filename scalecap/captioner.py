@@ -27,8 +27,8 @@ from omegaconf import OmegaConf
 
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import AppliedPromise, apply_promises, check_models, check_scope
-from scalecap.config.compose import compose
-from scalecap.config.settings import CONF, DataSettings, Settings, from_config
+from scalecap.config.compose import compose, from_config
+from scalecap.config.settings import CONF, DataSettings, Settings
 from scalecap.data import DataError
 from scalecap.data.images import open_image
 from scalecap.data.memory import open_memory, to_dataset, with_captions
@@ -89,7 +89,9 @@ class Captioner:
         config_dir: str | os.PathLike[str] | None = None,
         **values: Any,
     ) -> None:
-        self._config, self._overrides = compose([*_model(model), *overrides], values, config_dir=config_dir)
+        self._config, self._overrides = compose(
+            [*_model(model), *overrides], values, config_dirs=[] if config_dir is None else [config_dir]
+        )
         self.settings: Settings = from_config(self._config)
         """All settings, typed. Those of a dataset and of the run's folder are arguments of `map`."""
         self._source: RowSource | None = None
@@ -171,7 +173,7 @@ class Captioner:
         """
         if self._closed:
             raise RunError("the captioner is closed; call it inside its with block")
-        folder = Path(output) if output is not None else _new_folder()
+        folder = Path(output).expanduser() if output is not None else _new_folder()
         own = DataSettings(source="memory", image=image)
         settings = replace(self.settings, data=own, output=str(folder), check=False)
         try:

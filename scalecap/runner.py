@@ -135,7 +135,7 @@ def prepare(settings: Settings, source: Source | None = None) -> Job:
     settings, promises = apply_promises(settings)
     source, pipeline = check(settings, source)
     if settings.edits:
-        source = Edited(source, read_edits(Path(settings.edits), pipeline.steps))
+        source = Edited(source, read_edits(Path(settings.edits).expanduser(), pipeline.steps))
     check_scope(promises, pipeline, settings)
     return Job(settings, source, pipeline, promises)
 

@@ -16,7 +16,8 @@ from PIL import Image as Pillow
 
 import scalecap.engines
 from scalecap.__main__ import main
-from scalecap.config.settings import CONF, Settings, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import CONF, Settings
 from scalecap.engines.base import Choose, Image, Request, Sampling, Score, Scored, Token
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,42 @@ def test_output_names_the_folder_and_the_same_command_resumes(
     assert len(opened) == 1
     assert (tmp_path / "my run" / "captions.jsonl").is_file()
     assert (tmp_path / "my run" / ".hydra").is_dir()
+
+
+def test_a_path_in_the_home_folder_may_begin_with_a_tilde(typed: Typed, tmp_path: Path, capsys: Any):
+    """A shell expands it in `output=~/x` at most, not in `data.path=~/x`."""
+    home = tmp_path / "home"
+    home.mkdir()
+    Pillow.new("RGB", (30, 30)).save(home / "a.png")
+    for words in (["data.path=~/", "output='~/run'"], ['data.path="~/"', "output=~/run"]):
+        assert typed("data=folder", *words) == 0, capsys.readouterr().err
+    assert "(1 from an earlier run)" in capsys.readouterr().out
+    assert (home / "run" / "captions.jsonl").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_an_empty_output_is_refused(typed: Typed, tmp_path: Path, capsys: Any):
+    for words in (["output="], ["output=", "check=true"]):
+        assert typed(*words, "data.limit=1") == 1
+        assert "output= is empty: name a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_that_resumes_can_be_copied(typed: Typed, tmp_path: Path, monkeypatch: Any, capsys: Any):
+    folder = tmp_path / "my files (2), old"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "rows.jsonl").write_text('{"image": "later.png"}')
+    assert typed("data=jsonl", "data.path=rows.jsonl", "max_failures=null") == 1
+    command = capsys.readouterr().out.splitlines()[-1]
+    Pillow.new("RGB", (30, 30)).save(folder / "later.png")
+    assert typed(*shlex.split(command)[3:]) == 0
+    assert len(list((folder / "outputs").glob("*/*"))) == 1
+
+
+def test_a_misspelt_command_is_reported(typed: Typed, capsys: Any):
+    assert typed("reprot", "runs/x") == 1
+    assert capsys.readouterr().err == "error: reprot: no such command; did you mean 'report'?\n"
 
 
 def test_a_refused_command_leaves_the_run_in_its_folder_unchanged(typed: Typed, tmp_path: Path, capsys: Any):

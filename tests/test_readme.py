@@ -11,8 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scalecap import stages
 from scalecap.__main__ import COMMANDS
-from scalecap.config.compose import compose
-from scalecap.config.settings import CONF, from_config
+from scalecap.config.compose import compose, from_config
+from scalecap.config.settings import CONF
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (
@@ -142,7 +142,7 @@ def test_commands_compose(words: list[str], tmp_path: Path):
     if not named and any(word.startswith("model.vlm.name=") for word in words):
         words.append("model=own")
     for job in BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)[0]:
-        config, _ = compose([*job, f"output={tmp_path / 'run'}"], config_dir=tmp_path)
+        config, _ = compose([*job, f"output={tmp_path / 'run'}"], config_dirs=[tmp_path])
         from_config(config)
 
 

@@ -40,7 +40,8 @@ from scalecap.calibration.statistics import (
     max_wrong_kept,
 )
 from scalecap.calibration.use import hand_edits
-from scalecap.config.settings import Settings, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import Settings
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.metrics.labels import Label
 from scalecap.run.folder import Run, checks

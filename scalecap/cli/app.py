@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs or checks, as the arguments say; returns the exit code."""
     logging.raiseExceptions = False  # a disk full under the log is reported by what fails without it
     sweep.start(arguments)
-    overrides = with_model_group(arguments)
+    overrides = with_model_group([*map(_expand_home, arguments)])
     if _is_check(arguments):
         # A check writes no file: Hydra must neither create the run's folder nor a log.
         overrides += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
@@ -52,6 +53,11 @@ def main(arguments: Sequence[str]) -> int:
             del os.environ["HYDRA_FULL_ERROR"]
         process_engines.close()
     return sweep.exit_code()
+
+
+def _expand_home(argument: str) -> str:
+    """`data.path=~/x` with the home folder, which shells leave to the program."""
+    return re.sub(r"(^[^=]+=[\"']?)~(?=/)", lambda found: found[1] + os.path.expanduser("~"), argument)
 
 
 def _is_check(arguments: Sequence[str]) -> bool:

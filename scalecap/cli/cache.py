@@ -17,8 +17,11 @@ def main() -> None:
     )
     parser.add_argument("--clear", action="store_true", help="delete the replies of all hosts")
     arguments = parser.parse_args()
+    folder = Path(arguments.dir).expanduser()
+    if not any(folder.glob("replies*.sqlite")):
+        parser.exit(1, f"error: no reply cache in {folder}\n")
     try:
-        cache = Cache(Path(arguments.dir).expanduser())
+        cache = Cache(folder)
         if arguments.clear:
             cache.clear()
         print(cache.size())

@@ -36,8 +36,8 @@ import yaml
 from PIL import Image as Pillow
 from PIL import ImageColor
 
-from scalecap.config.compose import compose
-from scalecap.config.settings import CONF, Settings, SettingsError, from_config
+from scalecap.config.compose import compose, from_config
+from scalecap.config.settings import CONF, Settings, SettingsError
 from scalecap.data.images import open_image
 from scalecap.data.sources import infer_kinds, json_safe
 from scalecap.engines.base import Choose, EngineError, Request, Score
@@ -231,18 +231,27 @@ def _lines(value: Any) -> list[str]:
     return [line for line in text.splitlines() if line != "..."]
 
 
-def pipeline_settings(name: str, overrides: Sequence[str], config_dir: str | None) -> Settings:
-    """The settings of a pipeline: an option of the group, or any YAML file. Raises SettingsError."""
+def pipeline_settings(name: str, overrides: Sequence[str], own: Sequence[Path]) -> Settings:
+    """The settings of a pipeline: an option of the group, or any YAML file. Raises SettingsError.
+
+    Args:
+        own: folders of the user's own YAML files.
+    """
     file = Path(name)
     if file.suffix not in (".yaml", ".yml"):
-        return from_config(compose([f"pipeline={name}", *overrides, "output=."], config_dir=config_dir)[0])
+        return from_config(compose([f"pipeline={name}", *overrides, "output=."], config_dirs=own)[0])
     if not file.is_file():
         raise SettingsError(f"no such file: {name}; give a YAML file or the name of a pipeline")
     with tempfile.TemporaryDirectory() as folder:
-        group = Path(folder) / "pipeline"
-        shutil.copytree(file.parent, group) if file.parent.name == "pipeline" else group.mkdir()
-        shutil.copy(file, group / "tested.yaml")
-        return from_config(compose(["pipeline=tested", *overrides, "output=."], config_dir=folder)[0])
+        copy = Path(folder) / "pipeline" / "tested.yaml"  # the file may have the name of an option
+        copy.parent.mkdir()
+        shutil.copy(file, copy)
+        beside = [file.absolute().parent.parent] if file.absolute().parent.name == "pipeline" else []
+        words = ["pipeline=tested", *overrides, "output=."]
+        try:
+            return from_config(compose(words, config_dirs=[folder, *own, *beside])[0])
+        except SettingsError as error:
+            raise SettingsError(str(error).replace(str(copy), name)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -253,14 +262,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "pipelines", nargs="*", help="options of pipeline=, or YAML files (default: all options)"
     )
-    parser.add_argument("--config-dir", help="folder of your own YAML files")
+    parser.add_argument("--config-dir", type=Path, help="folder of your own YAML files")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override")
     options = parser.parse_args(arguments)
-    names = options.pipelines or sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml"))
+    own = [options.config_dir.expanduser()] if options.config_dir else []
+    shipped = sorted(path.stem for folder in (CONF, *own) for path in folder.glob("pipeline/*.yaml"))
+    names = options.pipelines or shipped
     passed = failed = 0
     for name in names:
         try:
-            settings = pipeline_settings(name, options.set, options.config_dir)
+            settings = pipeline_settings(name, options.set, own)
             cases = read_cases(settings.pipeline.cases)
             if not cases and options.pipelines:
                 print(f"{name}: no cases; add some under `cases:`")

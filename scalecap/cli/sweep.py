@@ -19,10 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from scalecap.config.errors import explain
-from scalecap.config.settings import SettingsError, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import SettingsError
 from scalecap.report.comparison import Comparison
 from scalecap.run.folder import ERROR_FILE, FolderError, read_runs
 from scalecap.run.journal import JOURNAL
@@ -73,15 +72,15 @@ def job(config: DictConfig) -> float | None:
     try:
         return _job(config, hydra, sweep, record)
     except Exception as error:
-        known = isinstance(error, RunError | SettingsError | OmegaConfBaseException)
+        known = isinstance(error, RunError | SettingsError)
         if not (known or sweep):
             raise
         _exit_codes.append(1)
-        reason = explain(error) if known else f"{type(error).__name__}: {error}"
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
         print(f"error: {reason}", file=sys.stderr)
         if not known:
             log.exception("the job failed")
-        if not config.check and (started or sweep or not (folder / JOURNAL).exists()):
+        if not config.check and config.output and (started or sweep or not (folder / JOURNAL).exists()):
             with suppress(OSError):  # the disk may be what is full
                 record()
                 (folder / ".hydra" / ERROR_FILE).write_text(reason + "\n", encoding="utf-8")

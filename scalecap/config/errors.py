@@ -51,6 +51,10 @@ def explain(error: BaseException) -> str:
         if group in HEADERS and (in_steps or "did you mean" not in hint):
             hint += f"; a file of {group}/ begins with `# @package {HEADERS[group]}`"
         return f"{key}: no such {'group' if '/' in key else 'key'}{hint}"
+    if key and "is not a ListConfig" in text:
+        return f"{key}: expected a list, as in {key}=[a,b]"
+    if key and "is not Optional" in text:
+        return f"{key}: must not be null"
     if key and (found := re.search(r"^Value '.*", text, re.MULTILINE)):
         return f"{key}: {found[0]}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "_type=" not in line]

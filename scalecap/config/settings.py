@@ -5,8 +5,8 @@ The docstring below a field gives its unit and effect. Unknown keys are rejected
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,8 @@ class Settings:
             )
         if not 0 <= self.min_mass <= 1:
             found.append(f"min_mass={self.min_mass}: must be a probability, from 0 to 1")
+        if not self.output.strip():
+            found.append("output= is empty: name a folder, as in output=runs/photos")
         if self.resume not in ("same", "force"):
             found.append(f"resume={self.resume}: expected same or force")
         if self.data.relative_to not in ("file", "cwd"):
@@ -300,39 +302,6 @@ def schema() -> DictConfig:
         OmegaConf.set_struct(model.chat_template_kwargs, False)
         OmegaConf.set_struct(model.engine, False)
     return node
-
-
-def from_config(config: DictConfig) -> Settings:
-    """The typed settings of a composed config, with interpolations resolved.
-
-    Raises:
-        SettingsError: a value is invalid.
-        OmegaConfBaseException: a key, type or interpolation is invalid.
-    """
-    # `+key=value` adds keys without validation, so the config is merged into the schema once more.
-    typed = OmegaConf.merge(schema(), OmegaConf.create(OmegaConf.to_container(config)))
-    settings = OmegaConf.to_object(typed)
-    assert isinstance(settings, Settings)
-    for role, model in vars(settings.model).items():
-        model.engine = _typed_engine(f"model.{role}.engine", model.engine)
-    if problems := settings.problems():
-        raise SettingsError("\n  ".join(problems))
-    settings.pipeline.steps = settings.labels.restrict_steps(settings.pipeline.steps)
-    return settings
-
-
-def _typed_engine(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Validates a role's own engine settings, at `key` of the config. Raises as `from_config`."""
-    known = [each.name for each in fields(EngineSettings)]
-    for name in given:
-        if name not in known:
-            raise SettingsError(f"{key}.{name}: no such key{did_you_mean(name, known)}")
-    # At its place in the config, so that errors name the full key.
-    node = OmegaConf.create({})
-    OmegaConf.update(node, key, OmegaConf.structured(EngineSettings))
-    OmegaConf.update(node, key, dict(given))
-    typed: Any = OmegaConf.to_container(OmegaConf.select(node, key))
-    return {name: typed[name] for name in given}
 
 
 ConfigStore.instance().store(name="schema", node=schema())

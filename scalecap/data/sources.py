@@ -3,6 +3,7 @@
 import logging
 import math
 import numbers
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -221,14 +222,17 @@ def json_safe(value: Any, depth: int = 0) -> Any:
     """Converts a value to one that JSON and UTF-8 can represent.
 
     Images and other bytes are dropped: `{"bytes", "path"}` (an undecoded media cell) becomes `{"path"}`, or
-    null without a path. NaN and infinities become null, and so does what is nested more than MAX_DEPTH deep;
-    lone surrogates become `?`, and types that JSON lacks (dates, decimals) strings.
+    null without a path. NaN, infinities and integers beyond the range of floats become null, and so does what
+    is nested more than MAX_DEPTH deep; lone surrogates become `?`, and types that JSON lacks (dates,
+    decimals) strings.
 
     Args:
         depth: the number of mappings and lists around the value.
     """
-    if value is None or isinstance(value, bool | int):
+    if value is None:
         return value
+    if isinstance(value, int):  # or bool
+        return value if abs(value) <= sys.float_info.max else None
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):

@@ -39,7 +39,7 @@ def read_edits(path: Path, steps: Sequence[Step]) -> Edits:
     }
     found: Edits = {}
     try:
-        lines = path.read_text("utf-8").split("\n")  # JSON may hold other line separators
+        lines = path.read_text("utf-8-sig").split("\n")  # JSON may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"edits={path} can't be read: {error}") from error
     for number, line in enumerate(lines, 1):

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from scalecap.config.compose import quoted
 from scalecap.config.exports import WriteSettings
 from scalecap.data.sources import json_safe
 from scalecap.data.writer import WriteResult
@@ -183,7 +184,7 @@ class Summary:
         key, folder = ("hydra.sweep.dir", self.output.parent) if sweep else ("output", self.output)
         if any(word.startswith(f"{key}=") for word in words):
             return self.command
-        return f"{self.command} {shlex.quote(f'{key}={folder}')}"
+        return f"{self.command} {shlex.quote(f'{key}={quoted(str(folder))}')}"
 
     def write(self) -> None:
         """Writes `summary.json` in the run's folder."""

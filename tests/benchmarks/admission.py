@@ -26,7 +26,8 @@ from PIL import Image as Pillow
 from simulated import COSTS, Inline, Shape, Simulated
 from throughput import Work
 
-from scalecap.config.settings import CONF, Settings, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import CONF, Settings
 from scalecap.engines.base import Choose, Generate, Image, Request
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline

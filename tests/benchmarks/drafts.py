@@ -14,7 +14,8 @@ from unittest.mock import patch
 
 import hydra
 
-from scalecap.config.settings import CONF, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import CONF
 from scalecap.engines.compat import patch_libraries
 from scalecap.runner import process_engines, run
 

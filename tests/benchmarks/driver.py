@@ -26,7 +26,8 @@ from client import server
 from interpreter import picture, say
 
 import scalecap.engines
-from scalecap.config.settings import CONF, Settings, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import CONF, Settings
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.pipeline import Finished, Pipeline
 from scalecap.run import cluster

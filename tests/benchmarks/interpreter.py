@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import hydra
 from PIL import Image as Pillow
 
-from scalecap.config.settings import CONF, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import CONF
 from scalecap.engines.base import Choose, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.runner import run

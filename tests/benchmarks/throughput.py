@@ -43,7 +43,8 @@ from unittest.mock import patch
 import hydra
 from PIL import Image as Pillow
 
-from scalecap.config.settings import CONF, Settings, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import CONF, Settings
 from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Request, Score, Scored, Usage
 from scalecap.engines.settings import EngineSettings, ModelSettings

@@ -52,6 +52,37 @@ def test_a_difference_is_shown_line_by_line(pipeline: Path, capsys: pytest.Captu
     )
 
 
+def test_own_files_are_found_and_tested(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    own = tmp_path / "own"
+    (own / "prompts" / "mine").mkdir(parents=True)
+    (own / "prompts" / "mine" / "short.yaml").write_text("# @package prompts\nmine: Is {{ text }} so?\n")
+    text = PIPELINE.replace('"Is {{ text }} so?"', '"${prompts.mine}"')
+    pipeline.write_text(f"defaults: [/prompts/mine@_global_.prompts: short, _self_]{text}")
+    assert main([str(pipeline), "--config-dir", str(own)]) == 0
+    (own / "pipeline").mkdir()
+    pipeline.rename(own / "pipeline" / "own.yaml")
+    assert main(["--config-dir", str(own)]) == 0
+    out = capsys.readouterr().out
+    assert "ok     own: a dog" in out
+    assert "ok     default: " in out
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ('"${prompts.captoin}"', "${prompts.captoin}: no such key; did you mean 'prompts.caption'"),
+        ("A: b", "mine.yaml, line 3, column "),
+    ],
+)
+def test_an_error_of_the_file_is_reported(
+    pipeline: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], prompt: str, message: str
+):
+    monkeypatch.chdir(pipeline.parent)
+    pipeline.write_text(PIPELINE.replace("Describe.", prompt))
+    assert main(["mine.yaml"]) == 1
+    assert capsys.readouterr().out.startswith(f"FAILED mine.yaml: {message}")
+
+
 def test_an_override_changes_what_is_tested(pipeline: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(pipeline), "--set", "pipeline.steps.kept.threshold=0.1"]) == 1
     assert "+ - A cat." in capsys.readouterr().out

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from scalecap.config.compose import compose
-from scalecap.config.settings import SettingsError, from_config
+from scalecap.config.compose import compose, from_config
+from scalecap.config.settings import SettingsError
 
 
 def test_values_are_what_the_command_line_would_take():
@@ -39,11 +39,15 @@ def test_values_are_what_the_command_line_would_take():
         ({"pipeline": "sed"}, "pipeline=sed: no such option"),
         ({"sampling": {"temprature": 1}}, "sampling.temprature: no such key"),
         ({"seed": "many"}, "seed: Value 'many'"),
+        ({"data": {"context": "alt"}}, "data.context: expected a list"),
+        ({"output": None}, "output: must not be null"),
+        ({"prompts": {"verify": "${prompts.verfy}"}}, "did you mean 'prompts.verify'"),
+        ({"model": {"llm": {"engine": {"retries": "many"}}}}, "model.llm.engine.retries: Value 'many'"),
     ],
 )
 def test_invalid_values_are_named(values: dict[str, Any], message: str):
     with pytest.raises(SettingsError, match=message):
-        compose([], values)
+        from_config(compose([], values)[0])
 
 
 @pytest.mark.parametrize(
@@ -57,11 +61,10 @@ def test_naming_a_model_leaves_the_embedded_ones_prompts(overrides: list[str], v
 
 
 def test_a_folder_of_own_files_is_searched(tmp_path: Path):
-    (tmp_path / "prompts" / "verify").mkdir(parents=True)
-    (tmp_path / "prompts" / "verify" / "mine.yaml").write_text(
-        "# @package prompts\nverify: 'Mine: {{ text }}'\n"
-    )
-    config, _ = compose(["prompts/verify=mine", "output=x"], config_dir=tmp_path)
+    own = tmp_path / "my files (2)"
+    (own / "prompts" / "verify").mkdir(parents=True)
+    (own / "prompts" / "verify" / "mine.yaml").write_text("# @package prompts\nverify: 'Mine: {{ text }}'\n")
+    config, _ = compose(["prompts/verify=mine", "output=x"], config_dirs=[own])
     assert config.prompts.verify == "Mine: {{ text }}"
-    with pytest.raises(SettingsError, match="is not a folder"):
-        compose(config_dir=tmp_path / "absent")
+    with pytest.raises(SettingsError, match=r"does not exist: .*absent"):
+        compose(config_dirs=[tmp_path / "absent"])

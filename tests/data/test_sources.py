@@ -31,6 +31,7 @@ def test_json_safe_values_have_no_pixels() -> None:
         "scalar": np.float32("nan"),
         "pair": (1, True),
         3: "é",
+        "huge": [2**60, 10**400, 10**5000],
     }
     assert json.loads(json.dumps(json_safe(value), allow_nan=False)) == {
         "image": {"path": "a.png"},
@@ -41,4 +42,5 @@ def test_json_safe_values_have_no_pixels() -> None:
         "scalar": None,
         "pair": [1, True],
         "3": "é",
+        "huge": [2**60, None, None],
     }

@@ -112,6 +112,13 @@ def test_the_command_prints_the_size_and_clears(tmp_path, command, capsys):
         assert capsys.readouterr().out.startswith(shown)
 
 
+def test_the_command_refuses_a_folder_without_a_cache(tmp_path, command, capsys):
+    for folder in (tmp_path / "absent", tmp_path):
+        assert command("cache", folder, "--clear") == 1
+        assert capsys.readouterr().err == f"error: no reply cache in {folder}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, command, capsys):
     """SQLite's write-ahead log needs shared memory, which hosts do not share."""
     opened = []

@@ -48,10 +48,13 @@ def test_only_what_depends_on_an_edit_is_computed_again(
     first = run(compose(*words), engines=engines)
     before = captions(first.output)
     texts.clear()
-    (tmp_path / "edits.jsonl").write_text(
-        json.dumps({"row_id": "1", "golden_sentences": ["A dog sleeps."]}) + "\n"
+    file = tmp_path / "home" / "edits.jsonl"
+    file.parent.mkdir()
+    file.write_text(
+        json.dumps({"row_id": "1", "golden_sentences": ["A dog sleeps."]}) + "\n",
+        encoding="utf-8-sig",  # as editors on Windows write it
     )
-    again = run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
+    again = run(compose(*words, "edits='~/edits.jsonl'"), engines=engines)
     after = captions(again.output)
     assert (again.done, again.reused) == (3, 2)
     assert after[0] == before[0]
@@ -62,7 +65,7 @@ def test_only_what_depends_on_an_edit_is_computed_again(
     assert texts  # the questions and the caption read the edited column
     assert all("A dog sleeps." in text for text in texts)
     texts.clear()
-    once_more = run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
+    once_more = run(compose(*words, f"edits={file}"), engines=engines)
     assert (once_more.reused, texts) == (3, [])
 
 

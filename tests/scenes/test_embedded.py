@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
-from scalecap.config.settings import CONF, Settings, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import CONF, Settings
 from scalecap.engines import embedded_model
 from scalecap.runner import process_engines, run
 

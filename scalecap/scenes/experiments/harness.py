@@ -11,7 +11,8 @@ from typing import Any
 
 import hydra
 
-from scalecap.config.settings import CONF, from_config
+from scalecap.config.compose import from_config
+from scalecap.config.settings import CONF
 from scalecap.engines.base import Engine
 from scalecap.run.summary import Summary
 from scalecap.runner import run
