@@ -140,12 +140,12 @@ class Mean:
         return Interval(found, found - margin, found + margin, self._rows)
 
 
-def mean(pairs: Sequence[Pair]) -> Interval | None:
+def mean(pairs: Sequence[Pair] | np.ndarray) -> Interval | None:
     """The mean of the pairs; None when the denominator is 0."""
     return _interval(np.asarray(pairs, float).reshape(-1, 2))
 
 
-def difference(pairs: Sequence[Pair], baseline: Sequence[Pair]) -> Interval | None:
+def difference(pairs: Sequence[Pair] | np.ndarray, baseline: Sequence[Pair] | np.ndarray) -> Interval | None:
     """The mean of `pairs` minus that of `baseline`, paired row by row."""
     both = np.hstack([np.asarray(each, float).reshape(-1, 2) for each in (pairs, baseline)])
     return _interval(both)

@@ -12,6 +12,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,9 @@ from rich.text import Text
 from scalecap.messages import plural
 from scalecap.report.page import format_number, shorten
 from scalecap.report.pairing import UNPAIRED, keys, pair
+from scalecap.report.row_numbers import RowNumbers
 from scalecap.run.folder import FolderError, Run, read_runs
-from scalecap.stats import Interval, Pair, difference, is_part, label, mean, named, parts
+from scalecap.stats import Interval, difference, is_part, label, mean, named, parts
 from scalecap.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -112,30 +114,55 @@ class Comparison:
         self._objective_metric = (objective or "").lstrip("-")
         """The objective without its sign, as the runs name it."""
         self.costs = tuple(COSTS)
-        values = {run.name: _values(run) for run in runs}
-        self._means = {
-            run: {name: found for name, pairs in each.items() if (found := mean(list(pairs.values())))}
-            for run, each in values.items()
-        }
+        self.baseline = self._baseline(baseline)
+        self.partners = self._partners()
+        self._means: dict[str, dict[str, Interval]] = {}
+        self._differences: dict[str, dict[str, Interval | None]] = {}
+        known: dict[str, None] = {}
+        with ExitStack() as files:
+            others = files.enter_context(closing(RowNumbers(self.baseline))) if self.baseline else None
+            for run in self.runs:
+                known |= dict.fromkeys(self._measure(run, others))
         for run in runs:  # metrics that are not means over rows, such as AUC
             for name, interval in run.summary.get("metrics", {}).items():
                 self._means[run.name].setdefault(name, Interval(**interval))
-        self.baseline = self._baseline(baseline, values)
-        known = {name for each in values.values() for name in each}.union(*self._means.values())
+        known |= dict.fromkeys(name for each in self._means.values() for name in each)
         self._objective_metric = named(self._objective_metric, known) or self._objective_metric
-        self.partners = self._partners()
-        self.names = self._names(values)
+        self.names = self._names(known)
         if objective and self._objective_metric not in known and self.baseline:
             close = did_you_mean(objective, list(map(label, self.names)))
             raise FolderError(f"no run has objective={objective}{close}")
-        self.lines = [Line(run, self._numbers(run, values)) for run in runs]
+        self.lines = [Line(run, self._numbers(run)) for run in runs]
 
-    def _baseline(self, name: str | None, values: dict[str, Any]) -> Run | None:
-        if name is not None and name not in values:
-            raise FolderError(f"baseline={name}: there is no such run{did_you_mean(name, values)}")
+    def _baseline(self, name: str | None) -> Run | None:
+        names = [run.name for run in self.runs]
+        if name is not None and name not in names:
+            raise FolderError(f"baseline={name}: there is no such run{did_you_mean(name, names)}")
         return next(
-            (run for run in self.runs if values[run.name] and (name is None or run.name == name)), None
+            (
+                run
+                for run in self.runs
+                if (name is None or run.name == name)
+                and any(True for row in run.rows() for _ in run.numbers(row))
+            ),
+            None,
         )
+
+    def _measure(self, run: Run, others: RowNumbers | None) -> list[str]:
+        """Sets the run's means, and their differences to the baseline's numbers; returns their names."""
+        means, differences = self._means.setdefault(run.name, {}), self._differences.setdefault(run.name, {})
+        with closing(RowNumbers(run)) as own:
+            for name in own.names:
+                rows, pairs = own.read(name)
+                if found := mean(pairs):
+                    means[name] = found
+                if others is not None and run is not self.baseline:
+                    other_rows, other_pairs = others.read(name)
+                    partner = self.partners[run.name][rows]
+                    both = np.isin(partner, other_rows)
+                    same = other_pairs[np.searchsorted(other_rows, partner[both])]
+                    differences[name] = difference(pairs[both], same)
+            return own.names
 
     def _partners(self) -> dict[str, np.ndarray]:
         """By run, the index of the baseline row with the same image for each of its rows, or UNPAIRED."""
@@ -157,13 +184,11 @@ class Comparison:
         both = int(np.count_nonzero(partner != UNPAIRED))
         return both, len(partner) - both, len(self.partners[self.baseline.name]) - both
 
-    def _names(self, values: dict[str, dict[str, dict[int, Pair]]]) -> list[str]:
+    def _names(self, known: Iterable[str]) -> list[str]:
         """Names of measures: the objective, then metrics, then shares kept, then words."""
-        found = dict.fromkeys(name for each in values.values() for name in each)
-        found |= dict.fromkeys(name for each in self._means.values() for name in each)
         metrics = {name for run in self.runs for name in run.summary.get("metrics", {})}
         return sorted(
-            found, key=lambda name: (name != self._objective_metric, name not in metrics, name == "words")
+            known, key=lambda name: (name != self._objective_metric, name not in metrics, name == "words")
         )
 
     @cached_property
@@ -187,20 +212,13 @@ class Comparison:
             if name == self._objective_metric or not (is_part(name) or before.intersection(parts(name)[1:2]))
         ]
 
-    def _numbers(self, run: Run, values: dict[str, dict[str, dict[int, Pair]]]) -> dict[str, Number]:
-        found = {}
-        for name in self.names:
-            own, value = values[run.name].get(name, {}), self._means[run.name].get(name)
-            if not value:
-                continue
-            change = None
-            if self.baseline is not None and run is not self.baseline:
-                other = values[self.baseline.name].get(name, {})
-                partner = self.partners[run.name]
-                both = [row for row in own if partner[row] in other]
-                change = difference([own[row] for row in both], [other[partner[row]] for row in both])
-            found[name] = Number(value, change, self._is_best(name, value.mean))
-        return found
+    def _numbers(self, run: Run) -> dict[str, Number]:
+        means, differences = self._means[run.name], self._differences[run.name]
+        return {
+            name: Number(means[name], differences.get(name), self._is_best(name, means[name].mean))
+            for name in self.names
+            if name in means
+        }
 
     def _is_best(self, name: str, value: float) -> bool:
         if name != self._objective_metric if self._objective_metric else name not in self.metrics:
@@ -394,15 +412,6 @@ def compare(
         read_runs([Path(each) for each in runs]), baseline=baseline, objective=objective
     ).numbers()
     return pd.DataFrame(lines, columns=header)
-
-
-def _values(run: Run) -> dict[str, dict[int, Pair]]:
-    """By measure, then by row index: the row's contribution."""
-    found: dict[str, dict[int, Pair]] = {}
-    for index, row in enumerate(run.rows()):
-        for name, value in run.numbers(row):
-            found.setdefault(name, {})[index] = value
-    return found
 
 
 def _format_cell(number: Number | None) -> str:

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scalecap.report import row_numbers
 from scalecap.report.comparison import Comparison, compare
 from scalecap.run.folder import FolderError, Run, read_runs
 from scalecap.stats import difference, mean
@@ -314,3 +316,20 @@ def test_from_python_it_is_a_data_frame(make: Make, tmp_path: Path):
     assert frame["good difference"][1] == pytest.approx(0.5)
     with pytest.raises(FolderError, match="absent"):
         compare([tmp_path / "absent"])
+
+
+def test_memory_does_not_grow_with_measures(make: Make, monkeypatch: pytest.MonkeyPatch):
+    run = make("0", [1.0])
+    measures = {f"m{number}": {"mean": 1, "low": 0, "high": 2, "rows": 2_000} for number in range(20)}
+    row = {"row_id": "0", "image": "a.png", **dict.fromkeys(measures, 1.5), "m0": None}
+    lines = [json.dumps(each) + "\n" for each in (row | {"m1": 2.5}, row)]
+    (run.folder / "captions.jsonl").write_text("".join(lines * 1_000))
+    (run.folder / "summary.json").write_text(json.dumps({"status": "finished", "metrics": measures}))
+    (run,) = read_runs([run.folder])
+    monkeypatch.setattr(row_numbers, "CHUNK", 100)
+    tracemalloc.start()
+    (line,) = Comparison([run]).lines
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert line.numbers["m1"].value.mean == 2.0
+    assert peak < 2e6
