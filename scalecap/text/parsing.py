@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 from scalecap.text.segmentation import is_complete, sentences
 
 _MARK = re.compile(
-    r"^(?:[-+](?!\d)\s*|•\s*|\*\s+|#+\s+|\d+[.)]\s+|\d+(?:、|[.)．）](?=[\u3040-\u30ff\u3400-\u9fff])))"
+    r"^(?:[-+](?!\d)\s*|[•‣◦▪●–—](?!\d)\s*|\*\s+|#+\s+|\(?(?:\d+|(?<!\()[a-z](?=\)))[.)]\s+"
+    r"|\d+(?:、|[.)．）](?=[\u3040-\u30ff\u3400-\u9fff])))"
 )
 """Marker of a list item or heading: "- ", "1. ", "## ", "1、", not a number ("3 dogs", "-5 °C", "3.5米")."""
 _BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
@@ -23,7 +24,9 @@ def lines(reply: str) -> list[str]:
     """
     stripped = [line.strip() for line in reply.splitlines()]
     content = body("\n".join(line for line in stripped if line and not _RULE.fullmatch(line))).splitlines()
-    found = (_BOLD.sub(r"\2", _MARK.sub("", line, count=1)).strip() for line in content)
+    # The marker may be bold: "**1. Cat**".
+    plain = (_BOLD.sub(r"\2", _MARK.sub("", line)).strip() for line in content)
+    found = (_MARK.sub("", line) for line in plain)
     distinct = list(dict.fromkeys(line for line in found if line))
     return [] if len(distinct) == 1 and distinct[0].casefold() in ("none", "none.") else distinct
 
@@ -41,17 +44,19 @@ def _announces(line: str) -> bool:
 
 
 def complete_sentences(reply: str) -> str:
-    """A truncated reply up to its last complete sentence that is not a repetition.
+    """A truncated reply up to its last complete sentence or line that is not a repetition.
 
-    Of a model that repeats itself the first round stays. A reply without a complete sentence is unchanged.
+    Of a model that repeats itself the first round stays. A reply without a complete one is unchanged.
     """
     kept = [reply[start:end] for start, end in sentences(reply)]
-    while kept and not (is_complete(kept[-1]) and kept[-1].strip() not in map(str.strip, kept[:-1])):
+    if kept and not is_complete(kept[-1]):
+        del kept[-1]
+    while kept and kept[-1].strip() in map(str.strip, kept[:-1]):
         del kept[-1]
     return "".join(kept).strip() or reply
 
 
-_FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(r"```(?:json\b)?(.*)", re.DOTALL | re.IGNORECASE)
 
 
 class Unparsed(ValueError):
@@ -64,9 +69,10 @@ def json_value(reply: str, schema: Mapping[str, Any] | None = None) -> Any:
     Raises:
         Unparsed: the reply is not JSON, or does not follow the schema.
     """
-    blocks = _FENCE.findall(reply)
+    if (block := _BLOCK.search(reply)) and not reply.lstrip().startswith(("{", "[", '"')):
+        reply = block[1].rpartition("```")[0] or block[1]  # the end may be missing
     try:
-        value = json.loads(blocks[0] if len(blocks) == 1 else reply, parse_constant=_refuse)
+        value = json.loads(reply, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise Unparsed(str(error)) from error
     if schema is not None:

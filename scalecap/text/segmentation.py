@@ -23,6 +23,11 @@ _NEVER_END = re.compile(
     "|[Vv]s|[Aa]pprox|[Cc]a|[Cc]f|[Ee]\\.g|[Ii]\\.e|[Ee]sp|[Ii]ncl"
 )
 """Abbreviations after which a sentence goes on. Those that are words too count only with a capital."""
+_OPENER = re.compile(
+    r"(?:An?|The|It|Its|He|His|She|Her|They|Their|There|This|That|These|Those|In|On|At|To|Above|Below|Behind|Near"
+    r"|Next|Beside|Both|Another|Other|Some|Several|Two|Three)\b(?!\.)"
+)
+"""Words that begin a sentence and no name: before them a capital letter with a full stop ends one."""
 _END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|jr|sr|a\\.m|p\\.m|ft|oz|lb|lbs|min|max", re.I)
 # 1,200 stays whole; 、 only lists words.
 _COMMA = re.compile(rf"(?:,[{_CLOSERS}]*(?=\s)|[，،][{_CLOSERS}]*)")
@@ -132,11 +137,11 @@ def _ends_sentence(before: str, end: re.Match[str], after: str) -> bool:
     if end["latin"] != ".":
         return True
     word = before.split()[-1].lstrip("(\"'“‘[*_") if before.strip() else ""
-    if re.fullmatch(r"[A-Z](\.[A-Z])*", word) and word != "I":
-        return False  # J. K. Rowling, the U.S. flag
-    if re.fullmatch(r"\d+|[a-z]", before.strip()):
+    if re.fullmatch(r"\d+|[A-Za-z]", before.strip()):
         return False  # 1. first of a list
-    if word.lower() in ("no", "fig"):
+    if re.fullmatch(r"[A-Z](\.[A-Z])*", word) and word != "I":
+        return _OPENER.match(after) is not None  # J. K. Rowling, the U.S. flag; "plan B. The map"
+    if word.lower() in ("no", "fig") or re.fullmatch("Jan|Feb|Mar|Apr|Aug|Sept?|Oct|Nov|Dec", word):
         return not after[:1].isdigit()
     if _END_BEFORE_CAPITAL.fullmatch(word):
         return not continues

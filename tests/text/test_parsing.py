@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalecap.text.parsing import body, complete_sentences, lines
+from scalecap.text.parsing import Unparsed, body, complete_sentences, json_value, lines
 
 MAN = "The man wears a blue rain jacket and a grey helmet."
 
@@ -22,6 +22,8 @@ MAN = "The man wears a blue rain jacket and a grey helmet."
         ("1. Dog:\nIt is brown.", ["Dog:", "It is brown."]),  # a heading of the list is not a preamble
         ("The dog:", ["The dog:"]),
         ("2 * 3 ** 4", ["2 * 3 ** 4"]),
+        ("**1. Dog**: brown\n- **2.** Cat\n(3) owl\nd) fox", ["Dog: brown", "Cat", "owl", "fox"]),
+        ("– dog\n— cat\n▪ owl\n(left) fox", ["dog", "cat", "owl", "(left) fox"]),
         # SmolLM2
         (
             "The man is wearing a blue jacket.\nThe man is riding a bike.\nThe bike is wet.\n"
@@ -44,6 +46,9 @@ def test_lines(reply: str, expected: list[str]) -> None:
         ("A dog. \n\nA cat.\nA", "A dog. \n\nA cat."),
         ("一只狗。它是", "一只狗。"),
         ("red hat, blue coat, gre", "red hat, blue coat, gre"),
+        ("- red hat\n- blue coat\n- gre", "- red hat\n- blue coat"),
+        ("1. A dog.\n2. A cat\n3. A", "1. A dog.\n2. A cat"),
+        ("dog\ncat\ndog\ncat\ndo", "dog\ncat"),
         # SmolLM2
         (
             "The cake is at the top right. The two crabs are at the top. The cake is at the top left. "
@@ -71,3 +76,26 @@ def test_a_cut_reply_ends_with_its_last_new_sentence(reply: str, expected: str) 
 )
 def test_a_line_that_announces_a_text_is_not_part_of_it(reply: str, expected: str) -> None:
     assert body(reply) == expected
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"a": "```"}',
+        '```json\n{"a": "```"}\n```',
+        'Sure:\n```\n{"a": "```"}\n```\nThat is all.',
+        '```JSON\r\n{"a": "```"}\r\n```',
+        '```json {"a": "```"} ```',
+        '```json\n{"a": "```"}\n```\n',
+    ],
+)
+def test_json_in_a_block_of_code(reply: str) -> None:
+    assert json_value(reply) == {"a": "```"}
+    assert json_value(reply.replace('"```"', "1")) == {"a": 1}
+    assert json_value('```json\n{"a": 1}') == {"a": 1}
+
+
+@pytest.mark.parametrize("reply", ["", 'Sure! {"a": 1}', "```\n1\n```\n```\n2\n```", '```json\n{"a"', "NaN"])
+def test_nothing_is_guessed(reply: str) -> None:
+    with pytest.raises(Unparsed):
+        json_value(reply)
