@@ -50,7 +50,7 @@ class Vocabulary:
     def __init__(self, lines: Sequence[str]) -> None:
         self._names: dict[str, str] = {}
         for line in lines:
-            synonyms = [each.strip().lower() for each in line.split(",") if each.strip()]
+            synonyms = [_plain(each) for each in line.split(",") if each.strip()]
             for synonym in synonyms:
                 for form in (synonym, *_plurals(synonym)):
                     self._names.setdefault(form, synonyms[0])
@@ -72,12 +72,17 @@ class Vocabulary:
 
     def name(self, word: str) -> str:
         """The object's name for one of its synonyms; an unknown word is returned as it is."""
-        plain = word.strip().lower()
+        plain = _plain(word)
         return self._names.get(plain, plain)
 
     def find(self, text: str) -> list[str]:
         """The name of each object mentioned, in order."""
-        return [self._names[found.group()] for found in self._pattern.finditer(text.lower())]
+        return [self._names[found.group()] for found in self._pattern.finditer(_plain(text))]
+
+
+def _plain(text: str) -> str:
+    """In lower case, with one space for each hyphen and white space: "hot-dog" is "hot dog"."""
+    return re.sub(r"[\s-]+", " ", text.strip().lower())
 
 
 def _plurals(word: str) -> list[str]:

@@ -64,7 +64,7 @@ class Qa:
 
 def extract(reply: str) -> str:
     """The answer in a reply: what follows its last "answer is" or "answer:", else its first line."""
-    after = re.split(r"\banswer(?:\s+is\b|\s*:)\s*:?", reply, flags=re.IGNORECASE)[-1]
+    after = re.split(r"\banswer[*_]*(?:\s+is\b|\s*:)\s*:?", reply, flags=re.IGNORECASE)[-1]
     lines = [line.strip() for line in after.splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else ""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from scalecap.stages import Columns, stage
 from scalecap.stages.parse_questions import ASKS, asking_lines
+from scalecap.text import segmentation
 
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
 _MARKS = " \t\"'“”‘’*_`[]()<>.,;:!?"
@@ -17,9 +18,9 @@ def parse_objects(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Questions about each object once, then the same about their positions.
 
-    A line of a reply that contains "Describe more details about" names an object, up to its first full
-    stop. Case and article are ignored: "A Cat" is "the cat". `budget` is the maximum number of objects, in
-    the order of the sentences; null is all.
+    A line of a reply that contains "Describe more details about" names an object, up to the end of that
+    sentence. Case and article are ignored: "A Cat" is "the cat". `budget` is the maximum number of objects,
+    in the order of the sentences; null is all.
 
     The side column `about` has {object, sentence, position} of each question: its object, the index of the
     sentence that names it (from 0), and whether it asks for the position. If there is not one reply per
@@ -50,6 +51,11 @@ def _place(name: str, sentences: list[str]) -> int:
 def _objects(reply: str) -> Iterator[str]:
     for line in asking_lines(reply):
         rest = line.partition(ASKS)[2]
-        name = rest.partition(".")[0].strip().removeprefix("the position of ").strip(_MARKS)
+        name = (
+            rest[: next((end for _, end in segmentation.sentences(rest)), 0)]
+            .strip()
+            .removeprefix("the position of ")
+            .strip(_MARKS)
+        )
         if name:
             yield name

@@ -12,7 +12,10 @@ from typing import NamedTuple
 from scalecap.stages import Scored
 from scalecap.text.segmentation import Span
 
-_LINE = re.compile(r"[ \t>*]*(\d+)[ \t]*[.):\-][ \t*]*(yes|no)\b", re.IGNORECASE)
+_LINE = re.compile(
+    r"[ \t>*(\-]*(\d+)[ \t]*[.):\-][ \t*]*(yes|no)\b(?=[\s*_]*(?:$|[.,;:!(\-–—]))", re.IGNORECASE
+)
+"""A line may go on ("1. No, it is red."), but not as a statement does ("1. No dog is there.")."""
 
 
 def number_lines(texts: Sequence[str]) -> str:

@@ -67,6 +67,7 @@ def test_density_by_hand():
         ("A puppy beside a school bus.", 2, 0, 2),
         ("Two dogs and a cat on a couch.", 3, 2, 1),
         ("A man eats a hot dog.", 2, 2, 0),
+        ("A fire-hydrant, hot-dogs, a teddy\nbear.", 3, 3, 0),
         ("Buses, a bus and people; a person waits.", 4, 2, 1),
         ("Nothing to be seen, a catalogue of carpets.", 0, 0, 0),
     ],

@@ -215,6 +215,7 @@ async def test_qa_without_options(recording_client):
     [
         ("Paris.", "Paris"),
         ("Answer: 42", "42"),
+        ("It has four legs.\n\n**Answer**: 4", "4"),
         ("\n\n 3.5 m\nbecause", "3.5 m"),
         ("", ""),
         ("answer is", ""),

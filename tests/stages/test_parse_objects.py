@@ -23,6 +23,12 @@ def test_each_object_once_in_order_then_the_positions():
     assert [entry["position"] for entry in about] == [False] * 4 + [True] * 4
 
 
+def test_a_full_stop_within_a_name_does_not_end_it():
+    reply = "Describe more details about the U.S. flag.\nDescribe more details about Dr. Lee. It is a man."
+    _, about = parse_objects({"replies": [reply]})
+    assert [entry["object"] for entry in about] == ["the U.S. flag", "Dr. Lee"] * 2
+
+
 @pytest.mark.parametrize(("budget", "objects"), [(-1, 0), (0, 0), (1, 1), (3, 3), (4, 4), (9, 4), (None, 4)])
 def test_the_budget_is_the_most_objects(budget, objects):
     questions, about = parse_objects({"replies": REPLIES}, budget=budget)
