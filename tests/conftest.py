@@ -146,14 +146,14 @@ def typed(command: Callable[..., int], opened: list[Any]) -> Callable[..., int]:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Callable[..., str]:
-    """Makes a JSONL of `count` pictures; those in `broken` are text named .png."""
+    """Makes a JSONL of `count` images; those in `broken` are text named .png."""
 
     def make(count: int, broken: tuple[int, ...] = ()) -> str:
         lines = []
         for number in range(count):
             path = tmp_path / f"{number}.png"
             if number in broken:
-                path.write_text("no picture")
+                path.write_text("no image")
             else:
                 Pillow.new("RGB", (30, 30), (number, 0, 0)).save(path)
             lines.append(json.dumps({"id": number, "image": path.name}))

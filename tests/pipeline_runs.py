@@ -13,12 +13,12 @@ from scalecap.rows import Row
 DOG, DOG_AT = "Describe more details about the dog.", "Describe more details about the position of the dog."
 
 
-def picture(index: int = 0) -> Image:
+def an_image(index: int = 0) -> Image:
     return Image(f"{index:x}", Pillow.new("RGB", (1, 1)))
 
 
 def row(index: int = 0, **columns: Any) -> Row:
-    return Row(index, {"id": str(index), **columns}, lambda: picture(index))
+    return Row(index, {"id": str(index), **columns}, lambda: an_image(index))
 
 
 def answer(request: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which rows are in flight: no more pictures than fit the KV cache, and rows that show none beside them."""
+"""Which rows are in flight: no more images than fit the KV cache, and rows that show none beside them."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ from scalecap.interpreter.pipeline import Finished, Pipeline
 from scalecap.rows import Row
 
 TOKENS = 100
-"""Of each prompt with a picture."""
+"""Of each prompt with an image."""
 STEPS: dict[str, dict[str, Any]] = {
     "caption": {"stage": "generate", "prompt": "Caption.", "image": "image"},
     "sentences": {"stage": "split_sentences", "text": "caption"},
@@ -35,15 +35,15 @@ STEPS: dict[str, dict[str, Any]] = {
         "variables": {"id": "id", "a": "answers"},
     },
 }
-"""The last but one is the last with the picture."""
+"""The last but one is the last with the image."""
 
 
-def picture(index: int) -> Image:
+def an_image(index: int) -> Image:
     return Image(str(index), Pillow.new("RGB", (1, 1)))
 
 
 def row(index: int, **columns: Any) -> Row:
-    return Row(index, {"id": str(index), **columns}, lambda: picture(index))
+    return Row(index, {"id": str(index), **columns}, lambda: an_image(index))
 
 
 def say(request: Request) -> str | float:
@@ -53,19 +53,19 @@ def say(request: Request) -> str | float:
 
 
 class World:
-    """Steps on an engine whose KV cache holds `pictures` pictures; `most` is the most it held at once."""
+    """Steps on an engine whose KV cache holds `images` images; `most` is the most it held at once."""
 
     def __init__(
-        self, pictures: int, steps: dict[str, Any] = STEPS, script: Any = say, budget: int | None = None
+        self, images: int, steps: dict[str, Any] = STEPS, script: Any = say, budget: int | None = None
     ) -> None:
         self.script = script
-        engine = Scripted(self._answer, concurrency=200, kv_tokens=2 * TOKENS * pictures)
+        engine = Scripted(self._answer, concurrency=200, kv_tokens=2 * TOKENS * images)
         self.dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
         self.pipeline = Pipeline.build(steps, None, budget=budget)
         self.done: list[Finished] = []
         self.stop = asyncio.Event()
         self.held: set[str] = set()
-        """Pictures between their first request, and their row's fusion or end."""
+        """Images between their first request, and their row's fusion or end."""
         self.most = 0
 
     async def _answer(self, request: Request) -> Any:
@@ -86,7 +86,7 @@ class World:
     async def run(self, rows: Any, *, known: bool = True) -> list[Finished]:
         """The rows that ended, in their order; TimeoutError where they wait for each other.
 
-        `known`: an earlier picture has shown how long prompts are.
+        `known`: an earlier image has shown how long prompts are.
         """
 
         def on_row(finished: Finished) -> None:
@@ -95,7 +95,9 @@ class World:
 
         async with asyncio.timeout(10):
             if known:
-                await self.dispatcher.client("first", lambda flag: None).generate("First.", image=picture(-1))
+                await self.dispatcher.client("first", lambda flag: None).generate(
+                    "First.", image=an_image(-1)
+                )
                 self.held, self.most = set(), 0
             await self.pipeline.run(
                 rows, self.dispatcher, in_flight=self.dispatcher.max_rows, on_row=on_row, stop=self.stop
@@ -104,25 +106,25 @@ class World:
         return sorted(self.done, key=lambda each: each.row.index)
 
 
-@pytest.mark.parametrize("pictures", [1, 3, 7])
-async def test_no_more_pictures_are_in_flight_than_the_cache_has_room_for(pictures: int):
+@pytest.mark.parametrize("images", [1, 3, 7])
+async def test_no_more_images_are_in_flight_than_the_cache_has_room_for(images: int):
     full = asyncio.Event()
 
     async def script(request: Request) -> Any:
         if request.prompt.text == "Caption.":
-            if len(world.held) == pictures:
+            if len(world.held) == images:
                 full.set()
             await full.wait()  # rows are read in a thread, which may be slow
         return say(request)
 
-    world = World(pictures, script=script)
+    world = World(images, script=script)
     done = await world.run(row(index) for index in range(40))
     assert [each.error for each in done] == [None] * 40
-    assert world.most == pictures
+    assert world.most == images
 
 
-@pytest.mark.parametrize("pictures", [1, 3])
-async def test_a_row_whose_remaining_steps_show_no_picture_holds_no_place(pictures: int):
+@pytest.mark.parametrize("images", [1, 3])
+async def test_a_row_whose_remaining_steps_show_no_image_holds_no_place(images: int):
     """All rows meet in their last step."""
     together = asyncio.Barrier(20)
 
@@ -131,13 +133,13 @@ async def test_a_row_whose_remaining_steps_show_no_picture_holds_no_place(pictur
             await together.wait()
         return say(request)
 
-    world = World(pictures, script=script)
+    world = World(images, script=script)
     done = await world.run(row(index) for index in range(20))
     assert len(done) == 20
-    assert world.most <= pictures
+    assert world.most <= images
 
 
-async def test_rows_without_a_picture_are_as_many_as_keep_the_engine_busy():
+async def test_rows_without_an_image_are_as_many_as_keep_the_engine_busy():
     together = asyncio.Barrier(100)  # half of the engine's concurrency
 
     async def script(request: Request) -> Any:
@@ -148,8 +150,8 @@ async def test_rows_without_a_picture_are_as_many_as_keep_the_engine_busy():
     assert len(await world.run((row(index) for index in range(100)), known=False)) == 100
 
 
-async def test_text_steps_between_two_with_the_picture_hold_the_place():
-    """The picture is shown again, so its tokens are to stay."""
+async def test_text_steps_between_two_with_the_image_hold_the_place():
+    """The image is shown again, so its tokens are to stay."""
     requested = asyncio.Event()
 
     async def script(request: Request) -> Any:
@@ -208,7 +210,7 @@ async def test_a_row_that_fails_gives_its_place_back(text: str):
     assert failed == ([3] if text.endswith("3") else list(range(10)))
 
 
-async def test_a_picture_that_cannot_be_opened_takes_no_place():
+async def test_an_image_that_cannot_be_opened_takes_no_place():
     def broken() -> Image:
         raise OSError("broken")
 

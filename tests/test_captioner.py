@@ -1,4 +1,4 @@
-"""The Python interface: pictures in, columns out, by the same run as the command line's."""
+"""The Python interface: images in, columns out, by the same run as the command line's."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from scalecap.engines.scripted import Scripted
 from scalecap.scenes.world import SAMPLE
 
 
-def picture(colour: int) -> Pillow.Image:
+def an_image(colour: int) -> Pillow.Image:
     return Pillow.new("RGB", (30, 30), (colour, 0, 0))
 
 
@@ -31,7 +31,7 @@ def captioner(opened: list[Any]) -> Iterator[Captioner]:
 
 @pytest.fixture
 def colour(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> None:
-    """The scripted model names a picture's red value in its first caption."""
+    """The scripted model names an image's red value in its first caption."""
 
     def by_colour(request: Request) -> Any:
         if request.prompt.image and "Describe the fine" in request.prompt.text:
@@ -47,12 +47,12 @@ def colour(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) ->
 
 
 def forms(folder: Path) -> dict[str, Any]:
-    """The same three pictures in each form that `map` takes."""
-    pictures = [picture(10 * number) for number in range(3)]
+    """The same three images in each form that `map` takes."""
+    images = [an_image(10 * number) for number in range(3)]
     paths = [folder / f"{number}.png" for number in range(3)]
-    for each, path in zip(pictures, paths, strict=True):
+    for each, path in zip(images, paths, strict=True):
         each.save(path)
-    rows = [{"image": each, "name": f"n{number}"} for number, each in enumerate(pictures)]
+    rows = [{"image": each, "name": f"n{number}"} for number, each in enumerate(images)]
     dataset = datasets.Dataset.from_list(rows)
     return {
         "dataset": dataset,
@@ -61,13 +61,13 @@ def forms(folder: Path) -> dict[str, Any]:
         "mappings": rows,
         "paths": paths,
         "names": [str(path) for path in paths],
-        "pil": pictures,
+        "pil": images,
     }
 
 
 @pytest.mark.usefixtures("colour")
 @pytest.mark.parametrize("form", ["dataset", "stream", "frame", "mappings", "paths", "names", "pil"])
-def test_each_form_comes_back_with_its_pictures_and_captions(form: str, tmp_path: Path):
+def test_each_form_comes_back_with_its_images_and_captions(form: str, tmp_path: Path):
     with Captioner("some/model", pipeline="seed", progress=False) as captioner:
         out = captioner.map(forms(tmp_path)[form], output=tmp_path / "run")
     assert [row["image"].getpixel((0, 0))[0] for row in out] == [0, 10, 20]
@@ -83,50 +83,50 @@ def test_each_form_comes_back_with_its_pictures_and_captions(form: str, tmp_path
 def test_the_same_folder_resumes_and_another_pipeline_is_refused(
     captioner: Captioner, engines: dict[str, Scripted], tmp_path: Path
 ):
-    pictures = [picture(number) for number in range(4)]
-    captioner.map(pictures[:2], output=tmp_path / "run")
-    captioner.map(pictures, output=tmp_path / "run")
+    images = [an_image(number) for number in range(4)]
+    captioner.map(images[:2], output=tmp_path / "run")
+    captioner.map(images, output=tmp_path / "run")
     assert captioner.summary is not None
     assert captioner.summary.reused == 2
     with (
         Captioner("some/model", pipeline="default", progress=False) as other,
         pytest.raises(RunError, match="another config"),
     ):
-        other.map(pictures, output=tmp_path / "run")
+        other.map(images, output=tmp_path / "run")
 
 
-def test_one_picture_is_a_dict_of_columns(captioner: Captioner, tmp_path: Path):
-    picture(5).save(tmp_path / "cat.png")
+def test_one_image_is_a_dict_of_columns(captioner: Captioner, tmp_path: Path):
+    an_image(5).save(tmp_path / "cat.png")
     row = captioner(tmp_path / "cat.png")
     assert row["golden_sentences"] == ["There is a dog."]
     assert row["image"] == str(tmp_path / "cat.png")
-    assert captioner(picture(5))["final_caption"] == row["final_caption"]
+    assert captioner(an_image(5))["final_caption"] == row["final_caption"]
     assert not (tmp_path / "outputs").exists()
 
 
-def test_columns_beside_the_picture_are_read_by_steps(opened: list[Any]):
+def test_columns_beside_the_image_are_read_by_steps(opened: list[Any]):
     step = {"stage": "parse_questions", "text": "notes"}
     with Captioner("m", pipeline={"steps": {"more": step}}, progress=False) as captioner:
-        row = captioner({"image": picture(1), "notes": "Describe more details about the dog."})
+        row = captioner({"image": an_image(1), "notes": "Describe more details about the dog."})
         assert row["more"][0] == "Describe more details about the dog."
         with pytest.raises(RunError, match="notes"):
-            captioner(picture(1))
+            captioner(an_image(1))
 
 
 async def test_an_async_program_awaits_many_at_once_with_one_model(captioner: Captioner, opened: list[Any]):
-    rows = await asyncio.gather(*(captioner.acaption(picture(number)) for number in range(5)))
+    rows = await asyncio.gather(*(captioner.acaption(an_image(number)) for number in range(5)))
     assert [row["golden_sentences"] for row in rows] == [["There is a dog."]] * 5
     assert len(opened) == 1
-    assert captioner(picture(9))["golden_sentences"] == ["There is a dog."]  # inside of a running loop
+    assert captioner(an_image(9))["golden_sentences"] == ["There is a dog."]  # inside of a running loop
 
 
-def test_a_picture_that_fails_says_where_and_a_row_of_a_set_keeps_its_reason(
+def test_an_image_that_fails_says_where_and_a_row_of_a_set_keeps_its_reason(
     captioner: Captioner, tmp_path: Path
 ):
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(CaptionError, match=r"bad\.png"):
         captioner(tmp_path / "bad.png")
-    out = captioner.map([tmp_path / "bad.png", picture(1)], output=tmp_path / "run")
+    out = captioner.map([tmp_path / "bad.png", an_image(1)], output=tmp_path / "run")
     assert out["error"][0]["step"] == "image"
     assert out["golden_sentences"][1] == ["There is a dog."]
 
@@ -155,10 +155,10 @@ def test_wrong_settings_are_refused_before_a_model_loads(opened: list[Any]):
     assert opened == []
 
 
-def test_a_report_is_made_of_pictures_in_memory_and_shown_inline(captioner: Captioner, tmp_path: Path):
+def test_a_report_is_made_of_images_in_memory_and_shown_inline(captioner: Captioner, tmp_path: Path):
     with pytest.raises(RunError, match="no run yet"):
         captioner.report()
-    captioner.map([picture(200)], output=tmp_path / "run")
+    captioner.map([an_image(200)], output=tmp_path / "run")
     report = captioner.report()
     assert report.path == tmp_path / "run" / "report.html"
     assert "iframe" in report._repr_html_()
@@ -166,7 +166,7 @@ def test_a_report_is_made_of_pictures_in_memory_and_shown_inline(captioner: Capt
 
 
 def test_a_run_made_from_python_is_a_run(captioner: Captioner, tmp_path: Path):
-    captioner.map([picture(1), picture(2)], output=tmp_path / "run")
+    captioner.map([an_image(1), an_image(2)], output=tmp_path / "run")
     run = scalecap.open_run(tmp_path / "run")
     assert [row["row_id"] for row in run.rows()] == ["0", "1"]
     assert run.summary["rows"]["done"] == 2
@@ -187,20 +187,20 @@ def test_the_embedded_model_warns_of_images_that_are_not_of_its_world(
         assert captioner.summary
         assert not captioner.summary.notes
         assert "knows its own world" not in caplog.text
-        captioner(picture(1))
-        captioner(picture(2))
+        captioner(an_image(1))
+        captioner(an_image(2))
         assert caplog.text.count("knows its own world") == 1
-        captioner.map([picture(1)], output=tmp_path / "other")
+        captioner.map([an_image(1)], output=tmp_path / "other")
         assert "knows its own world" in captioner.summary.screen()
 
 
 def test_leaving_the_block_closes_the_model(opened: list[Any]):
     with Captioner("m", pipeline="seed", progress=False) as captioner:
-        captioner(picture(1))
+        captioner(an_image(1))
     with pytest.raises(RunError, match="closed"):
-        captioner(picture(1))
+        captioner(an_image(1))
     with pytest.raises(RunError, match="closed"):
-        captioner.map([picture(1)])
+        captioner.map([an_image(1)])
 
 
 def test_a_custom_prompt_reaches_the_model(
@@ -209,7 +209,7 @@ def test_a_custom_prompt_reaches_the_model(
     with Captioner(
         "m", pipeline="default", prompts={"verify": "Own words: {{ text }}"}, progress=False
     ) as own:
-        own(picture(3))
+        own(an_image(3))
     assert any(text.startswith("Own words: There is a") for text in prompts)
 
 
@@ -238,7 +238,7 @@ def test_captions_are_as_the_command_line_writes_them(
         assert own[column] == [line[column] for line in lines]
 
 
-def test_one_picture_has_the_same_minimum_mass_as_a_run(
+def test_one_image_has_the_same_minimum_mass_as_a_run(
     monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]
 ):
     """A yes whose options have too little probability mass keeps nothing, here as there."""
@@ -253,4 +253,4 @@ def test_one_picture_has_the_same_minimum_mass_as_a_run(
     for least, kept in ((0.1, []), (0.0, ["There is a dog.", "There is a cat."])):
         words = {"min_mass": least, "cache": False}
         with Captioner("some/model", pipeline="seed", progress=False, **words) as captioner:
-            assert captioner(picture(10))["golden_sentences"] == kept
+            assert captioner(an_image(10))["golden_sentences"] == kept

@@ -327,9 +327,9 @@ def test_a_sweep_continues_after_a_failed_job(typed: Typed, tmp_path: Path, caps
 
 
 def test_failed_rows_exit_with_3(typed: Typed, tmp_path: Path):
-    picture = tmp_path / "a.png"
-    Pillow.new("RGB", (30, 30)).save(picture)
-    (tmp_path / "rows.jsonl").write_text('{"image": "missing.png"}\n' + json.dumps({"image": str(picture)}))
+    image = tmp_path / "a.png"
+    Pillow.new("RGB", (30, 30)).save(image)
+    (tmp_path / "rows.jsonl").write_text('{"image": "missing.png"}\n' + json.dumps({"image": str(image)}))
     assert typed("data=jsonl", "data.path=rows.jsonl") == 3
 
 

@@ -129,29 +129,27 @@ COLUMNS = {
 
 
 def _data(source: str, folder: Path, columns: dict[str, Any] | None = None) -> list[str]:
-    """A data set of one picture in the form that `data=<source>` reads."""
-    picture = folder / "pictures" / "one.png"
-    picture.parent.mkdir()
-    Pillow.linear_gradient("L").save(picture)
+    """A data set of one image in the form that `data=<source>` reads."""
+    file = folder / "pictures" / "one.png"
+    file.parent.mkdir()
+    Pillow.linear_gradient("L").save(file)
     match source:
         case "jsonl":
             (folder / "rows.jsonl").write_text(json.dumps({"image": "pictures/one.png", **(columns or {})}))
             return ["data=jsonl", f"data.path={folder}/rows.jsonl"]
         case "folder":
-            return [f"data.path={picture.parent}"]
+            return [f"data.path={file.parent}"]
         case "hub" | "capsbench":
-            rows = datasets.Dataset.from_dict({"image": [str(picture)]}).cast_column(
-                "image", datasets.Image()
-            )
+            rows = datasets.Dataset.from_dict({"image": [str(file)]}).cast_column("image", datasets.Image())
             rows.to_parquet(folder / "parquet" / "train.parquet")
             return [f"data.path={folder}/parquet"]
         case "parquet":
-            rows = datasets.Dataset.from_dict({"image": [str(picture)]})
+            rows = datasets.Dataset.from_dict({"image": [str(file)]})
             rows.cast_column("image", datasets.Image()).to_parquet(folder / "rows.parquet")
             return [f"data.path={folder}/rows.parquet"]
         case "webdataset":
             with tarfile.open(folder / "0.tar", "w") as tar:
-                tar.add(picture, "0001.png")
+                tar.add(file, "0001.png")
             return [f"data.path={folder}/*.tar"]
     return []
 

@@ -1,4 +1,4 @@
-"""Texts that came with a picture: shown to captions, checked like all they say, and credited."""
+"""Texts that came with an image: shown to captions, checked like all they say, and credited."""
 
 import json
 from collections.abc import Callable

@@ -62,13 +62,13 @@ def test_a_package_brings_an_engine_a_source_a_sink_a_stage_and_a_metric(install
     ]
     assert [row["final_caption"] for row in rows] == ["The picture is blue.", "The picture is red."]
     assert rows[0]["excess"] == {"caption": {"excess": 3}, "final_caption": {"excess": 0}}
-    pictures = [row["image"]["bytes"] for row in pq.read_table(tmp_path / "out" / "dataset").to_pylist()]
+    images = [row["image"]["bytes"] for row in pq.read_table(tmp_path / "out" / "dataset").to_pylist()]
     with (tmp_path / "out" / "swatches-csv" / "captions.csv").open() as file:
         table = list(csv.reader(file))
     assert table == [
         ["row_id", "final_caption", "bytes"],
-        ["blue", "The picture is blue.", str(len(pictures[0]))],
-        ["red", "The picture is red.", str(len(pictures[1]))],
+        ["blue", "The picture is blue.", str(len(images[0]))],
+        ["red", "The picture is red.", str(len(images[1]))],
     ]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["models"] == {"vlm": "swatches/palette palette"}

@@ -46,7 +46,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def run_job(command: Callable[..., int], server: Server, rows: Callable[..., str]) -> Callable[..., int]:
-    """Runs the main job over six pictures on the server; the folder is `out`."""
+    """Runs the main job over six images on the server; the folder is `out`."""
 
     def run_job(*words: str, count: int = 6) -> int:
         own = ("model=own", "model.vlm.name=m", "engine=openai", f"engine.base_url={server.url}")
@@ -125,7 +125,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("stat", errno.ESTALE, "missing_file"),
     ],
 )
-def test_a_network_disk_that_fails_for_one_picture(
+def test_a_network_disk_that_fails_for_one_image(
     typed, rows, monkeypatch, tmp_path: Path, capsys, call: str, code: int, kind: str
 ):
     """A server's handle is stale, or it can't be read: the row's, not the run's."""
@@ -227,9 +227,9 @@ def test_a_request_that_always_fails(run_job, server: Server, answer: Any, codes
 
     def script(request: dict[str, Any]) -> Any:
         content = request["messages"][-1]["content"]
-        picture = content[0]["image_url"]["url"] if isinstance(content, list) else ""
-        first.append(picture)
-        return answer if picture and picture == next(filter(None, first)) else storyteller(request)
+        shown = content[0]["image_url"]["url"] if isinstance(content, list) else ""
+        first.append(shown)
+        return answer if shown and shown == next(filter(None, first)) else storyteller(request)
 
     server.script = script
     words = ("engine.retries=0", "engine.timeout=3")
@@ -403,11 +403,9 @@ def test_data_that_breaks_in_the_middle(typed, capsys, tmp_path: Path, codes: se
 
     (tmp_path / "set").mkdir()
     for shard in range(2):
-        pictures = [Pillow.new("RGB", (30, 30), (shard, number, 0)) for number in range(5)]
+        images = [Pillow.new("RGB", (30, 30), (shard, number, 0)) for number in range(5)]
         path = tmp_path / "set" / f"train-{shard}.parquet"
-        datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image()).to_parquet(
-            path
-        )
+        datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image()).to_parquet(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:200])
     words = ("data=hub", "data.path=set", "data.streaming=true", "output=out")

@@ -59,8 +59,8 @@ class Served:
         self.process.wait()
         self._reader.join()
 
-    def pictures(self) -> list[str]:
-        """The picture of each request that showed one."""
+    def images(self) -> list[str]:
+        """The image of each request that showed one."""
         contents = [request["messages"][-1]["content"] for request in self.requests]
         return [each[0]["image_url"]["url"] for each in contents if isinstance(each, list)]
 
@@ -74,7 +74,7 @@ def servers() -> Iterator[list[Served]]:
         server.kill()
 
 
-def test_every_row_is_done_once_and_other_servers_keep_their_pictures(
+def test_every_row_is_done_once_and_other_servers_keep_their_images(
     servers: list[Served], rows: Callable[..., str], tmp_path: Path
 ):
     addresses = f"engine.base_url=[{','.join(server.url for server in servers)}]"
@@ -97,8 +97,8 @@ def test_every_row_is_done_once_and_other_servers_keep_their_pictures(
     finish(begin("whole"))
     whole = requests()
     assert set(whole.values()) == {1}
-    homes = {picture: number for number, each in enumerate(servers) for picture in each.pictures()}
-    assert len(homes) == sum(len(set(server.pictures())) for server in servers) == 40
+    homes = {image: number for number, each in enumerate(servers) for image in each.images()}
+    assert len(homes) == sum(len(set(server.images())) for server in servers) == 40
     for server in servers:
         server.requests.clear()
 
@@ -120,8 +120,8 @@ def test_every_row_is_done_once_and_other_servers_keep_their_pictures(
     assert again.total() - whole.total() <= CONCURRENCY  # what the server had in flight when it was killed
     elsewhere: defaultdict[int, int] = defaultdict(int)
     for number, server in enumerate(servers):
-        for picture in server.pictures():
-            elsewhere[homes[picture]] += homes[picture] != number
+        for image in server.images():
+            elsewhere[homes[image]] += homes[image] != number
     assert elsewhere[0] > 0
     assert elsewhere[1] == elsewhere[2] == 0
     answered, away = json.loads((tmp_path / "killed" / "summary.json").read_text())["notes"]

@@ -1,4 +1,4 @@
-"""What is exported with a data set: of the pictures that rows name by paths, only the data's own."""
+"""What is exported with a data set: of the images that rows name by paths, only the data's own."""
 
 import json
 import zipfile
@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from pictures import picture
+from image_files import an_image
 
 from scalecap.config.settings import Settings
 from scalecap.engines.scripted import Scripted
@@ -26,7 +26,7 @@ def written(compose: Compose, engines: dict[str, Scripted], tmp_path: Path) -> C
     """Runs over rows that name files in and outside of the data's folder; returns what is exported."""
     for name in ("data/own.png", "data/below/own.png", "other.png", "absolute.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(picture())
+        (tmp_path / name).write_bytes(an_image())
     for name in ("data/secret.txt", "secret.txt"):
         (tmp_path / name).write_text("the password")
     cells = [str(tmp_path / "absolute.png") if each == "ABSOLUTE" else each for each in CELLS]
@@ -43,25 +43,25 @@ def written(compose: Compose, engines: dict[str, Scripted], tmp_path: Path) -> C
 
 
 JUDGED = ("pipeline=none", "evaluate=density", "evaluate.caption=caption")
-"""A run in which no step looks at the pictures."""
+"""A run in which no step looks at the images."""
 
 
 @pytest.mark.parametrize("words", [JUDGED, ()])
-def test_no_text_and_no_picture_from_outside_is_exported(written: Callable[..., Any], words: tuple[str, ...]):
+def test_no_text_and_no_image_from_outside_is_exported(written: Callable[..., Any], words: tuple[str, ...]):
     summary, contents = written(*words)
-    assert contents == [picture()] * 3 + [None] * 4
+    assert contents == [an_image()] * 3 + [None] * 4
     notes = " ".join(summary.notes)
     assert f"Images left out of dataset/: {3 if words else 2} (" in notes
     assert "other.png' is outside of the data's folder; set data.allow_outside=true to use it" in notes
-    assert summary.done == (7 if words else 5), "pictures from anywhere are captioned"
+    assert summary.done == (7 if words else 5), "images from anywhere are captioned"
 
 
-def test_pictures_from_outside_are_exported_where_allowed(written: Callable[..., Any]):
+def test_images_from_outside_are_exported_where_allowed(written: Callable[..., Any]):
     summary, contents = written(*JUDGED)
     assert contents.count(None) == 4
     again, contents = written(*JUDGED, "data.allow_outside=true")  # resumes, and captions nothing again
     assert again.reused == summary.done == 7
-    assert contents == [*[picture()] * 3, None, picture(), None, picture()]
+    assert contents == [*[an_image()] * 3, None, an_image(), None, an_image()]
     assert "secret.txt' is not an image in a supported format" in " ".join(again.notes)
 
 
@@ -71,7 +71,7 @@ def test_a_set_of_the_hub_copies_nothing_that_its_cells_name_elsewhere(
 ):
     (tmp_path / "set").mkdir()
     for name in ("own.png", "../mine.png"):
-        (tmp_path / "set" / name).write_bytes(picture())
+        (tmp_path / "set" / name).write_bytes(an_image())
     cells = [{"bytes": None, "path": str(tmp_path / name)} for name in ("set/own.png", "mine.png")]
     features = datasets.Features({"image": datasets.Image(decode=False), "caption": datasets.Value("string")})
     held = datasets.Dataset.from_dict({"image": cells, "caption": ["A dog."] * 2}, features=features)
@@ -89,10 +89,10 @@ def test_links_of_a_set_of_the_hub_lead_nowhere_else(
     compose: Compose, engines: dict[str, Scripted], tmp_path: Path
 ):
     (tmp_path / "set").mkdir()
-    (tmp_path / "mine.png").write_bytes(picture())
+    (tmp_path / "mine.png").write_bytes(an_image())
     for name in ("mine.zip", "set/own.zip"):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
-            archive.writestr("a.png", picture())
+            archive.writestr("a.png", an_image())
     links = [f"zip://a.png::{tmp_path}/set/own.zip", f"zip://a.png::file://{tmp_path}/set/own.zip"]
     links += [each.replace("set/own", "mine") for each in links] + [f"file://{tmp_path}/mine.png"]
     links += [f"zip://a.png::file://{tmp_path}/set/../mine.zip"]

@@ -31,12 +31,12 @@ QUIET = ("progress=false", "report=false", "cache=off")
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file was opened, and its pictures read, since this was last cleared."""
+    """How often each file was opened, and its images read, since this was last cleared."""
     found: Counter[str] = Counter()
     whole_read, whole_open = File.read, File.open
 
     def read(file: File, start: int, size: int) -> bytes:
-        found["pictures of " + file.name.rpartition("/")[2]] += 1
+        found["images of " + file.name.rpartition("/")[2]] += 1
         return whole_read(file, start, size)
 
     def open_(file: File) -> Any:
@@ -48,7 +48,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
-def picture(number: int) -> bytes:
+def an_image(number: int) -> bytes:
     file = io.BytesIO()
     Pillow.new("RGB", (30, 30), (number, 0, 0)).save(file, "PNG")
     return file.getvalue()
@@ -58,7 +58,7 @@ def shard(numbers: range, broken: int | None = None) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for number in numbers:
-            content = b"junk" if number == broken else picture(number)
+            content = b"junk" if number == broken else an_image(number)
             for name, body in ((f"{number}.png", content), (f"{number}.json", b'{"n": %d}' % number)):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(body)
@@ -85,41 +85,41 @@ def test_finished_shards_are_not_opened_again(
         put(f"{folder}/{number}.tar", shard(range(number * 3, number * 3 + 3)))
     words = ["data=webdataset", f"data.path={folder}/*.tar", *QUIET]
     assert run(compose(*words, "data.limit=7"), engines=engines).done == 7
-    assert reads["pictures of 0.tar"] == 3
+    assert reads["images of 0.tar"] == 3
 
     reads.clear()
     summary = run(compose(*words), engines=engines)
     assert (summary.done, summary.reused, summary.failed) == (12, 7, 0)
     # Each is opened once to see what columns there are; the first two not for their rows.
     opened = {f"{number}.tar": 1 + (number > 1) for number in range(4)}
-    assert reads == {**opened, "pictures of 2.tar": 2, "pictures of 3.tar": 3}
+    assert reads == {**opened, "images of 2.tar": 2, "images of 3.tar": 3}
     assert [row["n"] for row in captions(tmp_path)] == list(range(12))
 
     reads.clear()
     put(f"{folder}/1.tar", shard(range(3, 6), broken=4))
     summary = run(compose(*words), engines=engines)
     assert (summary.done, summary.reused, summary.failed) == (11, 9, 1)
-    assert reads["pictures of 1.tar"] == 3
+    assert reads["images of 1.tar"] == 3
     assert sum(reads[f"{number}.tar"] for number in (0, 2, 3)) == 3, "to see what columns there are"
 
     reads.clear()
     assert run(compose(*words), engines=engines).reused == 11
-    assert reads["pictures of 1.tar"] == 1, "what failed is tried again, and nothing else"
+    assert reads["images of 1.tar"] == 1, "what failed is tried again, and nothing else"
 
 
 def test_finished_row_groups_are_not_read_again(
     compose: Compose, engines: dict[str, Scripted], reads: Counter[str], tmp_path: Path
 ):
     for number in range(3):
-        table = pa.table({"image": [picture(number * 6 + each) for each in range(6)], "n": range(6)})
+        table = pa.table({"image": [an_image(number * 6 + each) for each in range(6)], "n": range(6)})
         pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2)
     words = ["data=parquet", f"data.path={tmp_path}/*.parquet", *QUIET]
     assert run(compose(*words, "data.limit=8"), engines=engines).done == 8
     reads.clear()
     summary = run(compose(*words), engines=engines)
     assert (summary.done, summary.reused) == (18, 8)
-    # Each for its footer; then rows, and pictures, of the row groups that were not finished: a group is
-    # read once for both of its pictures, unless another one's comes between.
+    # Each for its footer; then rows, and images, of the row groups that were not finished: a group is
+    # read once for both of its images, unless another one's comes between.
     assert reads["0.parquet"] == 1
     assert 1 + 1 + 2 <= reads["1.parquet"] <= 1 + 1 + 4
     assert 1 + 1 + 3 <= reads["2.parquet"] <= 1 + 1 + 6
@@ -133,7 +133,7 @@ def test_a_shard_of_the_rows_skips_its_finished_parts(
     for number in range(4):
         numbers = range(number * 3, number * 3 + 3)
         put(f"{tmp_path}/{number}.tar", shard(numbers))
-        table = pa.table({"image": [picture(each) for each in numbers], "n": numbers})
+        table = pa.table({"image": [an_image(each) for each in numbers], "n": numbers})
         pq.write_table(table, tmp_path / f"{number}.parquet")
     suffix = {"webdataset": "tar", "parquet": "parquet"}[source]
     words = [f"data={source}", f"data.path={tmp_path}/*.{suffix}", "data.shard=1/2", *QUIET]
@@ -152,7 +152,7 @@ def test_a_shard_of_the_rows_skips_its_finished_parts(
 
 @pytest.mark.parametrize("source", ["webdataset", "parquet", "jsonl"])
 @pytest.mark.parametrize("form", ["path", "bytes", "none"])
-def test_the_data_set_holds_names_or_pictures(
+def test_the_data_set_holds_names_or_images(
     compose: Compose,
     engines: dict[str, Scripted],
     rows: Callable[..., str],
@@ -166,7 +166,7 @@ def test_the_data_set_holds_names_or_pictures(
         "jsonl": rows(3, broken=(1,)),
     }
     put(f"{tmp_path}/0.tar", shard(range(3), broken=1))
-    cells = [{"bytes": picture(each) if each != 1 else b"junk", "path": None} for each in range(3)]
+    cells = [{"bytes": an_image(each) if each != 1 else b"junk", "path": None} for each in range(3)]
     pq.write_table(pa.table({"image": cells}), tmp_path / "0.parquet")
     words = [f"data={source}", path[source], f"write.image={form}", *QUIET]
     summary = run(compose(*words), engines=engines)
@@ -174,7 +174,7 @@ def test_the_data_set_holds_names_or_pictures(
     table = pq.read_table(tmp_path / "run" / "dataset")
     if form == "bytes":
         cells = table["image"].to_pylist()
-        assert [cell and cell["bytes"] for cell in cells] == [picture(0), None, picture(2)]
+        assert [cell and cell["bytes"] for cell in cells] == [an_image(0), None, an_image(2)]
     elif form == "path":
         assert table["image"].to_pylist() == [row["image"] for row in captions(tmp_path)]
     else:
@@ -226,8 +226,8 @@ def test_the_embedded_model_stopped_in_the_middle_skips_finished_shards(
         # Once to see what columns there are, once for its rows, once when the data set is written.
         assert reads[f"{number:03d}.tar"] == 1 + (number >= finished) + 1
         left = min(4, max(0, 4 * (number + 1) - stopped.done))
-        assert reads[f"pictures of {number:03d}.tar"] == left + 4
+        assert reads[f"images of {number:03d}.tar"] == left + 4
     assert (tmp_path / "run" / "captions.jsonl").read_bytes() == expected
     assert whole.metrics == summary.metrics
-    pictures = pq.read_table(tmp_path / "run" / "dataset")["image"].to_pylist()
-    assert [cell["bytes"] for cell in pictures] == [(SAMPLE / row["image"]).read_bytes() for row in truths]
+    images = pq.read_table(tmp_path / "run" / "dataset")["image"].to_pylist()
+    assert [cell["bytes"] for cell in images] == [(SAMPLE / row["image"]).read_bytes() for row in truths]

@@ -20,8 +20,8 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from image_files import an_image, tar
 from omegaconf import OmegaConf
-from pictures import picture, tar
 from PIL import Image as Pillow
 
 from scalecap.config.settings import Settings
@@ -57,7 +57,7 @@ def jsonl(folder: Path) -> list[str]:
     lines = []
     for number, colour in enumerate(ROWS):
         name = f"{colour}.png" if colour == "grey" else f"{number}.png"  # equal rows name one file
-        (folder / name).write_bytes(picture(COLOURS[colour]))
+        (folder / name).write_bytes(an_image(COLOURS[colour]))
         lines.append(json.dumps({"image": name}))
     (folder / "rows.jsonl").write_text("\n".join(lines))
     return ["data=jsonl", f"data.path={folder}/rows.jsonl"]
@@ -65,16 +65,16 @@ def jsonl(folder: Path) -> list[str]:
 
 def jsonl_bytes(folder: Path) -> list[str]:
     """Images that are in the rows themselves."""
-    urls = [f"data:image/png;base64,{base64.b64encode(picture(COLOURS[each])).decode()}" for each in ROWS]
+    urls = [f"data:image/png;base64,{base64.b64encode(an_image(COLOURS[each])).decode()}" for each in ROWS]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps({"image": url}) for url in urls))
     return ["data=jsonl", f"data.path={folder}/rows.jsonl", "data.allow_urls=true"]
 
 
-def folder_of_pictures(folder: Path) -> list[str]:
+def folder_of_images(folder: Path) -> list[str]:
     for number, colour in enumerate(ROWS):
         path = folder / "photos" / (f"{number:02}/a.png" if number % 2 else f"{number:02}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(COLOURS[colour]))
+        path.write_bytes(an_image(COLOURS[colour]))
     return ["data=folder", f"data.path={folder}/photos"]
 
 
@@ -105,7 +105,7 @@ def parquet(folder: Path) -> list[str]:
 def webdataset(folder: Path) -> list[str]:
     for number in range(2):
         half = ROWS[number * 6 : number * 6 + 6]
-        members = [(f"{key}.png", picture(COLOURS[colour])) for key, colour in enumerate(half)]
+        members = [(f"{key}.png", an_image(COLOURS[colour])) for key, colour in enumerate(half)]
         (folder / f"{number}.tar").write_bytes(tar(*members))
     return ["data=webdataset", f"data.path={folder}/*.tar"]
 
@@ -118,7 +118,7 @@ def named(folder: Path) -> list[str]:
     return ["data=parquet", f"data.path={folder}/0.parquet", "data.id=sku"]
 
 
-SOURCES = [jsonl, jsonl_bytes, folder_of_pictures, saved, streamed, parquet, webdataset, named]
+SOURCES = [jsonl, jsonl_bytes, folder_of_images, saved, streamed, parquet, webdataset, named]
 Runs = Callable[..., Path]
 
 
@@ -209,15 +209,15 @@ def pushed(run: Path, to: Path) -> list[tuple[str, str | None]]:
     """Captions with the images in the data set that would be uploaded."""
     write_repository(run, "me/colours", to)
     rows = [row for path in sorted((to / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
-    pictures = [row["image"] and Pillow.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
-    return [(row["caption"], each and colour_of(each)) for row, each in zip(rows, pictures, strict=True)]
+    images = [row["image"] and Pillow.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    return [(row["caption"], each and colour_of(each)) for row, each in zip(rows, images, strict=True)]
 
 
 DONE = [colour for colour in ROWS if colour not in SLOW]
 DOUBLE = [(colour, colour) for colour in ROWS]
 
 
-def test_a_caption_keeps_its_picture(captioned: Runs, tmp_path: Path):
+def test_a_caption_keeps_its_image(captioned: Runs, tmp_path: Path):
     whole = captioned("whole")
     assert reported(whole) == DOUBLE
     assert pushed(whole, tmp_path / "pushed") == DOUBLE
@@ -255,7 +255,7 @@ REPLACED = [("grey", "grey"), ("red", "it was replaced after it was captioned"),
 
 
 @pytest.mark.parametrize("seen", [True, False])
-def test_a_picture_that_was_replaced_is_not_shown(
+def test_an_image_that_was_replaced_is_not_shown(
     compose: Callable[..., Settings], tmp_path: Path, seen: bool
 ):
     settings = settings_of(compose, *jsonl(tmp_path))
@@ -288,7 +288,7 @@ def test_a_picture_that_was_replaced_is_not_shown(
     assert (both[1], both[3]) == ((["green", "green"], "green") if seen else alone[0], alone[1])
 
 
-def test_rows_added_in_front_do_not_take_the_pictures_of_others(
+def test_rows_added_in_front_do_not_take_the_images_of_others(
     compose: Callable[..., Settings], tmp_path: Path
 ):
     made = caption(settings_of(compose, *jsonl(tmp_path)))
@@ -300,7 +300,7 @@ def test_rows_added_in_front_do_not_take_the_pictures_of_others(
     assert found.count(("grey", "grey")) == 0, "rows that share a file have all moved"
 
 
-def test_a_folder_without_ids_shows_pictures_with_unique_names(
+def test_a_folder_without_ids_shows_images_with_unique_names(
     compose: Callable[..., Settings], tmp_path: Path
 ):
     data = jsonl(tmp_path)
@@ -320,7 +320,7 @@ def test_a_folder_without_ids_shows_pictures_with_unique_names(
     assert shown == [([each, None if each == "grey" else each], each) for each in ROWS]
 
     # It resumes with what it has; only new rows have ids.
-    (tmp_path / "11.png").write_bytes(picture(COLOURS["cyan"]))
+    (tmp_path / "11.png").write_bytes(an_image(COLOURS["cyan"]))
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('\n{"image": "11.png"}')
     caption(settings_of(compose, *data))
@@ -329,7 +329,7 @@ def test_a_folder_without_ids_shows_pictures_with_unique_names(
     assert reported(made)[-1] == ("cyan", "cyan")
 
 
-def test_an_interrupted_run_keeps_its_pictures(compose: Callable[..., Settings], tmp_path: Path):
+def test_an_interrupted_run_keeps_its_images(compose: Callable[..., Settings], tmp_path: Path):
     settings = settings_of(compose, *saved(tmp_path))
     settings.rows_in_flight = 2
     count = 0
@@ -347,7 +347,7 @@ def test_an_interrupted_run_keeps_its_pictures(compose: Callable[..., Settings],
     assert reported(Path(settings.output)) == DOUBLE[: summary.done]
 
 
-def test_scenes_keep_their_pictures(compose: Callable[..., Settings], tmp_path: Path):
+def test_scenes_keep_their_images(compose: Callable[..., Settings], tmp_path: Path):
     def small(pixels: Pillow.Image) -> np.ndarray:
         return np.asarray(pixels.convert("RGB").resize((16, 16), Pillow.Resampling.BOX), float)
 

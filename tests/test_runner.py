@@ -132,7 +132,7 @@ def test_an_engine_error_costs_its_row_alone(answer: Answer, compose: Compose, t
     assert errors == [{"step": "init_caption", "kind": "engine", "message": "no"}]
 
 
-def test_the_embedded_model_warns_of_other_pictures(
+def test_the_embedded_model_warns_of_other_images(
     compose: Compose, rows: Callable[..., str], engines: Engines
 ):
     summary = run(compose("data=jsonl", rows(1)), engines=engines)
@@ -154,11 +154,11 @@ def test_items_are_kept_and_fail_as_part_of_their_row(
     broken, prompts = True, list[str]()
 
     def says(request: Request) -> Any:
-        text, picture = request.prompt.text, request.prompt.image
+        text, image = request.prompt.text, request.prompt.image
         prompts.append(text)
         if isinstance(request, Generate):
             return f"A dog. It is number {request.seed}."
-        if broken and picture.pixels.getpixel((0, 0))[0] == 1 and "number" in text:
+        if broken and image.pixels.getpixel((0, 0))[0] == 1 and "number" in text:
             raise EngineError("no")
         return 0.9
 

@@ -6,8 +6,8 @@ A case is a number of images, the tokens of each, and how many the cache holds w
 The ways:
 
 * ours: `Pipeline.run`, rows in flight as a run chooses them;
-* to the end: a row keeps its picture's place to its end, its last steps without the picture too;
-* third, two thirds: of the cache for pictures, in place of half;
+* to the end: a row keeps its image's place to its end, its last steps without the image too;
+* third, two thirds: of the cache for images, in place of half;
 * priority: the engine takes waiting requests of the rows that began first, not those that came first;
 * bare: the requests of ours, all known in advance, given to the engine at once.
 
@@ -58,14 +58,14 @@ def composed() -> Settings:
 
 
 def rows(images: int) -> Iterator[Row]:
-    """Pictures known by their numbers."""
+    """Images known by their numbers."""
     pixels = Pillow.new("RGB", (1, 1))
     for index in range(images):
         yield Row(index, {"image": str(index)}, lambda index=index: Image(f"{index:012x}", pixels))
 
 
 def age(request: Request) -> int:
-    """The place of the request's row; those without a picture go first."""
+    """The place of the request's row; those without an image go first."""
     return int(request.prompt.image.hash, 16) if request.prompt.image else -1
 
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", type=Case.read, default=CASES, help="images:tokens:room")
     parser.add_argument("--blocks", nargs="+", type=int, default=[128, 16], help="tokens in a block")
     parser.add_argument("--sentences", type=int, default=3, help="of a first caption")
-    parser.add_argument("--objects", type=int, default=3, help="with questions, in a picture")
+    parser.add_argument("--objects", type=int, default=3, help="with questions, in an image")
     words = parser.parse_args()
     work, settings = Work(images=0, sentences=words.sentences, objects=words.objects), composed()
     print(f"| | {' | '.join(WAYS)} |\n{'| --- ' * (1 + len(WAYS))}|")

@@ -3,7 +3,7 @@
     python tests/benchmarks/client.py [REQUESTS]
 
 A server in a process of its own answers at once, over connections that are kept, as vLLM's does. Each
-picture, a cut of a photograph of scikit-image, is in sixteen requests; to encode it, once, is part of what is
+image, a cut of a photograph of scikit-image, is in sixteen requests; to encode it, once, is part of what is
 counted. 32 requests are in flight.
 """
 
@@ -25,7 +25,7 @@ from scalecap.engines.openai import OpenAIEngine, open_openai
 from scalecap.engines.settings import EngineSettings, ModelSettings
 
 ABOUT = 16
-"""Requests about a picture."""
+"""Requests about an image."""
 
 
 def serve() -> None:
@@ -81,7 +81,7 @@ def server() -> Iterator[str]:
             process.kill()
 
 
-def pictures(side: int, count: int) -> list[Image]:
+def images(side: int, count: int) -> list[Image]:
     """Cuts of one photograph, all different."""
     from skimage import data
 
@@ -130,7 +130,7 @@ async def measure(url: str, requests: int) -> None:
         cpu, real = await cost(send, requests)
         print(f"{name:>42} {cpu:14.2f} {real:10.2f}", flush=True)
     for side, some in ((336, requests), (1024, requests // 4)):
-        shown = pictures(side, -(-some // ABOUT))
+        shown = images(side, -(-some // ABOUT))
         for form, sender in (("PNG", engine), ("JPEG", jpeg)):
             name = f"a choice about a {form} of {side} x {side}"
             print(

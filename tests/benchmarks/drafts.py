@@ -2,7 +2,7 @@
 
     python tests/benchmarks/drafts.py [--pipelines default scalecap] [--count 6]
 
-Greedy runs of the embedded model over a few pictures; each of its steps is one forward pass of all replies
+Greedy runs of the embedded model over a few images; each of its steps is one forward pass of all replies
 that are being written. Counts are of a run; how many rows meet in a step depends a little on timing.
 """
 
@@ -28,7 +28,7 @@ COLUMNS = (
 )
 
 
-def count(pipeline: str, pictures: int, most: int) -> tuple[list[str], int, int, int]:
+def count(pipeline: str, images: int, most: int) -> tuple[list[str], int, int, int]:
     """The captions file's lines, steps, tokens read in steps and tokens written of one run."""
     steps: list[int] = []
     step = ModelRunner.step
@@ -38,7 +38,7 @@ def count(pipeline: str, pictures: int, most: int) -> tuple[list[str], int, int,
         return step(network, rows, tokens, positions)
 
     with tempfile.TemporaryDirectory() as folder:
-        words = [f"output={folder}", f"pipeline={pipeline}", f"data.count={pictures}", "sampling=greedy"]
+        words = [f"output={folder}", f"pipeline={pipeline}", f"data.count={images}", "sampling=greedy"]
         words += ["engine=transformers", "cache=off", "report=false", "progress=false"]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             settings = from_config(hydra.compose("config", words))
@@ -55,7 +55,7 @@ def count(pipeline: str, pictures: int, most: int) -> tuple[list[str], int, int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pipelines", nargs="+", default=["default", "scalecap"])
-    parser.add_argument("--count", type=int, default=6, help="pictures")
+    parser.add_argument("--count", type=int, default=6, help="images")
     words = parser.parse_args()
     print(f"{COLUMNS}\n{'| --- ' * 6}|")
     for pipeline in words.pipelines:

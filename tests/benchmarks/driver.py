@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import hydra
 from client import server
-from interpreter import picture, say
+from interpreter import an_image, say
 
 import scalecap.engines
 from scalecap.config.compose import from_config
@@ -94,7 +94,7 @@ async def bytes_of_a_row(folder: Path) -> tuple[int, int]:
 def main(rows: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        lines = [json.dumps({"id": number, "image": picture(number)}) + "\n" for number in range(rows)]
+        lines = [json.dumps({"id": number, "image": an_image(number)}) + "\n" for number in range(rows)]
         (folder / "rows.jsonl").write_text("".join(lines))
         print(f"{'':>11} {'rows/s':>7} {'driver CPU ms/row':>16}")
         for actors in (1, 2, 4):

@@ -3,8 +3,8 @@
     python tests/benchmarks/interpreter.py [ROWS …]
 
 runs the default pipeline on a scripted engine, which answers at once, over rows of small
-pictures, each number of rows in a process of its own. CPU time is of the whole process after its start:
-reading rows, opening pictures, every step, the cache of replies, the journal, and the files at the end.
+images, each number of rows in a process of its own. CPU time is of the whole process after its start:
+reading rows, opening images, every step, the cache of replies, the journal, and the files at the end.
 """
 
 import base64
@@ -38,7 +38,7 @@ class Cost(NamedTuple):
 
 
 def say(request: Request) -> str | float:
-    """Nine requests a row, of which two carry no picture and are equal in all rows."""
+    """Nine requests a row, of which two carry no image and are equal in all rows."""
     text = request.prompt.text
     if isinstance(request, Choose):
         return 0.1 if "cat" in text else 0.9
@@ -47,8 +47,8 @@ def say(request: Request) -> str | float:
     return "It is brown." if "more details" in text else "There is a dog. There is a cat."
 
 
-def picture(number: int) -> str:
-    """A small picture of a colour of its own, as a URL."""
+def an_image(number: int) -> str:
+    """A small image of a colour of its own, as a URL."""
     file = io.BytesIO()
     Pillow.new("RGB", (32, 32), tuple(number.to_bytes(3))).save(file, "BMP")
     return "data:image/bmp;base64," + base64.b64encode(file.getvalue()).decode()
@@ -58,7 +58,9 @@ def measure(rows: int, cache: bool, folder: Path) -> Cost:
     """One run in this process."""
     data = folder / "rows.jsonl"
     with data.open("w") as file:
-        file.writelines(json.dumps({"id": number, "image": picture(number)}) + "\n" for number in range(rows))
+        file.writelines(
+            json.dumps({"id": number, "image": an_image(number)}) + "\n" for number in range(rows)
+        )
     words = [f"data.path={data}", f"output={folder / 'out'}", f"cache.dir={folder / 'cache'}", "prompts=seed"]
     words += [
         "model=own",

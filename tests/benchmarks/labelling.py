@@ -3,10 +3,10 @@
     python tests/benchmarks/labelling.py RUN --to labels.jsonl
 
 opens the report of a run over data=scenes in Chromium and labels statements with the keys `y` and `n`, by the
-truth. Before each key it waits as long as a person is thought to take: the picture is looked at for 1.5 s (a
+truth. Before each key it waits as long as a person is thought to take: the image is looked at for 1.5 s (a
 guess of ours), the statement is read at 238 words a minute (Brysbaert 2019, silent reading), deciding takes
 1.35 s and the key 0.28 s (the keystroke-level model, Card, Moran and Newell 1980). The waits are real, and
-the page's own time, from a key to the next statement and picture on the screen, is reported separately.
+the page's own time, from a key to the next statement and image on the screen, is reported separately.
 """
 
 import argparse

@@ -32,7 +32,7 @@ OTHERS = ("stages", "barrier", "bare")
 
 
 def tiny(work: Work) -> Work:
-    """The same with few and small pictures and short replies."""
+    """The same with few and small images and short replies."""
     kept = work.kv_images / work.images
     return replace(work, images=4, kv_images=max(1, round(4 * kept)), side=224, seen=224, tokens=2, width=1)
 

@@ -2,10 +2,10 @@
 
 Each step takes up to `budget` tokens: one of each running request, then prompts of waiting ones in their
 order. A prompt's tokens are in blocks of which only whole ones are shared, by requests about the same
-picture. Blocks that nobody uses any more stay until others need them, the longest unused first, a request's
+image. Blocks that nobody uses any more stay until others need them, the longest unused first, a request's
 last block before its first. Where none is left, the request that came last is computed again later.
 
-A step costs a fixed time, a time a token and a time a picture that is encoded. What these are for a model of
+A step costs a fixed time, a time a token and a time an image that is encoded. What these are for a model of
 a certain size was read from measurements (`COSTS`): it is a model of the engine, not a measurement.
 """
 
@@ -33,7 +33,7 @@ _TURNS = 100
 
 
 class Costs(NamedTuple):
-    """Seconds of a step, of each of its tokens, and of each thousand tokens of pictures that it encodes."""
+    """Seconds of a step, of each of its tokens, and of each thousand tokens of images that it encodes."""
 
     step: float
     token: float
@@ -51,7 +51,7 @@ COSTS = {
 class Shape(NamedTuple):
     """Tokens of what requests consist of."""
 
-    picture: int
+    image: int
     system: int = 20
     text: int = 75
 
@@ -62,7 +62,7 @@ class _Job:
 
     prompt: int
     shared: int
-    """Tokens of the prompt that requests about the picture have in common."""
+    """Tokens of the prompt that requests about the image have in common."""
     image: str | None
     wanted: int
     answered: asyncio.Future[None]
@@ -106,14 +106,14 @@ class Simulated:
         self.preempted = 0
         """Requests whose blocks others needed."""
         self.encoded: set[str] = set()
-        """Pictures, each once."""
+        """Images, each once."""
         self._say, self._shape, self._block, self._budget = say, shape, block, budget
         self._priority = priority
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         """Blocks of no running request, the next to be taken first."""
         self._users = [0] * blocks
         self._places: dict[tuple[str, int], int] = {}
-        """Blocks with a picture's tokens, by its hash and the block's number in the prompt."""
+        """Blocks with an image's tokens, by its hash and the block's number in the prompt."""
         self._contents: dict[int, tuple[str, int]] = {}
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
@@ -121,7 +121,7 @@ class Simulated:
 
     def seconds(self, costs: Costs) -> float:
         """What all steps so far took."""
-        encoded = len(self.encoded) * self._shape.picture / 1000
+        encoded = len(self.encoded) * self._shape.image / 1000
         return self.steps * costs.step + self.tokens * costs.token + encoded * costs.encoding
 
     async def generate(self, request: Generate) -> Generated:
@@ -138,7 +138,7 @@ class Simulated:
 
     async def _answer(self, request: Request, tokens: int) -> Usage:
         image = request.prompt.image
-        shared = self._shape.system + (self._shape.picture if image else 0)
+        shared = self._shape.system + (self._shape.image if image else 0)
         answered = asyncio.get_running_loop().create_future()
         job = _Job(shared + self._shape.text, shared, image.hash if image else None, tokens, answered)
         self.requests += 1

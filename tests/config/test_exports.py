@@ -105,7 +105,7 @@ def test_rows_left_out_by_select_stay_in_captions_and_another_select_sends_no_re
     assert (len(table), "final_caption" in table.column_names) == (0, True)
 
 
-def test_sidecars_beside_the_pictures_of_a_folder(
+def test_sidecars_beside_the_images_of_a_folder(
     compose: Compose, engines: dict[str, Scripted], tmp_path: Path
 ):
     photos = tmp_path / "photos"
@@ -164,10 +164,10 @@ def test_merged_shards_have_the_files_that_one_run_has(
 
 
 def test_a_captioner_writes_exports_too(opened: list[Any], tmp_path: Path):
-    pictures = [Pillow.new("RGB", (30, 30), (number, 0, 0)) for number in range(3)]
+    images = [Pillow.new("RGB", (30, 30), (number, 0, 0)) for number in range(3)]
     write = {"sidecars": "txt", "template": "{{ final_caption | upper }}", "select": "row_id != '1'"}
     with Captioner(write={**write, "format": ["webdataset"]}, progress=False) as captioner:
-        found = captioner.map(pictures, output=tmp_path / "out")
+        found = captioner.map(images, output=tmp_path / "out")
         assert isinstance(found, datasets.Dataset)
         assert found["row_id"] == ["0", "2"]
         assert [each.getpixel((0, 0))[0] for each in found["image"]] == [0, 2]

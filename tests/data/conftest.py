@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import picture
+from image_files import an_image
 
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
     """Writes rows (objects, or raw text and bytes as they are) as lines of a file beside `red.png`."""
-    (tmp_path / "red.png").write_bytes(picture())
+    (tmp_path / "red.png").write_bytes(an_image())
 
     def write(*rows: Any, name: str = "rows.jsonl") -> Path:
         lines = [

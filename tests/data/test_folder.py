@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from pictures import picture
+from image_files import an_image
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
@@ -13,11 +13,11 @@ def rows(path: Path, **settings: object) -> list[Row]:
     return list(open_source(DataSettings(source="folder", path=str(path), **settings)))  # type: ignore[arg-type]
 
 
-def test_pictures_below_the_folder_in_order(tmp_path: Path) -> None:
+def test_images_below_the_folder_in_order(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     for name in ("b.png", "a/2.JPG", "a/1.webp", "写真 é.png", "notes.txt", ".hidden.png", ".git/x.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture())
+        (folder / name).write_bytes(an_image())
     source = open_source(DataSettings(source="folder", path=str(folder), image="photo"))
     assert source.total == 4
     assert source.columns == {"photo": "text"}
@@ -31,7 +31,7 @@ def test_pictures_below_the_folder_in_order(tmp_path: Path) -> None:
 def test_links_to_files_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    (tmp_path / "outside.png").write_bytes(picture())
+    (tmp_path / "outside.png").write_bytes(an_image())
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
     (folder / "loop").symlink_to(folder)
     (folder / "loop.png").symlink_to(folder)
@@ -49,7 +49,7 @@ def test_links_to_files_are_followed_and_loops_are_not(tmp_path: Path) -> None:
 
 def test_a_file_name_that_is_not_utf_8_can_be_opened_and_written(tmp_path: Path) -> None:
     try:
-        (tmp_path / "a\udcff.png").write_bytes(picture())
+        (tmp_path / "a\udcff.png").write_bytes(an_image())
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     (row,) = rows(tmp_path)
@@ -61,7 +61,7 @@ def test_a_locked_folder_is_a_row_with_an_error(tmp_path: Path, monkeypatch: pyt
     import os
 
     scan = os.scandir
-    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.png").write_bytes(an_image())
     (tmp_path / "b").mkdir()
 
     def refuse(path: Path) -> object:

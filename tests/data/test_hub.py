@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
-from pictures import picture
+from image_files import an_image
 
 import scalecap
 from scalecap.config.settings import DataSettings
@@ -30,7 +30,7 @@ COLUMNS = {
 }
 
 
-def bench(pictures: list[dict[str, Any]]) -> Any:
+def bench(images: list[dict[str, Any]]) -> Any:
     """A data set with the columns of CapsBench and two more."""
     text = datasets.Value("string")
     features = datasets.Features(
@@ -54,21 +54,21 @@ def bench(pictures: list[dict[str, Any]]) -> Any:
             "tags": ["x"],
             "score": 0.5,
         }
-        for number, each in enumerate(pictures)
+        for number, each in enumerate(images)
     ]
     return datasets.Dataset.from_list(rows, features=features)
 
 
-PICTURES = [
-    {"bytes": picture("red"), "path": "0.png"},
+IMAGES = [
+    {"bytes": an_image("red"), "path": "0.png"},
     {"bytes": b"junk", "path": "1.png"},
-    {"bytes": picture("blue"), "path": None},
+    {"bytes": an_image("blue"), "path": None},
 ]
 
 
 def parquet(folder: Path) -> str:
     (folder / "data").mkdir()
-    bench(PICTURES).to_parquet(folder / "data" / "train-00000.parquet")
+    bench(IMAGES).to_parquet(folder / "data" / "train-00000.parquet")
     return str(folder / "data")
 
 
@@ -77,12 +77,12 @@ def parquet_file(folder: Path) -> str:
 
 
 def saved(folder: Path) -> str:
-    bench(PICTURES).save_to_disk(folder / "saved")
+    bench(IMAGES).save_to_disk(folder / "saved")
     return str(folder / "saved")
 
 
 def saved_splits(folder: Path) -> str:
-    datasets.DatasetDict({"train": bench(PICTURES), "test": bench(PICTURES[:1])}).save_to_disk(folder / "all")
+    datasets.DatasetDict({"train": bench(IMAGES), "test": bench(IMAGES[:1])}).save_to_disk(folder / "all")
     return str(folder / "all")
 
 
@@ -99,7 +99,7 @@ def settings(path: str, **more: Any) -> DataSettings:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("write", [parquet, parquet_file, saved, saved_splits])
-def test_a_local_set_and_its_corrupt_picture(
+def test_a_local_set_and_its_corrupt_image(
     tmp_path: Path, write: Callable[[Path], str], streaming: bool
 ) -> None:
     source = open_source(settings(write(tmp_path), streaming=streaming))
@@ -136,7 +136,7 @@ def test_limit_and_split(tmp_path: Path, streaming: bool) -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_webdataset(tmp_path: Path, streaming: bool) -> None:
     with tarfile.open(tmp_path / "shard-0.tar", "w") as tar:
-        for key, content in (("a", picture()), ("b", b"junk"), ("c", picture("blue"))):
+        for key, content in (("a", an_image()), ("b", b"junk"), ("c", an_image("blue"))):
             for suffix, body in (("png", content), ("txt", b"hello"), ("json", b'{"n": 1}')):
                 entry = tarfile.TarInfo(f"{key}.{suffix}")
                 entry.size = len(body)
@@ -159,9 +159,9 @@ def test_webdataset(tmp_path: Path, streaming: bool) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_of_pictures(tmp_path: Path, streaming: bool) -> None:
+def test_a_folder_of_images(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "a.png").write_bytes(picture())
+    (tmp_path / "set" / "a.png").write_bytes(an_image())
     (tmp_path / "set" / "b.png").write_bytes(b"junk")
     good, bad = open_source(settings(str(tmp_path / "set"), streaming=streaming))
     assert good.open_image().pixels.size == (40, 30)
@@ -169,20 +169,20 @@ def test_a_folder_of_pictures(tmp_path: Path, streaming: bool) -> None:
         bad.open_image()
 
 
-def test_zipped_pictures_are_streamed(tmp_path: Path) -> None:
+def test_zipped_images_are_streamed(tmp_path: Path) -> None:
     import zipfile
 
     (tmp_path / "set").mkdir()
     with zipfile.ZipFile(tmp_path / "set" / "all.zip", "w") as archive:
-        archive.writestr("a.png", picture())
+        archive.writestr("a.png", an_image())
     (row,) = open_source(settings(str(tmp_path / "set"), streaming=True))
     assert row.open_image().pixels.size == (40, 30)
 
 
 def test_paths_in_a_column_start_at_the_folder(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    (tmp_path / "a.png").write_bytes(picture("blue"))
-    (tmp_path / "set" / "a.png").write_bytes(picture("red"))
+    (tmp_path / "a.png").write_bytes(an_image("blue"))
+    (tmp_path / "set" / "a.png").write_bytes(an_image("red"))
     rows = {"image": ["a.png", "http://example.com/a.png"], "label": [1, 2]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "set" / "x.parquet")
     source = open_source(settings(str(tmp_path / "set")))
@@ -229,7 +229,7 @@ def test_a_hub_out_of_reach() -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_an_empty_set(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "data").mkdir()
-    bench(PICTURES).select([]).to_parquet(tmp_path / "data" / "train.parquet")
+    bench(IMAGES).select([]).to_parquet(tmp_path / "data" / "train.parquet")
     with pytest.raises(DataError, match=r"no rows|no data"):
         list(open_source(settings(str(tmp_path / "data"), streaming=streaming)))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
-from pictures import picture, tar
+from image_files import an_image, tar
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError, hub, seen
@@ -24,13 +24,13 @@ def ids(source: str, path: Path | str, **more: Any) -> list[str]:
 def test_ids_of_a_folder_are_its_paths(tmp_path: Path):
     (tmp_path / "b").mkdir()
     for name in ("a.png", "b/c d.png", "b/é.png", "b\\udcff.png"):
-        (tmp_path / name).write_bytes(picture())
-    (tmp_path / os.fsdecode(b"b\xff.png")).write_bytes(picture())
+        (tmp_path / name).write_bytes(an_image())
+    (tmp_path / os.fsdecode(b"b\xff.png")).write_bytes(an_image())
     assert ids("folder", tmp_path) == ["a.png", "b/c d.png", "b/é.png", "b\\\\udcff.png", "b\\udcff.png"]
 
 
 def test_the_id_of_a_sample_is_its_shard_and_key(tmp_path: Path):
-    png = picture()
+    png = an_image()
     members = [("a.png", png), ("x/b.png", png), ("a.png", png), ("a#2.png", png), ("a.png", png)]
     (tmp_path / "0.tar").write_bytes(tar(*members, ("c.json", b"{}")))
     (tmp_path / "1#.tar").write_bytes(tar(("a.png", png)))
@@ -49,14 +49,14 @@ def test_the_id_of_a_sample_is_its_shard_and_key(tmp_path: Path):
 
 
 def test_a_file_listed_twice_gives_different_ids(tmp_path: Path):
-    (tmp_path / "a.tar").write_bytes(tar(("k.png", picture())))
+    (tmp_path / "a.tar").write_bytes(tar(("k.png", an_image())))
     found = ids("webdataset", f"{tmp_path}/{{a,a}}.tar")
     assert [each.removeprefix(f"{tmp_path}/") for each in found] == ["a.tar#k", "a.tar (2)#k"]
 
 
 def held(count: int, **more: list[Any]) -> datasets.Dataset:
     """A data set of images without paths, each redder than the one before."""
-    cells = [{"bytes": picture((number, 0, 0)), "path": None} for number in range(count)]
+    cells = [{"bytes": an_image((number, 0, 0)), "path": None} for number in range(count)]
     features = datasets.Features({"image": datasets.Image()}) | {
         name: datasets.Value("string" if isinstance(values[0], str) else "int64")
         for name, values in more.items()
@@ -122,7 +122,7 @@ def test_duplicates_are_found_in_little_memory(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("limit", [None, 1, 7])
-def test_a_shard_of_a_hub_data_set_reads_no_picture_of_another_shard(
+def test_a_shard_of_a_hub_data_set_reads_no_image_of_another_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool, limit: int | None
 ):
     held(10).save_to_disk(tmp_path / "saved") if not streaming else held(10).to_parquet(tmp_path / "saved")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import encoded, picture
+from image_files import an_image, encoded
 from PIL import Image as Pillow
 
 from scalecap.data.images import image_stamp, open_image, read_image
@@ -37,16 +37,16 @@ def halves(left: Any, right: Any, size: tuple[int, int] = (60, 40)) -> Pillow.Im
 # --- what a cell may hold ---
 
 
-def test_every_kind_of_cell_gives_the_same_picture(tmp_path: Path) -> None:
+def test_every_kind_of_cell_gives_the_same_image(tmp_path: Path) -> None:
     path = tmp_path / "red.png"
-    path.write_bytes(picture())
+    path.write_bytes(an_image())
     cells = [
         str(path),
         path,
-        picture(),
-        bytearray(picture()),
-        {"bytes": picture(), "path": "elsewhere.png"},
-        {"bytes": picture(), "path": None},
+        an_image(),
+        bytearray(an_image()),
+        {"bytes": an_image(), "path": "elsewhere.png"},
+        {"bytes": an_image(), "path": None},
         {"bytes": None, "path": str(path)},
         {"path": str(path)},
         Pillow.new("RGB", (40, 30), "red"),
@@ -59,10 +59,10 @@ def test_every_kind_of_cell_gives_the_same_picture(tmp_path: Path) -> None:
 
 
 def test_the_file_is_read_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
-    cells = (picture(), {"bytes": picture(), "path": None}, tmp_path / "a.png", "a.png", {"path": "a.png"})
+    (tmp_path / "a.png").write_bytes(an_image())
+    cells = (an_image(), {"bytes": an_image(), "path": None}, tmp_path / "a.png", "a.png", {"path": "a.png"})
     for cell in cells:
-        assert read_image(cell, folders=[tmp_path]) == picture()
+        assert read_image(cell, folders=[tmp_path]) == an_image()
     held = Pillow.open(io.BytesIO(read_image(Pillow.new("RGB", (3, 2), "red"))))
     assert (held.format, held.size) == ("PNG", (3, 2))
     with pytest.raises(RowError, match="expected the path or bytes"):
@@ -72,17 +72,17 @@ def test_the_file_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_hash_depends_on_pixels_and_shape() -> None:
-    red = open_image(picture())
-    assert red.hash != open_image(picture("blue")).hash
-    assert red.hash != open_image(picture(size=(30, 40))).hash
-    assert red.hash == open_image(picture(format="BMP")).hash
+    red = open_image(an_image())
+    assert red.hash != open_image(an_image("blue")).hash
+    assert red.hash != open_image(an_image(size=(30, 40))).hash
+    assert red.hash == open_image(an_image(format="BMP")).hash
 
 
 def test_relative_paths_are_looked_for_in_order(tmp_path: Path) -> None:
     for folder, color in (("a", "red"), ("b", "blue")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.png").write_bytes(picture(color))
-    (tmp_path / "b" / "only.png").write_bytes(picture("lime"))
+        (tmp_path / folder / "x.png").write_bytes(an_image(color))
+    (tmp_path / "b" / "only.png").write_bytes(an_image("lime"))
     folders = [tmp_path / "a", tmp_path / "b"]
     assert open_image("x.png", folders=folders).pixels.getpixel((0, 0)) == (255, 0, 0)
     assert open_image("only.png", folders=folders).pixels.getpixel((0, 0)) == (0, 255, 0)
@@ -90,13 +90,13 @@ def test_relative_paths_are_looked_for_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["my photo (1).png", "Фото 写真 é.png", "a'b\"c#%20.png"])
 def test_names_with_spaces_and_non_latin_letters(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(picture())
+    (tmp_path / name).write_bytes(an_image())
     assert open_image(name, folders=[tmp_path]).pixels.size == (40, 30)
 
 
 def test_symlink_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
-    (tmp_path / "outside.png").write_bytes(picture())
+    (tmp_path / "outside.png").write_bytes(an_image())
     (tmp_path / "inside" / "link.png").symlink_to(tmp_path / "outside.png")
     assert open_image("link.png", folders=[tmp_path / "inside"]).pixels.size == (40, 30)
 
@@ -107,17 +107,17 @@ def test_symlink_out_of_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (picture(100, mode="L"), (100, 100, 100)),
-        (picture(1, mode="1"), (255, 255, 255)),
-        (picture((100, 128), mode="LA"), (177, 177, 177)),
-        (picture((255, 0, 0, 0), mode="RGBA"), (255, 255, 255)),
-        (picture((255, 0, 0, 255), mode="RGBA"), (255, 0, 0)),
-        (picture((10, 20, 30), transparency=(10, 20, 30)), (255, 255, 255)),
+        (an_image(100, mode="L"), (100, 100, 100)),
+        (an_image(1, mode="1"), (255, 255, 255)),
+        (an_image((100, 128), mode="LA"), (177, 177, 177)),
+        (an_image((255, 0, 0, 0), mode="RGBA"), (255, 255, 255)),
+        (an_image((255, 0, 0, 255), mode="RGBA"), (255, 0, 0)),
+        (an_image((10, 20, 30), transparency=(10, 20, 30)), (255, 255, 255)),
         (encoded(Pillow.new("RGB", (40, 30), (0, 0, 255)).quantize(4)), (0, 0, 255)),
         (encoded(Pillow.new("P", (40, 30), 0), transparency=0), (255, 255, 255)),
-        (picture((0, 255, 255, 0), mode="CMYK", format="TIFF"), (255, 0, 0)),
-        (picture(0.5, mode="F", format="TIFF"), (128, 128, 128)),
-        (picture(255.0, mode="F", format="TIFF"), (255, 255, 255)),
+        (an_image((0, 255, 255, 0), mode="CMYK", format="TIFF"), (255, 0, 0)),
+        (an_image(0.5, mode="F", format="TIFF"), (128, 128, 128)),
+        (an_image(255.0, mode="F", format="TIFF"), (255, 255, 255)),
     ],
 )
 def test_every_mode_becomes_rgb(content: bytes, expected: tuple[int, int, int]) -> None:
@@ -163,8 +163,8 @@ def test_exif_orientation_is_applied(
     assert b < 60
 
 
-def test_a_picture_with_broken_exif_is_still_read() -> None:
-    content = picture(format="JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xffgarbage")
+def test_an_image_with_broken_exif_is_still_read() -> None:
+    content = an_image(format="JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xffgarbage")
     assert open_image(content).pixels.size == (40, 30)
 
 
@@ -187,14 +187,14 @@ def test_first_frame_of_an_animation(format: str) -> None:
         ((500, 1), (3000, 30)),
     ],
 )
-def test_thin_and_tiny_pictures_fit_every_processor(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    pixels = open_image(picture(size=size)).pixels
+def test_thin_and_tiny_images_fit_every_processor(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    pixels = open_image(an_image(size=size)).pixels
     assert pixels.size == expected
     assert pixels.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_padding_is_white_below() -> None:
-    pixels = open_image(picture(size=(20000, 30))).pixels
+    pixels = open_image(an_image(size=(20000, 30))).pixels
     assert pixels.getpixel((19999, 29)) == (255, 0, 0)
     assert pixels.getpixel((19999, 30)) == (255, 255, 255)
 
@@ -208,7 +208,7 @@ NOISE = Pillow.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), 
     ("content", "kind", "words"),
     [
         (b"", "empty_file", "0 bytes"),
-        (b"this is no picture\n", "unreadable_image", "not an image"),
+        (b"this is no image\n", "unreadable_image", "not an image"),
         (encoded(NOISE, format="JPEG")[:2000], "truncated_image", "truncated"),
         (encoded(NOISE)[:2000], "truncated_image", "truncated"),
         (encoded(NOISE, format="WEBP")[:200], "unreadable_image", "bad.png"),
@@ -229,7 +229,7 @@ def test_bad_files_name_the_file_and_the_kind(tmp_path: Path, content: bytes, ki
 
 @pytest.mark.parametrize("cut", range(0, 3000, 97))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "BMP"])
-def test_a_truncated_file_is_a_row_error_or_a_picture(format: str, cut: int) -> None:
+def test_a_truncated_file_is_a_row_error_or_an_image(format: str, cut: int) -> None:
     content = encoded(NOISE, format=format)
     try:
         opened = open_image(content[:cut])
@@ -278,7 +278,7 @@ class Pages(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200 if self.path.endswith("red.png") else 404)
         self.end_headers()
-        self.wfile.write(picture())
+        self.wfile.write(an_image())
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -307,7 +307,7 @@ def test_urls_are_fetched_when_allowed(server: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_data_urls_are_read_when_allowed() -> None:
-    url = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    url = "data:image/png;base64," + base64.b64encode(an_image()).decode()
     assert open_image(url, allow_urls=True).pixels.size == (40, 30)
     assert image_stamp(url) != image_stamp(url[:-4])
 

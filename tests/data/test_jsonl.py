@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pictures import picture
+from image_files import an_image
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
@@ -100,7 +100,7 @@ def test_a_file_that_fails_while_it_is_read_is_named(
 
 
 @pytest.mark.parametrize("cell", [None, "", 3, "no.png", "https://example.com/a.png"])
-def test_a_bad_picture_fails_when_it_is_opened(write_jsonl: Write, cell: object) -> None:
+def test_a_bad_image_fails_when_it_is_opened(write_jsonl: Write, cell: object) -> None:
     bad, good = rows(write_jsonl({"image": cell}, GOOD))
     assert bad.error is None
     assert bad.columns == {"image": cell}
@@ -127,8 +127,8 @@ def test_paths_start_at_the_file_then_at_the_working_folder(
     path = write_jsonl(GOOD, {"image": "here.png"})
     work = tmp_path / "work"
     work.mkdir()
-    (work / "red.png").write_bytes(picture("blue"))
-    (work / "here.png").write_bytes(picture("lime"))
+    (work / "red.png").write_bytes(an_image("blue"))
+    (work / "here.png").write_bytes(an_image("lime"))
     monkeypatch.chdir(work)
     first, second = rows(path)
     assert first.open_image().pixels.getpixel((0, 0)) == (255, 0, 0)

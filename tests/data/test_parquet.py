@@ -7,7 +7,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pictures import picture
+from image_files import an_image
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
@@ -39,20 +39,20 @@ def opened(path: str, **more: Any) -> RowSource:
 
 
 def cells(count: int, path: str | None = None) -> list[dict[str, Any]]:
-    return [{"bytes": picture(color), "path": path} for color in COLORS[:count]]
+    return [{"bytes": an_image(color), "path": path} for color in COLORS[:count]]
 
 
 def color(row: Row) -> Any:
     return row.open_image().pixels.getpixel((0, 0))
 
 
-def test_rows_with_their_columns_and_pictures(write: Write) -> None:
+def test_rows_with_their_columns_and_images(write: Write) -> None:
     columns = {
         "image": [*cells(24), {"bytes": b"junk", "path": "bad.png"}],
         "n": range(25),
         "caption": ["a dog"] * 25,
         "tags": [["a"]] * 25,
-        "mask": [picture()] * 25,
+        "mask": [an_image()] * 25,
         "other": cells(25, "x.png"),
     }
     path = write(columns)
@@ -80,13 +80,13 @@ def test_rows_with_their_columns_and_pictures(write: Write) -> None:
 
 
 def test_bytes_alone(write: Write) -> None:
-    rows = list(opened(write({"photo": [picture(each) for each in COLORS[:3]]}), image="photo"))
+    rows = list(opened(write({"photo": [an_image(each) for each in COLORS[:3]]}), image="photo"))
     assert [color(row) for row in rows] == COLORS[:3]
     assert [list(row.columns) for row in rows] == [["photo"]] * 3
 
 
 def test_paths(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "red.png").write_bytes(picture())
+    (tmp_path / "red.png").write_bytes(an_image())
     path = write({"image": ["red.png", "none.png", None, "https://host/a.png"]})
     if not path.startswith("memory:"):  # names there lead to this disk only by the working folder
         monkeypatch.chdir(tmp_path.parent)
@@ -161,7 +161,7 @@ def test_finished_row_groups_are_not_read(write: Write, monkeypatch: pytest.Monk
     ]
 
 
-def test_one_failed_read_loses_no_other_picture(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_failed_read_loses_no_other_image(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(opened(write({"image": cells(40)}, group=40)))
     batches = pq.ParquetFile.iter_batches
     failed = False
@@ -184,7 +184,7 @@ def test_one_failed_read_loses_no_other_picture(write: Write, monkeypatch: pytes
     assert unreadable == [16]
 
 
-def test_pictures_are_streamed(tmp_path: Path) -> None:
+def test_images_are_streamed(tmp_path: Path) -> None:
     """A row group far larger than the part of it held in memory."""
     noise = [{"bytes": bytes([n % 251]) * 200_000, "path": None} for n in range(400)]
     pq.write_table(

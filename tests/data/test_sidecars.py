@@ -110,18 +110,18 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("a.jpg", "a.png", "b.jpg", "c.txt"):
-        (folder / name).write_text("a picture")
-    (tmp_path / "outside.jpg").write_text("a picture")
+        (folder / name).write_text("an image")
+    (tmp_path / "outside.jpg").write_text("an image")
     return folder
 
 
-def test_existing_files_beside_the_pictures_are_left_alone(data: Path, tmp_path: Path):
+def test_existing_files_beside_the_images_are_left_alone(data: Path, tmp_path: Path):
     (data / "b.txt").write_text("mine")
     names = ["a.jpg", "a.png", "b.jpg", "c.txt", "../outside.jpg", "gone.jpg"]
     reasons = beside(tmp_path, list("ABCDEF"), names)
     assert (data / "a.txt").read_text() == "A"
     assert (data / "b.txt").read_text() == "mine"
-    assert (data / "c.txt").read_text() == "a picture"
+    assert (data / "c.txt").read_text() == "an image"
     assert not (tmp_path / "outside.txt").exists()
     message = " ".join(reasons)
     assert sum(reasons.values()) == 5
@@ -147,7 +147,7 @@ def test_replacing_never_follows_links(data: Path, tmp_path: Path):
     assert not list(data.glob("*.part"))
 
 
-def test_a_picture_replaced_in_the_meantime_gets_no_caption(data: Path, tmp_path: Path):
+def test_an_image_replaced_in_the_meantime_gets_no_caption(data: Path, tmp_path: Path):
     assert beside(tmp_path, ["A"], ["a.jpg"]) == {}
     records = [{**rows(["A"])[0], "input": {"image": "b.jpg"}, "stamp": "1 bytes of 2"}]
     row = Row(

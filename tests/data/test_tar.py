@@ -17,7 +17,7 @@ from scalecap.data.sources import open_source
 from scalecap.rows import Row
 
 
-def picture(number: int, form: str) -> bytes:
+def an_image(number: int, form: str) -> bytes:
     file = io.BytesIO()
     Pillow.new("RGB", (40, 30), (number, 0, 0)).save(file, form)
     return file.getvalue()
@@ -35,7 +35,9 @@ def test_tars_are_bounded_and_read_back(tmp_path: Path, monkeypatch: pytest.Monk
     records[1]["error"] = {"step": "x", "kind": "Timeout", "message": "late"}
     forms = ["PNG", "JPEG", "WEBP", "JPEG", "PNG", "PNG", "PNG"]
     rows = [
-        Row(n, {"image": f"../{n}.exe"}, lambda: None, read_image=partial(picture, n, form), id=f"../{n}.exe")
+        Row(
+            n, {"image": f"../{n}.exe"}, lambda: None, read_image=partial(an_image, n, form), id=f"../{n}.exe"
+        )
         for n, form in enumerate(forms)
     ]
     settings = WriteSettings(format=["webdataset"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from pictures import picture, tar
+from image_files import an_image, tar
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
@@ -37,7 +37,7 @@ def opened(path: str, **more: Any) -> RowSource:
 
 def sample(key: str, color: str = "red") -> list[tuple[str, bytes]]:
     return [
-        (f"{key}.png", picture(color)),
+        (f"{key}.png", an_image(color)),
         (f"{key}.json", b'{"n": 1, "tags": ["a"]}'),
         (f"{key}.txt", b"a dog"),
     ]
@@ -70,13 +70,13 @@ def test_samples_are_rows(shard: Shard) -> None:
         again = pickle.loads(pickle.dumps(row))
         assert again.open_image().pixels.getpixel((0, 0)) == color
         assert again.read_image() == row.read_image()
-    assert rows[1].read_image() == picture("blue")
+    assert rows[1].read_image() == an_image("blue")
     assert len(list(source)) == 3, "a source can be read again"
 
 
-def test_the_picture_is_chosen_by_its_extension(shard: Shard) -> None:
+def test_the_image_is_chosen_by_its_extension(shard: Shard) -> None:
     path = shard(
-        tar(("1.png", picture()), ("1.mask.png", picture("blue")), ("2.png", picture()), ("2.npy", b"?"))
+        tar(("1.png", an_image()), ("1.mask.png", an_image("blue")), ("2.png", an_image()), ("2.npy", b"?"))
     )
     two, one = opened(path)
     assert two.error is not None
@@ -91,7 +91,7 @@ def test_the_picture_is_chosen_by_its_extension(shard: Shard) -> None:
 
 def test_keys_that_clash_are_kept_under_another_name(shard: Shard) -> None:
     (row,) = opened(
-        shard(tar(("1.png", picture()), ("1.json", b'{"image": "x", "txt": "y", "a": 1}'), ("1.txt", b"z")))
+        shard(tar(("1.png", an_image()), ("1.json", b'{"image": "x", "txt": "y", "a": 1}'), ("1.txt", b"z")))
     )
     assert {**row.columns, "image": ""} == {
         **{"image": "", "__key__": "1", "txt": "z"},
@@ -101,7 +101,9 @@ def test_keys_that_clash_are_kept_under_another_name(shard: Shard) -> None:
 
 def test_other_json_is_one_column(shard: Shard) -> None:
     (row,) = opened(
-        shard(tar(("1.png", picture()), ("1.json", b"[1]"), ("1.boxes.json", b'{"a": 1}'), ("1.cls", b"7\n")))
+        shard(
+            tar(("1.png", an_image()), ("1.json", b"[1]"), ("1.boxes.json", b'{"a": 1}'), ("1.cls", b"7\n"))
+        )
     )
     assert (row.columns["json"], row.columns["boxes.json"], row.columns["cls"]) == ([1], {"a": 1}, 7)
 
@@ -113,15 +115,15 @@ GOOD = sample("good")
     ("members", "kind", "words"),
     [
         ([("bad.json", b"{}")], "no_image", "0.tar#bad' has no image: its files are bad.json"),
-        ([("bad.png", picture()), ("bad.jpg", b"")], "two_images", "bad.png, bad.jpg"),
-        ([("bad.png", picture()), ("bad.png", picture())], "two_images", "2 images"),
-        ([("bad.png", picture()), ("bad.json", b"{")], "invalid_json", "bad.json' is not JSON"),
-        ([("bad.png", picture()), ("bad.json", b"[" * 100_000)], "invalid_json", "bad.json' is not JSON"),
-        ([("bad.png", picture()), ("bad.txt", b"\xff")], "invalid_text", "bad.txt' is not UTF-8"),
-        ([("bad.png", picture()), ("bad.cls", b"cat")], "invalid_cls", "bad.cls' is not a number"),
-        ([("bad.png", picture()), ("bad.txt", b""), ("bad.txt", b"")], "two_members", "occurs twice"),
+        ([("bad.png", an_image()), ("bad.jpg", b"")], "two_images", "bad.png, bad.jpg"),
+        ([("bad.png", an_image()), ("bad.png", an_image())], "two_images", "2 images"),
+        ([("bad.png", an_image()), ("bad.json", b"{")], "invalid_json", "bad.json' is not JSON"),
+        ([("bad.png", an_image()), ("bad.json", b"[" * 100_000)], "invalid_json", "bad.json' is not JSON"),
+        ([("bad.png", an_image()), ("bad.txt", b"\xff")], "invalid_text", "bad.txt' is not UTF-8"),
+        ([("bad.png", an_image()), ("bad.cls", b"cat")], "invalid_cls", "bad.cls' is not a number"),
+        ([("bad.png", an_image()), ("bad.txt", b""), ("bad.txt", b"")], "two_members", "occurs twice"),
         (
-            [("bad.png", picture()), ("bad.json", b"{}"), ("bad.json", b"{}")],
+            [("bad.png", an_image()), ("bad.json", b"{}"), ("bad.json", b"{}")],
             "two_members",
             "two files named",
         ),
@@ -138,7 +140,7 @@ def test_a_bad_sample_is_an_error_of_its_row(
     assert bad.columns["image"].endswith("0.tar#bad")
 
 
-def test_an_unreadable_picture_fails_alone(shard: Shard) -> None:
+def test_an_unreadable_image_fails_alone(shard: Shard) -> None:
     junk, empty, good = opened(shard(tar(("1.png", b"junk"), ("2.png", b""), *GOOD)))
     for row, kind in ((junk, "unreadable_image"), (empty, "empty_file")):
         assert row.error is None
@@ -198,7 +200,7 @@ def test_nothing_readable_is_an_error_of_the_data_set(shard: Shard) -> None:
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "a\nb", "é/\udcff"])
 def test_a_name_is_never_a_path(shard: Shard, tmp_path: Path, key: str) -> None:
     before = sorted(tmp_path.rglob("*"))
-    (row,) = opened(shard(tar((f"{key}.png", picture()), (f"{key}.txt", b"x"))))
+    (row,) = opened(shard(tar((f"{key}.png", an_image()), (f"{key}.txt", b"x"))))
     assert row.open_image().pixels.getpixel((0, 0)) == (255, 0, 0)
     assert row.columns["__key__"].encode("utf-8")
     assert len(sorted(tmp_path.rglob("*"))) - len(before) <= 1, "the shard itself"

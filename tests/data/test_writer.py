@@ -177,7 +177,7 @@ def test_a_column_is_left_out(tmp_path: Path):
     assert '"image"' in (tmp_path / "captions.jsonl").read_text()
 
 
-def test_pictures_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_images_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def png(number: int) -> bytes:
         file = io.BytesIO()
         Pillow.new("RGB", (8, 8), (number, 0, 0)).save(file, "PNG")

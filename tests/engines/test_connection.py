@@ -53,12 +53,12 @@ async def address(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 async def test_pieces_are_sent_as_one_body_over_one_connection(seen: Seen, address: str) -> None:
     connection = Connection(f"http://{address}/")
-    picture = b"x" * 3_000_000
+    image = b"x" * 3_000_000
     for _ in range(3):
-        assert await connection.post("/chat", [b'{"a":"', picture, b'"}']) == {"ok": True}
+        assert await connection.post("/chat", [b'{"a":"', image, b'"}']) == {"ok": True}
     assert await connection.get("/models") == {"ok": True}
     await connection.close()
-    assert seen.bodies[:3] == [b'{"a":"' + picture + b'"}'] * 3
+    assert seen.bodies[:3] == [b'{"a":"' + image + b'"}'] * 3
     assert {request.headers["Content-Length"] for request in seen.requests[:3]} == {"3000008"}
     assert [request.path_qs for request in seen.requests] == ["/v1/chat"] * 3 + ["/v1/models"]
     assert len({id(request.transport) for request in seen.requests}) == 1

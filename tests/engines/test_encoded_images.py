@@ -31,8 +31,8 @@ async def test_the_cache_is_limited_by_size(fake: Server, monkeypatch: pytest.Mo
     async def show(*names: str) -> list[str]:
         encoded.clear()
         for name in names:
-            picture = Image(name, Pillow.new("RGB", (1, 1)))
-            await engine.generate(Generate(Prompt("?", picture)))
+            image = Image(name, Pillow.new("RGB", (1, 1)))
+            await engine.generate(Generate(Prompt("?", image)))
         return encoded
 
     assert await show("a", "b", "c", "a", "b", "c") == ["a", "b", "c"]

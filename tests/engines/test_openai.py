@@ -29,12 +29,12 @@ pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
 from scalecap.engines.openai import open_openai
 
-PICTURE = Image("h", Pillow.new("RGB", (4, 4)))
+IMAGE = Image("h", Pillow.new("RGB", (4, 4)))
 GREEDY = Sampling(temperature=0, max_tokens=12)
-Picture = Callable[[int], Image]
+MakeImage = Callable[[int], Image]
 
 
-async def test_reply_with_picture(fake: Server) -> None:
+async def test_reply_with_image(fake: Server) -> None:
     fake.answers = [(200, completion("A cat.", "length"))]
     engine = await open_openai(ModelSettings(name="m", max_pixels=50), settings(fake))
     pixels = Pillow.effect_noise((20, 10), 90).convert("RGB")
@@ -51,9 +51,9 @@ async def test_reply_with_picture(fake: Server) -> None:
     assert request["seed"] == 5
     assert request["repetition_penalty"] == 1.05
     assert request["messages"][0] == {"role": "system", "content": "Be brief."}
-    picture, text = request["messages"][1]["content"]
+    image, text = request["messages"][1]["content"]
     assert text == {"type": "text", "text": "What is it?"}
-    sent = Pillow.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].split(",")[1])))
+    sent = Pillow.open(io.BytesIO(base64.b64decode(image["image_url"]["url"].split(",")[1])))
     assert (sent.format, sent.size) == ("PNG", (10, 5))
 
 
@@ -193,7 +193,7 @@ async def test_prompt_too_long(fake: Server) -> None:
 
 @pytest.mark.slow
 async def test_agrees_with_transformers_behind_a_real_server(
-    served: str, embedded: Path, picture: Picture
+    served: str, embedded: Path, an_image: MakeImage
 ) -> None:
     """Same weights in float32: the same greedy texts, the same probabilities up to rounding."""
     from scalecap.engines.transformers import open_transformers
@@ -202,9 +202,9 @@ async def test_agrees_with_transformers_behind_a_real_server(
     theirs = await open_transformers(ModelSettings(name=str(embedded)), EngineSettings())
     assert ours.context_length == theirs.context_length
     prompts = [
-        Prompt("Is it true? There is a cat. Answer yes or no.", picture(1)),
-        Prompt("Describe the picture.", picture(1)),
-        Prompt("Is it a cat? " * 20, picture(2)),
+        Prompt("Is it true? There is a cat. Answer yes or no.", an_image(1)),
+        Prompt("Describe the picture.", an_image(1)),
+        Prompt("Is it a cat? " * 20, an_image(2)),
         Prompt("List the things in: There is a dog."),
     ]
     for prompt in prompts:
@@ -303,7 +303,7 @@ async def test_a_server_without_system_turns(fake: Server) -> None:
 
     fake.script = fake.probe = script
     engine = await open_openai(ModelSettings(name="m"), settings(fake, logprobs=False))
-    prompts = [Prompt("a"), Prompt("b", PICTURE), Prompt("c")]
+    prompts = [Prompt("a"), Prompt("b", IMAGE), Prompt("c")]
     replies = await asyncio.gather(*(engine.generate(Generate(prompt)) for prompt in prompts[:2]))
     replies.append(await engine.generate(Generate(prompts[2])))
     await engine.close()

@@ -19,7 +19,7 @@ pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 from scalecap.engines.openai import OpenAIEngine, open_openai, preflight
 
 MODEL = ModelSettings(name="m")
-PICTURES = [Image(f"picture {number}", Pillow.new("RGB", (1, 1))) for number in range(30)]
+IMAGES = [Image(f"image {number}", Pillow.new("RGB", (1, 1))) for number in range(30)]
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def several(fakes: list[Server], **given: Any) -> EngineSettings:
 
 async def answerers(engine: OpenAIEngine, times: int = 1) -> dict[str, set[int]]:
     """By image, the numbers of the servers that answered."""
-    answered_by: dict[str, set[int]] = {picture.hash: set() for picture in PICTURES}
+    answered_by: dict[str, set[int]] = {image.hash: set() for image in IMAGES}
 
-    async def send(picture: Image, time: int) -> None:
-        reply = await engine.generate(Generate(Prompt(f"What is it, {time}?", picture)))
-        answered_by[picture.hash].add(int(reply.text))
+    async def send(image: Image, time: int) -> None:
+        reply = await engine.generate(Generate(Prompt(f"What is it, {time}?", image)))
+        answered_by[image.hash].add(int(reply.text))
 
-    await asyncio.gather(*(send(picture, time) for picture in PICTURES for time in range(times)))
+    await asyncio.gather(*(send(image, time) for image in IMAGES for time in range(times)))
     return answered_by
 
 
@@ -59,7 +59,7 @@ async def until(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_pictures_requests_go_to_one_server(fakes: list[Server]) -> None:
+async def test_an_images_requests_go_to_one_server(fakes: list[Server]) -> None:
     engine = await open_openai(MODEL, several(fakes))
     assert engine.concurrency == 3 * 32
     whole = await answerers(engine, times=4)
@@ -71,7 +71,7 @@ async def test_a_pictures_requests_go_to_one_server(fakes: list[Server]) -> None
     counts = [f"{len(fake.requests)} by {fake.url}" for fake in fakes]
     assert engine.notes() == [f"Requests answered: {', '.join(counts)}."]
     await engine.close()
-    # In whatever order the servers are listed, and one fewer moves its own pictures alone.
+    # In whatever order the servers are listed, and one fewer moves its own images alone.
     for fewer in ([fakes[2], fakes[0], fakes[1]], fakes[:2], fakes[1:]):
         engine = await open_openai(MODEL, several(fewer))
         there = {fakes.index(fake) for fake in fewer}
@@ -80,7 +80,7 @@ async def test_a_pictures_requests_go_to_one_server(fakes: list[Server]) -> None
         await engine.close()
 
 
-async def test_texts_without_a_picture_are_shared_out_by_prompt(fakes: list[Server]) -> None:
+async def test_texts_without_an_image_are_shared_out_by_prompt(fakes: list[Server]) -> None:
     engine = await open_openai(MODEL, several(fakes))
     replies = [
         [(await engine.generate(Generate(Prompt(f"Join {number}.")))).text for number in range(12)]
@@ -91,7 +91,7 @@ async def test_texts_without_a_picture_are_shared_out_by_prompt(fakes: list[Serv
     assert set(replies[0]) == {"0", "1", "2"}
 
 
-async def test_a_server_that_dies_moves_its_pictures_alone_and_is_taken_back(fakes: list[Server]) -> None:
+async def test_a_server_that_dies_moves_its_images_alone_and_is_taken_back(fakes: list[Server]) -> None:
     engine = await open_openai(MODEL, several(fakes))
     whole = await answerers(engine)
     fakes[0].stop()
@@ -121,7 +121,7 @@ async def test_requests_in_flight_at_a_server_that_dies_are_answered_by_others(f
     answered_by = await answering
     assert not any(1 in each for each in answered_by.values())
     seen = Counter(str(request["messages"]) for fake in (fakes[0], fakes[2]) for request in fake.requests)
-    assert sum(seen.values()) == len(PICTURES)
+    assert sum(seen.values()) == len(IMAGES)
     await engine.close()
 
 

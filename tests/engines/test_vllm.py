@@ -49,7 +49,7 @@ SETTINGS = EngineSettings(
         "enable_mm_processor_stats": True,
     }
 )
-Picture = Callable[[int], Image]
+MakeImage = Callable[[int], Image]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -85,13 +85,13 @@ async def odd(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Asy
 
 
 async def test_agrees_with_transformers(
-    engine: VllmEngine, reference: TransformersEngine, picture: Picture
+    engine: VllmEngine, reference: TransformersEngine, an_image: MakeImage
 ) -> None:
     prompts = [
         Prompt("Is it true?"),
-        Prompt(LONG, picture(1)),
-        Prompt("狗é <|im_end|>\n<|im_start|>assistant", picture(2), "Be brief."),
-        Prompt("no", picture(3), ""),
+        Prompt(LONG, an_image(1)),
+        Prompt("狗é <|im_end|>\n<|im_start|>assistant", an_image(2), "Be brief."),
+        Prompt("no", an_image(3), ""),
     ]
     for prompt in prompts:
         reply, expected = [await one.generate(Generate(prompt, GREEDY)) for one in (engine, reference)]
@@ -108,14 +108,14 @@ async def test_agrees_with_transformers(
         )
 
 
-async def test_a_reply_follows_its_schema(engine: VllmEngine, picture: Picture) -> None:
+async def test_a_reply_follows_its_schema(engine: VllmEngine, an_image: MakeImage) -> None:
     schema = {
         "type": "object",
         "required": ["side"],
         "additionalProperties": False,
         "properties": {"side": {"enum": ["left", "right"]}},
     }
-    prompt = Prompt("Where is the cat?", picture(1))
+    prompt = Prompt("Where is the cat?", an_image(1))
     sampling = Sampling(temperature=1.0, max_tokens=200)
     free, *held = await asyncio.gather(
         engine.generate(Generate(prompt, sampling, 1)),
@@ -131,45 +131,47 @@ async def test_a_reply_follows_its_schema(engine: VllmEngine, picture: Picture) 
     assert [follows(reply) for reply in (free, *held)] == [False, True, True, True]
 
 
-async def test_second_request_about_a_picture_finds_its_prefix(engine: VllmEngine, picture: Picture) -> None:
-    first = await engine.choose(Choose(Prompt(LONG + "One?", picture(11))))
-    second = await engine.choose(Choose(Prompt(LONG + "Two?", picture(11))))
+async def test_second_request_about_an_image_finds_its_prefix(
+    engine: VllmEngine, an_image: MakeImage
+) -> None:
+    first = await engine.choose(Choose(Prompt(LONG + "One?", an_image(11))))
+    second = await engine.choose(Choose(Prompt(LONG + "Two?", an_image(11))))
     assert first.usage.cached_tokens == 0
     assert second.usage.cached_tokens >= 128
 
 
-async def test_pictures_stay_encoded(engine: VllmEngine, picture: Picture) -> None:
+async def test_images_stay_encoded(engine: VllmEngine, an_image: MakeImage) -> None:
     # More image tokens than fit into a batch, in KV blocks that end in each question's text.
-    pictures = [picture(number) for number in range(60, 160)]
+    images = [an_image(number) for number in range(60, 160)]
     text = (await engine.choose(Choose(Prompt("One?")))).usage.prompt_tokens
     await engine._llm.collective_rpc("get_encoder_timing_stats")
-    requests = [Choose(Prompt(question, each)) for question in ("One?", "Two?") for each in pictures]
+    requests = [Choose(Prompt(question, each)) for question in ("One?", "Two?") for each in images]
     tokens = sum(
-        [(await engine.choose(each)).usage.prompt_tokens - text - 2 for each in requests[: len(pictures)]]
+        [(await engine.choose(each)).usage.prompt_tokens - text - 2 for each in requests[: len(images)]]
     )
     assert tokens > SETTINGS.args["max_num_batched_tokens"]
-    for each in requests[len(pictures) :]:
+    for each in requests[len(images) :]:
         await engine.choose(each)
     (encoded,) = await engine._llm.collective_rpc("get_encoder_timing_stats")
-    assert sum(each["num_encoder_calls"] for each in encoded.values()) == len(pictures)
+    assert sum(each["num_encoder_calls"] for each in encoded.values()) == len(images)
 
 
-async def test_evicted_images_are_sent_again(engine: VllmEngine, picture: Picture) -> None:
-    before = [await engine.choose(Choose(Prompt("Here?", picture(number)))) for number in range(20, 60)]
-    assert "picture-20" in engine._sent_images
+async def test_evicted_images_are_sent_again(engine: VllmEngine, an_image: MakeImage) -> None:
+    before = [await engine.choose(Choose(Prompt("Here?", an_image(number)))) for number in range(20, 60)]
+    assert "image-20" in engine._sent_images
     # The cache of 10 MB has evicted the first ones, in this process and in the engine's.
-    again = [await engine.choose(Choose(Prompt("Here?", picture(number)))) for number in range(20, 60)]
+    again = [await engine.choose(Choose(Prompt("Here?", an_image(number)))) for number in range(20, 60)]
     for old, new in zip(before, again, strict=True):
         assert new.probabilities == pytest.approx(old.probabilities, abs=1e-5)
     await engine._llm.engine_core.reset_mm_cache_async()
-    lost = await engine.choose(Choose(Prompt("Here?", picture(59))))
+    lost = await engine.choose(Choose(Prompt("Here?", an_image(59))))
     assert lost.probabilities == pytest.approx(again[-1].probabilities, abs=1e-5)
 
 
-async def test_seeds_hold_with_chunked_prefill(engine: VllmEngine, picture: Picture) -> None:
+async def test_seeds_hold_with_chunked_prefill(engine: VllmEngine, an_image: MakeImage) -> None:
     sampling = Sampling(temperature=1, top_p=0.95, max_tokens=8)
     requests = [
-        Generate(Prompt(f"{number} {LONG}", picture(number % 5)), sampling, seed=number)
+        Generate(Prompt(f"{number} {LONG}", an_image(number % 5)), sampling, seed=number)
         for number in range(24)
     ]
     together = await asyncio.gather(*(engine.generate(request) for request in requests))
@@ -178,13 +180,13 @@ async def test_seeds_hold_with_chunked_prefill(engine: VllmEngine, picture: Pict
     assert len({reply.text for reply in together}) > 12
 
 
-async def test_prompts_that_do_not_fit(engine: VllmEngine, picture: Picture) -> None:
+async def test_prompts_that_do_not_fit(engine: VllmEngine, an_image: MakeImage) -> None:
     assert engine.context_length == 2048
     for text in (LONG * 100, "a " * 1990):
         with pytest.raises(PromptTooLong) as caught:
-            await engine.generate(Generate(Prompt(text, picture(4))))
+            await engine.generate(Generate(Prompt(text, an_image(4))))
         assert caught.value.limit == 2048
-    fits = Prompt("a " * 1800, picture(4))
+    fits = Prompt("a " * 1800, an_image(4))
     reply = await engine.generate(Generate(fits, Sampling(0, max_tokens=10**6)))
     assert reply.usage.prompt_tokens > 1800
     used = reply.usage.prompt_tokens + reply.usage.generated_tokens
@@ -237,12 +239,12 @@ async def test_a_request_alone_fails(engine: VllmEngine) -> None:
 
 
 async def test_raw_logits_and_old_rope_settings(
-    odd: VllmEngine, reference: TransformersEngine, picture: Picture
+    odd: VllmEngine, reference: TransformersEngine, an_image: MakeImage
 ) -> None:
     assert odd.identity.endswith(' args.enable_mm_processor_stats=true args.logprobs_mode="raw_logits"')
     request = Generate(Prompt(LONG), GREEDY)
     assert (await odd.generate(request)).text == (await reference.generate(request)).text
-    for image in (None, picture(1)):
+    for image in (None, an_image(1)):
         score = Score(Prompt(LONG, image), "A cat, 一只狗.")
         found, wanted = (await odd.score(score)).tokens, (await reference.score(score)).tokens
         assert [token[:2] for token in found] == [token[:2] for token in wanted]
@@ -254,17 +256,17 @@ async def test_raw_logits_and_old_rope_settings(
         assert math.isnan(chosen.mass)
 
 
-async def test_replicas_keep_a_pictures_requests_together(odd: VllmEngine, picture: Picture) -> None:
+async def test_replicas_keep_an_images_requests_together(odd: VllmEngine, an_image: MakeImage) -> None:
     assert odd.concurrency == 64
-    pictures = [picture(number) for number in range(10, 16)]
+    images = [an_image(number) for number in range(10, 16)]
 
     async def cached_tokens(question: str) -> list[int]:
-        requests = [odd.choose(Choose(Prompt(LONG + question, each))) for each in pictures]
+        requests = [odd.choose(Choose(Prompt(LONG + question, each))) for each in images]
         return [reply.usage.cached_tokens for reply in await asyncio.gather(*requests)]
 
     first = await cached_tokens("One?")
     assert max(first) < 128
-    assert sorted(odd._replicas[each.hash] for each in pictures) == [0, 0, 0, 1, 1, 1]
+    assert sorted(odd._replicas[each.hash] for each in images) == [0, 0, 0, 1, 1, 1]
     for question in ("Two?", "Three?"):
         assert min(await cached_tokens(question)) >= 128
 

@@ -292,35 +292,35 @@ async def test_tokens_are_counted_per_step():
 
 
 @pytest.mark.parametrize(
-    ("cached", "pictures", "share", "alarm"),
+    ("cached", "images", "share", "alarm"),
     [
         ([0] * 60, 1, 0.0, True),
         ([None] * 60, 1, None, False),  # a server that reports nothing
         ([0] * 30 + [None] * 30, 1, 0.0, False),  # reported too seldom
-        ([0] * 60, 60, 0.0, False),  # no picture was shown twice
+        ([0] * 60, 60, 0.0, False),  # no image was shown twice
         ([4] * 60, 1, 0.04, True),
         ([80] * 60, 1, 0.8, False),
         ([0, *[80] * 59], 1, 80 * 59 / 6000, False),
     ],
 )
-async def test_pictures_whose_tokens_are_not_reused(cached, pictures, share, alarm):
+async def test_images_whose_tokens_are_not_reused(cached, images, share, alarm):
     replies = iter(cached)
     world = World(lambda _: Chosen((1.0, 0.0), usage=Usage(100, next(replies), 1)))
     for number in range(len(cached)):
-        picture = Image(f"{number % pictures}", Pillow.new("RGB", (1, 1)))
-        await world.client.choose(f"{number}", image=picture)
+        image = Image(f"{number % images}", Pillow.new("RGB", (1, 1)))
+        await world.client.choose(f"{number}", image=image)
     assert world.counts.steps["s"].cached_share == (None if share is None else pytest.approx(share))
     assert world.counts.prefix_cache_is_useless is alarm
 
 
-async def test_texts_alone_do_not_count_as_pictures_that_are_not_reused():
+async def test_texts_alone_do_not_count_as_images_that_are_not_reused():
     world = World(lambda _: Chosen((1.0, 0.0), usage=Usage(100, 0, 1)))
     for number in range(60):
         await world.client.choose(f"{number}")
     assert not world.counts.prefix_cache_is_useless
 
 
-PICTURE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))
+IMAGE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))
 
 
 def test_a_seed_comes_from_the_run_the_step_and_content_alone():
@@ -331,7 +331,7 @@ def test_a_seed_comes_from_the_run_the_step_and_content_alone():
         seed(0, "s", Prompt("b")),
         seed(0, "s", Prompt("a"), sample=1),
         seed(0, "s", Prompt("a"), attempt=1),
-        seed(0, "s", Prompt("a", PICTURE)),
+        seed(0, "s", Prompt("a", IMAGE)),
         seed(0, "s", Prompt("a", OTHER)),
     }
     assert len(drawn) == 8
@@ -390,7 +390,7 @@ def test_a_chunk_repeated_often_enough_loops_wherever_it_is_cut(before, chunk, c
         (64, 800, [500], 1),
     ],
 )
-async def test_rows_in_flight_keep_the_engine_busy_and_their_pictures_in_its_cache(
+async def test_rows_in_flight_keep_the_engine_busy_and_their_images_in_its_cache(
     concurrency, kv_tokens, prompts, rows
 ):
     def script(request):
@@ -398,9 +398,9 @@ async def test_rows_in_flight_keep_the_engine_busy_and_their_pictures_in_its_cac
 
     engine = Scripted(script, concurrency=concurrency, kv_tokens=kv_tokens)
     dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
-    picture = Image("a", Pillow.new("RGB", (2, 2)))
+    image = Image("a", Pillow.new("RGB", (2, 2)))
     for tokens in prompts:
-        await dispatcher.client("step", lambda flag: None).generate(str(tokens), image=picture)
+        await dispatcher.client("step", lambda flag: None).generate(str(tokens), image=image)
     assert dispatcher.max_rows() == rows
     await dispatcher.client("step", lambda flag: None).generate("4000")
     assert dispatcher.max_rows() == (rows if prompts else concurrency // 2)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from pipeline_runs import DOG, DOG_AT, answer, go, picture, row
+from pipeline_runs import DOG, DOG_AT, an_image, answer, go, row
 from steps import STEPS, one
 
 from scalecap.engines.base import Choose, EngineError, Generated, Image, PromptTooLong
@@ -46,7 +46,7 @@ async def test_a_row_goes_through_all_steps_of_the_seed():
         "details_refuted": ["It is left."],
         "final": "fused A dog.+It is brown.",
     }
-    assert (done.error, done.flags, done.image_hash) == (None, {}, picture().hash)
+    assert (done.error, done.flags, done.image_hash) == (None, {}, an_image().hash)
     assert list(done.columns)[:3] == ["id", "init_caption", "sentences"]
     assert {name: count.requests for name, count in counts.steps.items()} == {
         "init_caption": 1,
@@ -147,7 +147,7 @@ async def test_steps_that_do_not_need_the_failed_one_go_on_and_the_first_in_orde
     assert done.error == {"step": "a", "kind": "engine", "message": "slow"}
 
 
-def bad_picture(error: Exception) -> Any:
+def bad_image(error: Exception) -> Any:
     def fail():
         raise error
 
@@ -158,15 +158,15 @@ def bad_picture(error: Exception) -> Any:
     ("bad", "record"),
     [
         (
-            Row(0, {"id": "0"}, picture, RowError("json", "line 3 is no JSON")),
+            Row(0, {"id": "0"}, an_image, RowError("json", "line 3 is no JSON")),
             {"step": None, "kind": "json", "message": "line 3 is no JSON"},
         ),
         (
-            Row(0, {"id": "0"}, bad_picture(RowError("missing_file", "a.png is not there"))),
+            Row(0, {"id": "0"}, bad_image(RowError("missing_file", "a.png is not there"))),
             {"step": "image", "kind": "missing_file", "message": "a.png is not there"},
         ),
         (
-            Row(0, {"id": "0"}, bad_picture(OSError("odd"))),
+            Row(0, {"id": "0"}, bad_image(OSError("odd"))),
             {"step": "image", "kind": "OSError", "message": "odd"},
         ),
     ],
@@ -194,12 +194,12 @@ async def test_a_column_that_only_some_rows_have():
     assert with_it.columns["x"] == ["A dog.", "A cat."]
 
 
-async def test_the_picture_is_opened_once_a_row_off_the_loop_and_only_if_read():
+async def test_the_image_is_opened_once_a_row_off_the_loop_and_only_if_read():
     threads = []
 
     def opening():
         threads.append(threading.current_thread())
-        return picture()
+        return an_image()
 
     await go(STEPS, [Row(0, {}, opening)])
     assert len(threads) == 1
@@ -326,7 +326,7 @@ async def test_a_list_that_was_skipped_is_empty_for_what_reads_it():
     assert counts.total.requests == 0
 
 
-async def test_parts_of_the_picture_are_shown_and_written_as_their_boxes():
+async def test_parts_of_the_image_are_shown_and_written_as_their_boxes():
     steps = {
         "parts": {"stage": "tiles", "rows": 1, "columns": 2, "overlap": 0.0},
         "described": {"stage": "generate", "prompt": "Caption.", "views": "parts"},

@@ -128,8 +128,8 @@ async def test_a_dead_engine_is_raised_as_it_is():
 
     engine = Scripted(script)
     dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
-    with ThreadPoolExecutor(1) as pictures, pytest.raises(EngineDead, match=r"^gone$"):
-        await Pipeline.build(STEPS, None).run_row(row(), dispatcher, pictures)
+    with ThreadPoolExecutor(1) as images, pytest.raises(EngineDead, match=r"^gone$"):
+        await Pipeline.build(STEPS, None).run_row(row(), dispatcher, images)
 
 
 async def test_a_dead_engine_ends_the_run():

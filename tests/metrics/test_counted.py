@@ -60,7 +60,7 @@ def test_density_by_hand():
     assert density({"a": "one two three"}, words=2)["a"]["words"] == 2
 
 
-# Four pictures with the objects {dog, bus}, worked out by hand after the paper's definition.
+# Four images with the objects {dog, bus}, worked out by hand after the paper's definition.
 @pytest.mark.parametrize(
     ("caption", "mentions", "invented", "found"),
     [

@@ -31,7 +31,7 @@ async def test_rouge_by_hand():
     assert measured["a"]["rouge_l"] == pytest.approx((1 + 1.44) * (2 / 3) / (1 + 1.44 * (2 / 3)))
 
 
-async def test_cider_prefers_the_right_picture():
+async def test_cider_prefers_the_right_image():
     captions = ["a dog runs on grass", "two red cars parked", "a bowl of fruit"]
     right = [await reference({"a": text}, [text]) for text in captions]
     mixed = [

@@ -97,7 +97,7 @@ def test_numbers_are_those_of_the_summary_and_differences_are_paired(make: Make)
     assert (one.requests, one.seconds) == ((5, 9), 3.5)
 
 
-def test_rows_are_paired_by_their_picture_not_their_position(make: Make):
+def test_rows_are_paired_by_their_image_not_their_position(make: Make):
     first = make("0", [0.1, 0.2, 0.3], images="abc")
     second = make("1", [0.7, 0.7, 0.7], images="xca")
     found = Comparison([first, second]).lines[1].numbers["good"].difference
@@ -108,7 +108,7 @@ def paired(first: Run, second: Run) -> list[int]:
     return list(Comparison([first, second]).partners[second.name])
 
 
-def test_duplicate_pictures_are_paired_by_their_ids(make: Make):
+def test_duplicate_images_are_paired_by_their_ids(make: Make):
     assert paired(make("0", [1, 1, 1], images="aab"), make("1", [1, 1, 1], images="aab")) == [0, 1, 2]
     # Rows 0 and 2 were replaced between the runs: equal images cannot be told apart.
     assert paired(make("2", [1, 1, 1], images="aab"), make("3", [1, 1, 1], images="baa")) == [2, 1, -1]
@@ -219,7 +219,7 @@ def test_truncated_files_count_as_missing(make: Make):
         Comparison([run])
 
 
-def test_runs_over_other_pictures_are_noted(make: Make):
+def test_runs_over_other_images_are_noted(make: Make):
     runs = [make("0", [0.1, 0.2]), make("1", [0.3, 0.4], images="xy"), make("2", [None, 0.2])]
     (message,) = [note for note in Comparison(runs).notes if note.startswith("Job ")]
     assert message.startswith("Job 1 has no row in common with job 0")

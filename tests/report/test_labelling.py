@@ -30,7 +30,7 @@ def row(number: int, scores: list[tuple[str, float | None]], **more: Any) -> dic
 ROWS = [row(n, [(f"a {n}", 0.9), (f"b {n}", 0.5 + n / 100), (f"c {n}", 0.2)]) for n in range(40)]
 
 
-def test_one_statement_of_each_picture_is_drawn_at_random():
+def test_one_statement_of_each_image_is_drawn_at_random():
     drawn = draw(ROWS)
     (step,) = drawn["steps"]
     assert (drawn["draw"], drawn["seed"], step["step"]) == ("random", 0, "check")
@@ -72,7 +72,7 @@ def test_the_least_certain_come_first_on_request():
     assert [text for *_, text in drawn["steps"][0]["statements"]][:3] == ["not answered", "b 1", "b 2"]
 
 
-def test_pictures_that_are_labelled_first_are_large(monkeypatch: pytest.MonkeyPatch, hostile: Path):
+def test_images_that_are_labelled_first_are_large(monkeypatch: pytest.MonkeyPatch, hostile: Path):
     monkeypatch.setattr(thumbnails, "SIZES", ((2, 24), (100, 8)))
     monkeypatch.setattr(thumbnails, "PIXELS_PER_BYTE", 0.01)  # so that tiny images are not compressed further
     run = Run(hostile, "run")

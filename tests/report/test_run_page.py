@@ -98,7 +98,7 @@ def test_the_index_has_the_values_to_filter_and_sort_by(
     assert [values for _, values in index["rows"]] == [[0.25, 3], [None, None], [0.25, 3]]
 
 
-def test_pictures_are_found_whichever_rows_are_left(
+def test_images_are_found_whichever_rows_are_left(
     compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
 ):
     run(compose("data=jsonl", rows(5, broken=(1,))), engines=engines)
@@ -113,7 +113,7 @@ def test_pictures_are_found_whichever_rows_are_left(
     assert "rows.jsonl" in str(thumbnails(made, kept)[0])
 
 
-def test_equal_rows_and_embedded_scenes_have_their_pictures(
+def test_equal_rows_and_embedded_scenes_have_their_images(
     compose: Compose, engines: dict[str, Scripted], tmp_path: Path
 ):
     run(compose("data.count=3", "data.seed=5"), engines=engines)
@@ -134,8 +134,8 @@ def test_the_working_folder_of_the_run_is_remembered(
     assert typed("report", tmp_path / "out") == 0
     assert "report.html" in capsys.readouterr().out
     (cell,) = packed(tmp_path / "out" / "report.html", "images-0")
-    with Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))) as picture:
-        assert picture.size == (448, 224)
+    with Pillow.open(io.BytesIO(base64.b64decode(cell["webp"]))) as image:
+        assert image.size == (448, 224)
 
 
 def test_a_folder_without_captions_gives_one_message(
@@ -155,8 +155,8 @@ def test_a_thumbnail_is_bounded_in_pixels_and_bytes(tmp_path: Path, side: int):
     found = images._thumbnail(row, "", None, side)
     assert isinstance(found, bytes)
     assert len(found) <= side * side / 6
-    with Pillow.open(io.BytesIO(found)) as picture:
-        assert side / 4 < picture.width <= side
+    with Pillow.open(io.BytesIO(found)) as image:
+        assert side / 4 < image.width <= side
 
 
 def test_thumbnails_shrink_as_rows_grow():

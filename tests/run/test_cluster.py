@@ -76,7 +76,7 @@ async def test_rows_go_to_the_least_busy_actor_and_counts_add_up(compose: Compos
     assert made.rows() == 6
     given = row(0)
     finished = await made.take(given)
-    assert finished.row is given  # its picture can still be opened here
+    assert finished.row is given  # its image can still be opened here
     assert finished.columns == {"image": "a.png", "a": 0}
     made._open = [2, 0]
     await made.take(row(1))
@@ -86,7 +86,7 @@ async def test_rows_go_to_the_least_busy_actor_and_counts_add_up(compose: Compos
     assert Cluster(actors, [4, 2], replace(compose(), rows_in_flight=3), counts).rows() == 6
 
 
-async def test_an_actor_sends_back_what_it_found_and_not_the_picture(
+async def test_an_actor_sends_back_what_it_found_and_not_the_image(
     compose: Compose, opened: list[Any], tmp_path: Path
 ):
     actor = Actor(compose("cache=off"), {"image": "any"}, str(tmp_path))

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pictures import picture
+from image_files import an_image
 
 from scalecap.config.settings import Settings
 from scalecap.engines.base import Request
@@ -85,7 +85,7 @@ def test_an_edit_applies_only_while_its_file_is_given(
 def test_an_edit_that_is_taken_back_is_redone_in_a_finished_part_too(
     compose: Compose, engines: dict[str, Scripted], tmp_path: Path
 ):
-    pq.write_table(pa.table({"image": [picture((each, 0, 0)) for each in range(2)]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"image": [an_image((each, 0, 0)) for each in range(2)]}), tmp_path / "x.parquet")
     words = ["data=parquet", f"data.path={tmp_path}/x.parquet", "model=own", "model.vlm.name=m"]
     words += ["pipeline=seed", "progress=false", "cache=off"]
     edits = tmp_path / "edits.jsonl"

@@ -43,7 +43,7 @@ def row(index: int, image: str | None = None, stamp: str = "") -> Row:
     return Row(index, {"image": image or f"{index}.png"}, lambda: pytest.fail("opened"), stamp=stamp)
 
 
-def test_a_row_is_done_as_long_as_its_input_and_picture_are_the_same(tmp_path: Path):
+def test_a_row_is_done_as_long_as_its_input_and_image_are_the_same(tmp_path: Path):
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(record(0) | {"stamp": "then"})
         journal.append(record(1, failed=True) | {"stamp": "then"})
@@ -53,7 +53,7 @@ def test_a_row_is_done_as_long_as_its_input_and_picture_are_the_same(tmp_path: P
         assert journal.state(row(0, stamp="then")) == "done"
         assert journal.state(row(0, stamp="now")) == "changed"
         assert journal.state(row(0, "other.png", "then")) == "changed"
-        assert journal.state(row(0)) == "done"  # a picture that is gone costs no finished row
+        assert journal.state(row(0)) == "done"  # an image that is gone costs no finished row
         assert journal.state(row(1, stamp="then")) == "failed"
         assert journal.state(row(2, stamp="now")) == "done"
         assert journal.state(row(3, stamp="then")) == "new"

@@ -193,7 +193,7 @@ def test_a_damaged_journal_is_named(shards: Callable[..., Path], tmp_path: Path)
 
 
 @pytest.mark.parametrize("form", ["none", "bytes"])
-def test_pictures_are_written_as_the_shards_were_configured(
+def test_images_are_written_as_the_shards_were_configured(
     rows: Rows, typed: Callable[..., int], tmp_path: Path, form: str
 ):
     data = rows(3)

@@ -70,7 +70,7 @@ def test_memory_is_flat(rows: int, monkeypatch: pytest.MonkeyPatch):
 def test_a_choice_of_items_that_made_no_difference_is_noted(
     compose: Callable[..., Settings], engines: Any, where: str, note: str | None
 ):
-    """Two questions about each of two pictures."""
+    """Two questions about each of two images."""
     words = ["data.limit=2", f'+pipeline.steps.raw_answers.where="{where}"']
     first = run(compose(*words), engines=engines)
     assert [each for each in first.notes if "where" in each] == ([note] if note else [])

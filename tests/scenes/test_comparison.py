@@ -53,7 +53,7 @@ def test_others_are_compared_at_no_more_tokens_than_ours():
     assert "| direct | large | 6.0 | 2.00 | 60.0% (60.0% to 60.0%) | 25.0%" in text
 
 
-async def test_replies_are_kept_and_a_pictures_tokens_are_counted_once(tmp_path: Path):
+async def test_replies_are_kept_and_an_images_tokens_are_counted_once(tmp_path: Path):
     prompts: list[str] = []
 
     class Counted(Scripted):
@@ -66,15 +66,15 @@ async def test_replies_are_kept_and_a_pictures_tokens_are_counted_once(tmp_path:
             return Chosen((0.9, 0.1), usage=Usage(prompt_tokens=90))
 
     engine = CachedEngine(Counted(lambda _: ""), tmp_path)
-    picture = Image.of(render(sample(3)))
-    replies = [await engine.generate(Generate(Prompt(text, picture))) for text in ("a", "b", "b")]
+    image = Image.of(render(sample(3)))
+    replies = [await engine.generate(Generate(Prompt(text, image))) for text in ("a", "b", "b")]
     assert prompts == ["a", "b"]
     first, *later = (reply.usage.cached_tokens for reply in replies)
     assert first == 0
     assert later[0] == later[1] > 36  # the image's tokens and the system prompt's
-    assert (await engine.choose(Choose(Prompt("a", picture)))).usage.cached_tokens == later[0]
+    assert (await engine.choose(Choose(Prompt("a", image)))).usage.cached_tokens == later[0]
     engine.reset()
-    again = await engine.generate(Generate(Prompt("a", picture)))
+    again = await engine.generate(Generate(Prompt("a", image)))
     assert again == replies[0]
     assert prompts == ["a", "b", "a"]
     await engine.close()

@@ -19,7 +19,7 @@ from scalecap.runner import process_engines, run
 
 pytestmark = pytest.mark.slow
 SAID = Path(__file__).with_name("embedded.json")
-"""Rows of the first two sample pictures, decoded greedily on the transformers engine."""
+"""Rows of the first two sample images, decoded greedily on the transformers engine."""
 ROWS = ["data.limit=2", "sampling=greedy", "engine=transformers", "cache=off", "progress=false"]
 
 

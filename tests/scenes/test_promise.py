@@ -39,7 +39,7 @@ def test_truth_is_read_from_the_scene():
     assert made.p_yes[0].tolist() == [0.5, 0.5, -1.0]
 
 
-def test_every_picture_counts_the_same_in_what_is_promised():
+def test_every_image_counts_the_same_in_what_is_promised():
     few = (np.array([0.9]), np.array([False]))
     many = (np.full(9, 0.9), np.ones(9, bool))
     known = rates(World([few[0], many[0]], [few[1], many[1]]))

@@ -42,9 +42,9 @@ def model(tokenizer):
     return make_model(tokenizer).eval()
 
 
-def chat(tokenizer, lesson: Lesson, picture: bool) -> list[int]:
+def chat(tokenizer, lesson: Lesson, image: bool) -> list[int]:
     """What an engine sends: the chat template's own text, the placeholder of the image in full."""
-    content = [{"type": "image"}] * picture + [{"type": "text", "text": lesson.prompt}]
+    content = [{"type": "image"}] * image + [{"type": "text", "text": lesson.prompt}]
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": content},
@@ -54,15 +54,15 @@ def chat(tokenizer, lesson: Lesson, picture: bool) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def as_run(model, tokenizer, lesson: Lesson, picture: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
+def as_run(model, tokenizer, lesson: Lesson, image: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
     """Logits at the reply of the model's own forward, and the reply's ids."""
-    ids = chat(tokenizer, lesson, picture is not None)
+    ids = chat(tokenizer, lesson, image is not None)
     reply = len(tokenizer(lesson.reply)["input_ids"]) + 1
     ids_ = torch.tensor([ids])
     seen = {}
-    if picture is not None:
+    if image is not None:
         # Two equal frames make the temporal patch of a still image.
-        pixels = patches(picture)[0].reshape(-1, 3, 1, 14, 14).expand(-1, -1, 2, -1, -1).flatten(1)
+        pixels = patches(image)[0].reshape(-1, 3, 1, 14, 14).expand(-1, -1, 2, -1, -1).flatten(1)
         seen = {
             "pixel_values": pixels,
             "image_grid_thw": torch.tensor([[1, 12, 12]]),
@@ -73,14 +73,14 @@ def as_run(model, tokenizer, lesson: Lesson, picture: torch.Tensor | None) -> tu
 
 @torch.no_grad()
 def test_packed_lessons_are_what_the_model_sees_one_by_one(tokenizer, model):
-    pictures = normalise([render(sample(3)), render(sample(4))])
+    images = normalise([render(sample(3)), render(sample(4))])
     packer = Packer(tokenizer)
     packed = packer.pack([ROW, ROW[1:]], [ROW[0]])
-    logits = predict(model, packed, see(model.model.visual, pictures)).logits
+    logits = predict(model, packed, see(model.model.visual, images)).logits
     first = 0
-    order = [(lesson, pictures[:1]) for lesson in ROW] + [(lesson, pictures[1:]) for lesson in ROW[1:]]
-    for lesson, picture in [*order, (ROW[0], None)]:
-        expected, ids = as_run(model, tokenizer, lesson, picture)
+    order = [(lesson, images[:1]) for lesson in ROW] + [(lesson, images[1:]) for lesson in ROW[1:]]
+    for lesson, image in [*order, (ROW[0], None)]:
+        expected, ids = as_run(model, tokenizer, lesson, image)
         size = packer.length(lesson)
         assert torch.allclose(logits[first : first + size], expected, atol=1e-4)
         assert packed.targets[first : first + size].tolist() == ids
@@ -123,7 +123,7 @@ def test_a_whole_view_is_the_scene():
     assert View(scene).image(168).tobytes() == render(scene, 168).tobytes()
 
 
-def test_described_pictures_share_the_embeddings_of_words():
+def test_described_images_share_the_embeddings_of_words():
     tokenizer = make_tokenizer([f"a {word} is" for word in (*KINDS, *COLOURS)] * 20, size=1000)
     embeddings = make_model(tokenizer).model.language_model.embed_tokens.weight
     described = tower.Described(tokenizer, embeddings, seed=0)

@@ -12,7 +12,7 @@ from scalecap.scenes.train.course import _PHASE_SEEDS, _PHASES, FIRST_SEED
 from scalecap.scenes.world import render, sample, unseen_seed
 
 
-def test_a_seed_is_a_scene_and_a_picture():
+def test_a_seed_is_a_scene_and_an_image():
     assert sample(5) == sample(5)
     assert sample(5) != sample(6)
     assert np.array_equal(np.asarray(render(sample(5))), np.asarray(render(sample(5))))
@@ -58,13 +58,13 @@ def test_without_habits_all_kinds_are_equally_likely():
 
 def test_recoloured_pictographs_differ_only_in_colour():
     scene = next(s for s in map(sample, range(99)) if s.things[0].kind == "tractor")
-    pictures = {}
+    images = {}
     for colour in colours("tractor"):
         thing = replace(scene.things[0], colour=colour)
-        pictures[colour] = np.asarray(render(replace(scene, things=(thing,))), float)
-    alpha = {colour: np.abs(picture - pictures["green"]).sum(-1) > 0 for colour, picture in pictures.items()}
+        images[colour] = np.asarray(render(replace(scene, things=(thing,))), float)
+    alpha = {colour: np.abs(image - images["green"]).sum(-1) > 0 for colour, image in images.items()}
     assert not alpha["green"].any()
-    for colour in set(pictures) - {"green"}:
+    for colour in set(images) - {"green"}:
         assert 0.005 < alpha[colour].mean() < 0.1  # its paint, not its wheels or the ground
 
 

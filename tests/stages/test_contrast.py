@@ -13,7 +13,7 @@ PROMPT = Template("Describe the picture.")
 
 
 def by_word(likelier: dict[str, float], logits: bool = False):
-    """A script that makes some words likelier with the picture, each by its value."""
+    """A script that makes some words likelier with the image, each by its value."""
 
     def answer(request):
         assert isinstance(request, Score)

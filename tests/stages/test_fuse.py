@@ -29,7 +29,7 @@ def window(limit):
     return answer
 
 
-async def test_all_lists_are_lines_of_a_prompt_without_a_picture(recording_client):
+async def test_all_lists_are_lines_of_a_prompt_without_an_image(recording_client):
     recorder = recording_client(lambda _: "fused")
     assert await fuse(recorder, ["a", "b"], ["c", "d"], ["e"]) == "fused"
     assert recorder.texts == ["a\nb|c\nd|e"]

@@ -43,7 +43,7 @@ async def test_columns_fill_the_prompt(recording_client, image, variables, promp
 
 
 @pytest.mark.parametrize("variables", [{"a": [], "b": ""}, {"a": ["", " "], "b": None}])
-async def test_empty_variables_make_no_request_unless_there_is_a_picture(recording_client, image, variables):
+async def test_empty_variables_make_no_request_unless_there_is_an_image(recording_client, image, variables):
     recorder = recording_client(lambda _: "reply")
     stage = Generate(prompt=Template("{{ a }}|{{ b }}"))
     assert await stage(recorder.client, variables=variables) == ""

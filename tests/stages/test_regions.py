@@ -1,4 +1,4 @@
-"""crop and tiles: parts of the picture, by boxes that a model gave."""
+"""crop and tiles: parts of the image, by boxes that a model gave."""
 
 from itertools import pairwise
 
@@ -13,23 +13,25 @@ from scalecap.stages.regions import records
 from scalecap.stages.tiles import Tiles, parts
 
 
-def picture(width=400, height=200):
+def an_image(width=400, height=200):
     pixels = Pillow.new("RGB", (width, height))
     pixels.putdata([(x % 256, y % 256, x // 256) for y in range(height) for x in range(width)])
     return Image.of(pixels)
 
 
-async def test_a_box_is_cut_out_of_the_picture(recording_client):
+async def test_a_box_is_cut_out_of_the_image(recording_client):
     recorder = recording_client(lambda _: "")
-    (region,) = await Crop(margin=0)(recorder.client, boxes=[{"box": [250, 500, 500, 750]}], image=picture())
+    (region,) = await Crop(margin=0)(recorder.client, boxes=[{"box": [250, 500, 500, 750]}], image=an_image())
     assert region.box == (100, 100, 200, 150)
     assert region.image.pixels.size == (100, 50)
     assert region.image.pixels.getpixel((0, 0)) == (100, 100, 0)
     assert region.record() == {"box": [100, 100, 200, 150], "of": [400, 200]}
-    # Equal pixels are one picture, whatever they were cut from.
-    (twin,) = await Crop(margin=0, scale=None)(recorder.client, boxes=[[100, 100, 200, 150]], image=picture())
+    # Equal pixels are one image, whatever they were cut from.
+    (twin,) = await Crop(margin=0, scale=None)(
+        recorder.client, boxes=[[100, 100, 200, 150]], image=an_image()
+    )
     assert twin.image.hash == region.image.hash
-    (wider,) = await Crop(margin=0.5)(recorder.client, boxes=[[250, 500, 500, 750]], image=picture())
+    (wider,) = await Crop(margin=0.5)(recorder.client, boxes=[[250, 500, 500, 750]], image=an_image())
     assert wider.box == (50, 75, 250, 175)
     assert (recorder.flags, recorder.requests) == ([], [])
 
@@ -58,13 +60,13 @@ async def test_a_box_is_cut_out_of_the_picture(recording_client):
 async def test_an_invalid_box_is_flagged_and_not_guessed(recording_client, box, flag):
     recorder = recording_client(lambda _: "")
     boxes = [box, [0, 0, 500, 500]]
-    found = await Crop()(recorder.client, boxes=boxes, image=picture())
+    found = await Crop()(recorder.client, boxes=boxes, image=an_image())
     assert [region is None for region in found] == [box != [0, 0, 1000, 1000], False]
     assert recorder.flags == ([flag] if flag else [])
     assert records(found)[1] == {"box": [0, 0, 250, 125], "of": [400, 200]}
 
 
-async def test_a_box_up_to_the_border_is_inside_whatever_the_pictures_size(recording_client):
+async def test_a_box_up_to_the_border_is_inside_whatever_the_images_size(recording_client):
     for side in (2007, 4031, 5555):  # 1000 * (2007 / 1000) is above 2007
         recorder = recording_client(lambda _: "")
         pixels = Image.of(Pillow.new("RGB", (side, 40)))
@@ -82,9 +84,9 @@ def test_a_crop_is_inside_and_large_enough(most, first, second, margin):
     assert end - start >= min(MIN_SIDE, most)
 
 
-async def test_tiles_cover_the_picture(recording_client):
+async def test_tiles_cover_the_image(recording_client):
     found = await Tiles(rows=2, columns=3, overlap=0.5)(
-        recording_client(lambda _: "").client, image=picture()
+        recording_client(lambda _: "").client, image=an_image()
     )
     assert [region.box for region in found] == [
         (left, top, left + 200, bottom) for top, bottom in ((0, 133), (67, 200)) for left in (0, 100, 200)

@@ -1,4 +1,4 @@
-"""A source: `data=colours` makes a picture of each colour in `data.args.colours`."""
+"""A source: `data=colours` makes an image of each colour in `data.args.colours`."""
 
 import io
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""An engine: the nearest colour that it knows, by the mean of the picture's pixels."""
+"""An engine: the nearest colour that it knows, by the mean of the image's pixels."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ async def open_palette(
 
 
 class Palette:
-    """Names colours; a check is answered by whether the statement names the picture's."""
+    """Names colours; a check is answered by whether the statement names the image's."""
 
     context_length = None
     concurrency = 8
@@ -56,6 +56,6 @@ class Palette:
     @staticmethod
     def _colour(prompt: Prompt) -> str:
         if prompt.image is None:
-            raise EngineError("swatches/palette answers about pictures alone")
+            raise EngineError("swatches/palette answers about images alone")
         mean = np.asarray(prompt.image.pixels).reshape(-1, 3).mean(0)
         return min(COLOURS, key=lambda colour: float(np.abs(mean - COLOURS[colour]).sum()))

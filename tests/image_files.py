@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 
-def picture(color: Any = "red", size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: Any) -> bytes:
+def an_image(color: Any = "red", size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: Any) -> bytes:
     """An image of one colour; PNG unless `format` says otherwise."""
     return encoded(Image.new(mode, size, color), **save)
 
