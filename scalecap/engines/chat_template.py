@@ -7,7 +7,7 @@ turn or start another one.
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -61,6 +61,8 @@ class ChatTokenizer:
         self._parts = parts
         self._variables = dict(variables or {})
         self._rendered: dict[tuple[bool, bool], list[str | int]] = {}
+        # The template's own words and many prompts are the same for every image.
+        self._encode_piece = lru_cache(1024)(self._encode_new_piece)
 
     def encode_prompt(self, prompt: Prompt) -> PromptTokens:
         """Token ids of a prompt up to where the reply begins.
@@ -104,7 +106,7 @@ class ChatTokenizer:
         encoded = self._encode(text, return_offsets_mapping=True)
         return encoded["input_ids"], merge_offsets(encoded["offset_mapping"], len(text))
 
-    def _encode_piece(self, text: str, *, first: bool) -> list[int]:
+    def _encode_new_piece(self, text: str, *, first: bool) -> list[int]:
         """Token ids of a piece of the rendered template, `first` or after a control token."""
         if not first and self._adds_space and not self._adds_space_inside:
             inside = self._after_break(text)

@@ -109,6 +109,25 @@ def test_ids_are_the_templates_where_the_tokenizer_puts_a_space_before_texts(sch
     assert [(start, end) for start, end, _ in spans] == [(at, at + 1) for at in range(6)]
 
 
+def test_what_prompts_share_is_encoded_once(chat: ChatTokenizer) -> None:
+    encoded: list[str] = []
+
+    class Counting:
+        def __call__(self, text: str, **settings: Any) -> Any:
+            encoded.append(text)
+            return chat.tokenizer(text, **settings)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(chat.tokenizer, name)
+
+    counted = ChatTokenizer(Counting())
+    counted.encode_prompt(Prompt("Is there a cat?", system="Look well."))
+    encoded.clear()
+    counted.encode_prompt(Prompt("Is there a dog?", system="Look well."))
+    (text,) = encoded
+    assert "Is there a dog?" in text
+
+
 def test_the_image_is_in_the_prefix(chat: ChatTokenizer) -> None:
     image: Any = object()
     one, other = (
