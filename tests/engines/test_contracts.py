@@ -34,7 +34,7 @@ from scalecap.engines.base import (
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.runner import process_engines, run
 
-pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+torch = pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 
 MODEL = ModelSettings(name="scenes", dtype="float32")
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -117,7 +117,8 @@ def same(reply: Any, expected: Any) -> None:
         assert reply.probabilities == pytest.approx(expected.probabilities, abs=1e-2)
     else:
         total, wanted = (sum(token.logprob for token in each.tokens) for each in (reply, expected))
-        assert total == pytest.approx(wanted, abs=2e-2)
+        # In float32 on a GPU vLLM's attention is Triton's, which multiplies in TF32.
+        assert total == pytest.approx(wanted, abs=1e-1 if torch.cuda.is_available() else 2e-2)
 
 
 def test_no_answer_comes_from_another_images_cache(engine: Engine, loop: Any, expect: Any) -> None:
