@@ -120,7 +120,9 @@ class _Views:
         step = self.steps.get(column, {})
         generated = step.get("stage") == "generate"
         if column == self.final and (column in self.steps or not self.steps) and isinstance(value, str):
-            return {"kind": "final", "column": column, "texts": origins(value, self.scores)}
+            before = list(self.row)[: list(self.row).index(column)]
+            made = {name: each for name, each in self.scores.items() if f"{name}_scores" in before}
+            return {"kind": "final", "column": column, "texts": origins(value, made)}
         if column in self.answers and _texts(value) and _texts(self.row.get(self.answers[column].questions)):
             return {"kind": "answers", "column": column, "pairs": self._pairs(column, value)}
         if column in self.scores and column not in {each.check for each in self.answers.values()}:
@@ -238,26 +240,37 @@ def origins(caption: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     """The caption's sentences, each with the checked text that contains most of its words.
 
     A text counts as the source of a sentence only with at least `MIN_OVERLAP` of its words. Of equally good
-    ones, a kept text is preferred.
+    ones, a kept text is preferred. A check that read only texts of an earlier one decides about them.
+
+    Args:
+        scores: the records of the checks before the caption, in their order.
     """
-    sources = [
-        (column, score, set(_words(score["text"]))) for column, each in scores.items() for score in each
-    ]
+    verdicts: dict[tuple[str, str], tuple[str, bool]] = {}
+    """By check and text: the check that decided about it, and whether it kept it."""
+    for column, each in scores.items():
+        own = {score["text"]: (column, bool(score["kept"])) for score in each}
+        for earlier in scores:
+            if earlier == column:
+                break
+            if own.keys() <= {text for name, text in verdicts if name == earlier}:
+                verdicts |= {(earlier, text): verdict for text, verdict in own.items()}
+        verdicts |= {(column, text): verdict for text, verdict in own.items()}
+    sources = [(*key, *verdict, set(_words(key[1]))) for key, verdict in verdicts.items()]
     views: list[SentenceView] = []
     for start, end in sentences(caption):
         view: SentenceView = {"text": caption[start:end]}
         words = set(_words(caption[start:end]))
 
         def overlap(
-            source: tuple[str, Mapping[str, Any], set[str]], words: set[str] = words
+            source: tuple[str, str, str, bool, set[str]], words: set[str] = words
         ) -> tuple[float, bool]:
-            return len(words & source[2]) / max(1, len(words)), bool(source[1]["kept"])
+            return len(words & source[4]) / max(1, len(words)), source[3]
 
         if words and sources:
             best = max(sources, key=overlap)
             if overlap(best)[0] >= MIN_OVERLAP:
-                column, score, _ = best
-                view |= {"source_column": column, "source": score["text"], "kept": bool(score["kept"])}
+                column, text, decided, kept, _ = best
+                view |= {"source_column": column if kept else decided, "source": text, "kept": kept}
         views.append(view)
     return views
 

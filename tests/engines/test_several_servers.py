@@ -83,7 +83,7 @@ async def test_an_images_requests_go_to_one_server(fakes: list[Server]) -> None:
 async def test_texts_without_an_image_are_shared_out_by_prompt(fakes: list[Server]) -> None:
     engine = await open_openai(MODEL, several(fakes))
     replies = [
-        [(await engine.generate(Generate(Prompt(f"Join {number}.")))).text for number in range(12)]
+        [(await engine.generate(Generate(Prompt(f"Join {number}.")))).text for number in range(40)]
         for _ in range(2)
     ]
     await engine.close()

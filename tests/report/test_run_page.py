@@ -213,6 +213,35 @@ def test_sentences_of_the_final_caption_name_their_source():
     assert origins("", scored) == []
 
 
+def test_a_text_that_a_later_check_of_the_same_texts_dropped_is_no_kept_source():
+    def check(**kept: bool) -> list[dict[str, Any]]:
+        return [{"text": f"The {name} is red.", "kept": each} for name, each in kept.items()]
+
+    scores = {
+        "rated": check(cat=True, dog=True, fox=True),
+        "verified": check(cat=True, dog=False, fox=True),
+        "details": check(cat=False, sky=True),
+        "golden": check(cat=True, dog=False, fox=True),
+    }
+    found = origins("The cat is red. The dog is red. The fox is red. The sky is red.", scores)
+    assert [(each["source_column"], each["kept"]) for each in found] == [
+        ("rated", True),
+        ("golden", False),
+        ("rated", True),
+        ("details", True),
+    ]
+
+
+def test_the_check_of_the_caption_itself_is_not_its_source(tmp_path: Path):
+    row = {
+        "golden_scores": [{"text": "A dog.", "kept": True}],
+        "final_caption": "A dog. The sun shines.",
+        "closing_scores": [{"text": "The sun shines.", "kept": True}],
+    }
+    final = next(each for each in row_view(Run(tmp_path, "run"), row)["sections"] if each["kind"] == "final")
+    assert [each.get("source_column") for each in final["texts"]] == ["golden", None]
+
+
 def test_odd_columns_are_shown_as_they_are(compose: Compose, engines: dict[str, Scripted], tmp_path: Path):
     run(compose("data.limit=1", "report=false"), engines=engines)
     path = tmp_path / "run" / "captions.jsonl"
