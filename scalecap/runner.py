@@ -36,7 +36,7 @@ from scalecap.messages import plural
 from scalecap.report.run_page import write_report
 from scalecap.rows import OUTPUT_COLUMNS, Row
 from scalecap.run import advice
-from scalecap.run.check import check
+from scalecap.run.check import check, no_rows
 from scalecap.run.cluster import open_cluster
 from scalecap.run.costs import estimate_cost, recorded_usage
 from scalecap.run.edits import Edited, read_edits
@@ -111,7 +111,7 @@ def run(
             if rows.may_remain():
                 pool.run(_caption(job, rows, engines, pool, cache, summary))
             elif not rows.seen:
-                raise _no_rows(settings)
+                raise no_rows(settings)
             else:  # no model was loaded; the rows are those of the recorded ones
                 summary.models = Run(summary.output, "").summary.get("models", {})
             _add_notes(job, rows, summary)
@@ -174,9 +174,10 @@ def _log_resume(job: Job, journal: Journal, cache: Cache | None, summary: Summar
     """Says that the run resumes an earlier one, and where the two differ."""
     if not len(journal.entries):
         return
-    of = "" if job.source.total is None else f" of {job.source.total:,}"
+    done, total = journal.entries.done, job.source.total
+    of = "" if total is None or total < done else f" of {total:,}"  # data.limit may be lower now
     cached = f", {cache.count():,} replies in the cache" if cache else ""
-    log.info("resumed: %s%s rows done%s", f"{journal.entries.done:,}", of, cached)
+    log.info("resumed: %s%s rows done%s", f"{done:,}", of, cached)
     if journal.changes:
         summary.notes.append(f"Rows from before were made with another config ({journal.changes}).")
         log.warning(summary.notes[-1])
@@ -298,10 +299,6 @@ def embedded_model_warning(
         "The embedded model knows its own world (data=scenes) and nothing else: its captions of other images"
         " are meaningless. Use a real model for them, e.g. model=qwen3-vl-4b."
     )
-
-
-def _no_rows(settings: Settings) -> RunError:
-    return RunError(f"data={settings.data.source} has no rows: {settings.data.path or ''}".rstrip(": "))
 
 
 def _add_notes(job: Job, rows: PendingRows, summary: Summary) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scalecap.config.settings import Settings
+from scalecap.config.settings import Settings, SettingsError
 from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.pipeline import PipelineError
@@ -124,8 +124,8 @@ def test_context_that_no_prompt_uses_and_missing_columns_are_refused(
         run(compose(*given, "prompts/caption=seed"), engines=engines)
     with pytest.raises(RunError, match=r"row_context: columns\.tag: no step and no data column .* 'tag'"):
         run(compose(*given, "data.context=[tag]"), engines=engines)
-    with pytest.raises(RunError, match=r"row_context: missing 'columns'"):
-        run(compose(*given, "data.context=[]"), engines=engines)
+    with pytest.raises(SettingsError, match=r"data\.context=\[COLUMN\] is required"):
+        compose(*given, "data.context=[]")
 
 
 def test_every_draft_of_dense_is_shown_it(compose: Compose, given: list[str]):

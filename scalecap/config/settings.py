@@ -274,6 +274,8 @@ class Settings:
         steps = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
         if self.evaluate.caption is None and any(step.get("captions", "") is None for step in steps):
             found.append("evaluate.caption=COLUMN is required: the captions to score")
+        if any(step.get("stage") == "context" and step.get("columns") in ([], {}) for step in steps):
+            found.append("data.context=[COLUMN] is required: the texts that the captions' prompt includes")
         if (self.calibration is None) != (self.wrong is None):
             found.append("calibration=FILE and wrong=SHARE must be given together")
         wrong = self.wrong if isinstance(self.wrong, dict) else {"": self.wrong}

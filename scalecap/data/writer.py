@@ -28,6 +28,9 @@ SHARD_BYTES = 500 * 10**6
 MAX_FIELDS = 1_000
 """Most keys of the mappings in a column, or of their values; with more, which differ from row to row, it is
 JSON text."""
+MAX_LEVELS = 32
+"""Most mappings and lists around a value of a column; with more, which `datasets` can't read, it is JSON
+text."""
 ERROR = pa.struct([("step", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 
 ReadRecords = Callable[[], Iterable[Record]]
@@ -260,7 +263,8 @@ class _ColumnTypes:
         return {**found, "flags": None, "error": ERROR}
 
 
-def _type(value: Any) -> pa.DataType:
+def _type(value: Any, levels: int = MAX_LEVELS) -> pa.DataType:
+    below = functools.partial(_type, levels=levels - 1)
     match value:
         case None:
             return pa.null()
@@ -274,10 +278,10 @@ def _type(value: Any) -> pa.DataType:
             return pa.float64()
         case str():
             return pa.string()
-        case list():
-            return pa.list_(functools.reduce(_common_type, map(_type, value), pa.null()))
-        case dict() if 0 < len(value) <= MAX_FIELDS:
-            return pa.struct([(name, _type(each)) for name, each in value.items()])
+        case list() if levels:
+            return pa.list_(functools.reduce(_common_type, map(below, value), pa.null()))
+        case dict() if levels and 0 < len(value) <= MAX_FIELDS:
+            return pa.struct([(name, below(each)) for name, each in value.items()])
     raise _NoCommonType
 
 

@@ -28,7 +28,8 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
         PipelineError: a step, `write` or `objective` does not fit; the message lists all problems.
     """
     source = source or open_source(settings.data)
-    _check_rows(settings, source)
+    if source.total == 0:
+        raise no_rows(settings)
     pipeline = Pipeline.build(
         settings.pipeline.steps,
         source.columns,
@@ -45,11 +46,11 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
     return source, pipeline
 
 
-def _check_rows(settings: Settings, source: Source) -> None:
-    if source.total == 0:
-        shard = settings.data.shard
-        reason = f", so its shard {shard} is empty" if shard else ""
-        raise DataError(f"data={settings.data.source} has no rows{reason}")
+def no_rows(settings: Settings) -> DataError:
+    """The error of data, or a shard of it, without rows."""
+    data = settings.data
+    what = f"has too few rows for data.shard={data.shard}, which is empty" if data.shard else "has no rows"
+    return DataError(f"data={data.source} {what}" + (f": {data.path}" if data.path else ""))
 
 
 def _check_write(settings: Settings, source: Source, pipeline: Pipeline) -> None:

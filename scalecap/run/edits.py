@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scalecap.data import DataError, FinishedParts, Source
+from scalecap.data.files import error_text
 from scalecap.data.sources import json_safe
 from scalecap.interpreter.step import KIND_NAMES, Step, is_of_kind
 from scalecap.rows import Row
@@ -41,7 +42,7 @@ def read_edits(path: Path, steps: Sequence[Step]) -> Edits:
     try:
         lines = path.read_text("utf-8-sig").split("\n")  # JSON may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"edits={path} can't be read: {error}") from error
+        raise DataError(f"edits={path} can't be read: {error_text(error)}") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             row, columns = _read(line, f"edits={path}, line {number}", kinds)
@@ -90,4 +91,4 @@ class Edited:
         if not self._unmatched:
             return ""
         names = ", ".join(map(repr, sorted(self._unmatched)[:5]))
-        return f"{len(self._unmatched)} edits are of rows that are not in the data: {names}."
+        return f"Rows of edits that are not in the data ({len(self._unmatched)}): {names}."

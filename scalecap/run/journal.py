@@ -163,7 +163,8 @@ class Journal:
             if changes and not force:
                 raise JournalError(
                     f"{self.path.parent} holds a run with another config ({changes}). Give another"
-                    " output=DIR (equal requests come from the cache), or keep its rows with resume=force"
+                    " output=DIR, or hydra.sweep.dir=DIR in a sweep (equal requests come from the cache), or"
+                    " keep its rows with resume=force"
                 )
             self.changes = self.differences(self._configs[0], config)
         self._file.truncate(self._end)

@@ -291,7 +291,8 @@ class Summary:
         for message, count in self.errors.most_common(MAX_ERRORS_SHOWN):
             lines.append(f"  {count} x {message}")
         if len(self.errors) > MAX_ERRORS_SHOWN:
-            lines.append(f"  and {len(self.errors) - MAX_ERRORS_SHOWN} more kinds of error in summary.json")
+            more = plural(len(self.errors) - MAX_ERRORS_SHOWN, "more kind")
+            lines.append(f"  and {more} of error in summary.json")
         lines += [
             f"  {self.output / 'captions.jsonl'}  one JSON object per row",
             *(f"  {self.output / name}  {EXPORTS.get(name, PLUGIN)}" for name in self.exports),

@@ -90,7 +90,11 @@ def test_values_keep_their_form(tmp_path: Path, values: list[Any]):
 
 
 @pytest.mark.parametrize(
-    "values", [[1, "a"], ["a", ["b"]], [{}, {}], [[{}]], [{"a": 1}, [1]], [True, 3], [2**70, 1], [[1, "a"]]]
+    "values",
+    [
+        *([1, "a"], ["a", ["b"]], [{}, {}], [[{}]], [{"a": 1}, [1]], [True, 3], [2**70, 1], [[1, "a"]]),
+        [json.loads("[" * 98 + "1" + "]" * 98), []],
+    ],
 )
 def test_values_without_a_common_type_are_json_text(tmp_path: Path, values: list[Any]):
     lines, loaded = written(tmp_path, values, failed=1)

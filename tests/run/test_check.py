@@ -1,5 +1,6 @@
 """What is found, and shown, before a model loads."""
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,20 @@ def test_a_fault_is_found_before_a_model_loads(compose: Compose, override: str, 
     for work in (run, plan):
         with pytest.raises(RunError, match=message):
             work(settings)
+
+
+@pytest.mark.parametrize("source", ["jsonl", "webdataset"])
+def test_a_shard_without_rows_is_reported(
+    compose: Compose, rows: Callable[..., str], engines: Engines, tmp_path: Path, source: str
+):
+    path = rows(2)
+    if source == "webdataset":  # its number of rows is not known before they are read
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            tar.add(tmp_path / "0.png", "0.png")
+        path = f"data.path={tmp_path}/a.tar"
+    settings = compose(f"data={source}", path, "data.shard=2/3", "progress=false")
+    with pytest.raises(RunError, match=r"has too few rows for data\.shard=2/3, which is empty"):
+        run(settings, engines=engines)
 
 
 def test_the_plan_shows_steps_models_and_prompts(compose: Compose):

@@ -102,7 +102,7 @@ def test_an_edit_of_an_absent_row_is_noted(
 ):
     (tmp_path / "edits.jsonl").write_text('{"row_id": "7", "final_caption": "x"}\n')
     done = run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
-    assert "1 edits are of rows that are not in the data: '7'." in done.notes
+    assert "Rows of edits that are not in the data (1): '7'." in done.notes
 
 
 @pytest.mark.parametrize(
