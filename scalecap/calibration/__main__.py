@@ -9,10 +9,17 @@ writes RUN/calibration.json, which `calibration=` of a run reads.
 import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from scalecap.calibration.calibrate import Outcome, calibrate
-from scalecap.calibration.record import FILE_NAME, CalibrationError, Promise, promise_text
+from scalecap.calibration.record import (
+    FILE_NAME,
+    CalibrationError,
+    Promise,
+    promise_text,
+    read_calibration,
+)
 from scalecap.calibration.statistics import Share
 from scalecap.config.settings import SettingsError
 from scalecap.interpreter.binding import PipelineError
@@ -132,11 +139,11 @@ def main() -> None:
         print("\n".join(table(outcome, wrong)))
     path = arguments.run / FILE_NAME
     print(f"{path}  the calibration; plot it with `scalecap report {shlex.quote(str(arguments.run))}`")
-    print(next_step(found, path, wrong))
+    print(next_step(found, path, wrong, len(read_calibration(path).steps)))
 
 
-def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
-    """How to use the calibration, and what it guarantees."""
+def next_step(found: Sequence[Outcome], path: Path, wrong: float, steps: int) -> str:
+    """How to use the calibration, which is of so many `steps`, and what it guarantees."""
     thresholds = {
         each.step: made.threshold
         for each in found
@@ -152,7 +159,7 @@ def next_step(found: Sequence[Outcome], path: Path, wrong: float) -> str:
     later = {each.step: before for each in found if (before := _moved(each, thresholds))}
     now = [step for step in thresholds if step not in later]
     promise = f"wrong={wrong:g}"
-    if len(now) < len(found):
+    if len(now) < steps:
         promise = shlex.quote(f"wrong={{{', '.join(f'{step}: {wrong:g}' for step in now)}}}")
     confidence = min(each.calibration.confidence for each in found if each.step in now)
     given = any(each.calibration.given for each in found)
@@ -180,10 +187,10 @@ def _moved(outcome: Outcome, thresholds: Mapping[str, float]) -> list[str]:
 
 
 def _share_of_one(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below 1, e.g. 0.05")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below 1, e.g. 0.05")
 
 
 if __name__ == "__main__":

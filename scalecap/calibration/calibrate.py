@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,8 @@ def calibrate(
     run = Run(folder, folder.resolve().name)
     settings, pipeline = _read_run(folder)
     path, check = folder / FILE_NAME, settings.labels.check
-    before = read_calibration(path) if path.exists() else Calibration({}, {})
+    fix = f"remove {path} and calibrate again"
+    before = read_calibration(path, fix) if path.exists() else Calibration({}, {})
     if labels is not None:
         labelled = match_labels(labels, run)
     elif check is not None:
@@ -260,7 +260,7 @@ def _run_kept(run: Run, step: str, promises: Sequence[Promise]) -> dict[float, S
     """The share of all the run's statements that each promise's threshold keeps."""
     p_yes = [
         p_yes_of(score)
-        for row in islice(run.rows(), None)
+        for row in run.rows()
         for name, scores in checks(row)
         if name == step
         for score in scores

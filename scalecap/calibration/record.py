@@ -92,19 +92,20 @@ class Calibration:
         os.replace(part, path)
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_calibration(
+    path: Path, fix: str = "create it with `scalecap calibrate RUN --labels labels.jsonl`"
+) -> Calibration:
     """Reads a calibration. Raises CalibrationError if the file is missing, invalid, or was edited."""
-    again = "create it with `scalecap calibrate RUN --labels labels.jsonl`"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CalibrationError(f"can't read calibration={path}: {error.strerror}; {again}") from error
+        raise CalibrationError(f"can't read calibration={path}: {error.strerror}; {fix}") from error
     except ValueError as error:
-        raise CalibrationError(f"calibration={path} is not JSON ({error}); {again}") from error
+        raise CalibrationError(f"calibration={path} is not JSON ({error}); {fix}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CalibrationError(f"{path} is not a calibration file of this version of scalecap; {again}")
+        raise CalibrationError(f"{path} is not a calibration file of this version of scalecap; {fix}")
     if content.pop("digest", None) != _digest(content):
-        raise CalibrationError(f"{path} was edited after it was created, so it guarantees nothing; {again}")
+        raise CalibrationError(f"{path} was edited after it was created, so it guarantees nothing; {fix}")
     return Calibration(
         {name: _step(step) for name, step in content["steps"].items()},
         {name: list(looks) for name, looks in content["looks"].items()},

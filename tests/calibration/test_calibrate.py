@@ -78,9 +78,10 @@ def test_calibrating_again_with_more_labels_costs_confidence(
     assert read_calibration(made / "calibration.json").steps["golden_sentences"].confidence == 0.9
 
 
-def test_each_check_has_its_own_calibration(made: Path, calibrate: Calibrate):
+def test_each_check_has_its_own_calibration(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture):
     assert calibrate(labels_of(made, "golden_sentences")) == 0
-    assert calibrate(labels_of(made, "final_details")) == 0
+    assert calibrate(labels_of(made, "final_details"), "--wrong", "0.1") == 0
+    assert "calibration.json 'wrong={final_details: 0.1}'" in capsys.readouterr().out
     steps = read_calibration(made / "calibration.json").steps
     assert set(steps) == {"golden_sentences", "final_details"}
     assert steps["final_details"].scope["steps"]["golden_sentences"]["threshold"] == 0.5
@@ -118,6 +119,8 @@ def test_errors_are_one_line(made: Path, calibrate: Calibrate, capsys: pytest.Ca
     assert "unknown verdict 'maybe'" in capsys.readouterr().err
     assert calibrate(labels, "--wrong", "5") == 2
     assert "5: must be above 0 and below 1" in capsys.readouterr().err
+    assert calibrate(labels, "--wrong", "5%") == 2
+    assert "5%: must be above 0 and below 1" in capsys.readouterr().err
     rows = [json.loads(line) for line in (made / "captions.jsonl").read_text().splitlines()]
     for row in rows:
         del row["row_id"]
@@ -126,10 +129,15 @@ def test_errors_are_one_line(made: Path, calibrate: Calibrate, capsys: pytest.Ca
     assert "captions.jsonl has no row_id" in capsys.readouterr().err
 
 
-def test_a_calibration_changed_by_hand_is_refused(made: Path, calibrate: Calibrate, tmp_path: Path):
-    assert calibrate(labels_of(made, "golden_sentences"), "--wrong", "0.1") == 0
+def test_a_calibration_changed_by_hand_is_refused(
+    made: Path, calibrate: Calibrate, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    labels = labels_of(made, "golden_sentences")
+    assert calibrate(labels, "--wrong", "0.1") == 0
     path = made / "calibration.json"
     path.write_text(path.read_text().replace('"kept_wrong": 0', '"kept_wrong": -1'))
+    assert calibrate(labels) == 1
+    assert f"remove {path} and calibrate again" in capsys.readouterr().err
     with pytest.raises(CalibrationError, match="was edited after it was created"):
         read_calibration(path)
     with pytest.raises(CalibrationError, match="can't read calibration="):
