@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import AppliedPromise, apply_promises, check_models, check_scope
-from scalecap.config.compose import compose, from_config
+from scalecap.config.compose import compose, from_config, quoted
 from scalecap.config.settings import CONF, DataSettings, Settings
 from scalecap.data import DataError
 from scalecap.data.images import open_image
@@ -324,7 +324,7 @@ def _model(model: str | os.PathLike[str] | None) -> list[str]:
     name = os.fspath(model)
     if (CONF / "model" / f"{name}.yaml").is_file():
         return [f"model={name}"]
-    return [f"model.vlm.name={name}"]
+    return [f"model.vlm.name={quoted(name)}"]
 
 
 def _new_folder() -> Path:

@@ -147,6 +147,12 @@ def test_unsupported_data_is_refused(data: Any, message: str, captioner: Caption
         captioner.map(data)
 
 
+@pytest.mark.parametrize("name", ["~/models/qwen", "/mödels/a (1)", "/models/a,b=c", 'it\'s "x"', "me/model"])
+def test_a_model_may_have_any_name(name: str):
+    with Captioner(name) as captioner:
+        assert captioner.settings.model.vlm.name == name
+
+
 def test_wrong_settings_are_refused_before_a_model_loads(opened: list[Any]):
     with pytest.raises(SettingsError, match=r"sampling\.temprature"):
         Captioner(sampling={"temprature": 1})
