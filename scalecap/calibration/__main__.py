@@ -21,6 +21,7 @@ from scalecap.calibration.record import (
     read_calibration,
 )
 from scalecap.calibration.statistics import Share
+from scalecap.config.compose import quoted
 from scalecap.config.settings import SettingsError
 from scalecap.interpreter.binding import PipelineError
 from scalecap.metrics.labels import LabelError, read_labels
@@ -165,7 +166,7 @@ def next_step(found: Sequence[Outcome], path: Path, wrong: float, steps: int) ->
     given = any(each.calibration.given for each in found)
     command = "a captioning run's command" if given else "the run's own command"
     lines = [
-        f"Next: {command} with\n  calibration={shlex.quote(str(path))} {promise}",
+        f"Next: {command} with\n  {shlex.quote(f'calibration={quoted(str(path))}')} {promise}",
         f"guarantees with {100 * confidence:g} % confidence: {promise_text(wrong, given=given)}",
     ]
     lines += [
