@@ -15,6 +15,8 @@ import scalecap
 from scalecap import Captioner, CaptionError, FolderError, RunError, SettingsError
 from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
+from scalecap.report.run_page import write_report
+from scalecap.report.thumbnails import thumbnails
 from scalecap.scenes.world import SAMPLE
 
 
@@ -169,6 +171,19 @@ def test_a_report_is_made_of_images_in_memory_and_shown_inline(captioner: Captio
     assert report.path == tmp_path / "run" / "report.html"
     assert "iframe" in report._repr_html_()
     assert "no longer in the data" not in report.path.read_text()
+
+
+@pytest.mark.parametrize("form", ["stream", "frame", "mappings", "paths", "names", "pil"])
+def test_the_report_of_a_run_made_from_python_can_be_written_again(
+    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+):
+    captioner.map(forms(tmp_path)[form], output=tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    write_report(Path("run"))
+    rows = list(scalecap.open_run("run").rows())
+    found = thumbnails(scalecap.open_run("run"), rows)
+    known = form in ("stream", "paths", "names")
+    assert [isinstance(each, bytes) for each in found] == [known] * 3
 
 
 def test_a_run_made_from_python_is_a_run(captioner: Captioner, tmp_path: Path):

@@ -195,7 +195,7 @@ def _describe(file: File, stamp: str, opened: pq.ParquetFile, image: str) -> Fil
         pixels = f"{image}.bytes"
     elif pa.types.is_binary(held) or pa.types.is_large_binary(held):
         pixels = image
-    elif not pa.types.is_string(held) and not pa.types.is_large_string(held):
+    elif not _is_path(held):
         reason = f"data.image={image}: expected a column of bytes or paths, got {held} in {file.name!r}"
         raise RowError("bad_cell", reason)
     leaves = [opened.schema.column(number) for number in range(len(opened.schema))]
@@ -208,6 +208,13 @@ def _describe(file: File, stamp: str, opened: pq.ParquetFile, image: str) -> Fil
         tuple(leaf.path for leaf in leaves if not _is_bytes(leaf)),
         pixels,
     )
+
+
+def _is_path(held: pa.DataType) -> bool:
+    """Whether a column of this type names files: texts, or {path} as scalecap writes it."""
+    if pa.types.is_struct(held) and [field.name for field in held] == ["path"]:
+        held = held.field(0).type
+    return bool(pa.types.is_string(held) or pa.types.is_large_string(held))
 
 
 def _is_bytes(leaf: Any) -> bool:
@@ -270,7 +277,7 @@ def _row(
     table: FileInfo, values: dict[str, Any], group: int, row: int, number: int, data: DataSettings, index: int
 ) -> Row:
     place, held = f"{table.file.name}#{number}", values[data.image]
-    path = (held or {}).get("path") if table.pixels and not isinstance(held, str) else held
+    path = held.get("path") if isinstance(held, dict) else held
     here = () if "://" in table.file.url else (Path(table.file.url).parent,)
     folders = (*here, Path.cwd())
     within = None if data.allow_outside else here

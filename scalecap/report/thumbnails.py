@@ -80,6 +80,9 @@ def _data(run: Run) -> DataSettings:
     config = run.config.get("data")
     if not config:
         raise DataError("the run's folder has no config that names its data")
+    if config.get("source") == "memory":  # it is gone, but the run's data set names its files, or holds them
+        dataset = str((run.folder / "dataset").resolve())
+        return DataSettings(source="parquet", path=dataset, image=run.image, id="row_id", allow_outside=True)
     known = {each.name for each in fields(DataSettings)}
     return replace(DataSettings(**{name: config[name] for name in known & config.keys()}), limit=None)
 

@@ -85,9 +85,11 @@ def test_bytes_alone(write: Write) -> None:
     assert [list(row.columns) for row in rows] == [["photo"]] * 3
 
 
-def test_paths(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("as_written", [False, True], ids=["texts", "as scalecap writes them"])
+def test_paths(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_written: bool) -> None:
     (tmp_path / "red.png").write_bytes(an_image())
-    path = write({"image": ["red.png", "none.png", None, "https://host/a.png"]})
+    names = ["red.png", "none.png", None, "https://host/a.png"]
+    path = write({"image": [name and {"path": name} for name in names] if as_written else names})
     if not path.startswith("memory:"):  # names there lead to this disk only by the working folder
         monkeypatch.chdir(tmp_path.parent)
     red, missing, null, url = opened(path)
