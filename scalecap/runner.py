@@ -38,7 +38,7 @@ from scalecap.rows import OUTPUT_COLUMNS, Row
 from scalecap.run import advice
 from scalecap.run.check import check, no_rows
 from scalecap.run.cluster import open_cluster
-from scalecap.run.costs import estimate_cost, recorded_usage
+from scalecap.run.costs import NO_ESTIMATE, estimate_cost, recorded_usage
 from scalecap.run.edits import Edited, read_edits
 from scalecap.run.folder import Run
 from scalecap.run.journal import Journal, JournalError
@@ -368,7 +368,8 @@ def plan(settings: Settings) -> str:
     if roles:
         usage = recorded_usage(Path(settings.output))
         estimate = estimate_cost(usage, source.total or 0)
-        lines.append(f"Estimate: {estimate}" if estimate else _HOW_TO_ESTIMATE)
+        instead = NO_ESTIMATE if source.total is None else _HOW_TO_ESTIMATE
+        lines.append(f"Estimate: {estimate}" if estimate else instead)
         unchecked.append("that prompts fit the context of the models")
     if any(step.needs_image for step in pipeline.steps):
         unchecked.append("that images can be opened")

@@ -14,6 +14,7 @@ from scalecap.run.journal import JOURNAL
 
 TOKENS_PER_PRICE = 1_000_000
 """Prices are per million tokens."""
+NO_ESTIMATE = "No estimate: the number of rows of the data is unknown."
 
 
 class Estimate(NamedTuple):

@@ -9,7 +9,7 @@ from scalecap.config.settings import Settings
 from scalecap.engines.settings import RoleSettings
 from scalecap.interpreter.dispatch import RowUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline
-from scalecap.run.costs import estimate_cost
+from scalecap.run.costs import NO_ESTIMATE, estimate_cost
 from scalecap.run.outputs import record
 from scalecap.run.pending import PendingRows
 from scalecap.run.progress import Progress
@@ -54,7 +54,7 @@ class RowTracker:
             self._usages.append(finished.usage)
         if len(self._usages) == MIN_ROWS_FOR_SHARE and self._summary.estimate is None and not self._preview:
             self._estimate()
-            log.info("%s", self._summary.estimate or "no estimate: the number of rows is unknown")
+            log.info("%s", self._summary.estimate or NO_ESTIMATE)
         if not self.stop.is_set() and (
             stop := self._rules.stop(failed=self.progress.failed, done=self.progress.done)
         ):
@@ -80,6 +80,8 @@ class RowTracker:
             if self._summary.status == "finished" and await asyncio.to_thread(self._rows.has_next):
                 self._summary.status = "preview"
             self._estimate()
+            if self._rows.source.total is None:
+                self._summary.notes.append(NO_ESTIMATE)
         self._summary.cost = self._rules.cost
         self._rows.complete = self._summary.status == "finished"
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,22 @@ def test_a_preview_estimates_all_rows_and_the_command_without_it_resumes(
     assert (second.status, second.done, second.reused) == ("finished", 9, 3)
     took = sum(json.loads(line)["usage"][0] for line in journal(second.output) if '"usage"' in line)
     assert first.estimate.requests.mean == took  # rows that the scripted model answers alike
+
+
+def test_a_preview_of_unknown_length_says_that_it_has_no_estimate(
+    compose: Compose, rows: Callable[..., str], engines: dict[str, Scripted], tmp_path: Path
+):
+    rows(3)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(3):
+            tar.add(tmp_path / f"{number}.png", f"{number}.png")
+    words = ["data=webdataset", f"data.path={tmp_path}/a.tar", "progress=false", "model=own"]
+    settings = compose(*words, "model.vlm.name=m", "preview=2")
+    why = "No estimate: the number of rows of the data is unknown."
+    assert why in plan(settings)
+    done = run(settings, engines=engines)
+    assert (done.status, done.estimate) == ("preview", None)
+    assert why in done.screen()
 
 
 def test_the_summary_of_a_preview_of_one_row_is_valid_json(
