@@ -8,6 +8,7 @@ from scalecap.stages.assemble import distinct
 from scalecap.stages.scores import Score
 from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, probabilities
 from scalecap.text.parsing import body
+from scalecap.text.refusals import refuses
 from scalecap.text.templates import Template
 
 
@@ -17,8 +18,8 @@ class Fuse:
 
     A row without a sentence falls back to the column `initial` (`fallback: initial`) or to an empty text
     (`fallback: empty`), flagged "fallback", and sends no request. Without a detail the sentences are the
-    caption, also without a request. If no request is left in the budget, the caption is all distinct
-    sentences and details, flagged "over_limit" and "fallback".
+    caption, also without a request. If no request is left in the budget (flagged "over_limit"), or the reply
+    is a refusal or empty, the caption is all distinct sentences and details, flagged "fallback".
 
     A prompt too long for the model loses details until it takes about three quarters of the context,
     flagged "shortened": those with the lowest P(yes) first if `scores`, the side column of their check, has
@@ -59,9 +60,10 @@ class Fuse:
             return (initial or "") if self.fallback == "initial" else ""
         if not object_info and not position_info:
             return " ".join(context)
+        unfused = " ".join(distinct([*context, *object_info, *position_info]))
         if not client.allowed([1]):
             client.flag("fallback")
-            return " ".join(distinct([*context, *object_info, *position_info]))
+            return unfused
         # A list that is given twice loses its details in both places at once.
         lists = [object_info] if object_info == position_info else [object_info, position_info]
         details = [detail for each in lists for detail in each]
@@ -88,4 +90,7 @@ class Fuse:
             client.flag("shortened")
             client.flag("fallback")
             return " ".join(context)
+        if not reply.text.strip() or refuses(reply.text):
+            client.flag("fallback")
+            return unfused
         return body(reply.text)

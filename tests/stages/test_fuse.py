@@ -49,6 +49,18 @@ async def test_a_cut_caption_ends_with_its_last_sentence(recording_client):
 
 
 @pytest.mark.parametrize(
+    ("reply", "flag"), [("I'm sorry, but I can't assist with that.", "refused"), (" \n", "empty")]
+)
+async def test_a_reply_without_a_caption_loses_nothing(recording_client, reply, flag):
+    recorder = recording_client(lambda _: reply)
+    assert (
+        await fuse(recorder, ["A dog."], ["It is brown."], ["It is left."])
+        == "A dog. It is brown. It is left."
+    )
+    assert recorder.flags == [flag, "fallback"]
+
+
+@pytest.mark.parametrize(
     ("settings", "initial", "caption"),
     [({}, "first", "first"), ({}, None, ""), ({"fallback": "empty"}, "first", "")],
 )
