@@ -304,7 +304,7 @@ class TransformersEngine:
                 log.debug("a batch failed", exc_info=error)
                 self._fail(jobs, error)
                 return
-            self._max_batch = max(1, len(jobs) // 2)
+            self._max_batch = max(1, (len(jobs) + len(self._decoding)) // 2)
             self._runner.clear_cache()
             log.warning("out of GPU memory: batch size reduced to %d", self._max_batch)
             if shared or len(jobs) > 1:

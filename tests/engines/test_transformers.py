@@ -338,6 +338,18 @@ async def test_out_of_memory_means_smaller_batches(
     assert [flat(reply)[0] for reply in replies] == expected
 
 
+async def test_one_more_reply_than_fits_memory_halves_the_batch(engine: TransformersEngine) -> None:
+    def fails(jobs: list[Any]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    before, job = engine._max_batch, object()
+    engine._decoding = [object()] * 7  # type: ignore[list-item]
+    engine._process(fails, [job])  # type: ignore[list-item]
+    found = engine._max_batch, engine._waiting
+    engine._max_batch, engine._waiting, engine._decoding = before, [], []
+    assert found == (4, [job])
+
+
 async def test_close_fails_waiting_and_later_requests(tiny_model: Path) -> None:
     engine = await open_transformers(ModelSettings(name=str(tiny_model)), EngineSettings())
     long = Generate(Prompt("yes"), Sampling(temperature=1, max_tokens=1500))
