@@ -1,15 +1,19 @@
-"""A tiny random checkpoint of each vision-language architecture, with its own configuration and processor."""
+"""Tiny random checkpoints, one of each vision-language architecture, and transformers' own forward pass."""
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scalecap.engines.base import Prompt
 from scalecap.engines.compat import patch_libraries
 from scalecap.scenes.architecture import make_tokenizer
 
 _WORDS = ["Is it true? There is a cat on the left. Answer yes or no.", "yes no Yes No YES NO"] * 20
+Forward = Callable[..., tuple[list[int], Any]]
 _PIXELS = 128 * 128
 """Larger images are scaled down to this many pixels."""
 
@@ -27,6 +31,57 @@ def build(architecture: str, folder: Path) -> Path:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def forward_pass(folder: Path) -> Forward:
+    """Token ids and logits of a prompt and reply, by transformers' own processor and unpadded forward."""
+    import transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    images: Any = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+    @torch.no_grad()
+    def forward(prompt: Prompt, reply: Sequence[int] = ()) -> tuple[list[int], Any]:
+        content = [{"type": "image"}] * bool(prompt.image) + [{"type": "text", "text": prompt.text}]
+        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": content}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs = dict(images(images=prompt.image.pixels, return_tensors="pt")) if prompt.image else {}
+        if prompt.image:
+            text = text.replace(
+                "<|image_pad|>", "<|image_pad|>" * (int(inputs["image_grid_thw"].prod()) // 4)
+            )
+        ids = torch.tensor([[*tokenizer(text).input_ids, *reply]])
+        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+        return ids[0].tolist(), model(input_ids=ids, use_cache=False, **inputs).logits[0]
+
+    return forward
+
+
+def text_model(model: Path, folder: Path, **more: Any) -> str:
+    """Writes a random model without images that has the tokenizer of `model`; returns its folder."""
+    import transformers
+
+    config = transformers.Qwen2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, eos_token_id=299, **more,
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(model / file, folder)
+    return str(folder)
+
+
+def old_rope(model: Path, folder: Path) -> Path:
+    """Writes the model with its rope settings in the old format."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope["rope_theta"]
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -13,6 +13,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image as Pillow
+from runs import Command, Compose, roles
 
 import scalecap.engines
 from scalecap.__main__ import main
@@ -21,6 +22,7 @@ from scalecap.config.settings import CONF, Settings
 from scalecap.engines.base import Choose, Image, Request, Sampling, Score, Scored, Token
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
+from scalecap.stages import registry
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,13 +62,19 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def compose(tmp_path: Path) -> Callable[..., Settings]:
+def own_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    registry.names()
+    monkeypatch.setattr(registry, "_stages", dict(registry._stages))
+
+
+@pytest.fixture
+def compose(tmp_path: Path) -> Compose:
     """Composes the settings as the command line does."""
 
-    def compose(*overrides: str, config_dir: Path | None = None) -> Settings:
-        searched = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
+    def compose(*overrides: str) -> Settings:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose("config", [f"output={tmp_path / 'run'}", *searched, *overrides])
+            config = hydra.compose("config", [f"output={tmp_path / 'run'}", *overrides])
         return from_config(config)
 
     return compose
@@ -101,8 +109,7 @@ def _answer(request: Request) -> str | float | Scored:
 @pytest.fixture
 def engines() -> dict[str, Scripted]:
     """One scripted engine for all roles."""
-    engine = Scripted(_answer)
-    return {"vlm": engine, "llm": engine, "judge": engine}
+    return roles(_answer)
 
 
 @pytest.fixture
@@ -125,7 +132,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> lis
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs `python -m scalecap <words>` in this process; the exit code."""
 
     def typed(*words: object) -> int:
@@ -139,7 +146,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 @pytest.fixture
-def typed(command: Callable[..., int], opened: list[Any]) -> Callable[..., int]:
+def typed(command: Command, opened: list[Any]) -> Command:
     """The same on the scripted engine."""
     return command
 
@@ -174,10 +181,7 @@ class RecordingClient:
             self.requests.append(request)
             return script(request)
 
-        engine = Scripted(answer)
-        dispatcher = Dispatcher(
-            {"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, RunUsage(), min_mass
-        )
+        dispatcher = Dispatcher(roles(answer), None, Sampling(), 0, RunUsage(), min_mass)
         self.client = dispatcher.client("step", self.flags.append)
 
     @property

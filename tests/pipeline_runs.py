@@ -3,9 +3,9 @@
 from typing import Any
 
 from PIL import Image as Pillow
+from runs import roles
 
 from scalecap.engines.base import Choose, Image, Sampling
-from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.rows import Row
@@ -14,7 +14,7 @@ DOG, DOG_AT = "Describe more details about the dog.", "Describe more details abo
 
 
 def an_image(index: int = 0) -> Image:
-    return Image(f"{index:x}", Pillow.new("RGB", (1, 1)))
+    return Image(str(index), Pillow.new("RGB", (1, 1)))
 
 
 def row(index: int = 0, **columns: Any) -> Row:
@@ -30,12 +30,11 @@ def answer(request: Any) -> Any:
     return replies.get(text, f"fused {text}")
 
 
-async def go(steps, rows, script=answer, *, in_flight=4, stop=None, on_row=None):
+async def go(steps, rows, script=answer, *, budget=None, in_flight=4, stop=None, on_row=None):
     """Finished rows by index, and the counts."""
     finished, counts = [], RunUsage()
-    engine = Scripted(script)
-    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
-    pipeline = Pipeline.build(steps, None)
+    dispatcher = Dispatcher(roles(script), None, Sampling(), 0, counts, 0.0)
+    pipeline = Pipeline.build(steps, None, budget=budget)
     await pipeline.run(
         rows, dispatcher, in_flight=lambda: in_flight, on_row=on_row or finished.append, stop=stop
     )

@@ -1,6 +1,17 @@
-"""Processes below a process, and whether they live."""
+"""Python in a process of its own; processes below a process, and whether they live."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+from scalecap.config.settings import CONF
+
+
+def python(*words: str, path: str = str(CONF.parent)) -> subprocess.CompletedProcess[str]:
+    """`python <words>` in the working folder, with the packages of `path`."""
+    env = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=600)
 
 
 def below(pid: int) -> list[int]:

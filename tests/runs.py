@@ -1,4 +1,4 @@
-"""What tests of whole runs share: the scripted engine for both roles, and the rows that a run wrote."""
+"""What tests of whole runs share: the scripted engine in its roles, and the rows that a run wrote."""
 
 import json
 from collections.abc import Callable
@@ -10,16 +10,24 @@ from scalecap.engines.base import Request
 from scalecap.engines.scripted import Scripted
 
 Compose = Callable[..., Settings]
+"""The fixture `compose`: settings from overrides."""
+Rows = Callable[..., str]
+"""The fixture `rows`."""
+Command = Callable[..., int]
+"""The fixtures `command` and `typed`."""
 Engines = dict[str, Scripted]
 Answer = Callable[[Request], str | float]
 
 
-def captions(tmp_path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (tmp_path / "run" / "captions.jsonl").read_text().splitlines()]
+def captions(folder: Path | str = "run") -> list[dict[str, Any]]:
+    """The rows that a run wrote; every test has a working folder of its own."""
+    with (Path(folder) / "captions.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
-def both(engine: Scripted) -> Engines:
-    return {"vlm": engine, "llm": engine}
+def roles(script: Any, **more: Any) -> Engines:
+    """A scripted engine in every role."""
+    return dict.fromkeys(("vlm", "llm", "judge"), Scripted(script, **more))
 
 
 def first_words(request: Request) -> str:

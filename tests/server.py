@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from scalecap.engines.completions import PROBE
-from scalecap.engines.settings import EngineSettings
+from scalecap.engines.settings import EngineSettings, ModelSettings
 
 Answer = tuple[int, Any]
 """Status and body: JSON, raw bytes, or one of the faults `nothing`, `half`, `reset`, `hang`."""
@@ -41,6 +41,7 @@ class Server:
         self.max_in_flight = self._in_flight = 0
         self._lock = threading.Lock()
         self._port = port
+        self._engines: list[Any] = []
         self.start()
 
     @property
@@ -61,6 +62,12 @@ class Server:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    async def close(self) -> None:
+        """Stops, after closing what `connect` opened."""
+        for engine in self._engines:
+            await engine.close()
+        self.stop()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server, gone = self, self._gone
@@ -139,9 +146,19 @@ def error(message: str) -> Any:
     return {"error": {"message": message, "type": "invalid_request_error", "code": 400}}
 
 
-def settings(server: Server, **given: Any) -> EngineSettings:
-    """Settings of the engine for this server."""
-    return EngineSettings(name="openai", base_url=server.url, **given)
+def settings(*servers: Server, **given: Any) -> EngineSettings:
+    """Settings of the engine for these servers."""
+    urls = [server.url for server in servers]
+    return EngineSettings(name="openai", base_url=urls if len(urls) > 1 else urls[0], **given)
+
+
+async def connect(*servers: Server, model: ModelSettings | None = None, **given: Any) -> Any:
+    """An engine for these servers, which is closed with the first of them."""
+    from scalecap.engines.openai import open_openai  # which needs aiohttp
+
+    engine = await open_openai(model or ModelSettings(name="m"), settings(*servers, **given))
+    servers[0]._engines.append(engine)
+    return engine
 
 
 def digest(request: dict[str, Any]) -> str:

@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from PIL import Image as Pillow
+from pipeline_runs import an_image, row
+from runs import roles
 
 from scalecap.engines.base import Choose, EngineError, Generated, Image, Request, Sampling, Usage
-from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline
 from scalecap.rows import Row
@@ -38,14 +38,6 @@ STEPS: dict[str, dict[str, Any]] = {
 """The last but one is the last with the image."""
 
 
-def an_image(index: int) -> Image:
-    return Image(str(index), Pillow.new("RGB", (1, 1)))
-
-
-def row(index: int, **columns: Any) -> Row:
-    return Row(index, {"id": str(index), **columns}, lambda: an_image(index))
-
-
 def say(request: Request) -> str | float:
     if isinstance(request, Choose):
         return 0.9
@@ -59,8 +51,8 @@ class World:
         self, images: int, steps: dict[str, Any] = STEPS, script: Any = say, budget: int | None = None
     ) -> None:
         self.script = script
-        engine = Scripted(self._answer, concurrency=200, kv_tokens=2 * TOKENS * images)
-        self.dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
+        engines = roles(self._answer, concurrency=200, kv_tokens=2 * TOKENS * images)
+        self.dispatcher = Dispatcher(engines, None, Sampling(), 0, RunUsage(), 0.0)
         self.pipeline = Pipeline.build(steps, None, budget=budget)
         self.done: list[Finished] = []
         self.stop = asyncio.Event()

@@ -5,22 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from runs import Compose, captions, roles
 
-from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
-from scalecap.run.summary import Summary
 from scalecap.runner import run
 from scalecap.text.segmentation import words
 
-Compose = Callable[..., Settings]
 LENGTHS = {"short": 25, "medium": 60, "long": 200}
 LONG = f"A dog with {', '.join(f'{spots} spots' for spots in range(12, 24))} and more sits."
 """A sentence of 30 words."""
-
-
-def rows_of(summary: Summary) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (summary.output / "captions.jsonl").read_text().splitlines()]
 
 
 def scripted(answer: Callable[..., Any], reply: Callable[[str], str | None]) -> dict[str, Scripted]:
@@ -30,8 +24,7 @@ def scripted(answer: Callable[..., Any], reply: Callable[[str], str | None]) -> 
         own = None if isinstance(request, Choose) else reply(request.prompt.text)
         return answer(request) if own is None else own
 
-    engine = Scripted(script)
-    return {"vlm": engine, "llm": engine, "judge": engine}
+    return roles(script)
 
 
 def test_each_length_is_checked_again_and_within_its_words(compose: Compose, answer: Callable[..., Any]):
@@ -46,8 +39,8 @@ def test_each_length_is_checked_again_and_within_its_words(compose: Compose, ans
         return LONG if "in one sentence" in text else said
 
     settings = compose("data.limit=1", "also=lengths", "prompts/length=default")
-    summary = run(settings, engines=scripted(answer, reply))
-    (row,) = rows_of(summary)
+    run(settings, engines=scripted(answer, reply))
+    (row,) = captions()
     assert ["in one sentence of at most 25 words" in each for each in prompts] == [True, False, False]
     assert ["of at most 60 words" in prompts[1], "of at most 200 words" in prompts[2]] == [True, True]
     assert all("There is a dog." in each and "The dog is brown." in each for each in prompts)
@@ -72,7 +65,8 @@ def test_where_no_sentence_passes_the_facts_are_used_up_to_the_limit(
         "prompts/length=default",
         "pipeline.steps.short_sentences.max_words=3",
     ]
-    (row,) = rows_of(run(compose(*words), engines=engines))
+    run(compose(*words), engines=engines)
+    (row,) = captions()
     assert row["short_caption"] == row["long_caption"] == "There is a dog."
     assert row["flags"]["short_caption"] == ["fallback", "too_long"]
     assert row["flags"]["long_caption"] == ["fallback"]
@@ -87,7 +81,7 @@ def test_each_value_of_a_structured_caption_is_checked(
 ):
     engines = scripted(answer, lambda text: reply if text == "Describe the picture as JSON." else None)
     summary = run(compose("data.limit=1", "also=structured"), engines=engines)
-    (row,) = rows_of(summary)
+    (row,) = captions()
     assert row["structured"] == {
         "objects": [
             {
@@ -113,15 +107,13 @@ def test_a_reply_that_is_not_the_expected_json_is_flagged_and_not_checked(
     assert summary.flags["structured_draft"]["unparsed"] == 2
     assert (summary.done, summary.failed) == (2, 0)
     assert summary.usage.steps["structured_checked"].requests == 0
-    for row in rows_of(summary):
+    for row in captions():
         assert (row["structured"], row["structured_refused"]) == (None, [])
 
 
 def test_texts_are_written_from_all_facts_of_dense(compose: Compose, engines: dict[str, Scripted]):
-    summary = run(
-        compose("data.limit=1", "pipeline=dense", "also=[lengths,structured,alt_text]"), engines=engines
-    )
-    (row,) = rows_of(summary)
+    run(compose("data.limit=1", "pipeline=dense", "also=[lengths,structured,alt_text]"), engines=engines)
+    (row,) = captions()
     assert row["long_caption"] == "A dog, brown."
     steps = compose("pipeline=dense", "also=[lengths,alt_text]").pipeline.steps
     assert steps["long_sentences"]["variables"] == steps["alt_text"]["variables"]
@@ -135,7 +127,7 @@ def test_on_the_embedded_model(compose: Compose):
     summary = run(compose(*words_))
     assert (summary.done, summary.failed) == (3, 0)
     assert "structured_draft" not in summary.flags  # all of it parses
-    for row in rows_of(summary):
+    for row in captions():
         objects = row["structured"]["objects"]
         assert objects
         assert all(value["p_yes"] >= 0.5 for each in objects for value in (each["name"], each["place"]))

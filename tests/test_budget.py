@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image as Pillow
+from pipeline_runs import go, row
+from runs import Compose, Rows, captions, roles
 
-from scalecap.config.settings import Settings, SettingsError
+from scalecap.config.settings import SettingsError
 from scalecap.engines.base import Choose, Generated, Image, Sampling
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.allowance import Allowance, BudgetExhausted
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError
-from scalecap.rows import Row
 from scalecap.runner import run
-from scalecap.stages import Measures, ModelClient, registry, stage
+from scalecap.stages import Measures, ModelClient, stage
 from scalecap.stages.fuse import Fuse
 from scalecap.text.templates import Template
 
-Compose = Callable[..., Settings]
+pytestmark = pytest.mark.usefixtures("own_stages")
 STEPS: dict[str, dict[str, Any]] = {
     "drafts": {"stage": "generate", "prompt": "Caption.", "image": "image", "samples": 2},
     "more": {"stage": "generate", "prompt": "What else?", "image": "image"},
@@ -33,12 +33,6 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _registry(monkeypatch):
-    registry.names()
-    monkeypatch.setattr(registry, "_stages", dict(registry._stages))
-
-
 def answer(request: Any) -> Any:
     return 0.9 if isinstance(request, Choose) else "One. Two. Three."
 
@@ -47,13 +41,8 @@ async def take(
     steps: Mapping[str, Any], budget: int | None, script: Any = answer
 ) -> tuple[Finished, RunUsage]:
     """A row through the steps, and what was counted."""
-    counts, finished = RunUsage(), []
-    engine = Scripted(script)
-    dispatcher = Dispatcher({"vlm": engine, "llm": engine, "judge": engine}, None, Sampling(), 0, counts, 0.0)
-    row = Row(0, {"id": "0"}, lambda: Image("a", Pillow.new("RGB", (1, 1))))
-    pipeline = Pipeline.build(steps, None, budget=budget)
-    await pipeline.run([row], dispatcher, in_flight=lambda: 1, on_row=finished.append)
-    return finished[0], counts
+    (finished,), counts = await go(steps, [row()], script, budget=budget)
+    return finished, counts
 
 
 def test_items_are_granted_in_order_up_to_the_budget_and_limit():
@@ -229,9 +218,7 @@ async def test_every_stage_keeps_to_what_is_left(
         return "1. yes\n2. yes" if request.prompt.text.startswith("Which?") else -1.0
 
     counts = RunUsage()
-    engine = Scripted(script)
-    roles = {"vlm": engine, "llm": engine}
-    dispatcher = Dispatcher(roles, None, Sampling(), 0, counts, 0.0)
+    dispatcher = Dispatcher(roles(script), None, Sampling(), 0, counts, 0.0)
     allowance = Allowance(left)
     given = step | ({"fallback": "empty"} if step["stage"] == "fuse" else {})
     pipeline = Pipeline.build({"x": given}, {"t": "texts", "a": "list"})
@@ -273,7 +260,7 @@ async def test_a_custom_stage_runs_while_requests_are_left_and_metrics_do_not_co
 
 
 def test_skipped_items_are_counted_in_the_summary_including_rows_of_an_earlier_run(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+    compose: Compose, engines: dict[str, Scripted], rows: Rows
 ):
     words = ["data=jsonl", rows(5), "progress=false", "model=own", "model.vlm.name=m", "pipeline.budget=5"]
     first = run(compose(*words, "preview=2"), engines=engines)
@@ -286,9 +273,8 @@ def test_skipped_items_are_counted_in_the_summary_including_rows_of_an_earlier_r
     assert "skipped by limits and budget: 5 of final_details, 5 of raw_answers" in again.screen()
     taken = [json.loads(line)["usage"][0] for line in journal(again.output)]
     assert taken == [5] * 5
-    lines = (again.output / "captions.jsonl").read_text().splitlines()
     flags = {"raw_answers": ["over_limit"], "final_details": ["over_limit"]}
-    assert [json.loads(line)["flags"] for line in lines] == [flags] * 5
+    assert [row["flags"] for row in captions()] == [flags] * 5
 
 
 @pytest.mark.parametrize(
@@ -314,7 +300,7 @@ def test_dense_keeps_to_its_budget(
     summary = run(compose("data.limit=1", "pipeline=dense", f"pipeline.budget={budget}"), engines=engines)
     steps = {name: count.requests for name, count in summary.usage.steps.items() if count.requests}
     assert steps == requests
-    (row,) = map(json.loads, (summary.output / "captions.jsonl").read_text().splitlines())
+    (row,) = captions()
     assert (row["error"], row["final_caption"]) == (None, final)
 
 
@@ -334,7 +320,7 @@ def test_the_plan_shows_budget_and_limits():
     plan = Pipeline.build(
         STEPS | {"answers": STEPS["answers"] | {"limit": "budget_left / 2"}}, None, budget=9
     ).plan()
-    assert plan.startswith("budget: 9 requests an image at most, spent in this order\n")
+    assert plan.startswith("budget: 9 requests an image at most, spent in this order\ndrafts: ")
     assert "    at most budget_left / 2 items\n" in plan
 
 
@@ -364,10 +350,9 @@ def test_a_caption_of_which_not_all_can_be_checked_gives_way_to_the_checked_fact
         joins = request.prompt.text.startswith("Join into one description:")
         return many if joins and not isinstance(request, Choose) else answer(request)
 
-    engine = Scripted(script)
     words = ["data.limit=1", "pipeline=dense", "pipeline.budget=12"]
-    summary = run(compose(*words), engines={"vlm": engine, "llm": engine})
-    row = json.loads((summary.output / "captions.jsonl").read_text())
+    summary = run(compose(*words), engines=roles(script))
+    (row,) = captions()
     assert row["fused_caption"] == many
     assert row["checked_sentences"] == []
     assert row["final_caption"] == row["assembled_caption"]

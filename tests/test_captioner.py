@@ -1,7 +1,6 @@
 """The Python interface: images in, columns out, by the same run as the command line's."""
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import datasets
 import pandas as pd
 import pytest
 from PIL import Image as Pillow
+from runs import Command, Rows, captions
 
 import scalecap
 from scalecap import Captioner, CaptionError, FolderError, RunError, SettingsError
@@ -32,7 +32,7 @@ def captioner(opened: list[Any]) -> Iterator[Captioner]:
 
 
 @pytest.fixture
-def colour(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) -> None:
+def colour(opened: list[Any], engines: dict[str, Scripted], answer: Callable[[Request], Any]) -> None:
     """The scripted model names an image's red value in its first caption."""
 
     def by_colour(request: Request) -> Any:
@@ -40,12 +40,7 @@ def colour(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]) ->
             return f"Red is {request.prompt.image.pixels.getpixel((0, 0))[0]}."
         return answer(request)
 
-    engine = Scripted(by_colour)
-
-    async def open_engine(*_: Any) -> Scripted:
-        return engine
-
-    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    engines["vlm"] = Scripted(by_colour)
 
 
 def forms(folder: Path) -> dict[str, Any]:
@@ -82,9 +77,7 @@ def test_each_form_comes_back_with_its_images_and_captions(form: str, tmp_path: 
     assert captioner.summary.done == 3
 
 
-def test_the_same_folder_resumes_and_another_pipeline_is_refused(
-    captioner: Captioner, engines: dict[str, Scripted], tmp_path: Path
-):
+def test_the_same_folder_resumes_and_another_pipeline_is_refused(captioner: Captioner, tmp_path: Path):
     images = [an_image(number) for number in range(4)]
     captioner.map(images[:2], output=tmp_path / "run")
     captioner.map(images, output=tmp_path / "run")
@@ -224,9 +217,7 @@ def test_leaving_the_block_closes_the_model(opened: list[Any]):
         captioner.map([an_image(1)])
 
 
-def test_a_custom_prompt_reaches_the_model(
-    engines: dict[str, Scripted], opened: list[Any], prompts: list[str]
-):
+def test_a_custom_prompt_reaches_the_model(opened: list[Any], prompts: list[str]):
     with Captioner(
         "m", pipeline="default", prompts={"verify": "Own words: {{ text }}"}, progress=False
     ) as own:
@@ -249,28 +240,25 @@ def prompts(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted]) -> li
 
 
 def test_captions_are_as_the_command_line_writes_them(
-    captioner: Captioner, typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path
+    captioner: Captioner, typed: Command, rows: Rows, tmp_path: Path
 ):
     words = ["model=own", "model.vlm.name=some/model", "pipeline=seed", "data=jsonl", rows(3)]
     assert typed(*words, f"output={tmp_path}/cli", "progress=false") == 0
     own = captioner.map([str(tmp_path / f"{number}.png") for number in range(3)], output=tmp_path / "python")
-    lines = [json.loads(line) for line in (tmp_path / "cli" / "captions.jsonl").read_text().splitlines()]
     for column in ("init_caption", "golden_sentences", "q_list", "final_details", "final_caption"):
-        assert own[column] == [line[column] for line in lines]
+        assert own[column] == [row[column] for row in captions("cli")]
 
 
+@pytest.mark.usefixtures("opened")
 def test_one_image_has_the_same_minimum_mass_as_a_run(
-    monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], Any]
+    engines: dict[str, Scripted], answer: Callable[[Request], Any]
 ):
     """A yes whose options have too little probability mass keeps nothing, here as there."""
 
     def says(request: Request) -> Any:
         return Chosen((0.9, 0.1), mass=0.01) if isinstance(request, Choose) else answer(request)
 
-    async def open_engine(*_: Any) -> Scripted:
-        return Scripted(says)
-
-    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    engines["vlm"] = Scripted(says)
     for least, kept in ((0.1, []), (0.0, ["There is a dog.", "There is a cat."])):
         words = {"min_mass": least, "cache": False}
         with Captioner("some/model", pipeline="seed", progress=False, **words) as captioner:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Command, Compose
 from server import Server
 
 from scalecap.config.settings import Settings
 from scalecap.engines import weights
 from scalecap.interpreter import step
 from scalecap.runner import RunError, plan, run
-
-Compose = Callable[..., Settings]
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def judged(compose: Compose, tmp_path: Path) -> Callable[..., Settings]:
+def judged(compose: Compose, tmp_path: Path) -> Compose:
     """Settings of a run that scores the captions of a file."""
 
     def judged(*words: str) -> Settings:
@@ -39,7 +38,7 @@ def judged(compose: Compose, tmp_path: Path) -> Callable[..., Settings]:
     return judged
 
 
-def test_a_metrics_library_that_is_missing(judged: Callable[..., Settings], without: Callable[[str], None]):
+def test_a_metrics_library_that_is_missing(judged: Compose, without: Callable[[str], None]):
     without("sacrebleu")
     message = r'- reference: reference needs the module sacrebleu: pip install "scalecap\[metrics\]"'
     for work in (plan, run):
@@ -50,9 +49,7 @@ def test_a_metrics_library_that_is_missing(judged: Callable[..., Settings], with
         plan(judged("evaluate=clipscore"))
 
 
-def test_a_metrics_weights_that_are_missing(
-    judged: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_a_metrics_weights_that_are_missing(judged: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     if find_spec("transformers") is None:
         pytest.skip('needs pip install "scalecap[cpu]"')
     (tmp_path / "empty").mkdir()
@@ -68,7 +65,7 @@ def test_a_metrics_weights_that_are_missing(
 
 
 def test_a_stage_from_outside_declares_what_it_needs(
-    typed: Callable[..., int], opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    typed: Command, opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     (tmp_path / "needing.py").write_text(
         "from scalecap.stages import stage\n"
@@ -140,7 +137,7 @@ def test_models_by_folder_and_by_name(compose: Compose, monkeypatch: pytest.Monk
         plan(compose(*words, "model.vlm.name=some/model"))
 
 
-def test_a_check_says_what_it_did_not_check(compose: Compose, judged: Callable[..., Settings]):
+def test_a_check_says_what_it_did_not_check(compose: Compose, judged: Compose):
     assert plan(judged("evaluate=density")).endswith("\nConfiguration OK.")
     assert plan(compose()).endswith(
         "\nConfiguration OK. Not checked: that the models load and fit memory;"
@@ -149,6 +146,6 @@ def test_a_check_says_what_it_did_not_check(compose: Compose, judged: Callable[.
     assert "the resources of the cluster's machines" in plan(compose("runner=ray"))
 
 
-def test_the_version_is_that_of_scalecap(command: Callable[..., int], capsys: Any):
+def test_the_version_is_that_of_scalecap(command: Command, capsys: Any):
     assert command("--version") == 0
     assert capsys.readouterr().out == "scalecap 0.2.0\n"

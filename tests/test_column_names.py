@@ -3,14 +3,13 @@
 import csv
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from runs import Compose
 
-from scalecap.config.settings import Settings
 from scalecap.report.card import card
 from scalecap.report.comparison import Comparison
 from scalecap.report.comparison_page import page
@@ -19,8 +18,6 @@ from scalecap.report.row import row_view
 from scalecap.report.run_page import index
 from scalecap.run.folder import Run, read_runs
 from scalecap.runner import RunError, run
-
-Compose = Callable[..., Settings]
 
 MODELS = ["gpt-4.1", "qwen2.5-vl"]
 ODD = [

@@ -3,7 +3,6 @@
 import itertools
 import json
 import shlex
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 import clip
 import datasets
 import pytest
+from image_files import tar
 from PIL import Image as Pillow
+from runs import Compose, captions, roles
 
-from scalecap.config.settings import CONF, Settings
+from scalecap.config.settings import CONF
 from scalecap.engines.base import Choose, Score
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.pipeline import Pipeline
@@ -23,7 +24,6 @@ from scalecap.stages.split_sentences import split_sentences
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 RUN = [file for file in FILES if file.parts[0] != "hydra" and file != Path("runner/ray.yaml")]
 """Those that choose what a run does; a cluster has tests of its own."""
-Compose = Callable[..., Settings]
 
 
 def test_the_glob_finds_the_groups():
@@ -139,17 +139,12 @@ def _data(source: str, folder: Path, columns: dict[str, Any] | None = None) -> l
             return ["data=jsonl", f"data.path={folder}/rows.jsonl"]
         case "folder":
             return [f"data.path={file.parent}"]
-        case "hub" | "capsbench":
-            rows = datasets.Dataset.from_dict({"image": [str(file)]}).cast_column("image", datasets.Image())
-            rows.to_parquet(folder / "parquet" / "train.parquet")
-            return [f"data.path={folder}/parquet"]
-        case "parquet":
+        case "hub" | "capsbench" | "parquet":
             rows = datasets.Dataset.from_dict({"image": [str(file)]})
-            rows.cast_column("image", datasets.Image()).to_parquet(folder / "rows.parquet")
-            return [f"data.path={folder}/rows.parquet"]
+            rows.cast_column("image", datasets.Image()).to_parquet(folder / "parquet" / "train.parquet")
+            return [f"data.path={folder}/parquet"]
         case "webdataset":
-            with tarfile.open(folder / "0.tar", "w") as tar:
-                tar.add(file, "0001.png")
+            (folder / "0.tar").write_bytes(tar(("0001.png", file.read_bytes())))
             return [f"data.path={folder}/*.tar"]
     return []
 
@@ -289,15 +284,14 @@ def test_the_paper_is_greedy_unless_overridden(compose: Compose):
     ],
 )
 def test_every_check_composes_with_questions(
-    compose: Compose, engines: dict[str, Scripted], tmp_path: Path, check: str, requests: int
+    compose: Compose, engines: dict[str, Scripted], check: str, requests: int
 ):
     more = "also=[closing_check,alt_text,index_text]"
     summary = run(
         compose("pipeline=scalecap", f"pipeline/check={check}", more, "data.limit=1"), engines=engines
     )
     assert (summary.done, summary.failed) == (1, 0)
-    (line,) = (tmp_path / "run" / "captions.jsonl").read_text().splitlines()
-    row = json.loads(line)
+    (row,) = captions()
     assert row["golden_sentences"] == ["There is a dog."]
     assert row["blocks"] == [
         {
@@ -362,18 +356,16 @@ def test_published_methods(
         return answer(request)
 
     drafts: list[str] = []
-    engine = Scripted(script)
     settings = compose("data.limit=1", *f"pipeline={pipeline}".split())
-    summary = run(settings, engines={"vlm": engine, "llm": engine})
-    (line,) = (Path(settings.output) / "captions.jsonl").read_text().splitlines()
-    row = json.loads(line)
+    summary = run(settings, engines=roles(script))
+    (row,) = captions()
     assert (row["final_caption"], row["error"], row["flags"]) == (final, None, {})
     # Equal requests, as about sentences that two drafts have, are computed once.
     sent = {name: count.requests - count.reused for name, count in summary.usage.steps.items()}
     assert sent == requests
 
 
-def test_a_second_look_at_the_place(compose: Compose, tmp_path: Path):
+def test_a_second_look_at_the_place(compose: Compose):
     whole = None
 
     def script(request: Any) -> Any:
@@ -389,10 +381,9 @@ def test_a_second_look_at_the_place(compose: Compose, tmp_path: Path):
         name = next((name for name in box if name in text), None)
         return json.dumps({"box": box[name]}) if name else "I can't tell."
 
-    engine = Scripted(script)
     settings = compose("data.limit=1", "pipeline=look_again")
-    summary = run(settings, engines={"vlm": engine, "llm": engine})
-    row = json.loads((tmp_path / "run" / "captions.jsonl").read_text())
+    summary = run(settings, engines=roles(script))
+    (row,) = captions()
     assert [each is not None for each in row["boxes"]] == [True, True, False, False]
     assert [each is not None for each in row["views"]] == [True, False, False, False]
     assert row["golden_sentences"] == ["A dog.", "A cow.", "A hen."]
@@ -406,7 +397,7 @@ SURE = {"dog": (0.4, 0.9), "cat": (0.4, 0.9), "cow": (0.6, 0.1), "hen": (0.95, 0
 """P(yes) at the first look, and at the place."""
 
 
-def test_dense_adds_what_the_first_caption_missed(compose: Compose, tmp_path: Path):
+def test_dense_adds_what_the_first_caption_missed(compose: Compose):
     """A model that sees more at each look, gets one colour wrong and invents a cat."""
     drafts = itertools.cycle(["A dog. A cat.", "I can see a dog. The ball is red."])
     whole: list[Any] = []
@@ -429,10 +420,9 @@ def test_dense_adds_what_the_first_caption_missed(compose: Compose, tmp_path: Pa
         assert text.startswith("Join into one description:")
         return text.partition("\n")[2].replace("\n", " ") + " A cat sleeps."
 
-    engine = Scripted(script)
     settings = compose("data.limit=1", "pipeline=dense", "pipeline.steps.parts.rows=1")
-    summary = run(settings, engines={"vlm": engine, "llm": engine})
-    row = json.loads((tmp_path / "run" / "captions.jsonl").read_text())
+    summary = run(settings, engines=roles(script))
+    (row,) = captions()
     assert row["error"] is None
     assert row["sentences"] == ["A dog.", "A cat.", "The ball is red.", "A tree."]
     assert row["golden_sentences_refuted"] == ["A cat.", "The ball is red."]
@@ -447,22 +437,13 @@ def test_dense_adds_what_the_first_caption_missed(compose: Compose, tmp_path: Pa
 
 
 def test_a_caption_without_golden_sentences_falls_back_and_is_flagged(
-    compose: Compose, answer: Callable[..., object], tmp_path: Path
+    compose: Compose, answer: Callable[..., object]
 ):
     def blind(request):
         return -1.0 if isinstance(request, Score) else answer(request)
 
-    engine = Scripted(blind)
-    run(compose("pipeline=scalecap", "data.limit=1"), engines={"vlm": engine, "llm": engine})
-    row = json.loads((tmp_path / "run" / "captions.jsonl").read_text())
+    run(compose("pipeline=scalecap", "data.limit=1"), engines=roles(blind))
+    (row,) = captions()
     assert row["golden_sentences"] == row["q_list"] == row["blocks"] == []
     assert row["final_caption"] == row["assembled_caption"] == row["init_caption"]
     assert row["flags"] == {"assembled_caption": ["fallback"], "final_caption": ["fallback"]}
-
-
-def test_a_users_folder_adds_options(compose: Compose, tmp_path: Path):
-    mine = tmp_path / "mine" / "prompts" / "verify" / "mine.yaml"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("# @package prompts\nverify: 'Sure? {{ text }}'\n")
-    settings = compose("prompts/verify=mine", config_dir=tmp_path / "mine")
-    assert settings.prompts["verify"] == "Sure? {{ text }}"

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Compose, Rows, captions, roles
 
-from scalecap.config.settings import Settings, SettingsError
+from scalecap.config.settings import SettingsError
 from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.pipeline import PipelineError
@@ -15,7 +16,6 @@ from scalecap.runner import RunError, run
 from scalecap.stages.context import Context
 from scalecap.stages.shared_words import shared_words
 
-Compose = Callable[..., Settings]
 NAMED = "Rex is a dog. There is a dog. Rex holds a cat."
 
 
@@ -59,7 +59,7 @@ def test_each_sentence_lists_the_words_that_it_shares():
 
 
 @pytest.fixture
-def given(rows: Callable[..., str], tmp_path: Path) -> list[str]:
+def given(rows: Rows, tmp_path: Path) -> list[str]:
     """Five rows, of which the first has both columns, the others empty ones or none."""
     path = rows(5)
     contexts: list[dict[str, Any]] = [
@@ -88,8 +88,7 @@ def scripted(answer: Callable[..., Any], prompts: list[str]) -> dict[str, Script
             return text.partition("\n")[2]
         return answer(request)
 
-    engine = Scripted(script)
-    return {"vlm": engine, "llm": engine}
+    return roles(script)
 
 
 def test_context_is_shown_checked_and_credited(
@@ -98,7 +97,7 @@ def test_context_is_shown_checked_and_credited(
     prompts: list[str] = []
     summary = run(compose(*given, "rows_in_flight=1"), engines=scripted(answer, prompts))
     assert (summary.done, summary.failed) == (5, 0)
-    rows = [json.loads(line) for line in (summary.output / "captions.jsonl").read_text().splitlines()]
+    rows = captions()
     plain = compose("prompts=seed").prompts["caption"]
     assert prompts[0].startswith(f"{plain}\n\nThese texts came with the image.")
     assert "\nRex at the park.\ndog\nfrisbee\n" in prompts[0]

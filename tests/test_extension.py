@@ -2,19 +2,18 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from processes import python
+from runs import Command, captions
 
 pytest.importorskip("hatchling", reason='needs pip install "scalecap[dev]"')
 
-Command = Callable[..., int]
 PACKAGE = Path(__file__).parent / "extension"
 ROOT = PACKAGE.parent.parent
 WORDS = (
@@ -44,17 +43,12 @@ def plugged(installed: Path, command: Command, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_a_package_brings_an_engine_a_source_a_sink_a_stage_and_a_metric(installed: Path, tmp_path: Path):
-    found = subprocess.run(
-        [sys.executable, "-P", "-m", "scalecap", *WORDS, "data.args.colours=[blue,red]"],
-        env=os.environ | {"PYTHONPATH": f"{installed}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ("-P", "-m", "scalecap", *WORDS, "data.args.colours=[blue,red]")
+    found = python(*words, path=f"{installed}:{ROOT}")
     assert found.returncode == 0, found.stderr
     assert "Warning" not in found.stderr
     assert f"{Path('out/swatches-csv')}  made by another package" in found.stdout
-    rows = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
+    rows = captions("out")
     assert [(row["row_id"], row["colour"]) for row in rows] == [("blue", "blue"), ("red", "red")]
     assert [row["caption"] for row in rows] == [
         "The picture is blue. It is plain.",

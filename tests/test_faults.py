@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from faults import CODES, fault
 from PIL import Image as Pillow
+from runs import Command, Rows, captions
 from server import Server, storyteller
 
 from scalecap.engines.base import Choose, Chosen, EngineDead, Request
@@ -25,11 +26,7 @@ from scalecap.engines.scripted import Scripted
 from scalecap.run import watchdog
 
 
-def captions(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(each) for each in (folder / "captions.jsonl").read_text().splitlines()]
-
-
-def errors(folder: Path) -> list[dict[str, Any]]:
+def errors(folder: str) -> list[dict[str, Any]]:
     return [row["error"] for row in captions(folder) if row["error"]]
 
 
@@ -45,7 +42,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def run_job(command: Callable[..., int], server: Server, rows: Callable[..., str]) -> Callable[..., int]:
+def run_job(command: Command, server: Server, rows: Rows) -> Command:
     """Runs the main job over six images on the server; the folder is `out`."""
 
     def run_job(*words: str, count: int = 6) -> int:
@@ -85,11 +82,11 @@ def test_a_row_that_cannot_be_read(typed, rows, tmp_path: Path, codes: set[int])
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('\n{"image": \n{"image": "nowhere.png"}')
     assert {typed("data=jsonl", "data.path=rows.jsonl", "output=out")} == codes
-    found = errors(Path("out"))
+    found = errors("out")
     assert [error["kind"] for error in found] == ["unreadable_image", "invalid_json", "missing_file"]
     assert "1.png" in found[0]["message"]
     assert "line 5" in found[1]["message"]
-    assert [row["id"] for row in captions(Path("out")) if not row["error"]] == [0, 2, 3]
+    assert [row["id"] for row in captions("out") if not row["error"]] == [0, 2, 3]
 
 
 STAGES = """
@@ -126,7 +123,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_network_disk_that_fails_for_one_image(
-    typed, rows, monkeypatch, tmp_path: Path, capsys, call: str, code: int, kind: str
+    typed, rows, monkeypatch, capsys, call: str, code: int, kind: str
 ):
     """A server's handle is stale, or it can't be read: the row's, not the run's."""
     data, used = rows(3), getattr(os if call == "stat" else io, call)
@@ -139,14 +136,14 @@ def test_a_network_disk_that_fails_for_one_image(
     for module in (os,) if call == "stat" else (io, builtins):
         monkeypatch.setattr(module, call, fails)
     assert typed("data=jsonl", data, "output=out") == 3
-    (error,) = errors(tmp_path / "out")
+    (error,) = errors("out")
     assert error["kind"] == kind
     assert "1.png" in error["message"]
     assert "Traceback" not in capsys.readouterr().err
 
 
 @fault("Stage error")
-def test_a_stage_that_raises(typed, stages, rows, engines, tmp_path: Path, codes: set[int]):
+def test_a_stage_that_raises(typed, stages, rows, engines, codes: set[int]):
     def says(request: Request) -> str | float:
         if (
             "Describe the picture" in request.prompt.text
@@ -161,11 +158,11 @@ def test_a_stage_that_raises(typed, stages, rows, engines, tmp_path: Path, codes
         "+pipeline.steps.x={stage: outside_faults/fragile, text: init_caption}",
     )
     assert {typed("data=jsonl", rows(4), "output=out", *words)} == codes
-    (error,) = errors(Path("out"))
+    (error,) = errors("out")
     assert error["step"] == "x"
     assert error["kind"] == "ZeroDivisionError"
     assert error["message"].endswith("(outside_faults.py:9)")
-    failed = captions(Path("out"))[2]
+    failed = captions("out")[2]
     assert failed["init_caption"] == "There is a dog and then a sofa."
     assert failed["final_caption"]
 
@@ -198,7 +195,7 @@ def test_a_server_that_is_busy(run_job, server: Server, status: int, codes: set[
 
     server.script = script
     assert {run_job("engine.retries=6")} == codes
-    assert len(captions(Path("out"))) == 6
+    assert len(captions("out")) == 6
 
 
 @fault("Garbled reply")
@@ -215,7 +212,7 @@ def test_a_server_whose_first_reply_is_garbled(run_job, server: Server, body: An
 
     server.script = script
     assert {run_job()} == codes
-    assert len(captions(Path("out"))) == 6
+    assert len(captions("out")) == 6
 
 
 @fault("Failing request")
@@ -234,7 +231,7 @@ def test_a_request_that_always_fails(run_job, server: Server, answer: Any, codes
     server.script = script
     words = ("engine.retries=0", "engine.timeout=3")
     assert {run_job(*words)} == codes
-    (error,) = errors(Path("out"))
+    (error,) = errors("out")
     assert (error["step"], error["kind"]) == ("init_caption", "engine")
     assert error["message"]
     server.script = storyteller
@@ -254,7 +251,7 @@ def test_a_server_that_restarts(run_job, server: Server, capsys, codes: set[int]
     restarting.start()
     assert {run_job(count=12)} == codes
     restarting.join()
-    assert len(captions(Path("out"))) == 12
+    assert len(captions("out")) == 12
     assert "waiting up to 600 s" in capsys.readouterr().err
 
 
@@ -277,8 +274,8 @@ def test_one_of_several_servers_dies(run_job, server: Server, codes: set[int]):
         for each in others:
             each.stop()
         server.start()
-    assert sorted(row["id"] for row in captions(Path("out"))) == list(range(24))
-    assert not errors(Path("out"))
+    assert sorted(row["id"] for row in captions("out")) == list(range(24))
+    assert not errors("out")
     _, away = json.loads(Path("out/summary.json").read_text())["notes"]
     assert re.match(rf"{server.url} was away \(once\); others answered \d+ of its requests", away)
 
@@ -297,13 +294,13 @@ def test_a_server_that_stays_away(run_job, server: Server, capsys, codes: set[in
     captured = capsys.readouterr()
     assert re.search(r"the server at http://127.* is gone: no answer for 2 s", captured.out)
     assert "output=out" in captured.out  # the command that resumes
-    kept = captions(Path("out"))
+    kept = captions("out")
     assert 0 < len(kept) < 12
-    assert not errors(Path("out"))
+    assert not errors("out")
     before = len(server.requests)
     server.start()
     assert run_job(count=12) == 0
-    again = captions(Path("out"))
+    again = captions("out")
     assert len(again) == 12
     assert all(row in again for row in kept)  # rows finish in any order
     assert len(server.requests) - before < 12 * 12 - before + 30
@@ -324,16 +321,16 @@ def test_an_engine_that_dies(typed, engines, answer, capsys, codes: set[int]):
     engines.update(vlm=dying, llm=dying)
     assert {typed("output=out", "rows_in_flight=1")} == codes
     assert "out of memory" in capsys.readouterr().out
-    kept = captions(Path("out"))
+    kept = captions("out")
     assert 0 < len(kept) < 24
-    assert not errors(Path("out"))
+    assert not errors("out")
 
 
 @fault("Too many failures")
 def test_a_run_in_which_every_row_fails(typed, rows, capsys, codes: set[int]):
     assert {typed("data=jsonl", rows(40, broken=tuple(range(40))), "output=out")} == codes
     assert "20 of the first 20 rows failed (max_failures=100%)" in capsys.readouterr().out
-    assert 20 <= len(captions(Path("out"))) < 40
+    assert 20 <= len(captions("out")) < 40
 
 
 @fault("Unanswered checks")
@@ -344,7 +341,7 @@ def test_checks_that_are_not_answered(typed, rows, engines, answer, capsys, code
     engines["vlm"]._answer = says
     assert {typed("data=jsonl", rows(40), "rows_in_flight=1", "output=out")} == codes
     assert "50 of its first 50 checks are unanswered" in capsys.readouterr().out
-    assert len(captions(Path("out"))) == 25
+    assert len(captions("out")) == 25
 
 
 @fault("Full disk")
@@ -372,7 +369,7 @@ def test_a_full_disk_under_the_cache(typed, disk, capsys, codes: set[int]):
     error = capsys.readouterr().err
     assert error.count("replies can't be written to") == 1
     assert "disk is full" in error
-    assert len(captions(Path("out"))) == 24
+    assert len(captions("out")) == 24
 
 
 @fault("Unwritable output")
@@ -394,7 +391,7 @@ def test_no_locks(typed, monkeypatch, capsys, codes: set[int]):
     words = ("data.limit=2", "output=out", "cache=off")
     assert {typed(*words)} == codes
     assert "its file system does not support it" in capsys.readouterr().err
-    assert len(captions(Path("out"))) == 2
+    assert len(captions("out")) == 2
 
 
 @fault("Data error")
@@ -411,10 +408,10 @@ def test_data_that_breaks_in_the_middle(typed, capsys, tmp_path: Path, codes: se
     words = ("data=hub", "data.path=set", "data.streaming=true", "output=out")
     assert {typed(*words)} == codes
     assert "can't read 'set' beyond its first 5 rows" in capsys.readouterr().out
-    assert len(captions(Path("out"))) == 5
+    assert len(captions("out")) == 5
     path.write_bytes(whole)
     assert typed(*words) == 0
-    assert len(captions(Path("out"))) == 10
+    assert len(captions("out")) == 10
     assert "(5 from an earlier run)" in capsys.readouterr().out
 
 
@@ -422,7 +419,7 @@ def test_data_that_breaks_in_the_middle(typed, capsys, tmp_path: Path, codes: se
 def test_damaged_files(typed, engines, answer, tmp_path: Path, codes: set[int]):
     words = ("data.limit=4", "output=out", f"cache.dir={tmp_path}/cache")
     assert typed(*words) == 0
-    before = captions(Path("out"))
+    before = captions("out")
     journal = tmp_path / "out" / "journal.jsonl"
     lines = journal.read_bytes().split(b"\n")
     lines[2] = b"\xff" * 40
@@ -432,7 +429,7 @@ def test_damaged_files(typed, engines, answer, tmp_path: Path, codes: set[int]):
     content[-4096:] = bytes(4096)
     cache.write_bytes(content)
     assert {typed(*words)} == codes
-    assert captions(Path("out")) == before
+    assert captions("out") == before
 
 
 def test_every_row_is_tested():

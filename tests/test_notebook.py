@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 NOTEBOOK = Path(scalecap.__file__).parent / "examples" / "first_steps.ipynb"
 
 
-def test_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_first_steps(tmp_path: Path):
     nbformat = pytest.importorskip("nbformat", reason='needs pip install "scalecap[dev]"')
     nbclient = pytest.importorskip("nbclient", reason='needs pip install "scalecap[dev]"')
     pytest.importorskip("ipykernel", reason='needs pip install "scalecap[dev]"')

@@ -10,13 +10,12 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from image_files import an_image
+from runs import Compose
 
-from scalecap.config.settings import Settings
 from scalecap.engines.scripted import Scripted
 from scalecap.run.summary import Summary
 from scalecap.runner import run
 
-Compose = Callable[..., Settings]
 OWN = ["own.png", "below/own.png", "../data/own.png"]
 CELLS = [*OWN, "secret.txt", "../other.png", "../secret.txt", "ABSOLUTE"]
 

@@ -1,31 +1,27 @@
 """Runs over tar shards and parquet that stop and resume: what is read again."""
 
-import io
 import json
 import os
 import shutil
 import signal
-import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import image_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image as Pillow
+from runs import Compose, Rows, captions
 
-from scalecap.config.settings import Settings
 from scalecap.data.files import File
 from scalecap.engines.scripted import Scripted
 from scalecap.runner import run
 from scalecap.scenes.world import SAMPLE
 
-Compose = Callable[..., Settings]
 QUIET = ("progress=false", "report=false", "cache=off")
 
 
@@ -49,30 +45,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def an_image(number: int) -> bytes:
-    file = io.BytesIO()
-    Pillow.new("RGB", (30, 30), (number, 0, 0)).save(file, "PNG")
-    return file.getvalue()
+    return image_files.an_image((number, 0, 0), (30, 30))
 
 
 def shard(numbers: range, broken: int | None = None) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for number in numbers:
-            content = b"junk" if number == broken else an_image(number)
-            for name, body in ((f"{number}.png", content), (f"{number}.json", b'{"n": %d}' % number)):
-                entry = tarfile.TarInfo(name)
-                entry.size = len(body)
-                tar.addfile(entry, io.BytesIO(body))
-    return file.getvalue()
+    members = []
+    for number in numbers:
+        members.append((f"{number}.png", b"junk" if number == broken else an_image(number)))
+        members.append((f"{number}.json", b'{"n": %d}' % number))
+    return image_files.tar(*members)
 
 
 def put(path: str, content: bytes) -> None:
     with fsspec.open(path, "wb") as file:
         file.write(content)
-
-
-def captions(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "run" / "captions.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("where", ["disk", "memory"])
@@ -93,7 +79,7 @@ def test_finished_shards_are_not_opened_again(
     # Each is opened once to see what columns there are; the first two not for their rows.
     opened = {f"{number}.tar": 1 + (number > 1) for number in range(4)}
     assert reads == {**opened, "images of 2.tar": 2, "images of 3.tar": 3}
-    assert [row["n"] for row in captions(tmp_path)] == list(range(12))
+    assert [row["n"] for row in captions()] == list(range(12))
 
     reads.clear()
     put(f"{folder}/1.tar", shard(range(3, 6), broken=4))
@@ -123,7 +109,7 @@ def test_finished_row_groups_are_not_read_again(
     assert reads["0.parquet"] == 1
     assert 1 + 1 + 2 <= reads["1.parquet"] <= 1 + 1 + 4
     assert 1 + 1 + 3 <= reads["2.parquet"] <= 1 + 1 + 6
-    assert [row["image"] for row in captions(tmp_path)][7] == f"{tmp_path}/1.parquet#1"
+    assert [row["image"] for row in captions()][7] == f"{tmp_path}/1.parquet#1"
 
 
 @pytest.mark.parametrize("source", ["webdataset", "parquet"])
@@ -141,7 +127,7 @@ def test_a_shard_of_the_rows_skips_its_finished_parts(
     reads.clear()
     summary = run(compose(*words), engines=engines)
     assert (summary.done, summary.reused) == (6, 4)
-    assert [row["n"] for row in captions(tmp_path)] == [1, 3, 5, 7, 9, 11]
+    assert [row["n"] for row in captions()] == [1, 3, 5, 7, 9, 11]
     # Once to see what columns there are.
     assert [reads[f"{number}.{suffix}"] for number in range(3)] == [1, 1, 1]
     assert reads[f"3.{suffix}"] > 1
@@ -155,7 +141,7 @@ def test_a_shard_of_the_rows_skips_its_finished_parts(
 def test_the_data_set_holds_names_or_images(
     compose: Compose,
     engines: dict[str, Scripted],
-    rows: Callable[..., str],
+    rows: Rows,
     tmp_path: Path,
     source: str,
     form: str,
@@ -176,7 +162,7 @@ def test_the_data_set_holds_names_or_images(
         cells = table["image"].to_pylist()
         assert [cell and cell["bytes"] for cell in cells] == [an_image(0), None, an_image(2)]
     elif form == "path":
-        assert table["image"].to_pylist() == [row["image"] for row in captions(tmp_path)]
+        assert table["image"].to_pylist() == [row["image"] for row in captions()]
     else:
         assert "image" not in table.column_names
 
@@ -189,13 +175,13 @@ def test_the_embedded_model_stopped_in_the_middle_skips_finished_shards(
     truths = [json.loads(line) for line in (SAMPLE / "truth.jsonl").read_text().splitlines()][:16]
     (tmp_path / "shards").mkdir()
     for number in range(4):
-        with tarfile.open(tmp_path / "shards" / f"{number:03d}.tar", "w") as tar:
-            for row in truths[number * 4 : number * 4 + 4]:
-                tar.add(SAMPLE / row["image"], row["image"])
-                body = json.dumps({"truth": row["truth"]}).encode()
-                entry = tarfile.TarInfo(Path(row["image"]).stem + ".json")
-                entry.size = len(body)
-                tar.addfile(entry, io.BytesIO(body))
+        members = []
+        for row in truths[number * 4 : number * 4 + 4]:
+            members.append((row["image"], (SAMPLE / row["image"]).read_bytes()))
+            members.append(
+                (row["image"].replace("jpg", "json"), json.dumps({"truth": row["truth"]}).encode())
+            )
+        (tmp_path / "shards" / f"{number:03d}.tar").write_bytes(image_files.tar(*members))
     words = [
         *("data=webdataset", f"data.path='{tmp_path}/shards/{{000..003}}.tar'", "engine=transformers"),
         *("evaluate=scenes", "rows_in_flight=2", "write.image=bytes", *QUIET),

@@ -1,19 +1,19 @@
 """A model role with an engine of its own, beside what runs the others."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Command, Compose, Rows
 from server import Server, completion, storyteller
 
-from scalecap.config.settings import Settings, SettingsError
+from scalecap.config.settings import SettingsError
 from scalecap.engines.settings import EngineSettings
 from scalecap.run.journal import Journal
 
-Compose = Callable[..., Settings]
 OPENAI = ("model=own", "model.vlm.name=m", "engine=openai", "engine.base_url=http://a/v1")
 TUNED = ("engine.identity=a", "engine.logprobs=true", "engine.extra_body.top_k=3", "engine.timeout=5")
 
@@ -73,7 +73,7 @@ def test_an_invalid_value_is_named_by_its_full_key(compose: Compose, own: str, m
         compose(f"model.judge.engine={own}")
 
 
-def test_a_value_of_the_wrong_type_is_named_by_its_full_key(typed: Callable[..., int], capsys: Any):
+def test_a_value_of_the_wrong_type_is_named_by_its_full_key(typed: Command, capsys: Any):
     assert typed("model.judge.engine.timeout=soon", "check=true") == 1
     assert "model.judge.engine.timeout: Value 'soon'" in capsys.readouterr().err
 
@@ -98,9 +98,7 @@ def servers() -> Iterator[list[Server]]:
         server.stop()
 
 
-def test_the_judge_uses_its_own_server(
-    command: Callable[..., int], servers: list[Server], rows: Callable[..., str], capsys: Any
-):
+def test_the_judge_uses_its_own_server(command: Command, servers: list[Server], rows: Rows, capsys: Any):
     one, two = servers
     two.models = (200, {"object": "list", "data": [{"id": "large", "object": "model"}]})
     words = [
@@ -132,7 +130,7 @@ def test_the_judge_uses_its_own_server(
 
 
 @pytest.mark.slow
-def test_a_model_in_this_process_beside_a_server(command: Callable[..., int], servers: list[Server]):
+def test_a_model_in_this_process_beside_a_server(command: Command, servers: list[Server]):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     judge = f"model.judge.engine={{name: openai, base_url: {servers[1].url}}}"
     words = ("engine=transformers", "data.limit=2", "evaluate=grounding", "model.judge.name=m", judge)

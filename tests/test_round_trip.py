@@ -23,6 +23,7 @@ import pytest
 from image_files import an_image, tar
 from omegaconf import OmegaConf
 from PIL import Image as Pillow
+from runs import Compose, captions
 
 from scalecap.config.settings import Settings
 from scalecap.data.sources import open_source
@@ -123,7 +124,7 @@ Runs = Callable[..., Path]
 
 
 @pytest.fixture(params=SOURCES, ids=lambda source: source.__name__)
-def captioned(request: pytest.FixtureRequest, compose: Callable[..., Settings], tmp_path: Path) -> Runs:
+def captioned(request: pytest.FixtureRequest, compose: Compose, tmp_path: Path) -> Runs:
     """Captions the source's rows with the names of their colours; the run's folder."""
     (tmp_path / "data").mkdir()
     settings = settings_of(compose, *request.param(tmp_path / "data"))
@@ -136,7 +137,7 @@ def captioned(request: pytest.FixtureRequest, compose: Callable[..., Settings], 
     return made
 
 
-def settings_of(compose: Callable[..., Settings], *data: str) -> Settings:
+def settings_of(compose: Compose, *data: str) -> Settings:
     """Of a run with one step."""
     settings = compose(*data, "cache=off", "rows_in_flight=16", "progress=false", "write.image=bytes")
     settings.pipeline.steps = {"caption": settings.pipeline.steps["init_caption"]}
@@ -255,9 +256,7 @@ REPLACED = [("grey", "grey"), ("red", "it was replaced after it was captioned"),
 
 
 @pytest.mark.parametrize("seen", [True, False])
-def test_an_image_that_was_replaced_is_not_shown(
-    compose: Callable[..., Settings], tmp_path: Path, seen: bool
-):
+def test_an_image_that_was_replaced_is_not_shown(compose: Compose, tmp_path: Path, seen: bool):
     settings = settings_of(compose, *jsonl(tmp_path))
     shards = []
     for number in (0, 1):
@@ -288,9 +287,7 @@ def test_an_image_that_was_replaced_is_not_shown(
     assert (both[1], both[3]) == ((["green", "green"], "green") if seen else alone[0], alone[1])
 
 
-def test_rows_added_in_front_do_not_take_the_images_of_others(
-    compose: Callable[..., Settings], tmp_path: Path
-):
+def test_rows_added_in_front_do_not_take_the_images_of_others(compose: Compose, tmp_path: Path):
     made = caption(settings_of(compose, *jsonl(tmp_path)))
     lines = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(f'{{"image": "10.png"}}\n{lines}')
@@ -300,12 +297,10 @@ def test_rows_added_in_front_do_not_take_the_images_of_others(
     assert found.count(("grey", "grey")) == 0, "rows that share a file have all moved"
 
 
-def test_a_folder_without_ids_shows_images_with_unique_names(
-    compose: Callable[..., Settings], tmp_path: Path
-):
+def test_a_folder_without_ids_shows_images_with_unique_names(compose: Compose, tmp_path: Path):
     data = jsonl(tmp_path)
     made = caption(settings_of(compose, *data))
-    rows = [json.loads(line) for line in (made / "captions.jsonl").read_text().splitlines()]
+    rows = captions(made)
     for row in rows:
         del row["row_id"]
     (made / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -324,12 +319,11 @@ def test_a_folder_without_ids_shows_images_with_unique_names(
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('\n{"image": "11.png"}')
     caption(settings_of(compose, *data))
-    ids = [json.loads(line)["row_id"] for line in (made / "captions.jsonl").read_text().splitlines()]
-    assert ids == [None] * len(ROWS) + ["11"]
+    assert [row["row_id"] for row in captions(made)] == [None] * len(ROWS) + ["11"]
     assert reported(made)[-1] == ("cyan", "cyan")
 
 
-def test_an_interrupted_run_keeps_its_images(compose: Callable[..., Settings], tmp_path: Path):
+def test_an_interrupted_run_keeps_its_images(compose: Compose, tmp_path: Path):
     settings = settings_of(compose, *saved(tmp_path))
     settings.rows_in_flight = 2
     count = 0
@@ -347,7 +341,7 @@ def test_an_interrupted_run_keeps_its_images(compose: Callable[..., Settings], t
     assert reported(Path(settings.output)) == DOUBLE[: summary.done]
 
 
-def test_scenes_keep_their_images(compose: Callable[..., Settings], tmp_path: Path):
+def test_scenes_keep_their_images(compose: Compose):
     def small(pixels: Pillow.Image) -> np.ndarray:
         return np.asarray(pixels.convert("RGB").resize((16, 16), Pillow.Resampling.BOX), float)
 

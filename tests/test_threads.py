@@ -1,12 +1,10 @@
 """A pool that nothing waits for."""
 
-import subprocess
-import sys
 import threading
 
 import pytest
+from processes import python
 
-from scalecap.config.settings import CONF
 from scalecap.threads import DaemonPool
 
 
@@ -41,7 +39,5 @@ with DaemonPool(1, "pool") as pool:
     pool.submit(threading.Event().wait)
 print("ended")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "ended\n"
+    done = python("-c", code)
+    assert (done.returncode, done.stdout) == (0, "ended\n")

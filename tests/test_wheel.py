@@ -1,12 +1,13 @@
 """The wheel carries all that the program needs, and works from any folder."""
 
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from processes import python
+from runs import captions
 
 pytest.importorskip("hatchling", reason='needs pip install "scalecap[dev]"')
 
@@ -21,15 +22,9 @@ def test_an_installed_wheel_captions_the_sample(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")
-    shown = subprocess.run(
-        [sys.executable, "-P", "-m", "scalecap", "data.limit=1", "output=run", "progress=false"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ("-P", "-m", "scalecap", "data.limit=1", "output=run", "progress=false")
+    shown = python(*words, path=str(tmp_path / "installed"))
     assert shown.returncode == 0, shown.stderr
     assert "Done: 1 row captioned" in shown.stdout
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
-    assert len((tmp_path / "run" / "captions.jsonl").read_text().splitlines()) == 1
+    assert len(captions("run")) == 1

@@ -1,12 +1,11 @@
 """A run on a scripted engine whose check keeps dogs, which are there, and drops most cats, which are not."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from labelled import STEPS
+from runs import Compose, Rows, roles
 
-from scalecap.config.settings import Settings
 from scalecap.engines.base import Choose, Request
 from scalecap.engines.scripted import Scripted
 from scalecap.runner import run
@@ -24,14 +23,11 @@ def says(request: Request) -> str | float:
 
 @pytest.fixture
 def engines() -> dict[str, Scripted]:
-    engine = Scripted(says)
-    return {"vlm": engine, "llm": engine}
+    return roles(says)
 
 
 @pytest.fixture
-def made(
-    compose: Callable[..., Settings], rows: Callable[..., str], engines: dict[str, Scripted], tmp_path: Path
-) -> Path:
+def made(compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path) -> Path:
     """The folder of a run over 120 rows."""
     settings = compose("data=jsonl", rows(120), STEPS, "cache=off", "pipeline=none", "report=false")
     run(settings, engines=engines, command="python -m scalecap data=jsonl")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from labelled import labels_of, write_labels
+from runs import Command, Compose, Rows, captions
 
 from scalecap.calibration.calibrate import calibrate as calibrate_run
 from scalecap.calibration.record import CalibrationError, read_calibration
-from scalecap.config.settings import Settings
 from scalecap.metrics.labels import read_labels
 from scalecap.runner import run
 
@@ -19,7 +19,7 @@ Calibrate = Callable[..., int]
 
 
 @pytest.fixture
-def calibrate(command: Callable[..., int], made: Path, tmp_path: Path) -> Calibrate:
+def calibrate(command: Command, made: Path, tmp_path: Path) -> Calibrate:
     """Runs `scalecap calibrate RUN --labels FILE …` on these labels; the exit code."""
 
     def typed(labels: list[dict], *words: str) -> int:
@@ -98,8 +98,8 @@ LOOP = (
 
 @pytest.mark.parametrize(("rounds", "refused"), [(2, True), (1, False)])
 def test_a_check_that_decides_what_is_asked_next_promises_nothing(
-    compose: Callable[..., Settings],
-    rows: Callable[..., str],
+    compose: Compose,
+    rows: Rows,
     engines: Any,
     tmp_path: Path,
     rounds: int,
@@ -113,7 +113,7 @@ def test_a_check_that_decides_what_is_asked_next_promises_nothing(
         calibrate_run(tmp_path / "run", read_labels([path]), wrong=0.1, confidence=0.95)
 
 
-def test_errors_are_one_line(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture, tmp_path: Path):
+def test_errors_are_one_line(made: Path, calibrate: Calibrate, capsys: pytest.CaptureFixture):
     labels = labels_of(made, "golden_sentences")
     assert calibrate([labels[0] | {"verdict": "maybe"}]) == 1
     assert "unknown verdict 'maybe'" in capsys.readouterr().err
@@ -121,7 +121,7 @@ def test_errors_are_one_line(made: Path, calibrate: Calibrate, capsys: pytest.Ca
     assert "5: must be above 0 and below 1" in capsys.readouterr().err
     assert calibrate(labels, "--wrong", "5%") == 2
     assert "5%: must be above 0 and below 1" in capsys.readouterr().err
-    rows = [json.loads(line) for line in (made / "captions.jsonl").read_text().splitlines()]
+    rows = captions(made)
     for row in rows:
         del row["row_id"]
     (made / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

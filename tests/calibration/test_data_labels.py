@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 from labelled import STEPS
 from PIL import Image as Pillow
+from runs import Command, Compose, Rows, captions
 
 from scalecap.calibration.record import read_calibration
-from scalecap.config.settings import Settings, SettingsError
+from scalecap.config.settings import SettingsError
 from scalecap.engines.scripted import Scripted
 from scalecap.run.summary import Summary
 from scalecap.runner import RunError, plan, run
 
-Rows = list[dict[str, Any]]
+Records = list[dict[str, Any]]
 Benchmark = Callable[..., Summary]
 
 
-def pope(count: int) -> Rows:
+def pope(count: int) -> Records:
     """As lmms-lab/POPE: several questions per image, one per row."""
     return [
         {
@@ -36,7 +37,7 @@ def pope(count: int) -> Rows:
     ]
 
 
-def haldec(count: int) -> Rows:
+def haldec(count: int) -> Records:
     """As HalDec-Bench: one sentence of a caption per row."""
     return [
         {
@@ -57,7 +58,7 @@ def haldec(count: int) -> Rows:
     ]
 
 
-def detailverify(count: int) -> Rows:
+def detailverify(count: int) -> Records:
     """As DetailVerifyBench: a long caption in which the wrong words are tagged."""
     return [
         {
@@ -74,10 +75,10 @@ def detailverify(count: int) -> Rows:
 
 
 @pytest.fixture
-def benchmark(compose: Callable[..., Settings], engines: dict[str, Scripted], tmp_path: Path) -> Benchmark:
+def benchmark(compose: Compose, engines: dict[str, Scripted], tmp_path: Path) -> Benchmark:
     """Runs the check of the tests' pipeline on the statements of these rows."""
 
-    def made(rows: Rows, *overrides: str) -> Summary:
+    def made(rows: Records, *overrides: str) -> Summary:
         lines = []
         for row in rows:
             number = row.pop("picture")
@@ -92,9 +93,7 @@ def benchmark(compose: Callable[..., Settings], engines: dict[str, Scripted], tm
 
 
 @pytest.fixture
-def calibrate(
-    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def calibrate(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Calibrates what `benchmark` made; returns the output, or the error."""
 
     def typed(*words: str) -> str:
@@ -105,9 +104,7 @@ def calibrate(
 
 
 @pytest.fixture
-def promised(
-    compose: Callable[..., Settings], rows: Callable[..., str], engines: dict[str, Scripted], tmp_path: Path
-) -> Benchmark:
+def promised(compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path) -> Benchmark:
     """Captions images under the promise that `calibrate` made."""
 
     def made(*overrides: str, steps: str = STEPS, wrong: str = "0.1") -> Summary:
@@ -138,7 +135,7 @@ def test_benchmark_labels_give_a_promise_for_a_pipelines_check(
     promised: Benchmark,
     tmp_path: Path,
     labels: str,
-    schema: Callable[[int], Rows],
+    schema: Callable[[int], Records],
     statements: int,
     labelled: str,
     texts: str,
@@ -148,7 +145,7 @@ def test_benchmark_labels_give_a_promise_for_a_pipelines_check(
     assert summary.usage.total.requests == statements  # the check alone, with the pipeline's own prompt
     command = f"scalecap calibrate {tmp_path}/labelled --wrong 0.05"
     assert summary.screen().endswith(f"Next: make a promise of its labels:\n  {command}")
-    row = json.loads((tmp_path / "labelled" / "captions.jsonl").read_text().splitlines()[0])
+    row = captions("labelled")[0]
     assert row["golden_sentences_scores"][0]["text"] == texts
     assert "init_caption" not in row
     output = calibrate("--wrong", "0.2")
@@ -223,16 +220,13 @@ def test_the_steps_before_the_check_and_the_sampling_do_not_count(
     assert summary.promises["golden_sentences"]["wrong"] == 0.2
 
 
-def test_rows_without_labels_fail_with_column_and_fix(
-    benchmark: Benchmark, calibrate: Callable[..., str], tmp_path: Path
-):
+def test_rows_without_labels_fail_with_column_and_fix(benchmark: Benchmark, calibrate: Callable[..., str]):
     rows = pope(60)
     rows[4]["answer"] = None
     rows[5]["question"] = 7
     summary = benchmark(rows, "labels=pope")
     assert (summary.done, summary.failed) == (178, 2)
-    lines = [json.loads(line) for line in (tmp_path / "labelled" / "captions.jsonl").read_text().splitlines()]
-    errors = {row["row_id"]: row["error"]["message"] for row in lines if row["error"]}
+    errors = {row["row_id"]: row["error"]["message"] for row in captions("labelled") if row["error"]}
     assert errors["4"].startswith("column 'answer' has no label: say what it means with")
     assert errors["5"].startswith("column 'question': expected a text or a list of texts, got 7")
     output = calibrate("--wrong", "0.2")
@@ -250,7 +244,7 @@ def test_a_data_set_without_any_label_makes_no_calibration(
     assert "has no labelled statements: 3 rows failed, see captions.jsonl" in calibrate()
 
 
-def test_a_captioning_run_has_no_labels_of_its_own(made: Path, command: Callable[..., int], capsys):
+def test_a_captioning_run_has_no_labels_of_its_own(made: Path, command: Command, capsys):
     assert command("calibrate", made) == 1
     assert (
         "has no labels; pass those of its report as --labels labels.jsonl, or run" in capsys.readouterr().err
@@ -274,17 +268,13 @@ def test_a_captioning_run_has_no_labels_of_its_own(made: Path, command: Callable
         ),
     ],
 )
-def test_a_check_that_cannot_be_labelled_is_refused(
-    compose: Callable[..., Settings], overrides: list[str], message: str
-):
+def test_a_check_that_cannot_be_labelled_is_refused(compose: Compose, overrides: list[str], message: str):
     with pytest.raises(SettingsError) as error:
         compose(*overrides)
     assert message in str(error.value)
 
 
-def test_an_unknown_column_is_reported_before_a_model_loads(
-    compose: Callable[..., Settings], rows: Callable[..., str]
-):
+def test_an_unknown_column_is_reported_before_a_model_loads(compose: Compose, rows: Rows):
     settings = compose("data=jsonl", rows(3), "labels=statements", "labels.label=lable")
     with pytest.raises(RunError) as error:
         plan(settings)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from labelled import labels_of, write_labels
+from runs import captions
 
 from scalecap.calibration.statements import Statement, match_labels, one_per_image, to_arrays
 from scalecap.calibration.statistics import THRESHOLDS, kept_counts
@@ -43,8 +44,7 @@ def test_malformed_lines_are_reported_by_file_and_line(tmp_path: Path, text: str
 
 def test_what_was_kept_without_a_probability_is_kept_by_every_threshold(made: Path, tmp_path: Path):
     """A check of several texts decides by its words where the server can't score them."""
-    lines = (made / "captions.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = captions(made)
     for kept, row in ((True, rows[0]), (False, rows[2])):
         row["golden_sentences_scores"][0] |= {"p_yes": None, "kept": kept}
     (made / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

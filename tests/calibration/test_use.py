@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from labelled import STEPS, labels_of, write_labels
 from PIL import Image as Pillow
+from runs import Compose, Rows, roles
 
 from scalecap import Captioner
 from scalecap.calibration.calibrate import calibrate
 from scalecap.calibration.record import CalibrationError
-from scalecap.config.settings import Settings, SettingsError
+from scalecap.config.settings import SettingsError
 from scalecap.engines.base import Choose
 from scalecap.engines.scripted import Scripted
 from scalecap.metrics.labels import read_labels
@@ -35,14 +36,14 @@ def calibration(made: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def again(compose: Callable[..., Settings], engines: dict[str, Scripted], tmp_path: Path) -> Again:
+def again(compose: Compose, engines: dict[str, Scripted], tmp_path: Path) -> Again:
     """Runs once more, with these overrides."""
 
-    def again(*overrides: str, engine: Scripted | None = None, steps: str = STEPS) -> Summary:
+    def again(*overrides: str, engines: Any = engines, steps: str = STEPS) -> Summary:
         path = f"data.path={tmp_path}/rows.jsonl"
         fixed = ("data=jsonl", path, steps, "pipeline=none", "report=false", f"output={tmp_path / 'again'}")
         settings = compose(*fixed, "cache=off", *overrides)
-        return run(settings, engines={"vlm": engine, "llm": engine} if engine else engines, command="a b c d")
+        return run(settings, engines=engines, command="a b c d")
 
     return again
 
@@ -92,9 +93,9 @@ def test_captions_that_no_check_passed_are_noted(calibration: str, again: Again,
         ", final_caption: {stage: fuse, prompt: '{{ context }}{{ object_info }}{{ position_info }}', context:"
         f" golden_sentences, object_info: final_details, position_info: final_details, {otherwise}}}}}"
     )
-    never = Scripted(lambda request: 0.3 if isinstance(request, Choose) else "There is a dog.")
+    never = roles(lambda request: 0.3 if isinstance(request, Choose) else "There is a dog.")
     promise = (calibration, "wrong={golden_sentences: 0.1}", "data.limit=3")
-    screen = again(*promise, engine=never, steps=STEPS[:-1] + fuse).screen()
+    screen = again(*promise, engines=never, steps=STEPS[:-1] + fuse).screen()
     assert "final_caption: 3 fallback" in screen
     note = (
         "final_caption: 3 rows fell back: where no sentence passed, the caption is the initial one, unchecked"
@@ -152,9 +153,9 @@ def test_another_sampling_or_model_is_refused(calibration: str, again: Again):
         again(calibration, "wrong={golden_sentences: 0.1}", "pipeline.budget=5")
     with pytest.raises(RunError, match=r"golden_sentences.limit: was None, is 1"):
         again(calibration, "wrong={golden_sentences: 0.1}", "+pipeline.steps.golden_sentences.limit=1")
-    other = Scripted(lambda request: 0.9, identity="another")
+    other = roles(lambda request: 0.9, identity="another")
     with pytest.raises(RunError, match=r"vlm: was scripted, is another"):
-        again(calibration, "wrong={golden_sentences: 0.1}", engine=other)
+        again(calibration, "wrong={golden_sentences: 0.1}", engines=other)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,9 @@ def test_a_captioner_keeps_the_promise_too(calibration: str, opened: list[Any]):
 
 
 def test_changes_that_do_not_matter_are_not_refused(calibration: str, again: Again):
-    again(calibration, "wrong={golden_sentences: 0.1}", "seed=7", "data.limit=30", "engine.batch_size=2")
+    promise = (calibration, "wrong={golden_sentences: 0.1}")
+    summary = again(*promise, "seed=7", "data.limit=30", "engine.batch_size=2")
+    assert summary.promises["golden_sentences"]["wrong"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -220,13 +223,13 @@ def test_a_promise_that_was_not_made(calibration: str, again: Again, overrides: 
         (["calibration=c.json", "wrong={a: much}"], "wrong={a: much}: must be above 0 and below 1"),
     ],
 )
-def test_values_are_checked(compose: Callable[..., Settings], overrides: list[str], message: str):
+def test_values_are_checked(compose: Compose, overrides: list[str], message: str):
     with pytest.raises(SettingsError) as error:
         compose(*overrides)
     assert message in str(error.value)
 
 
-def test_a_missing_file_is_found_by_check_true(compose: Callable[..., Settings], rows: Callable[..., str]):
+def test_a_missing_file_is_found_by_check_true(compose: Compose, rows: Rows):
     settings = compose("data=jsonl", rows(3), "calibration=none.json", "wrong=0.05")
     with pytest.raises(RunError, match=r"can't read calibration=none.json: No such file"):
         plan(settings)
@@ -271,9 +274,7 @@ def test_edited_statements_are_not_calibrated(made: Path, again: Again, tmp_path
     assert "1 row edited by hand at golden_sentences" in str(error.value)
 
 
-def test_a_run_over_other_images_says_whose_labels_they_are(
-    calibration: str, again: Again, compose: Callable[..., Settings], rows: Callable[..., str], tmp_path: Path
-):
+def test_a_run_over_other_images_says_whose_labels_they_are(calibration: str, again: Again, tmp_path: Path):
     other = tmp_path / "other.jsonl"
     other.write_text((tmp_path / "rows.jsonl").read_text())
     note = "golden_sentences: labels are of images from data=jsonl"

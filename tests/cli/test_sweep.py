@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -13,16 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import python
+from runs import Command, Rows, captions
 
 import scalecap.engines
 from scalecap.cli.sweep import order_overrides
-from scalecap.config.settings import CONF
 from scalecap.engines import Engines
 from scalecap.engines.base import Request
 from scalecap.engines.scripted import Scripted
 from scalecap.engines.settings import EngineSettings, ModelSettings, RoleSettings
 
-Typed = Callable[..., int]
 THRESHOLD = "pipeline.steps.golden_sentences.threshold"
 
 
@@ -35,7 +32,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("sweep", ["0.3,0.5,0.7", "range(0.3,0.8,0.2)", "choice(0.3,0.5,0.7)"])
-def test_a_threshold_sweep_computes_nothing_new(typed: Typed, tmp_path: Path, sweep: str):
+def test_a_threshold_sweep_computes_nothing_new(typed: Command, tmp_path: Path, sweep: str):
     assert typed("-m", f"{THRESHOLD}={sweep}", "data.limit=3", "hydra.sweep.dir=sweep") == 0
     first, *others = summaries(tmp_path / "sweep")
     assert first["requests"]["total"] > first["requests"]["reused"]
@@ -47,14 +44,14 @@ def test_a_threshold_sweep_computes_nothing_new(typed: Typed, tmp_path: Path, sw
     assert len(costs) == 1  # what each would have cost alone
 
 
-def test_a_prompt_sweep_computes_only_what_the_prompt_changes(typed: Typed, tmp_path: Path):
+def test_a_prompt_sweep_computes_only_what_the_prompt_changes(typed: Command, tmp_path: Path):
     assert typed("-m", "prompts/verify=compact,strict", "data.limit=2", "hydra.sweep.dir=sweep") == 0
     _, second = summaries(tmp_path / "sweep")
     computed = {name: each["requests"] - each["reused"] for name, each in second["steps"].items()}
     assert {name for name, count in computed.items() if count} == {"golden_sentences"}
 
 
-def test_a_sweep_ends_with_a_comparison(typed: Typed, tmp_path: Path, capsys: Any):
+def test_a_sweep_ends_with_a_comparison(typed: Command, tmp_path: Path, capsys: Any):
     words = ("-m", f"{THRESHOLD}=0.05,2,0.5", "data.limit=2", "hydra.sweep.dir=sweep")
     assert typed(*words) == 1
     first, failed, last = table(tmp_path / "sweep")
@@ -63,7 +60,8 @@ def test_a_sweep_ends_with_a_comparison(typed: Typed, tmp_path: Path, capsys: An
     assert (first["golden_sentences kept"], last["golden_sentences kept"]) == ("1.0", "0.5")
     assert last["golden_sentences kept difference"] == "-0.5"
     assert (failed["golden_sentences kept"], failed["seconds"]) == ("", "")
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "expected a probability between 0 and 1, got 2.0" in err
     assert "Comparison" in out
     for suffix in ("md", "csv", "html"):
         path = Path("sweep") / f"comparison.{suffix}"
@@ -75,7 +73,7 @@ def test_a_sweep_ends_with_a_comparison(typed: Typed, tmp_path: Path, capsys: An
     assert [line["status"] for line in table(tmp_path / "sweep")] == ["finished"] * 3
 
 
-def test_a_job_whose_folder_is_refused_does_not_show_earlier_results(typed: Typed, tmp_path: Path):
+def test_a_job_whose_folder_is_refused_does_not_show_earlier_results(typed: Command, tmp_path: Path):
     assert typed("-m", f"{THRESHOLD}=0.3,0.5", "data.limit=1", "hydra.sweep.dir=sweep") == 0
     assert typed("-m", f"{THRESHOLD}=0.4,0.5", "data.limit=1", "hydra.sweep.dir=sweep") == 1
     first, second = table(tmp_path / "sweep")
@@ -85,7 +83,7 @@ def test_a_job_whose_folder_is_refused_does_not_show_earlier_results(typed: Type
 
 
 def test_a_sweep_continues_whatever_a_job_raises(
-    typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engines: dict[str, Scripted]
+    typed: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engines: dict[str, Scripted]
 ):
     async def open_engine(model: Any, engine: Any, beside: Any) -> Scripted:
         if model.name != "scenes":
@@ -98,7 +96,7 @@ def test_a_sweep_continues_whatever_a_job_raises(
     assert (first["reason"], second["status"]) == ("MemoryError: no room for it", "finished")
 
 
-def test_failed_rows_of_any_job_exit_with_3(typed: Typed, rows: Callable[..., str]):
+def test_failed_rows_of_any_job_exit_with_3(typed: Command, rows: Rows):
     assert typed("-m", f"{THRESHOLD}=0.3,0.5", "data=jsonl", rows(3, broken=(1,)), "hydra.sweep.dir=s") == 3
 
 
@@ -121,19 +119,19 @@ def engine_events(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request], A
 
 @pytest.mark.parametrize("threshold_first", [True, False])
 def test_each_model_is_opened_once_and_the_one_before_is_closed(
-    command: Typed, engine_events: list[str], threshold_first: bool
+    command: Command, engine_events: list[str], threshold_first: bool
 ):
     words = [f"{THRESHOLD}=0.3,0.5", "model.vlm.name=a,b", "model=own"]
     assert command("-m", *(words if threshold_first else reversed(words)), "data.limit=1") == 0
     assert engine_events == ["open a", "close a", "open b", "close b"]
 
 
-def test_models_of_one_run_are_opened_knowing_each_other(command: Typed, engine_events: list[str]):
+def test_models_of_one_run_are_opened_knowing_each_other(command: Command, engine_events: list[str]):
     assert command("model=own", "model.vlm.name=a", "model.llm.name=b", "data.limit=1") == 0
     assert engine_events[:2] == ["open a beside b", "open b beside a"]
 
 
-def test_both_models_are_kept_with_engine_keep(command: Typed, engine_events: list[str]):
+def test_both_models_are_kept_with_engine_keep(command: Command, engine_events: list[str]):
     assert command("-m", "model=own", "model.vlm.name=a,b", "engine.keep=true", "data.limit=1") == 0
     assert engine_events == ["open a", "open b", "close a", "close b"]
 
@@ -170,7 +168,7 @@ def test_a_closed_engine_leaves_no_model_in_memory():
     ],
 )
 def test_an_objective_that_no_step_writes_gives_one_message(
-    typed: Typed, opened: list[Any], capsys: Any, words: str, message: str
+    typed: Command, opened: list[Any], capsys: Any, words: str, message: str
 ):
     if "optuna" in words:
         pytest.importorskip("optuna", reason='needs pip install "scalecap[sweeps]"')
@@ -179,7 +177,7 @@ def test_an_objective_that_no_step_writes_gives_one_message(
     assert not opened
 
 
-def test_an_objective_that_no_row_has_ends_a_search(typed: Typed, tmp_path: Path, capsys: Any):
+def test_an_objective_that_no_row_has_ends_a_search(typed: Command, tmp_path: Path, capsys: Any):
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         pytest.skip('needs pip install "scalecap[sweeps]"')
     words = ["evaluate=scenes", "objective=scenes.nothing", "data.limit=1", "seed=choice(1,2)"]
@@ -189,7 +187,7 @@ def test_an_objective_that_no_row_has_ends_a_search(typed: Typed, tmp_path: Path
     assert "scenes.nothing" in (tmp_path / "sweep" / "0" / ".hydra" / "error.txt").read_text()
 
 
-def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
+def test_optuna_finds_the_best_threshold(command: Command, tmp_path: Path):
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         pytest.skip('needs pip install "scalecap[sweeps]"')
@@ -201,8 +199,7 @@ def test_optuna_finds_the_best_threshold(command: Typed, tmp_path: Path):
     found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
 
     # Every threshold lies between two of the probabilities, so the best of all is known.
-    lines = (tmp_path / "sweep" / "0" / "captions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    answers = [each for line in lines for each in json.loads(line)["verifier_answers"]]
+    answers = [each for row in captions("sweep/0") for each in row["verifier_answers"]]
 
     def balanced_accuracy(at: float) -> float:
         right = {True: [], False: []}
@@ -231,14 +228,7 @@ def test_jobs_can_run_in_other_processes(tmp_path: Path, launcher: str, package:
     if find_spec(f"hydra_plugins.hydra_{package}_launcher") is None:
         pytest.skip('needs pip install "scalecap[sweeps]"')
     words = [f"hydra/launcher={launcher}", f"{THRESHOLD}=0.3,2", "data.limit=1", "hydra.sweep.dir=sweep"]
-    done = subprocess.run(
-        [sys.executable, "-m", "scalecap", "-m", *words, "progress=false", "cache.dir=cache"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CONF.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-m", "scalecap", "-m", *words, "progress=false", "cache.dir=cache")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     first, second = table(tmp_path / "sweep")

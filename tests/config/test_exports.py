@@ -1,7 +1,6 @@
 """What a run writes besides `captions.jsonl` on request."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +8,15 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pillow
+from runs import Command, Compose, Rows, captions
 
 from scalecap import Captioner
 from scalecap.config.exports import Select
-from scalecap.config.settings import Settings
 from scalecap.engines.base import Request
 from scalecap.engines.scripted import Scripted
 from scalecap.report.push import write_repository
 from scalecap.run.merge import merge
 from scalecap.runner import RunError, run
-
-Compose = Callable[..., Settings]
-Rows = Callable[..., str]
-
-
-def captions(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
 
 
 def names(folder: Path) -> list[str]:
@@ -150,9 +142,7 @@ def test_a_folder_that_no_run_wrote_is_refused_before_a_model_loads(
         run(compose(*words))
 
 
-def test_merged_shards_have_the_files_that_one_run_has(
-    compose: Compose, rows: Rows, typed: Callable[..., int], tmp_path: Path
-):
+def test_merged_shards_have_the_files_that_one_run_has(rows: Rows, typed: Command, tmp_path: Path):
     forms = ("write.format=[webdataset]", "write.sidecars=json", "write.select='id > 0'", "report=false")
     for number in (0, 1):
         words = ("data=jsonl", rows(3), f"data.shard={number}/2", f"output=shards/{number}", *forms)

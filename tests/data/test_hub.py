@@ -1,8 +1,4 @@
-import io
 import json
-import subprocess
-import sys
-import tarfile
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -10,9 +6,9 @@ from typing import Any
 
 import datasets
 import pytest
-from image_files import an_image
+from image_files import an_image, tar
+from processes import python
 
-import scalecap
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.sources import open_source
@@ -135,12 +131,10 @@ def test_limit_and_split(tmp_path: Path, streaming: bool) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_webdataset(tmp_path: Path, streaming: bool) -> None:
-    with tarfile.open(tmp_path / "shard-0.tar", "w") as tar:
-        for key, content in (("a", an_image()), ("b", b"junk"), ("c", an_image("blue"))):
-            for suffix, body in (("png", content), ("txt", b"hello"), ("json", b'{"n": 1}')):
-                entry = tarfile.TarInfo(f"{key}.{suffix}")
-                entry.size = len(body)
-                tar.addfile(entry, io.BytesIO(body))
+    members = []
+    for key, content in (("a", an_image()), ("b", b"junk"), ("c", an_image("blue"))):
+        members += [(f"{key}.png", content), (f"{key}.txt", b"hello"), (f"{key}.json", b'{"n": 1}')]
+    (tmp_path / "shard-0.tar").write_bytes(tar(*members))
     source = open_source(settings(f"{tmp_path}/*.tar", image="png", streaming=streaming))
     assert source.columns == {
         "png": "any",
@@ -260,5 +254,4 @@ def test_a_cell_of_a_local_set_is_never_fetched(
 
 def test_the_library_is_imported_lazily() -> None:
     code = "import sys, scalecap.data.hub; sys.exit('datasets' in sys.modules)"
-    root = Path(scalecap.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    assert python("-c", code).returncode == 0

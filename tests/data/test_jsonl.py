@@ -109,10 +109,6 @@ def test_a_bad_image_fails_when_it_is_opened(write_jsonl: Write, cell: object) -
     assert good.open_image().pixels.size == (40, 30)
 
 
-def test_equal_rows_stay_separate(write_jsonl: Write) -> None:
-    assert [row.index for row in rows(write_jsonl(GOOD, GOOD, GOOD))] == [0, 1, 2]
-
-
 def test_limit_takes_the_first(write_jsonl: Write) -> None:
     path = write_jsonl(GOOD, "not json", GOOD)
     source = open_source(DataSettings(source="jsonl", path=str(path), limit=2))

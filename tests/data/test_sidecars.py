@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import captions
 
 from scalecap.config.exports import WriteSettings
 from scalecap.data import writer
@@ -69,14 +70,13 @@ def test_a_caption_is_one_line_with_its_prefix_and_suffix(tmp_path: Path):
 
 def test_json_holds_the_row(tmp_path: Path):
     writer.write(tmp_path, lambda: rows(["é"]), ["caption"], WriteSettings(sidecars="json"))
-    (line,) = (tmp_path / "captions.jsonl").read_text("utf-8").splitlines()
-    assert json.loads((tmp_path / "sidecars" / "0.json").read_text("utf-8")) == json.loads(line)
+    assert [json.loads((tmp_path / "sidecars" / "0.json").read_text("utf-8"))] == captions(tmp_path)
 
 
 def test_a_run_replaces_its_own_folder_and_no_other(tmp_path: Path):
     settings = WriteSettings(sidecars="txt", template="{{ caption }}")
-    for captions in (["a", "b"], ["c"]):
-        writer.write(tmp_path, lambda captions=captions: rows(captions), ["caption"], settings)
+    for texts in (["a", "b"], ["c"]):
+        writer.write(tmp_path, lambda texts=texts: rows(texts), ["caption"], settings)
     assert [path.read_text() for path in (tmp_path / "sidecars").glob("*.txt")] == ["c"]
     (tmp_path / "other" / "sidecars").mkdir(parents=True)
     (tmp_path / "other" / "sidecars" / "mine.txt").write_text("mine")

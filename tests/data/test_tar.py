@@ -1,26 +1,19 @@
 """`webdataset/`, as the webdataset library and `data=webdataset` read it back."""
 
-import io
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import webdataset
-from PIL import Image as Pillow
+from image_files import an_image
+from runs import captions
 
 from scalecap.config.exports import WriteSettings
 from scalecap.config.settings import DataSettings
 from scalecap.data import writer
 from scalecap.data.sources import open_source
 from scalecap.rows import Row
-
-
-def an_image(number: int, form: str) -> bytes:
-    file = io.BytesIO()
-    Pillow.new("RGB", (40, 30), (number, 0, 0)).save(file, form)
-    return file.getvalue()
 
 
 def test_tars_are_bounded_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -36,7 +29,11 @@ def test_tars_are_bounded_and_read_back(tmp_path: Path, monkeypatch: pytest.Monk
     forms = ["PNG", "JPEG", "WEBP", "JPEG", "PNG", "PNG", "PNG"]
     rows = [
         Row(
-            n, {"image": f"../{n}.exe"}, lambda: None, read_image=partial(an_image, n, form), id=f"../{n}.exe"
+            n,
+            {"image": f"../{n}.exe"},
+            lambda: None,
+            read_image=partial(an_image, (n, 0, 0), format=form),
+            id=f"../{n}.exe",
         )
         for n, form in enumerate(forms)
     ]
@@ -51,7 +48,7 @@ def test_tars_are_bounded_and_read_back(tmp_path: Path, monkeypatch: pytest.Monk
 
     samples = list(webdataset.WebDataset(tars[-3:], shardshuffle=False, empty_check=False).decode("pil"))
     assert [sample["__key__"] for sample in samples] == [f"{n:09d}" for n in (0, 2, 3, 4, 5)]
-    lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text("utf-8").splitlines()]
+    lines = captions(tmp_path)
     for sample, suffix in zip(samples, ["png", "webp", "jpg", "png", "png"], strict=True):
         assert sample[suffix].size == (40, 30)
         assert sample["json"] == lines[int(sample["__key__"])]

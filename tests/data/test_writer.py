@@ -1,5 +1,4 @@
 import functools
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image as Pillow
+from image_files import an_image
+from runs import captions
 
 from scalecap.config.exports import WriteSettings
 from scalecap.data import groups, writer
@@ -35,9 +35,8 @@ def written(
     ]
     records += [{**records[0], "columns": {}, "flags": {"x": ["truncated"]}, "error": ERROR}] * failed
     writer.write(folder, lambda: iter(records), ["x"])
-    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().strip().split("\n")]
     loaded = datasets.load_dataset(str(folder / "dataset"), split="train", cache_dir=str(folder / "hf"))
-    return lines, loaded
+    return captions(folder), loaded
 
 
 @pytest.mark.parametrize(("formats", "reads"), [([], 1), (["parquet"], 2)])
@@ -183,9 +182,7 @@ def test_a_column_is_left_out(tmp_path: Path):
 
 def test_images_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def png(number: int) -> bytes:
-        file = io.BytesIO()
-        Pillow.new("RGB", (8, 8), (number, 0, 0)).save(file, "PNG")
-        return file.getvalue()
+        return an_image((number, 0, 0), (8, 8))
 
     def gone() -> bytes:
         raise OSError("gone")

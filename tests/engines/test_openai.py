@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image as Pillow
-from server import Answer, Server, completion, error, settings
+from server import Answer, Server, completion, connect, error
 
 from scalecap.engines.base import (
     Choose,
@@ -36,7 +36,7 @@ MakeImage = Callable[[int], Image]
 
 async def test_reply_with_image(fake: Server) -> None:
     fake.answers = [(200, completion("A cat.", "length"))]
-    engine = await open_openai(ModelSettings(name="m", max_pixels=50), settings(fake))
+    engine = await connect(fake, model=ModelSettings(name="m", max_pixels=50))
     pixels = Pillow.effect_noise((20, 10), 90).convert("RGB")
     prompt = Prompt("What is it?", Image("h", pixels), "Be brief.")
     reply = await engine.generate(
@@ -44,7 +44,6 @@ async def test_reply_with_image(fake: Server) -> None:
     )
     fake.answers = [(200, completion("A cat.", "length"))]
     short = await engine.generate(Generate(prompt))
-    await engine.close()
     assert short.finish == "context"  # the context had no room for max_tokens
     assert (reply.text, reply.finish, reply.usage.prompt_tokens) == ("A cat.", "length", 7)
     request = fake.requests[0]
@@ -58,25 +57,23 @@ async def test_reply_with_image(fake: Server) -> None:
 
 
 async def test_a_schema_is_sent(fake: Server) -> None:
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     await engine.generate(Generate(Prompt("?")))
     assert "response_format" not in fake.requests[-1]
     await engine.generate(Generate(Prompt("?"), schema='{"type": "object"}'))
     wanted = {"name": "reply", "schema": {"type": "object"}}
     assert fake.requests[-1]["response_format"] == {"type": "json_schema", "json_schema": wanted}
-    await engine.close()
 
 
 async def test_half_a_character_is_replaced(fake: Server) -> None:
     fake.answers = [(200, completion("A \ud83d cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     assert (await engine.generate(Generate(Prompt("?")))).text == "A ? cat."
-    await engine.close()
 
 
 async def test_choice(fake: Server) -> None:
     fake.answers = [(200, completion("Yes", top={"Yes": 0.5, " no": 0.1, "yes": 0.25, "Maybe": 0.1}))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     chosen = await engine.choose(Choose(Prompt("?")))
     assert chosen.probabilities == pytest.approx((0.75 / 0.85, 0.1 / 0.85))
     assert chosen.mass == pytest.approx(0.85)
@@ -84,7 +81,6 @@ async def test_choice(fake: Server) -> None:
     fake.answers = [(200, completion("Hm", top={"Hm": 1.0}))]
     neither = await engine.choose(Choose(Prompt("?")))
     assert (neither.probabilities, neither.mass) == ((0, 0), 0)
-    await engine.close()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +99,7 @@ async def test_choice_without_logprobs(
     fake.probe = refusal
     fake.answers = [(200, completion(word)) for word in words]
     with caplog.at_level(logging.WARNING):
-        engine = await open_openai(ModelSettings(name="m"), settings(fake))
+        engine = await connect(fake)
     chosen = [await engine.choose(Choose(Prompt("?"), ("yes", "no", "n/a"))) for _ in words]
     assert [(reply.probabilities, reply.mass) for reply in chosen] == [
         ((1, 0, 0), 1),
@@ -113,18 +109,16 @@ async def test_choice_without_logprobs(
     ]
     assert len([record for record in caplog.records if "log-probabilities" in record.message]) == 1
     assert engine.identity.endswith("choices=text")
-    await engine.close()
 
 
 async def test_what_is_sent_beyond_the_protocol(fake: Server) -> None:
     fake.answers = [(200, completion("Yes", top={"Yes": 1.0}))]
     thinking = {"enable_thinking": False}
     model = ModelSettings(name="m", chat_template_kwargs=thinking)
-    given = settings(fake, extra_body={"top_k": 20, "provider": {"order": ["a"]}})
-    engine = await open_openai(model, given)
+    body = {"top_k": 20, "provider": {"order": ["a"]}}
+    engine = await connect(fake, model=model, extra_body=body)
     await engine.generate(Generate(Prompt("?"), Sampling(repetition_penalty=1.05)))
     await engine.choose(Choose(Prompt("?")))
-    await engine.close()
     for request in fake.requests:
         assert request["chat_template_kwargs"] == thinking
         assert (request["top_k"], request["provider"]) == (20, {"order": ["a"]})
@@ -150,10 +144,9 @@ async def test_reasoning_of_a_server(
     body["choices"][0]["message"] = {"role": "assistant", **message}
     body["usage"]["completion_tokens_details"] = {"reasoning_tokens": 1}
     fake.answers = [(200, body)]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     with caplog.at_level(logging.WARNING):
         replies = [await engine.generate(Generate(Prompt("?"))) for _ in range(2)]
-    await engine.close()
     assert [(reply.text, reply.reasoning) for reply in replies] == [(text, reasoning)] * 2
     assert replies[0].usage.reasoning_tokens == 1
     warned = [record.getMessage() for record in caplog.records if "reasons before" in record.message]
@@ -162,7 +155,7 @@ async def test_reasoning_of_a_server(
 
 
 async def test_score_needs_more_than_the_protocol(fake: Server) -> None:
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     with pytest.raises(Unsupported, match="engine=vllm"):
         await engine.score(Score(Prompt("?"), "A cat."))
     fake.answers = [(400, error("Unknown parameter: 'prompt_logprobs'."))]
@@ -172,7 +165,6 @@ async def test_score_needs_more_than_the_protocol(fake: Server) -> None:
     with pytest.raises(EngineError, match="Later") as failed:
         await engine.score(Score(Prompt("?"), "A cat."))
     assert not isinstance(failed.value, Unsupported)
-    await engine.close()
 
 
 async def test_prompt_too_long(fake: Server) -> None:
@@ -181,14 +173,13 @@ async def test_prompt_too_long(fake: Server) -> None:
         "({} in the messages, {} in the completion)."
     )
     fake.answers = [(400, error(message.format(590, 90, 500))), (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     assert (await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=500)))).text == "A cat."
     assert fake.requests[1]["max_tokens"] == 10
     fake.answers = [(400, error(message.format(700, 200, 500)))]
     with pytest.raises(PromptTooLong) as caught:
         await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=500)))
     assert (caught.value.tokens, caught.value.limit) == (200, 100)
-    await engine.close()
 
 
 @pytest.mark.slow
@@ -232,14 +223,13 @@ async def test_one_reply_without_logprobs_changes_no_other(fake: Server) -> None
     """It is requested again, and fails alone if it stays odd; it never becomes a certain yes or no."""
     good, odd = (200, completion("Yes", top={"Yes": 0.55, "No": 0.45})), (200, completion("Yes"))
     fake.answers = [odd, good, odd, odd, good]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     choice = Choose(Prompt("?"))
     assert (await engine.choose(choice)).probabilities == pytest.approx((0.55, 0.45))
     with pytest.raises(EngineError, match="no logprobs"):
         await engine.choose(choice)
     assert (await engine.choose(choice)).probabilities == pytest.approx((0.55, 0.45))
     assert [request["max_tokens"] for request in fake.requests] == [1] * 5
-    await engine.close()
 
 
 async def test_a_reply_cut_by_the_context_is_distinguished_from_one_cut_by_max_tokens(fake: Server) -> None:
@@ -247,11 +237,10 @@ async def test_a_reply_cut_by_the_context_is_distinguished_from_one_cut_by_max_t
     full = error("This model's maximum context length is 100 tokens. However, 90 in the messages")
     cut = (200, completion("A cat", "length") | {"usage": None})
     fake.answers = [(400, full), cut]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     for tokens, finish in [(50, "context"), (3, "length")]:
         reply = await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=tokens)))
         assert reply.finish == finish
-    await engine.close()
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -263,20 +252,18 @@ async def test_a_server_that_accepts_only_max_completion_tokens(fake: Server, st
         return 200, completion("A cat.")
 
     fake.script = script
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     for _ in range(2):
         assert (await engine.generate(Generate(Prompt("?"), Sampling(max_tokens=9)))).text == "A cat."
     limits = [{key: value for key, value in request.items() if "tokens" in key} for request in fake.requests]
     assert limits == [{"max_tokens": 9}, {"max_completion_tokens": 9}, {"max_completion_tokens": 9}]
-    await engine.close()
 
 
 async def test_an_error_message_is_found_in_any_key(fake: Server) -> None:
     fake.answers = [(422, {"detail": "Unexpected fields in the request: {'seed'}"})]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     with pytest.raises(EngineError, match=r"refuses the request: .*Unexpected fields .*seed"):
         await engine.generate(Generate(Prompt("?")))
-    await engine.close()
 
 
 async def test_a_server_without_a_repetition_penalty(fake: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -286,13 +273,12 @@ async def test_a_server_without_a_repetition_penalty(fake: Server, caplog: pytes
         return 200, completion("A cat.")
 
     fake.script = script
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     for _ in range(2):
         reply = await engine.generate(Generate(Prompt("?"), Sampling(repetition_penalty=1.05)))
         assert reply.text == "A cat."
     assert ["repetition_penalty" in request for request in fake.requests] == [True, False, False]
     assert caplog.text.count("does not support repetition_penalty") == 1
-    await engine.close()
 
 
 async def test_a_server_without_system_turns(fake: Server) -> None:
@@ -302,11 +288,10 @@ async def test_a_server_without_system_turns(fake: Server) -> None:
         return 200, completion("A cat.")
 
     fake.script = fake.probe = script
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, logprobs=False))
+    engine = await connect(fake, logprobs=False)
     prompts = [Prompt("a"), Prompt("b", IMAGE), Prompt("c")]
     replies = await asyncio.gather(*(engine.generate(Generate(prompt)) for prompt in prompts[:2]))
     replies.append(await engine.generate(Generate(prompts[2])))
-    await engine.close()
     assert [reply.text for reply in replies] == ["A cat."] * 3
     roles = [request["messages"][0]["role"] for request in fake.requests]
     assert (roles.count("user"), roles[-1]) == (3, "user")
@@ -320,9 +305,8 @@ async def test_a_server_without_json_schemas(fake: Server, caplog: pytest.LogCap
         return 200, completion("{}")
 
     fake.script = script
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     for _ in range(2):
         assert (await engine.generate(Generate(Prompt("?"), schema='{"type": "object"}'))).text == "{}"
-    await engine.close()
     assert ["response_format" in request for request in fake.requests] == [True, False, False]
     assert caplog.text.count("does not support JSON schemas") == 1

@@ -5,14 +5,12 @@ import time
 from typing import Any
 
 import pytest
-from server import Answer, Server, completion, error, settings
+from server import Answer, Server, completion, connect, error
 
 from scalecap.engines.base import EngineDead, EngineError, Generate, Prompt
-from scalecap.engines.settings import ModelSettings
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
-from scalecap.engines.openai import open_openai
 from scalecap.engines.servers import ServerPool
 
 
@@ -21,23 +19,21 @@ from scalecap.engines.servers import ServerPool
 )
 async def test_transient_faults_are_retried(fake: Server, fault: Answer) -> None:
     fake.answers = [fault, fault, (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=2))
+    engine = await connect(fake, retries=2)
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
     fake.answers = [fault]
     with pytest.raises(EngineError):
         await engine.generate(Generate(Prompt("?")))
     assert len(fake.requests) == 6
-    await engine.close()
 
 
 async def test_retry_after_is_respected(fake: Server) -> None:
     fake.headers = {"Retry-After": "1"}
     fake.answers = [(429, error("slow down")), (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     start = time.monotonic()
     await engine.generate(Generate(Prompt("?")))
     assert time.monotonic() - start > 0.9
-    await engine.close()
 
 
 @pytest.mark.parametrize(
@@ -48,13 +44,12 @@ async def test_retry_after_is_respected(fake: Server) -> None:
 async def test_an_unusable_response_fails_one_request(fake: Server, body: Any, times: int) -> None:
     """An unreadable response is retried once; a reply withheld by a filter is not."""
     fake.answers = [*[(200, body)] * times, (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake))
+    engine = await connect(fake)
     with pytest.raises(EngineError) as caught:
         await engine.generate(Generate(Prompt("?")))
     assert len(fake.requests) == times
     assert not isinstance(caught.value, EngineDead)
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
-    await engine.close()
 
 
 @pytest.mark.parametrize(("away", "answered"), [([True, True, True, False], True), ([False, False], False)])
@@ -68,14 +63,13 @@ async def test_a_connection_lost_to_a_server_that_was_down_costs_no_retry(
 
     monkeypatch.setattr(ServerPool, "_poll_until_up", poll)
     fake.answers = [*[(200, "reset")] * len(away), (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, retries=0))
+    engine = await connect(fake, retries=0)
     if answered:
         assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
     else:
         with pytest.raises(EngineError, match="ConnectionError"):
             await engine.generate(Generate(Prompt("?")))
     assert next(polls, None) is None
-    await engine.close()
 
 
 @pytest.mark.parametrize("fault", [(200, "hang"), (429, error("slow down"))], ids=["hang", "429"])
@@ -85,12 +79,11 @@ async def test_a_request_has_one_deadline_for_all_retries(
     monkeypatch.setattr("scalecap.engines.servers._HEALTH_INTERVAL", 0.01)
     fake.headers = {"Retry-After": "30"}
     fake.answers = [fault, (200, completion("A cat."))]
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.3, retries=3))
+    engine = await connect(fake, timeout=0.3, retries=3)
     with pytest.raises(EngineError, match=r"no answer within engine\.timeout=0\.3 seconds"):
         await engine.generate(Generate(Prompt("?")))
     assert len(fake.requests) == 1
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
-    await engine.close()
 
 
 async def test_a_deadline_that_passes_while_the_server_is_down_starts_over(
@@ -102,15 +95,13 @@ async def test_a_deadline_that_passes_while_the_server_is_down_starts_over(
         return next(polls)
 
     monkeypatch.setattr(ServerPool, "_poll_until_up", poll)
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, timeout=0.5))
+    engine = await connect(fake, timeout=0.5)
     fake.answers = [(200, "hang"), (200, completion("A cat."))]
     assert (await engine.generate(Generate(Prompt("?")))).text == "A cat."
-    await engine.close()
 
 
 async def test_concurrency_is_limited(fake: Server) -> None:
-    engine = await open_openai(ModelSettings(name="m"), settings(fake, concurrency=3))
+    engine = await connect(fake, concurrency=3)
     await asyncio.gather(*(engine.generate(Generate(Prompt(str(number)))) for number in range(12)))
     assert len(fake.requests) == 12
     assert fake.max_in_flight <= 3
-    await engine.close()

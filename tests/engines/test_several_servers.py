@@ -3,27 +3,27 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from PIL import Image as Pillow
-from server import Server, completion, error, settings
+from server import Server, completion, connect, error, settings
 
 from scalecap.engines.base import Choose, EngineDead, EngineError, Generate, Image, Prompt
-from scalecap.engines.settings import EngineSettings, ModelSettings
+from scalecap.engines.settings import ModelSettings
 from scalecap.engines.weights import ModelError
 
 pytest.importorskip("aiohttp", reason='needs pip install "scalecap[openai]"')
 
-from scalecap.engines.openai import OpenAIEngine, open_openai, preflight
+from scalecap.engines.openai import OpenAIEngine, preflight
 
 MODEL = ModelSettings(name="m")
 IMAGES = [Image(f"image {number}", Pillow.new("RGB", (1, 1))) for number in range(30)]
 
 
 @pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
+async def fakes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Server]]:
     """Three servers of one model, each of which replies with its number."""
     monkeypatch.setattr("scalecap.engines.servers._BACKOFF", 0.001)
     monkeypatch.setattr("scalecap.engines.servers._HEALTH_INTERVAL", 0.02)
@@ -33,11 +33,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
         server.answers = [(200, completion(str(number)))]
     yield servers
     for server in servers:
-        server.stop()
-
-
-def several(fakes: list[Server], **given: Any) -> EngineSettings:
-    return EngineSettings(name="openai", base_url=[fake.url for fake in fakes], **given)
+        await server.close()
 
 
 async def answerers(engine: OpenAIEngine, times: int = 1) -> dict[str, set[int]]:
@@ -60,7 +56,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def test_an_images_requests_go_to_one_server(fakes: list[Server]) -> None:
-    engine = await open_openai(MODEL, several(fakes))
+    engine = await connect(*fakes)
     assert engine.concurrency == 3 * 32
     whole = await answerers(engine, times=4)
     assert {len(each) for each in whole.values()} == {1}
@@ -70,29 +66,26 @@ async def test_an_images_requests_go_to_one_server(fakes: list[Server]) -> None:
     assert all(fake.requests for fake in fakes)
     counts = [f"{len(fake.requests)} by {fake.url}" for fake in fakes]
     assert engine.notes() == [f"Requests answered: {', '.join(counts)}."]
-    await engine.close()
     # In whatever order the servers are listed, and one fewer moves its own images alone.
     for fewer in ([fakes[2], fakes[0], fakes[1]], fakes[:2], fakes[1:]):
-        engine = await open_openai(MODEL, several(fewer))
+        engine = await connect(*fewer)
         there = {fakes.index(fake) for fake in fewer}
         answered_by = await answerers(engine)
         assert all(answered_by[name] == each for name, each in whole.items() if each <= there)
-        await engine.close()
 
 
 async def test_texts_without_an_image_are_shared_out_by_prompt(fakes: list[Server]) -> None:
-    engine = await open_openai(MODEL, several(fakes))
+    engine = await connect(*fakes)
     replies = [
         [(await engine.generate(Generate(Prompt(f"Join {number}.")))).text for number in range(40)]
         for _ in range(2)
     ]
-    await engine.close()
     assert replies[0] == replies[1]
     assert set(replies[0]) == {"0", "1", "2"}
 
 
 async def test_a_server_that_dies_moves_its_images_alone_and_is_taken_back(fakes: list[Server]) -> None:
-    engine = await open_openai(MODEL, several(fakes))
+    engine = await connect(*fakes)
     whole = await answerers(engine)
     fakes[0].stop()
     without = await answerers(engine, times=2)
@@ -109,12 +102,11 @@ async def test_a_server_that_dies_moves_its_images_alone_and_is_taken_back(fakes
         f"{fakes[0].url} was away (once); others answered {2 * len(rerouted)} of its requests."
     ]
     assert engine.notes()[1:] == []
-    await engine.close()
 
 
 async def test_requests_in_flight_at_a_server_that_dies_are_answered_by_others(fakes: list[Server]) -> None:
     fakes[1].seconds = 0.3
-    engine = await open_openai(MODEL, several(fakes))
+    engine = await connect(*fakes)
     answering = asyncio.create_task(answerers(engine))
     await until(lambda: fakes[1]._in_flight > 3)
     fakes[1].stop()
@@ -122,11 +114,10 @@ async def test_requests_in_flight_at_a_server_that_dies_are_answered_by_others(f
     assert not any(1 in each for each in answered_by.values())
     seen = Counter(str(request["messages"]) for fake in (fakes[0], fakes[2]) for request in fake.requests)
     assert sum(seen.values()) == len(IMAGES)
-    await engine.close()
 
 
 async def test_all_down(fakes: list[Server]) -> None:
-    engine = await open_openai(MODEL, several(fakes, timeout=0.5))
+    engine = await connect(*fakes, timeout=0.5)
     for fake in fakes:
         fake.stop()
     with pytest.raises(EngineDead) as caught:
@@ -134,7 +125,6 @@ async def test_all_down(fakes: list[Server]) -> None:
     assert all(fake.url in str(caught.value) for fake in fakes)
     fakes[2].start()
     assert (await engine.generate(Generate(Prompt("?")))).text == "2"
-    await engine.close()
     for fake in fakes[:2]:
         fake.start()
 
@@ -143,17 +133,17 @@ async def test_an_error_names_each_server_if_all_are_down(fakes: list[Server]) -
     for fake in fakes:
         fake.stop()
     with pytest.raises(ModelError) as caught:
-        await open_openai(MODEL, several(fakes))
+        await connect(*fakes)
     assert all(f"no server answers at engine.base_url={fake.url} (" in str(caught.value) for fake in fakes)
     for fake in fakes:
         fake.start()
 
 
 async def test_a_server_that_comes_up_later_joins(fakes: list[Server]) -> None:
-    whole = await answerers(engine := await open_openai(MODEL, several(fakes)))
+    whole = await answerers(engine := await connect(*fakes))
     await engine.close()
     fakes[0].stop()
-    engine = await open_openai(MODEL, several(fakes))
+    engine = await connect(*fakes)
     assert not any(0 in each for each in (await answerers(engine)).values())
     late = engine._pool.servers[0]
     for models, probe in [
@@ -172,7 +162,6 @@ async def test_a_server_that_comes_up_later_joins(fakes: list[Server]) -> None:
     fakes[0].start()
     await until(lambda: late.up)
     assert await answerers(engine) == whole
-    await engine.close()
 
 
 @pytest.mark.parametrize(
@@ -181,55 +170,50 @@ async def test_a_server_that_comes_up_later_joins(fakes: list[Server]) -> None:
 async def test_one_request_that_one_server_does_not_answer_is_answered_by_another(
     fakes: list[Server], fault: Any
 ) -> None:
-    engine = await open_openai(MODEL, several(fakes, timeout=0.5))
+    engine = await connect(*fakes, timeout=0.5)
     first = next(at for at, fake in enumerate(fakes) if fake.url == engine._pool.order("?")[0].connection.url)
     fakes[first].answers = [fault, (200, completion(str(first)))]
     assert (await engine.generate(Generate(Prompt("?")))).text != str(first)
     await until(lambda: all(task.done() for task in engine._pool._health_checks.values()))
     assert (await engine.generate(Generate(Prompt("?")))).text == str(first)
-    await engine.close()
 
 
 @pytest.mark.parametrize("status", [401, 404])
 async def test_a_server_that_refuses_everything_is_left(fakes: list[Server], status: int) -> None:
-    engine = await open_openai(MODEL, several(fakes))
+    engine = await connect(*fakes)
     fakes[0].answers, fakes[0].models = [(status, error("no"))], (200, {"data": [{"id": "other"}]})
     answered_by = await answerers(engine)
     assert not any(0 in each for each in answered_by.values())
     assert not engine._pool.servers[0].up
-    await engine.close()
 
 
 async def test_a_request_that_every_server_drops_fails_alone(fakes: list[Server]) -> None:
     for fake in fakes:
         good = fake.script
         fake.script = lambda request, good=good: (200, "reset") if "bad" in str(request) else good(request)
-    engine = await open_openai(MODEL, several(fakes, retries=1))
+    engine = await connect(*fakes, retries=1)
     with pytest.raises(EngineError) as caught:
         await engine.generate(Generate(Prompt("bad")))
     assert not isinstance(caught.value, EngineDead)
     assert [len(fake.requests) for fake in fakes] == [3, 3, 3]
     assert (await engine.generate(Generate(Prompt("?")))).text
-    await engine.close()
 
 
 async def test_a_machine_that_vanished(fakes: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers nothing, and does not refuse connections either."""
     monkeypatch.setattr("scalecap.engines.servers._STALL_SECONDS", 0.1)
     monkeypatch.setattr("scalecap.engines.servers._HEALTH_TIMEOUT", 0.5)
-    engine = await open_openai(MODEL, several(fakes))
+    engine = await connect(*fakes)
     fakes[0].answers, fakes[0].models = [(200, "hang")], (200, "hang")
     answered_by = await asyncio.wait_for(answerers(engine), 20)
     assert {number for each in answered_by.values() for number in each} == {1, 2}
-    await engine.close()
 
 
 async def test_each_server_has_its_own_concurrency_limit(fakes: list[Server]) -> None:
-    engine = await open_openai(MODEL, several(fakes, concurrency=2))
+    engine = await connect(*fakes, concurrency=2)
     await answerers(engine, times=3)
     assert engine.concurrency == 6
     assert max(fake.max_in_flight for fake in fakes) == 2
-    await engine.close()
 
 
 async def test_the_name_of_max_tokens_is_found_out_for_each_server(fakes: list[Server]) -> None:
@@ -238,11 +222,10 @@ async def test_the_name_of_max_tokens_is_found_out_for_each_server(fakes: list[S
         return (400, error("use 'max_completion_tokens' instead")) if wrong else (200, completion("0"))
 
     fakes[0].script = later
-    engine = await open_openai(MODEL, several(fakes))
+    engine = await connect(*fakes)
     await answerers(engine)
     assert all("max_tokens" in request for fake in fakes[1:] for request in fake.requests)
     assert "max_completion_tokens" in fakes[0].requests[-1]
-    await engine.close()
 
 
 async def test_servers_that_differ_are_named(fakes: list[Server]) -> None:
@@ -252,40 +235,37 @@ async def test_servers_that_differ_are_named(fakes: list[Server]) -> None:
     serve(0, max_model_len=4096, root="/a")
     serve(1, max_model_len=2048, root="/a")
     with pytest.raises(ModelError, match=r"differ in max_model_len: 4096 at .*, 2048 at .*same context"):
-        await open_openai(MODEL, several(fakes))
+        await connect(*fakes)
     serve(1, max_model_len=4096, root="/b")
     with pytest.raises(ModelError, match=r"differ in root: /a at .*, /b at .*engine\.identity="):
-        await open_openai(MODEL, several(fakes))
-    engine = await open_openai(MODEL, several(fakes, identity="the same"))
+        await connect(*fakes)
+    engine = await connect(*fakes, identity="the same")
     assert (engine.identity, engine.context_length) == ("openai m is=the same", 4096)
-    await engine.close()
     serve(2, max_model_len=4096, root="/a")
     fakes[1].models = (200, {"data": [{"id": "other"}]})
     with pytest.raises(ModelError, match=f"{fakes[1].url} has no model m"):
-        await open_openai(MODEL, several(fakes))
+        await connect(*fakes)
     serve(1)
     fakes[1].probe = (200, completion("Yes"))
     with pytest.raises(ModelError, match=r"return log-probabilities and .* do not: engine\.logprobs=false"):
-        await open_openai(MODEL, several(fakes))
-    engine = await open_openai(MODEL, several(fakes, logprobs=False))
+        await connect(*fakes)
+    engine = await connect(*fakes, logprobs=False)
     await engine.choose(Choose(Prompt("?")))
-    await engine.close()
 
 
 async def test_one_identity_in_whatever_order(fakes: list[Server]) -> None:
     names = []
     for order in (fakes, fakes[::-1], [*fakes, fakes[0]]):
-        engine = await open_openai(MODEL, several(order))
+        engine = await connect(*order)
         names.append(engine.identity)
-        await engine.close()
     assert set(names) == {f"openai m at={','.join(sorted(fake.url for fake in fakes))}"}
 
 
 def test_preflight_checks_each(fakes: list[Server]) -> None:
-    assert preflight(MODEL, several(fakes)) == ""
+    assert preflight(MODEL, settings(*fakes)) == ""
     fakes[0].models = (404, {})
     fakes[1].stop()
-    unchecked = preflight(MODEL, several(fakes))
+    unchecked = preflight(MODEL, settings(*fakes))
     fakes[1].start()
     assert unchecked == (
         f"whether {fakes[0].url} has a model m, since it lists none;"

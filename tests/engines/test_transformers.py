@@ -1,7 +1,6 @@
 """The engine against transformers' own forward pass, on a random model in float32."""
 
 import asyncio
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,9 @@ from scalecap.engines.base import (
 from scalecap.engines.settings import EngineSettings, ModelSettings
 
 torch = pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-transformers: Any = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+from architectures import Forward, forward_pass, old_rope, text_model  # noqa: E402
 
 from scalecap.engines.transformers import TransformersEngine, open_transformers  # noqa: E402
 
@@ -45,29 +46,8 @@ def engine(tiny_model: Path) -> Iterator[TransformersEngine]:
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_model: Path) -> Callable[..., tuple[Any, Any]]:
-    """Token ids and logits of a prompt and reply, by transformers' own rendering and unpadded forward."""
-    model = transformers.AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
-    image_processor = transformers.AutoImageProcessor.from_pretrained(tiny_model, backend="pil")
-
-    @torch.no_grad()
-    def run(prompt: Prompt, reply: Sequence[int] = ()) -> tuple[Any, Any]:
-        content = [{"type": "image"}] * bool(prompt.image) + [{"type": "text", "text": prompt.text}]
-        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": content}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = {}
-        if prompt.image:
-            inputs = dict(image_processor(images=prompt.image.pixels, return_tensors="pt"))
-            text = text.replace(
-                "<|image_pad|>", "<|image_pad|>" * (int(inputs["image_grid_thw"].prod()) // 4)
-            )
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        ids = torch.cat([ids, torch.tensor([reply], dtype=ids.dtype)], dim=1)
-        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
-        return ids[0], model(input_ids=ids, use_cache=False, **inputs).logits[0]
-
-    return run
+def reference(tiny_model: Path) -> Forward:
+    return forward_pass(tiny_model)
 
 
 def mixed(an_image: MakeImage) -> list[Request]:
@@ -99,6 +79,14 @@ def flat(reply: Any) -> tuple[Any, list[float]]:
     return [(t.start, t.end) for t in reply.tokens], [n for t in reply.tokens for n in (t.logprob, t.logit)]
 
 
+async def check_alone_as_together(engine: TransformersEngine, requests: Sequence[Request]) -> None:
+    together = await asyncio.gather(*[send(engine, request) for request in requests])
+    alone = [await send(engine, request) for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        assert flat(one)[0] == flat(other)[0]
+        assert flat(one)[1] == pytest.approx(flat(other)[1], abs=1e-4)
+
+
 @pytest.mark.parametrize("batch_size", [3, 32])
 async def test_concurrent_requests_change_nothing(
     tiny_model: Path, an_image: MakeImage, batch_size: int
@@ -106,19 +94,14 @@ async def test_concurrent_requests_change_nothing(
     settings = EngineSettings(batch_size=batch_size)
     engine = await open_transformers(ModelSettings(name=str(tiny_model)), settings)
     assert engine.concurrency == 2 * batch_size
-    requests = mixed(an_image)
-    together = await asyncio.gather(*[send(engine, request) for request in requests])
-    alone = [await send(engine, request) for request in requests]
+    await check_alone_as_together(engine, mixed(an_image))
     await engine.close()
-    for one, other in zip(together, alone, strict=True):
-        assert flat(one)[0] == flat(other)[0]
-        assert flat(one)[1] == pytest.approx(flat(other)[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("sees", [True, False])
 async def test_greedy_and_choice_are_the_models(
-    engine: TransformersEngine, reference: Any, an_image: MakeImage, text: str, sees: bool
+    engine: TransformersEngine, reference: Forward, an_image: MakeImage, text: str, sees: bool
 ) -> None:
     prompt = Prompt(text, an_image(1) if sees else None)
     ids, logits = reference(prompt)
@@ -148,7 +131,9 @@ async def test_greedy_and_choice_are_the_models(
     assert generated.usage.cached_tokens > 0
 
 
-async def test_score_is_the_models(engine: TransformersEngine, reference: Any, an_image: MakeImage) -> None:
+async def test_score_is_the_models(
+    engine: TransformersEngine, reference: Forward, an_image: MakeImage
+) -> None:
     for prompt in (Prompt("Is it true?", an_image(2)), Prompt("Is it true?")):
         text = "There is a cat, né 狗🦁. "
         reply = engine._chat.encode(text)
@@ -224,14 +209,7 @@ async def test_max_tokens_and_end(engine: TransformersEngine, monkeypatch: pytes
 async def test_old_rope_settings_load_and_mean_the_same(
     tiny_model: Path, tmp_path: Path, an_image: MakeImage
 ) -> None:
-    folder = tmp_path / "old"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    text = config["text_config"]
-    rope = text.pop("rope_parameters")
-    text["rope_theta"] = rope["rope_theta"]
-    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = old_rope(tiny_model, tmp_path / "old")
     chosen = []
     for name in (tiny_model, folder):
         engine = await open_transformers(ModelSettings(name=str(name)), EngineSettings())
@@ -381,14 +359,8 @@ def test_one_event_loop_after_another(tiny_model: Path) -> None:
 
 
 async def test_a_text_model_accepts_no_images(tiny_model: Path, tmp_path: Path, an_image: MakeImage) -> None:
-    config = transformers.Qwen2Config(
-        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512, eos_token_id=299,
-    )  # fmt: skip
-    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(tiny_model / file, tmp_path)
-    engine = await open_transformers(ModelSettings(name=str(tmp_path)), EngineSettings())
+    model = ModelSettings(name=text_model(tiny_model, tmp_path))
+    engine = await open_transformers(model, EngineSettings())
     assert (await engine.generate(Generate(Prompt("Is it true?"), GREEDY))).usage.prompt_tokens > 10
     with pytest.raises(EngineError, match="accepts no images"):
         await engine.choose(Choose(Prompt("yes?", an_image(0))))
@@ -396,19 +368,9 @@ async def test_a_text_model_accepts_no_images(tiny_model: Path, tmp_path: Path, 
 
 
 async def test_padding_does_not_count_in_a_sliding_window(tiny_model: Path, tmp_path: Path) -> None:
-    config = transformers.Qwen2Config(
-        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512, eos_token_id=299, initializer_range=0.3,
-        use_sliding_window=True, sliding_window=24, max_window_layers=0,
-    )  # fmt: skip
-    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(tiny_model / file, tmp_path)
-    engine = await open_transformers(ModelSettings(name=str(tmp_path)), EngineSettings())
+    window = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 0}
+    model = ModelSettings(name=text_model(tiny_model, tmp_path, initializer_range=0.3, **window))
+    engine = await open_transformers(model, EngineSettings())
     requests: list[Request] = [Choose(Prompt(text)) for text in TEXTS] + [Generate(Prompt("yes"), GREEDY)]
-    together = await asyncio.gather(*[send(engine, request) for request in requests])
-    alone = [await send(engine, request) for request in requests]
+    await check_alone_as_together(engine, requests)
     await engine.close()
-    for one, other in zip(together, alone, strict=True):
-        assert flat(one)[0] == flat(other)[0]
-        assert flat(one)[1] == pytest.approx(flat(other)[1], abs=1e-4)

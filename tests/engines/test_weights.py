@@ -94,7 +94,7 @@ def test_a_missing_model_is_named(name: str, message: str) -> None:
         find_weights(ModelSettings(name=name))
 
 
-def test_a_folder_without_a_model(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         find_weights(ModelSettings(name=str(tmp_path)))
     (tmp_path / "config.json").write_text("{")

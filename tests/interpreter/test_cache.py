@@ -216,7 +216,7 @@ def test_a_transaction_that_cannot_be_rolled_back_blocks_nobody(tmp_path, caplog
     assert "1 replies could not be written" in caplog.text
 
 
-def test_a_damaged_page_costs_the_replies_on_it_alone(tmp_path, caplog):
+def test_a_damaged_page_costs_the_replies_on_it_alone(tmp_path):
     cache = Cache(tmp_path)
 
     async def fill() -> None:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from runs import roles
 
 from scalecap.engines.base import Chosen, EngineError, Generate, Generated, Image, Prompt, Sampling, Usage
-from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.cache import Cache
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepUsage, is_looping, seed
 
@@ -27,10 +27,7 @@ class World:
             self.requests.append(request)
             return script(request) if callable(script) else script[len(self.requests) - 1]
 
-        engine = Scripted(answer)
-        self.dispatcher = Dispatcher(
-            {"vlm": engine, "llm": engine}, cache, sampling, run_seed, self.counts, 0.0
-        )
+        self.dispatcher = Dispatcher(roles(answer), cache, sampling, run_seed, self.counts, 0.0)
         self.client = self.dispatcher.client("s", self.flags.append)
 
 
@@ -396,8 +393,8 @@ async def test_rows_in_flight_keep_the_engine_busy_and_their_images_in_its_cache
     def script(request):
         return Generated("text", "stop", Usage(int(request.prompt.text), 0, 1))
 
-    engine = Scripted(script, concurrency=concurrency, kv_tokens=kv_tokens)
-    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
+    engines = roles(script, concurrency=concurrency, kv_tokens=kv_tokens)
+    dispatcher = Dispatcher(engines, None, Sampling(), 0, RunUsage(), 0.0)
     image = Image("a", Pillow.new("RGB", (2, 2)))
     for tokens in prompts:
         await dispatcher.client("step", lambda flag: None).generate(str(tokens), image=image)

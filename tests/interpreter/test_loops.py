@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from PIL import Image as Pillow
+from pipeline_runs import an_image, go
 
-from scalecap.engines.base import Choose, EngineError, Image, Sampling
-from scalecap.engines.scripted import Scripted
-from scalecap.interpreter.dispatch import Dispatcher, RunUsage
+from scalecap.engines.base import Choose, EngineError
+from scalecap.interpreter.dispatch import RunUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError
 from scalecap.rows import Row
 
@@ -49,15 +48,9 @@ async def take(
     edits: Mapping[str, Any] | None = None,
     **columns: Any,
 ) -> tuple[Finished, RunUsage]:
-    counts, finished = RunUsage(), []
-    engine = Scripted(script)
-    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, counts, 0.0)
-    given = Row(
-        *(0, {"note": "A dog.", **columns}, lambda: Image("a", Pillow.new("RGB", (1, 1)))), edits=edits or {}
-    )
-    pipeline = Pipeline.build(steps, None, budget=budget)
-    await pipeline.run([given], dispatcher, in_flight=lambda: 1, on_row=finished.append)
-    return finished[0], counts
+    given = Row(0, {"note": "A dog.", **columns}, an_image, edits=edits or {})
+    (finished,), counts = await go(steps, [given], script, budget=budget)
+    return finished, counts
 
 
 async def test_it_goes_on_until_nothing_is_found_and_keeps_all_rounds():

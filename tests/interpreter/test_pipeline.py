@@ -12,15 +12,10 @@ from pipeline_runs import DOG, DOG_AT, an_image, answer, go, row
 from steps import STEPS, one
 
 from scalecap.engines.base import Choose, EngineError, Generated, Image, PromptTooLong
-from scalecap.interpreter.pipeline import Pipeline
 from scalecap.rows import Row, RowError
-from scalecap.stages import ModelClient, registry, stage
+from scalecap.stages import ModelClient, stage
 
-
-@pytest.fixture(autouse=True)
-def _registry(monkeypatch):
-    registry.names()
-    monkeypatch.setattr(registry, "_stages", dict(registry._stages))
+pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 async def test_a_row_goes_through_all_steps_of_the_seed():
@@ -56,12 +51,6 @@ async def test_a_row_goes_through_all_steps_of_the_seed():
         "details": 2,
         "final": 1,
     }
-
-
-def test_a_plan_begins_with_the_budget():
-    budget, *steps = Pipeline.build(STEPS, None, budget=9).plan().splitlines()
-    assert budget == "budget: 9 requests an image at most, spent in this order"
-    assert steps == Pipeline.build(STEPS, None).plan().splitlines()
 
 
 async def test_a_row_with_no_golden_sentence_makes_no_further_request():

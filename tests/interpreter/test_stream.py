@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pipeline_runs import answer, go, row
+from runs import roles
 from steps import STEPS, one
 
 from scalecap.engines.base import EngineDead, Sampling
-from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Pipeline
 
@@ -126,8 +126,7 @@ async def test_a_dead_engine_is_raised_as_it_is():
     def script(request):
         raise EngineDead("gone")
 
-    engine = Scripted(script)
-    dispatcher = Dispatcher({"vlm": engine, "llm": engine}, None, Sampling(), 0, RunUsage(), 0.0)
+    dispatcher = Dispatcher(roles(script), None, Sampling(), 0, RunUsage(), 0.0)
     with ThreadPoolExecutor(1) as images, pytest.raises(EngineDead, match=r"^gone$"):
         await Pipeline.build(STEPS, None).run_row(row(), dispatcher, images)
 

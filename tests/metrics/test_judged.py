@@ -255,9 +255,11 @@ def test_the_right_option(answer, index):
         ("3", [2, 3, 4], 1),
         ("C", [2, 3, 4], 2),
         (True, [True, False], 0),
+        (True, ["yes", "no"], 0),
+        (False, ["yes", "no"], 1),
     ],
 )
-def test_a_number_is_that_of_an_option_where_options_are_numbers(answer, options, index):
+def test_a_number_or_truth_is_that_of_an_option_where_options_are(answer, options, index):
     assert index_of(answer, options) == index
 
 
@@ -288,10 +290,6 @@ async def test_qa_with_numbers_by_letter(recording_client):
         recorder.client, captions={"a": "two dogs"}, question="How many?", answer="B", options=options
     )
     assert measured["a"]["accuracy"] == 1
-
-
-def test_true_and_false_are_yes_and_no():
-    assert [index_of(answer, ["yes", "no"]) for answer in (True, False)] == [0, 1]
 
 
 @pytest.mark.parametrize("answer", ["green", "C", 2, -1, "", None, 1.0, ["red"]])

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from hostile import says
+from runs import Compose, Rows, roles
 
-from scalecap.config.settings import Settings
-from scalecap.engines.scripted import Scripted
 from scalecap.runner import run
 
 FLAGS = (
@@ -22,16 +21,15 @@ Browser = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 @pytest.fixture
-def hostile(compose: Callable[..., Settings], rows: Callable[..., str], tmp_path: Path) -> Path:
+def hostile(compose: Compose, rows: Rows, tmp_path: Path) -> Path:
     """The folder of a run over 60 rows, two of which failed."""
-    engine = Scripted(says)
     settings = compose("data=jsonl", rows(60, broken=(3, 50)), "report=true", "cache=off")
-    run(settings, engines={"vlm": engine, "llm": engine}, command="python -m scalecap <b>")
+    run(settings, engines=roles(says), command="python -m scalecap <b>")
     return tmp_path / "run"
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Browser:
+def browser() -> Browser:
     """Opens a page from disk in headless Chromium; it may raise no error and fetch nothing."""
     api = pytest.importorskip("playwright.async_api", reason='needs pip install "scalecap[dev]"')
     chromium = shutil.which("chromium") or shutil.which("google-chrome")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Command
 
 from scalecap.report import row_numbers
 from scalecap.report.comparison import Comparison, compare
@@ -264,9 +265,7 @@ def test_words_are_counted_in_texts_without_spaces(make: Make):
     assert dict(run.numbers(row))["words"] == (8, 1)
 
 
-def test_the_command_reads_runs_made_separately(
-    make: Make, tmp_path: Path, command: Callable[..., int], capsys: Any
-):
+def test_the_command_reads_runs_made_separately(make: Make, tmp_path: Path, command: Command, capsys: Any):
     make("a", [0.1, 0.2]), make("b", [0.3, 0.4])
     assert command("compare", "sweep/b", "sweep/a", "--to", "out", "--baseline", "a") == 0
     assert "difference to job a" in capsys.readouterr().out
@@ -286,7 +285,7 @@ def test_the_command_reads_runs_made_separately(
     ],
 )
 def test_a_mistake_gives_one_clear_message(
-    make: Make, tmp_path: Path, command: Callable[..., int], capsys: Any, words: list[str], message: str
+    make: Make, tmp_path: Path, command: Command, capsys: Any, words: list[str], message: str
 ):
     if words[0] == "sweep":
         make("0", [0.1])

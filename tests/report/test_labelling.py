@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from hostile import HOSTILE, says
 from PIL import Image as Pillow
+from runs import Command, Compose, roles
 
-from scalecap.config.settings import Settings
-from scalecap.engines.scripted import Scripted
 from scalecap.report import labelling, thumbnails
 from scalecap.report.labelling import draw
 from scalecap.report.run_page import write_report
@@ -105,9 +104,9 @@ async def wait_for_text(page: Any, place: str, words: str) -> None:
 async def test_from_keys_to_a_promise(
     hostile: Path,
     browser: Browser,
-    compose: Callable[..., Settings],
+    compose: Compose,
     tmp_path: Path,
-    command: Callable[..., int],
+    command: Command,
     capsys: pytest.CaptureFixture[str],
 ):
     async with browser(hostile / "report.html") as page:
@@ -164,12 +163,11 @@ async def test_from_keys_to_a_promise(
         assert await region.locator("canvas").count() == 1
         assert "0.900\t1.000 (" in await region.locator("table").inner_text()
 
-    engine = Scripted(says)
     rows = f"data.path={tmp_path}/rows.jsonl"
     promise = (f"calibration={hostile}/calibration.json", "wrong=0.2", f"output={tmp_path}/promised")
     summary = run(
         compose("data=jsonl", rows, "report=true", "cache=off", *promise),
-        engines={"vlm": engine, "llm": engine},
+        engines=roles(says),
         command="python -m scalecap x",
     )
     assert "wrong with a probability of at most 20 %" in summary.screen()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from hostile import HOSTILE
+from runs import captions, roles
 
 from scalecap.engines.base import Choose
-from scalecap.engines.scripted import Scripted
 from scalecap.report.comparison import Comparison
 from scalecap.report.run_page import write_report
 from scalecap.run.folder import read_runs
@@ -63,8 +63,8 @@ async def test_a_report_shows_captions_questions_and_what_was_kept_or_dropped(
 
 
 async def test_parts_are_cut_out_of_the_thumbnail(compose: Any, tmp_path: Path, browser: Browser):
-    engine = Scripted(lambda request: 0.9 if isinstance(request, Choose) else "A dog.")
-    run(compose("data.limit=1", "pipeline=dense"), engines={"vlm": engine, "llm": engine})
+    engines = roles(lambda request: 0.9 if isinstance(request, Choose) else "A dog.")
+    run(compose("data.limit=1", "pipeline=dense"), engines=engines)
     async with browser(tmp_path / "run" / "report.html") as page:
         frames = page.locator(".region")
         assert await frames.count() == 4
@@ -221,7 +221,7 @@ async def test_the_calibration_of_a_check_is_drawn(browser: Browser, tmp_path: P
     contrast(tmp_path / "made")
     answers = [{"text": HOSTILE, "p_yes": each / 20, "label": each > 8, "right": True} for each in range(20)]
     path = tmp_path / "made" / "captions.jsonl"
-    rows = [json.loads(line) | {"check_answers": answers} for line in path.read_text().splitlines()]
+    rows = [row | {"check_answers": answers} for row in captions(path.parent)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     async with browser(write_report(tmp_path / "made")) as page:
         region = page.get_by_role("region", name="Calibration of check")
@@ -231,7 +231,7 @@ async def test_the_calibration_of_a_check_is_drawn(browser: Browser, tmp_path: P
 
 
 async def test_a_comparison_shows_table_plot_and_differences(hostile: Path, browser: Browser, tmp_path: Path):
-    lines = [json.loads(line) for line in (hostile / "captions.jsonl").read_text().splitlines()]
+    lines = captions(hostile)
     for line in lines:
         if line["final_caption"]:
             line["final_caption"] = line["final_caption"].replace("It is brown.", "It was really brown <i>.")

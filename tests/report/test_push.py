@@ -12,13 +12,14 @@ import datasets
 import pytest
 from huggingface_hub import DatasetCard
 from huggingface_hub.errors import LocalTokenNotFoundError
+from runs import Command, Rows, captions
 
 from scalecap.report import push
 from scalecap.report.card import code, fenced
 
 
 @pytest.fixture
-def ran(typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path) -> Callable[..., Path]:
+def ran(typed: Command, rows: Rows, tmp_path: Path) -> Callable[..., Path]:
     """Runs the pipeline on two good images and a broken one; returns the run's folder."""
 
     def run(*words: str) -> Path:
@@ -31,14 +32,12 @@ def ran(typed: Callable[..., int], rows: Callable[..., str], tmp_path: Path) -> 
 
 
 @pytest.fixture
-def pushed(command: Callable[..., int]) -> Callable[..., int]:
+def pushed(command: Command) -> Command:
     """Runs `scalecap push <words>`; returns the exit code."""
     return partial(command, "push")
 
 
-def test_a_folder_loads_as_the_hub_would(
-    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path
-):
+def test_a_folder_loads_as_the_hub_would(ran: Callable[..., Path], pushed: Command, tmp_path: Path):
     to = tmp_path / "to"
     assert pushed(ran("write.image=bytes"), "me/dogs", "--to", to, "--license", "cc-by-4.0") == 0
     names = sorted(path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file())
@@ -55,9 +54,7 @@ def test_a_folder_loads_as_the_hub_would(
     assert "License" not in card.text
 
 
-def test_the_card_says_how_the_data_set_was_made(
-    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path
-):
+def test_the_card_says_how_the_data_set_was_made(ran: Callable[..., Path], pushed: Command, tmp_path: Path):
     folder = ran()
     assert pushed(folder, "me/dogs", "--to", tmp_path / "to") == 0
     card = DatasetCard.load(tmp_path / "to" / "README.md")
@@ -80,10 +77,10 @@ def test_the_card_says_how_the_data_set_was_made(
 
 
 def test_the_card_leaks_no_secret_and_shows_a_captioned_row(
-    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path
+    ran: Callable[..., Path], pushed: Command, tmp_path: Path
 ):
     folder = ran()
-    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    rows = captions(folder)
     rows[0]["final_caption"] = None
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = json.loads((folder / "summary.json").read_text())
@@ -98,19 +95,19 @@ def test_the_card_leaks_no_secret_and_shows_a_captioned_row(
 
 @pytest.mark.parametrize(("pipeline", "checks"), [("default", True), ("direct", False)])
 def test_the_card_claims_checks_only_where_there_are_some(
-    ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path, pipeline: str, checks: bool
+    ran: Callable[..., Path], pushed: Command, tmp_path: Path, pipeline: str, checks: bool
 ):
     assert pushed(ran(f"pipeline={pipeline}"), "me/dogs", "--to", tmp_path / "to") == 0
     text = DatasetCard.load(tmp_path / "to" / "README.md").text
     assert ("checked against the image" in text) == checks
 
 
-def test_a_caption_stays_text(ran: Callable[..., Path], pushed: Callable[..., int], tmp_path: Path):
+def test_a_caption_stays_text(ran: Callable[..., Path], pushed: Command, tmp_path: Path):
     folder = ran()
     hostile = "```\n---\nlicense: mit\n---\n# A heading\n<script>alert(1)</script>\n````\n![x](https://x/y)\n"
-    lines = (folder / "captions.jsonl").read_text().splitlines()
-    first = json.loads(lines[0]) | {"final_caption": hostile}
-    (folder / "captions.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]))
+    rows = captions(folder)
+    rows[0]["final_caption"] = hostile
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert pushed(folder, "me/dogs", "--to", tmp_path / "to") == 0
     text = (tmp_path / "to" / "README.md").read_text()
     assert DatasetCard(text).data.license == "unknown"
@@ -149,7 +146,7 @@ def test_inline_code(text: str, markdown: str):
 )
 def test_folders_that_cannot_be_pushed(
     ran: Callable[..., Path],
-    pushed: Callable[..., int],
+    pushed: Command,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     spoil: Callable[[Path], Any],
@@ -161,7 +158,7 @@ def test_folders_that_cannot_be_pushed(
     assert message in capsys.readouterr().err
 
 
-def test_an_invalid_name_is_refused(pushed: Callable[..., int], tmp_path: Path):
+def test_an_invalid_name_is_refused(pushed: Command, tmp_path: Path):
     assert pushed(tmp_path, "me/dogs/more", "--to", tmp_path / "to") == 1
 
 
@@ -184,7 +181,7 @@ class Hub:
 
 def test_pushing_again_replaces_the_shards(
     ran: Callable[..., Path],
-    pushed: Callable[..., int],
+    pushed: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -211,7 +208,7 @@ def test_pushing_again_replaces_the_shards(
 )
 def test_errors_of_the_hub_are_reported(
     ran: Callable[..., Path],
-    pushed: Callable[..., int],
+    pushed: Command,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: Exception,

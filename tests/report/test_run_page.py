@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from runs import Command, Compose, Rows, captions, roles
 
-from scalecap.config.settings import Settings
 from scalecap.data.images import open_image
 from scalecap.engines.base import Choose, Chosen, Request
 from scalecap.engines.scripted import Scripted
@@ -26,8 +26,6 @@ from scalecap.report.thumbnails import thumbnails
 from scalecap.rows import Row
 from scalecap.run.folder import FolderError, Run, read_runs
 from scalecap.runner import run
-
-Compose = Callable[..., Settings]
 
 
 def packed(path: Path, name: str) -> Any:
@@ -87,7 +85,7 @@ def test_a_failed_report_does_not_fail_the_run(
 
 
 def test_the_index_has_the_values_to_filter_and_sort_by(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
+    compose: Compose, engines: dict[str, Scripted], rows: Rows, tmp_path: Path
 ):
     run(compose("data=jsonl", rows(3, broken=(1,))), engines=engines)
     index = packed(tmp_path / "run" / "report.html", "index")
@@ -99,7 +97,7 @@ def test_the_index_has_the_values_to_filter_and_sort_by(
 
 
 def test_images_are_found_whichever_rows_are_left(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
+    compose: Compose, engines: dict[str, Scripted], rows: Rows, tmp_path: Path
 ):
     run(compose("data=jsonl", rows(5, broken=(1,))), engines=engines)
     made = Run(tmp_path / "run", "run")
@@ -122,7 +120,7 @@ def test_equal_rows_and_embedded_scenes_have_their_images(
 
 
 def test_the_working_folder_of_the_run_is_remembered(
-    typed: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    typed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     (tmp_path / "photos").mkdir()
     Pillow.new("RGB", (2000, 1000), "red").save(tmp_path / "photos" / "a.png")
@@ -138,9 +136,7 @@ def test_the_working_folder_of_the_run_is_remembered(
         assert image.size == (448, 224)
 
 
-def test_a_folder_without_captions_gives_one_message(
-    tmp_path: Path, command: Callable[..., int], capsys: Any
-):
+def test_a_folder_without_captions_gives_one_message(tmp_path: Path, command: Command, capsys: Any):
     with pytest.raises(FolderError, match=r"captions\.jsonl"):
         write_report(tmp_path)
     assert command("report", tmp_path) == 1
@@ -245,7 +241,7 @@ def test_the_check_of_the_caption_itself_is_not_its_source(tmp_path: Path):
 def test_odd_columns_are_shown_as_they_are(compose: Compose, engines: dict[str, Scripted], tmp_path: Path):
     run(compose("data.limit=1", "report=false"), engines=engines)
     path = tmp_path / "run" / "captions.jsonl"
-    row = json.loads(path.read_text())
+    (row,) = captions()
     row |= {"golden_sentences_scores": [{"text": 3}, None, "x"], "raw_answers": {"a": [1]}, "flags": None}
     path.write_text(json.dumps(row | {"more": [[1], {"b": "</script>"}]}) + "\n")
     (shown,) = packed(write_report(tmp_path / "run"), "rows-0")
@@ -274,8 +270,7 @@ def test_an_unanswered_text_says_why_it_was_dropped(
         cat = isinstance(request, Choose) and "cat" in request.prompt.text
         return Chosen((0.9, 0.1), mass=0.02) if cat else answer(request)
 
-    engine = Scripted(says)
-    run(compose("data.limit=1"), engines={"vlm": engine, "llm": engine})
+    run(compose("data.limit=1"), engines=roles(says))
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     blocks = re.findall(r'id="data-[^"]*">([^<]*)<', page)
     texts = " ".join(gzip.decompress(base64.b64decode(each)).decode() for each in blocks)
@@ -294,8 +289,7 @@ def dense(request: Request) -> Any:
 
 
 def test_drafts_parts_and_repaired_claims_are_shown(compose: Compose, tmp_path: Path):
-    engine = Scripted(dense)
-    run(compose("data.limit=1", "pipeline=dense"), engines={"vlm": engine, "llm": engine})
+    run(compose("data.limit=1", "pipeline=dense"), engines=roles(dense))
     (row,) = packed(tmp_path / "run" / "report.html", "rows-0")
     parts = {part["column"]: part for part in row["sections"]}
     assert parts["drafts"] == {
@@ -320,9 +314,8 @@ def test_the_selected_draft_is_shown(compose: Compose, tmp_path: Path):
     def says(request: Request) -> Any:
         return next(drafts) if request.prompt.text == "Describe the picture." else dense(request)
 
-    engine = Scripted(says)
     settings = compose("data.limit=1", "pipeline=best_of_n", "pipeline.steps.drafts.samples=3")
-    run(settings, engines={"vlm": engine, "llm": engine})
+    run(settings, engines=roles(says))
     (row,) = packed(tmp_path / "run" / "report.html", "rows-0")
     shown = next(part for part in row["sections"] if part["kind"] == "drafts")
     assert shown["texts"] == [

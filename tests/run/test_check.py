@@ -1,11 +1,10 @@
 """What is found, and shown, before a model loads."""
 
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import Compose, Engines
+from runs import Compose, Engines, Rows
 
 from scalecap.config.exports import WriteSettings
 from scalecap.run.check import check_output
@@ -32,7 +31,7 @@ def test_a_fault_is_found_before_a_model_loads(compose: Compose, override: str, 
 
 @pytest.mark.parametrize("source", ["jsonl", "webdataset"])
 def test_a_shard_without_rows_is_reported(
-    compose: Compose, rows: Callable[..., str], engines: Engines, tmp_path: Path, source: str
+    compose: Compose, rows: Rows, engines: Engines, tmp_path: Path, source: str
 ):
     path = rows(2)
     if source == "webdataset":  # its number of rows is not known before they are read
@@ -64,7 +63,7 @@ def test_a_folder_that_cannot_be_searched_is_left_to_the_journal(
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "dataset/mine.txt"])
 def test_files_of_the_user_are_never_replaced(
-    compose: Compose, rows: Callable[..., str], engines: Engines, tmp_path: Path, name: str
+    compose: Compose, rows: Rows, engines: Engines, tmp_path: Path, name: str
 ):
     mine = tmp_path / "run" / name
     mine.parent.mkdir(parents=True)

@@ -1,7 +1,6 @@
 """`runner=ray`: rows go to the least busy actor, and a run survives the death of actors and nodes."""
 
 import asyncio
-import io
 import json
 import os
 import pickle  # noqa: TID251 - rows are sent to other processes so
@@ -9,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from image_files import an_image, encoded
 from PIL import Image as Pillow
 from processes import below, command
+from runs import Compose
 
-import scalecap.engines
-from scalecap.config.settings import CONF, Settings
+from scalecap.config.settings import CONF
 from scalecap.data.images import open_image, read_image
 from scalecap.engines.base import EngineDead, EngineError
 from scalecap.engines.scripted import Scripted
@@ -32,8 +32,6 @@ from scalecap.rows import Row
 from scalecap.run import cluster
 from scalecap.run.cluster import Actor, Cluster
 from scalecap.runner import RunError, run
-
-Compose = Callable[..., Settings]
 
 
 class Handle:
@@ -92,9 +90,7 @@ async def test_an_actor_sends_back_what_it_found_and_not_the_image(
     actor = Actor(compose("cache=off"), {"image": "any"}, str(tmp_path))
     models, rows = await actor.open()
     assert (models["vlm"], rows) == ("scripted", 32)
-    pixels = io.BytesIO()
-    Pillow.effect_noise((300, 300), 90).save(pixels, "PNG")
-    cell = {"bytes": pixels.getvalue(), "path": "a.png"}
+    cell = {"bytes": encoded(Pillow.effect_noise((300, 300), 90)), "path": "a.png"}
     columns = {"image": None, "text": "long " * 2000}
     given = Row(0, columns, partial(open_image, cell), read_image=partial(read_image, cell))
     finished, counts, _ = await actor.take(given)
@@ -129,18 +125,14 @@ async def test_a_dead_engine_ends_the_run_and_a_row_that_kills_its_actors_fails(
     assert dying._actors[0].had == [0] * cluster.MAX_ACTOR_DEATHS
 
 
-async def test_the_engine_of_an_actor_dies(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.usefixtures("opened")
+async def test_the_engine_of_an_actor_dies(compose: Compose, engines: dict[str, Scripted], tmp_path: Path):
     def dies(request: Any) -> str:
         raise EngineDead("gone")
 
-    async def open_engine(*_: Any) -> Scripted:
-        return Scripted(dies)
-
-    monkeypatch.setattr(scalecap.engines, "open_engine", open_engine)
+    engines["vlm"] = Scripted(dies)
     actor = Actor(compose("cache=off"), {"image": "any"}, str(tmp_path))
-    pixels = io.BytesIO()
-    Pillow.new("RGB", (30, 30)).save(pixels, "PNG")
-    given = Row(0, {"image": None}, partial(open_image, {"bytes": pixels.getvalue(), "path": "a.png"}))
+    given = Row(0, {"image": None}, partial(open_image, {"bytes": an_image(), "path": "a.png"}))
     with pytest.raises(EngineDead, match=r"^gone$") as dead:
         await actor.take(given)
     with pytest.raises(EngineDead, match=r"^gone$"):
@@ -239,7 +231,7 @@ def test_an_engine_that_cannot_be_opened_gives_one_message(compose: Compose):
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def nodes() -> Iterator[Any]:
     """A Ray cluster of two nodes, each in processes of its own, on this machine."""
     utils = pytest.importorskip("ray.cluster_utils", reason='needs pip install "scalecap[ray]"')
     node = {"num_cpus": 1, "object_store_memory": 100_000_000}

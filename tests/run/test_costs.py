@@ -3,19 +3,17 @@
 import json
 import math
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Compose, Rows
 
-from scalecap.config.settings import Settings, SettingsError
+from scalecap.config.settings import SettingsError
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import RowUsage, RunUsage
 from scalecap.run.costs import estimate_cost, extrapolate, limit_reached
 from scalecap.runner import plan, run
-
-Compose = Callable[..., Settings]
 
 
 def test_equal_rows_give_a_zero_width_interval_and_one_row_an_infinite_one():
@@ -57,7 +55,7 @@ def test_an_estimate_includes_time_and_cost():
     ],
 )
 def test_a_limit_stops_the_run_and_the_same_command_resumes_it(
-    limit: str, reason: str, compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+    limit: str, reason: str, compose: Compose, engines: dict[str, Scripted], rows: Rows
 ):
     words = ["data=jsonl", rows(12), "progress=false", "cache=off", "rows_in_flight=1", "pipeline=seed"]
     words += ["model=own", "model.vlm.name=m", "engine.price={prompt: 1, generated: 2}"]
@@ -77,7 +75,7 @@ def test_a_limit_is_named_with_all_its_digits(compose: Compose):
 
 
 def test_cost_is_counted_by_role_and_cached_replies_are_free(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], tmp_path: Path
+    compose: Compose, engines: dict[str, Scripted], rows: Rows, tmp_path: Path
 ):
     words = ["data=jsonl", rows(2), "progress=false", "pipeline=seed", f"cache.dir={tmp_path}/cache"]
     words += ["model=own", "model.vlm.name=m", "model.llm.name=n", "engine.price={prompt: 1, generated: 2}"]
@@ -97,7 +95,7 @@ def test_cost_is_counted_by_role_and_cached_replies_are_free(
 
 
 def test_a_step_without_a_model_that_is_skipped_costs_nothing(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+    compose: Compose, engines: dict[str, Scripted], rows: Rows
 ):
     words = ["data=jsonl", rows(1), "progress=false", "pipeline=seed", "model=own", "model.vlm.name=m"]
     words += ["engine.price={prompt: 1, generated: 2}", "+pipeline.steps.sentences.when=false"]
@@ -107,7 +105,7 @@ def test_a_step_without_a_model_that_is_skipped_costs_nothing(
 
 
 def test_a_preview_estimates_all_rows_and_the_command_without_it_resumes(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+    compose: Compose, engines: dict[str, Scripted], rows: Rows
 ):
     words = ["data=jsonl", rows(9), "progress=false", "model=own", "model.vlm.name=m", "pipeline=seed"]
     first = run(compose(*words, "preview=3"), engines=engines, command="python -m scalecap preview=3 a=b")
@@ -126,7 +124,7 @@ def test_a_preview_estimates_all_rows_and_the_command_without_it_resumes(
 
 
 def test_a_preview_of_unknown_length_says_that_it_has_no_estimate(
-    compose: Compose, rows: Callable[..., str], engines: dict[str, Scripted], tmp_path: Path
+    compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path
 ):
     rows(3)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
@@ -142,7 +140,7 @@ def test_a_preview_of_unknown_length_says_that_it_has_no_estimate(
 
 
 def test_the_summary_of_a_preview_of_one_row_is_valid_json(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
+    compose: Compose, engines: dict[str, Scripted], rows: Rows
 ):
     words = ["data=jsonl", rows(3), "progress=false", "model=own", "model.vlm.name=m", "pipeline=seed"]
     done = run(compose(*words, "preview=1"), engines=engines)
@@ -155,9 +153,7 @@ def journal(folder: Path) -> list[str]:
     return (folder / "journal.jsonl").read_text().splitlines()
 
 
-def test_a_preview_of_all_rows_is_a_finished_run(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str]
-):
+def test_a_preview_of_all_rows_is_a_finished_run(compose: Compose, engines: dict[str, Scripted], rows: Rows):
     done = run(
         compose("data=jsonl", rows(2), "progress=false", "model=own", "model.vlm.name=m", "preview=5"),
         engines=engines,
@@ -166,7 +162,7 @@ def test_a_preview_of_all_rows_is_a_finished_run(
 
 
 @pytest.mark.slow
-def test_a_preview_estimates_what_a_run_of_the_embedded_model_takes(compose: Compose, tmp_path: Path):
+def test_a_preview_estimates_what_a_run_of_the_embedded_model_takes(compose: Compose):
     pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
     words = ["data.count=40", "data.seed=5", "progress=false", "report=false", "cache=off"]
     found = run(compose(*words, "preview=10")).estimate
@@ -190,7 +186,7 @@ def test_invalid_limits_are_refused(words: list[str], compose: Compose):
 
 
 def test_the_first_twenty_rows_give_an_estimate_for_all(
-    compose: Compose, engines: dict[str, Scripted], rows: Callable[..., str], caplog: Any
+    compose: Compose, engines: dict[str, Scripted], rows: Rows, caplog: Any
 ):
     caplog.set_level("INFO", "scalecap")
     run(compose("data=jsonl", rows(25), "progress=false", "model=own", "model.vlm.name=m"), engines=engines)

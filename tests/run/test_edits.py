@@ -9,17 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_files import an_image
+from runs import Compose, Rows, captions, roles
 
-from scalecap.config.settings import Settings
 from scalecap.engines.base import Request
 from scalecap.engines.scripted import Scripted
 from scalecap.runner import RunError, plan, run
 
-Compose = Callable[..., Settings]
-
 
 @pytest.fixture
-def words(rows: Callable[..., str], tmp_path: Path) -> list[str]:
+def words(rows: Rows, tmp_path: Path) -> list[str]:
     own = ["model=own", "model.vlm.name=m", "pipeline=seed", "progress=false", f"cache.dir={tmp_path}/cache"]
     return ["data=jsonl", rows(3), *own]
 
@@ -33,12 +31,7 @@ def requests(answer: Callable[[Request], Any]) -> tuple[list[str], dict[str, Scr
         texts.append(request.prompt.text)
         return answer(request)
 
-    engine = Scripted(script)
-    return texts, {"vlm": engine, "llm": engine}
-
-
-def captions(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    return texts, roles(script)
 
 
 def test_only_what_depends_on_an_edit_is_computed_again(
@@ -115,8 +108,7 @@ def test_an_edit_of_any_json_text_is_read_and_not_redone(
     for reused in (0, 3):
         done = run(compose(*words, f"edits={tmp_path}/edits.jsonl"), engines=engines)
         assert done.reused == reused
-    with (done.output / "captions.jsonl").open(encoding="utf-8") as file:
-        assert json.loads(file.readline())["final_caption"] == written
+    assert captions()[0]["final_caption"] == written
 
 
 @pytest.mark.parametrize(

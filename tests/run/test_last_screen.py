@@ -2,15 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Answer, Compose, Engines, both, captions
+from runs import Answer, Compose, Engines, Rows, captions, roles
 
 from scalecap.engines.base import Choose, Chosen, Generated, Request, Usage
-from scalecap.engines.scripted import Scripted
 from scalecap.run.summary import Summary
 from scalecap.runner import run
 
@@ -49,7 +47,7 @@ def test_the_share_of_the_prefix_cache_is_shown(
             return Chosen((said, 1 - said), usage=usage)
         return Generated(said, "stop", usage)
 
-    summary = run(compose("data.count=12"), engines=both(Scripted(says)), command="python -m scalecap")
+    summary = run(compose("data.count=12"), engines=roles(says), command="python -m scalecap")
     screen = summary.screen()
     assert "prompt tokens from the prefix cache: golden_sentences" in screen
     assert shown in screen
@@ -69,7 +67,7 @@ def test_the_share_of_the_prefix_cache_is_shown(
     ],
 )
 def test_a_condition_that_held_for_all_rows_or_none_is_noted(
-    compose: Compose, engines: Engines, rows: Callable[..., str], condition: str, note: str | None
+    compose: Compose, engines: Engines, rows: Rows, condition: str, note: str | None
 ):
     step = f"+pipeline.steps.final_caption.when='{condition}'"
     summary = run(compose("data=jsonl", rows(2), step), engines=engines)
@@ -117,4 +115,4 @@ def test_columns_of_numbers_are_averaged(
     screen = summary.screen()
     assert re.search(r"^  counted +2 \(2 to 2\)$", screen, re.M)
     assert re.search(r"^  true\n    dogs +0.5 \(0.5 to 0.5\)$", screen, re.M)
-    assert captions(tmp_path)[0]["true"] == {"dogs": {"count": 1, "of": 2}, "none": None}
+    assert captions()[0]["true"] == {"dogs": {"count": 1, "of": 2}, "none": None}

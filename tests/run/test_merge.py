@@ -11,8 +11,9 @@ from typing import Any
 import datasets
 import pytest
 from PIL import Image as Pillow
+from runs import Command, Compose, Rows
 
-from scalecap.config.settings import DataSettings, Settings
+from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
 from scalecap.data.shard import Shard, parse_shard
 from scalecap.data.sources import open_source
@@ -21,9 +22,6 @@ from scalecap.report.run_page import write_report
 from scalecap.rows import Row
 from scalecap.run.merge import MergeError, merge
 from scalecap.runner import run
-
-Compose = Callable[..., Settings]
-Rows = Callable[..., str]
 
 
 @pytest.mark.parametrize("text", ["3/3", "0/0", "1", "a/b", "-1/2", "1/2/3", "٣/٤"])
@@ -194,7 +192,7 @@ def test_a_damaged_journal_is_named(shards: Callable[..., Path], tmp_path: Path)
 
 @pytest.mark.parametrize("form", ["none", "bytes"])
 def test_images_are_written_as_the_shards_were_configured(
-    rows: Rows, typed: Callable[..., int], tmp_path: Path, form: str
+    rows: Rows, typed: Command, tmp_path: Path, form: str
 ):
     data = rows(3)
     for number in (0, 1):
@@ -232,7 +230,7 @@ def test_rows_removed_from_the_data_do_not_come_back(shards: Callable[..., Path]
 
 
 def test_the_command_reports_an_error_in_one_line(
-    shards: Callable[..., Path], command: Callable[..., int], tmp_path: Path, capsys: Any
+    shards: Callable[..., Path], command: Command, tmp_path: Path, capsys: Any
 ):
     folder = shards("0/2", "1/2")
     for code in (3, 1):  # a row failed; there is a run

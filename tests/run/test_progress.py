@@ -3,9 +3,8 @@
 import asyncio
 from types import SimpleNamespace
 
-from runs import Answer, Compose, both
+from runs import Answer, Compose, roles
 
-from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import RunUsage
 from scalecap.run import progress
 from scalecap.runner import run
@@ -14,10 +13,10 @@ from scalecap.runner import run
 def test_progress_lines_count_rows(compose: Compose, answer: Answer, monkeypatch, caplog):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     caplog.set_level("INFO", "scalecap")
-    run(compose("data.limit=3"), engines=both(Scripted(answer)))
+    run(compose("data.limit=3"), engines=roles(answer))
     assert "0 of 3 rows" in caplog.text
     caplog.clear()
-    run(compose("data.limit=4"), engines=both(Scripted(answer)))
+    run(compose("data.limit=4"), engines=roles(answer))
     assert "3 of 4 rows" in caplog.text
     assert "0 of 4 rows" not in caplog.text
 

@@ -4,15 +4,13 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Answer, Compose, Engines, both, captions, first_words
+from runs import Answer, Compose, Engines, Rows, captions, first_words, roles
 
 from scalecap.engines.base import Choose, Chosen, EngineDead, Generate, Request
-from scalecap.engines.scripted import Scripted
 from scalecap.runner import run
 
 
@@ -31,7 +29,7 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
         return answer(request)
 
     words = ("data.count=40", "rows_in_flight=1", f"min_mass={least}")
-    summary = run(compose(*words), engines=both(Scripted(says)), command="python -m scalecap")
+    summary = run(compose(*words), engines=roles(says), command="python -m scalecap")
     assert (summary.done, summary.status) == (rows, "finished" if rows == 40 else "stopped")
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     first, second = (written["choices"].get(step) for step in ("golden_sentences", "final_details"))
@@ -46,8 +44,8 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
         assert screen.endswith(
             "Next: change a setting as said above; the same command would send 50 more checks and stop again."
         )
-        assert all(row["golden_sentences_scores"][0]["p_yes"] is None for row in captions(tmp_path))
-        again = run(compose(*words), engines=both(Scripted(answer)))
+        assert all(row["golden_sentences_scores"][0]["p_yes"] is None for row in captions())
+        again = run(compose(*words), engines=roles(answer))
         assert (again.status, again.done, again.reused) == ("finished", 40, 25)
     elif unread == "brown":  # half of a step's checks are not most of them
         assert second == {"total": 80, "unanswered": 40, "median_mass": 0.02}
@@ -56,7 +54,7 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
 
 
 def test_when_every_row_fails_the_run_stops_early(
-    compose: Compose, engines: Engines, tmp_path: Path, rows: Callable[..., str]
+    compose: Compose, engines: Engines, tmp_path: Path, rows: Rows
 ):
     settings = compose("data=jsonl", rows(60, broken=tuple(range(60))), "rows_in_flight=4")
     summary = run(settings, engines=engines, command="python -m scalecap x max_failures=100%")
@@ -67,7 +65,7 @@ def test_when_every_row_fails_the_run_stops_early(
         "Next: fix the errors above and run the same command, which retries failed rows; or ignore"
         f" failures:\n  python -m scalecap x output={tmp_path}/run max_failures=null"
     )
-    assert len(captions(tmp_path)) == summary.failed
+    assert len(captions()) == summary.failed
 
 
 @pytest.mark.parametrize(
@@ -84,8 +82,7 @@ def test_when_every_row_fails_the_run_stops_early(
 def test_too_many_failures_stop_the_run(
     compose: Compose,
     engines: Engines,
-    tmp_path: Path,
-    rows: Callable[..., str],
+    rows: Rows,
     most: str,
     broken: tuple[int, ...],
     reason: str | None,
@@ -95,15 +92,15 @@ def test_too_many_failures_stop_the_run(
     )
     summary = run(settings, engines=engines)
     if reason is None:
-        assert (summary.status, summary.failed, len(captions(tmp_path))) == ("finished", len(broken), 40)
+        assert (summary.status, summary.failed, len(captions())) == ("finished", len(broken), 40)
     else:
         assert (summary.status, summary.reason, summary.exit_code) == ("stopped", reason, 1)
-        assert len(captions(tmp_path)) < 40
+        assert len(captions()) < 40
         settings.max_failures = None
         assert run(settings, engines=engines).done == 40 - len(broken)
 
 
-def test_a_dead_engine_keeps_what_was_finished(answer: Answer, compose: Compose, tmp_path: Path):
+def test_a_dead_engine_keeps_what_was_finished(answer: Answer, compose: Compose):
     captioned = 0
 
     def dies(request: Request) -> str | float:
@@ -113,16 +110,14 @@ def test_a_dead_engine_keeps_what_was_finished(answer: Answer, compose: Compose,
             raise EngineDead("out of memory")
         return answer(request)
 
-    summary = run(compose("data.limit=5", "rows_in_flight=1", "cache=off"), engines=both(Scripted(dies)))
+    summary = run(compose("data.limit=5", "rows_in_flight=1", "cache=off"), engines=roles(dies))
     assert (summary.exit_code, summary.done, summary.reason) == (1, 2, "out of memory")
-    assert len(captions(tmp_path)) == 2
-    assert run(compose("data.limit=5"), engines=both(Scripted(answer))).reused == 2
+    assert len(captions()) == 2
+    assert run(compose("data.limit=5"), engines=roles(answer)).reused == 2
 
 
 @pytest.mark.parametrize("each", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_rows_in_flight(
-    answer: Answer, compose: Compose, tmp_path: Path, each: signal.Signals
-):
+def test_a_signal_finishes_the_rows_in_flight(answer: Answer, compose: Compose, each: signal.Signals):
     captioned = 0
 
     def interrupts(request: Request) -> str | float:
@@ -134,15 +129,15 @@ def test_a_signal_finishes_the_rows_in_flight(
         return answer(request)
 
     settings = compose("rows_in_flight=1", "cache=off")
-    summary = run(settings, engines=both(Scripted(interrupts)))
+    summary = run(settings, engines=roles(interrupts))
     assert (summary.exit_code, summary.status) == (130, "interrupted")
     assert 3 <= summary.done < 24
-    assert len(captions(tmp_path)) == summary.done
+    assert len(captions()) == summary.done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert run(compose(), engines=both(Scripted(answer))).reused == summary.done
+    assert run(compose(), engines=roles(answer)).reused == summary.done
 
 
-def test_a_second_signal_stops_at_once(answer: Answer, compose: Compose, tmp_path: Path):
+def test_a_second_signal_stops_at_once(answer: Answer, compose: Compose):
     async def hangs(request: Request) -> str | float:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
@@ -150,6 +145,6 @@ def test_a_second_signal_stops_at_once(answer: Answer, compose: Compose, tmp_pat
         await asyncio.sleep(60)
         return answer(request)
 
-    summary = run(compose("rows_in_flight=2"), engines=both(Scripted(hangs)))
+    summary = run(compose("rows_in_flight=2"), engines=roles(hangs))
     assert (summary.exit_code, summary.done, summary.failed) == (130, 0, 0)
-    assert captions(tmp_path) == []
+    assert captions() == []

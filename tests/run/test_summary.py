@@ -1,14 +1,14 @@
 """The memory of a summary does not grow with the number of rows."""
 
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Compose
 
-from scalecap.config.settings import Settings
 from scalecap.metrics import verifier
 from scalecap.run.row_counts import RowCounts
 from scalecap.run.summary import Summary
@@ -68,7 +68,7 @@ def test_memory_is_flat(rows: int, monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_a_choice_of_items_that_made_no_difference_is_noted(
-    compose: Callable[..., Settings], engines: Any, where: str, note: str | None
+    compose: Compose, engines: Any, where: str, note: str | None
 ):
     """Two questions about each of two images."""
     words = ["data.limit=2", f'+pipeline.steps.raw_answers.where="{where}"']
@@ -78,9 +78,7 @@ def test_a_choice_of_items_that_made_no_difference_is_noted(
     assert [each for each in again.notes if "where" in each] == ([note] if note else [])
 
 
-def test_rows_of_another_config_on_which_a_choice_fails_are_counted(
-    compose: Callable[..., Settings], engines: Any
-):
+def test_rows_of_another_config_on_which_a_choice_fails_are_counted(compose: Compose, engines: Any):
     words = ["data.limit=2", "report=false"]
     run(compose(*words), engines=engines)
     where = "+pipeline.steps.raw_answers.where='question > 1'"
@@ -89,7 +87,7 @@ def test_rows_of_another_config_on_which_a_choice_fails_are_counted(
     assert not [each for each in again.notes if "held" in each]
 
 
-def test_a_stage_may_have_a_setting_where_of_its_own(compose: Callable[..., Settings], engines: Any):
+def test_a_stage_may_have_a_setting_where_of_its_own(compose: Compose, engines: Any):
     @stage(name="t/note")
     class Note:
         role = None

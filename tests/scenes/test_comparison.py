@@ -1,7 +1,6 @@
 """The comparison of pipelines on the embedded world."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,7 +9,8 @@ import pytest
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
 pytest.importorskip("matplotlib", reason='needs pip install "scalecap[dev]"')
 
-from scalecap.config.settings import Settings
+from runs import Compose
+
 from scalecap.engines.base import Choose, Chosen, Generate, Generated, Image, Prompt, Usage
 from scalecap.engines.scripted import Scripted
 from scalecap.run.check import check
@@ -30,9 +30,7 @@ RESULTS = Path(main.__code__.co_filename).parents[1] / "results" / "comparison.m
 
 
 @pytest.mark.parametrize("variant", [*methods(), *ablations()], ids=lambda variant: variant.name)
-def test_each_pipeline_is_one_that_runs_and_writes_the_caption(
-    compose: Callable[..., Settings], variant: Variant
-):
+def test_each_pipeline_is_one_that_runs_and_writes_the_caption(compose: Compose, variant: Variant):
     _, pipeline = check(compose(*variant.overrides))
     assert variant.caption in [step.name for step in pipeline.steps]
 

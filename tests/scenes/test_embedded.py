@@ -4,13 +4,14 @@
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
+
+from runs import Compose, captions
 
 from scalecap.config.compose import from_config
 from scalecap.config.settings import CONF, Settings
@@ -29,15 +30,14 @@ def measured(settings: Settings) -> dict[str, float]:
     return found
 
 
-def captions(settings: Settings) -> list[dict[str, Any]]:
+def captioned(settings: Settings) -> list[dict[str, Any]]:
     run(settings)
     process_engines.close()
-    lines = (Path(settings.output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return captions(settings.output)
 
 
-def test_captions_are_unchanged(compose: Callable[..., Settings]) -> None:
-    for row, said in zip(captions(compose(*ROWS)), json.loads(SAID.read_text("utf-8")), strict=True):
+def test_captions_are_unchanged(compose: Compose) -> None:
+    for row, said in zip(captioned(compose(*ROWS)), json.loads(SAID.read_text("utf-8")), strict=True):
         assert row.keys() == said.keys()
         for name, value in said.items():
             if name.endswith("_scores"):
@@ -48,7 +48,7 @@ def test_captions_are_unchanged(compose: Callable[..., Settings]) -> None:
                 assert row[name] == value
 
 
-def test_checking_halves_the_error_rate_and_asking_adds_true_facts(compose: Callable[..., Settings]) -> None:
+def test_checking_halves_the_error_rate_and_asking_adds_true_facts(compose: Compose) -> None:
     words = ("data.count=32", "data.seed=3", "engine=transformers", "progress=false", "evaluate=scenes")
     drawn = "pipeline.steps.init_caption.sampling={temperature: 1.0, top_p: 1.0}"  # so that it errs
     found = measured(compose(*words, drawn))
@@ -58,7 +58,7 @@ def test_checking_halves_the_error_rate_and_asking_adds_true_facts(compose: Call
     assert found["scenes.final_caption.true"] >= 1.3 * found["scenes.init_caption.true"]
 
 
-def test_checks_are_accurate(compose: Callable[..., Settings]) -> None:
+def test_checks_are_accurate(compose: Compose) -> None:
     words = ("pipeline=none", "evaluate=scenes_verifier", "data.count=40", "data.seed=99")
     found = measured(compose(*words, "engine=transformers", "progress=false"))
     assert found["verifier.balanced_accuracy"] >= 0.94  # over more statements 0.97; see the model card
@@ -76,4 +76,4 @@ if __name__ == "__main__":
 
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         config = hydra.compose("config", [f"output={folder}", *ROWS])
-        SAID.write_text(json.dumps(captions(from_config(config)), indent=1) + "\n", encoding="utf-8")
+        SAID.write_text(json.dumps(captioned(from_config(config)), indent=1) + "\n", encoding="utf-8")

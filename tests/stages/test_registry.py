@@ -5,11 +5,7 @@ import pytest
 
 from scalecap.stages import Columns, Image, ModelClient, find, names, registry, stage
 
-
-@pytest.fixture(autouse=True)
-def _registry(monkeypatch):
-    names()
-    monkeypatch.setattr(registry, "_stages", dict(registry._stages))
+pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 def test_every_stage_of_the_seed_is_there():

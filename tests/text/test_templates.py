@@ -1,6 +1,4 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from scalecap.text.templates import Expression, PromptError, Template
 
@@ -17,11 +15,6 @@ from scalecap.text.templates import Expression, PromptError, Template
 )
 def test_variables_are_known_before_use(source, variables):
     assert Template(source).variables == variables
-
-
-@given(st.text())
-def test_a_value_stands_in_the_prompt_as_it_is(value):
-    assert Template("[{{ text }}]").render(text=value) == f"[{value}]"
 
 
 @pytest.mark.parametrize("value", ["{{ 7 * 7 }}", "{% raw %}", "<b>&", "{text}"])
