@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, NamedTuple
 
 from scalecap import stages
 from scalecap.engines.base import Sampling
@@ -145,14 +145,14 @@ def _bind(
     ]
     columns: dict[str, str | Mapping[str, str]] = {}
     image_parameters: list[str] = []
+    readable = _Readable(kinds, output_columns(name, stage), open_ended)
     for parameter in stage.columns.values():
-        own = output_columns(name, stage)
         if parameter.kind == "image":
             if parameter.required or given.get(parameter.name) is not None:
                 image_parameters.append(parameter.name)
                 _check_image(parameter.name, given.get(parameter.name), problems)
             continue
-        column = _column(parameter, given.get(parameter.name), kinds, own, open_ended, problems)
+        column = readable.bind(parameter, given.get(parameter.name), problems)
         if column is not None:
             columns[parameter.name] = column
     settings: dict[str, Any] = {}
@@ -171,10 +171,9 @@ def _bind(
         if value is None and Sampling in typing.get_args(stage.settings[setting].annotation):
             settings[setting] = sampling
     _check_prompts(stage, columns, settings, problems)
-    when, otherwise = _condition(name, stage, common, kinds, open_ended, problems)
-    others = None if open_ended else [column for column in kinds if column not in output_columns(name, stage)]
-    limit = _limit(stage, common, others, problems)
-    adds_to, rounds = _loop(name, stage, common, kinds, open_ended, problems)
+    when, otherwise = _condition(stage, common, readable, problems)
+    limit = _limit(stage, common, readable, problems)
+    adds_to, rounds = _loop(stage, common, readable, problems)
     unit: Callable[..., Any] = stage.unit
     if not problems:
         try:
@@ -209,9 +208,9 @@ def _with_named(given: Mapping[str, Any], stage: Stage, kinds: Mapping[str, str]
 
 
 def _limit(
-    stage: Stage, given: Mapping[str, Any], others: Collection[str] | None, problems: list[str]
+    stage: Stage, given: Mapping[str, Any], readable: "_Readable", problems: list[str]
 ) -> Expression | None:
-    """The maximum number of items; `others` are the columns that the step can read, None if unknown."""
+    """The maximum number of items."""
     limit = given.get("limit")
     if limit is None:
         return None
@@ -222,18 +221,14 @@ def _limit(
     except ValueError as error:
         problems.append(f"limit: {error}")
         return None
-    if others is not None:
-        problems += [f"limit: {problem}" for problem in expression.problems([*others, BUDGET_LEFT])]
+    if not readable.open_ended:
+        names = [*readable.columns, BUDGET_LEFT]
+        problems += [f"limit: {problem}" for problem in expression.problems(names)]
     return expression
 
 
 def _loop(
-    name: str,
-    stage: Stage,
-    given: Mapping[str, Any],
-    kinds: Mapping[str, str],
-    open_ended: bool,
-    problems: list[str],
+    stage: Stage, given: Mapping[str, Any], readable: "_Readable", problems: list[str]
 ) -> tuple[str | None, int]:
     """The column that the step adds to, and the maximum number of rounds."""
     adds_to, rounds = given.get("adds_to"), given.get("rounds")
@@ -247,16 +242,11 @@ def _loop(
     if stage.kinds[0] != "texts":
         problems.append(f"adds_to: the step writes {KIND_NAMES[stage.kinds[0]]}, not {KIND_NAMES['texts']}")
     texts = Parameter("adds_to", list[str], None)
-    return str(_column(texts, adds_to, kinds, output_columns(name, stage), open_ended, problems)), rounds
+    return str(readable.bind(texts, adds_to, problems)), rounds
 
 
 def _condition(
-    name: str,
-    stage: Stage,
-    given: Mapping[str, Any],
-    kinds: Mapping[str, str],
-    open_ended: bool,
-    problems: list[str],
+    stage: Stage, given: Mapping[str, Any], readable: "_Readable", problems: list[str]
 ) -> tuple[Expression | None, str | None]:
     """The condition under which the step runs, and the column whose value it takes otherwise."""
     when, otherwise = given.get("when"), given.get("otherwise")
@@ -270,13 +260,11 @@ def _condition(
     except ValueError as error:
         problems.append(f"when: {error}")
         return None, None
-    own = output_columns(name, stage)
-    others = [column for column in kinds if column not in own]
-    if not open_ended:
-        problems += [f"when: {problem}" for problem in expression.problems(others)]
+    if not readable.open_ended:
+        problems += [f"when: {problem}" for problem in expression.problems(readable.columns)]
     if otherwise is not None:
         anything = Parameter("otherwise", typing.Any, None)
-        column = _column(anything, otherwise, kinds, own, open_ended, problems)
+        column, kinds = readable.bind(anything, otherwise, problems), readable.kinds
         if isinstance(column, str) and column in kinds and not _is_compatible(kinds[column], stage.kinds[0]):
             actual, expected = KIND_NAMES[kinds[column]], KIND_NAMES[stage.kinds[0]]
             problems.append(f"otherwise: {column!r} is {actual}, but the step writes {expected}")
@@ -288,47 +276,52 @@ def _check_image(name: str, given: Any, problems: list[str]) -> None:
         problems.append(f"{name}: expected `image`, the row's image, got {given!r}")
 
 
-def _column(
-    parameter: Parameter,
-    given: Any,
-    kinds: Mapping[str, str],
-    own: Collection[str],
-    open_ended: bool,
-    problems: list[str],
-) -> str | Mapping[str, str] | None:
-    """The column that a parameter reads, or its mapping of names to columns; None if optional and left out.
+class _Readable(NamedTuple):
+    """What a step can read: all columns but those that it writes itself."""
 
-    `own` are the columns that the step itself writes and therefore can't read.
-    """
-    name, kind = parameter.name, parameter.kind
-    fitting = [column for column in kinds if _is_compatible(kinds[column], kind) and column not in own]
-    mapped = kind in ("columns", "items")
-    if mapped and isinstance(given, str | list):
-        given = _by_own_name(given) or None
-    if given is None:
-        if parameter.required:
-            example = "{<variable>: <column>}" if mapped else "<column>"
-            problems.append(f"missing {name!r}: add `{name}: {example}`{did_you_mean(name, fitting)}")
-        return None
-    if mapped:
-        if not isinstance(given, Mapping) or not given:
-            problems.append(
-                f"{name}: expected a mapping of names to columns or a list of columns, got {given!r}"
-            )
+    kinds: Mapping[str, str]
+    """All columns with their kinds."""
+    own: Collection[str]
+    open_ended: bool
+    """Whether the data may have further columns."""
+
+    @property
+    def columns(self) -> list[str]:
+        return [column for column in self.kinds if column not in self.own]
+
+    def bind(self, parameter: Parameter, given: Any, problems: list[str]) -> str | Mapping[str, str] | None:
+        """The column, or mapping of names to columns, of a parameter; None if optional and left out."""
+        name, kind = parameter.name, parameter.kind
+        fitting = [column for column in self.columns if _is_compatible(self.kinds[column], kind)]
+        mapped = kind in ("columns", "items")
+        if mapped and isinstance(given, str | list):
+            given = _by_own_name(given) or None
+        if given is None:
+            if parameter.required:
+                example = "{<variable>: <column>}" if mapped else "<column>"
+                problems.append(f"missing {name!r}: add `{name}: {example}`{did_you_mean(name, fitting)}")
             return None
-        wanted = {f"{name}.{variable}": column for variable, column in given.items()}
-    else:
-        wanted = {name: given}
-    for place, column in wanted.items():
-        if not isinstance(column, str):
-            problems.append(f"{place}: expected the name of a column, got {column!r}")
-        elif column not in kinds:
-            if not open_ended:
-                hint = did_you_mean(column, fitting)
-                problems.append(f"{place}: no step and no data column is named {column!r}{hint}")
-        elif not _is_compatible(kinds[column], kind):
-            problems.append(f"{place}: {column!r} is {KIND_NAMES[kinds[column]]}, not {KIND_NAMES[kind]}")
-    return dict(given) if mapped else str(given)
+        if mapped:
+            if not isinstance(given, Mapping) or not given:
+                problems.append(
+                    f"{name}: expected a mapping of names to columns or a list of columns, got {given!r}"
+                )
+                return None
+            wanted = {f"{name}.{variable}": column for variable, column in given.items()}
+        else:
+            wanted = {name: given}
+        for place, column in wanted.items():
+            if not isinstance(column, str):
+                problems.append(f"{place}: expected the name of a column, got {column!r}")
+            elif column not in self.kinds:
+                if not self.open_ended:
+                    hint = did_you_mean(column, fitting)
+                    problems.append(f"{place}: no step and no data column is named {column!r}{hint}")
+            elif not _is_compatible(self.kinds[column], kind):
+                problems.append(
+                    f"{place}: {column!r} is {KIND_NAMES[self.kinds[column]]}, not {KIND_NAMES[kind]}"
+                )
+        return dict(given) if mapped else str(given)
 
 
 def _is_compatible(actual: str, expected: Kind) -> bool:
