@@ -40,6 +40,7 @@ from scalecap.interpreter.dispatch import Dispatcher, RunUsage
 from scalecap.interpreter.pipeline import Pipeline, PipelineError, image_pool
 from scalecap.report.run_page import write_report
 from scalecap.rows import Row
+from scalecap.run.check import build_pipeline
 from scalecap.run.progress import screen_handler
 from scalecap.run.summary import Summary
 from scalecap.runner import RunError, embedded_model_warning, run
@@ -213,10 +214,7 @@ class Captioner:
             return self._pipelines[key]
         try:
             settings, self._promises = apply_promises(self.settings)
-            given = settings.pipeline
-            pipeline = Pipeline.build(
-                given.steps, columns, imports=given.imports, sampling=settings.sampling, budget=given.budget
-            )
+            pipeline = build_pipeline(settings, columns)
             check_scope(self._promises, pipeline, settings)
         except (PipelineError, CalibrationError) as error:
             raise RunError(str(error)) from error

@@ -46,6 +46,7 @@ from scalecap.interpreter.allowance import Allowance
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepClient, StepUsage
 from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, image_pool
 from scalecap.rows import Row
+from scalecap.run.check import build_pipeline
 from scalecap.text.suggestions import did_you_mean
 
 
@@ -100,13 +101,7 @@ def run_case(case: Case, settings: Settings) -> list[str]:
         "image": "any",
         **infer_kinds([{name: each for name, each in case.row.items() if name != "image"}]),
     }
-    pipeline = Pipeline.build(
-        settings.pipeline.steps,
-        offered,
-        imports=settings.pipeline.imports,
-        sampling=settings.sampling,
-        budget=settings.pipeline.budget,
-    )
+    pipeline = build_pipeline(settings, offered)
     callers = [step.name for step in pipeline.steps if step.role]
     for name in case.replies:
         if name not in callers:

@@ -1,6 +1,7 @@
 """What can be checked of a run before a model loads: its data, its pipeline and where it writes."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from scalecap.config.exports import WriteSettings
@@ -30,13 +31,7 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
     source = source or open_source(settings.data)
     if source.total == 0:
         raise no_rows(settings)
-    pipeline = Pipeline.build(
-        settings.pipeline.steps,
-        source.columns,
-        imports=settings.pipeline.imports,
-        sampling=settings.sampling,
-        budget=settings.pipeline.budget,
-    )
+    pipeline = build_pipeline(settings, source.columns)
     if not pipeline.steps:
         raise PipelineError(["it has no steps: choose one with pipeline=default, or give pipeline.steps"])
     if missing := pipeline.missing_requirements():
@@ -51,6 +46,18 @@ def no_rows(settings: Settings) -> DataError:
     data = settings.data
     what = f"has too few rows for data.shard={data.shard}, which is empty" if data.shard else "has no rows"
     return DataError(f"data={data.source} {what}" + (f": {data.path}" if data.path else ""))
+
+
+def build_pipeline(settings: Settings, columns: Mapping[str, str] | None) -> Pipeline:
+    """The steps of the settings; raises PipelineError.
+
+    Args:
+        columns: name to kind of the columns of the data; None if they are unknown.
+    """
+    given = settings.pipeline
+    return Pipeline.build(
+        given.steps, columns, imports=given.imports, sampling=settings.sampling, budget=given.budget
+    )
 
 
 def _check_write(settings: Settings, source: Source, pipeline: Pipeline) -> None:

@@ -23,8 +23,9 @@ from scalecap.engines import Engines
 from scalecap.engines.base import EngineDead, EngineError
 from scalecap.interpreter.cache import Cache
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
-from scalecap.interpreter.pipeline import Finished, Pipeline, image_pool
+from scalecap.interpreter.pipeline import Finished, image_pool
 from scalecap.rows import Row
+from scalecap.run.check import build_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +44,7 @@ class Actor:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         self._settings = settings
-        self._pipeline = Pipeline.build(
-            settings.pipeline.steps,
-            columns,
-            imports=settings.pipeline.imports,
-            sampling=settings.sampling,
-            budget=settings.pipeline.budget,
-        )
+        self._pipeline = build_pipeline(settings, columns)
         self._cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
         self._images = image_pool()
         self._opening: asyncio.Task[None] | None = None
