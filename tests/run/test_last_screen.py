@@ -79,7 +79,7 @@ def test_a_condition_that_held_for_all_rows_or_none_is_noted(
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [
-        ("python -m scalecap", "python -m scalecap 'output=/runs/a b'"),
+        ("python -m scalecap", "python -m scalecap 'output=\"/runs/a b\"'"),
         ("python -m scalecap output=here", "python -m scalecap output=here"),
         ("python -m scalecap -m seed=1,2", "python -m scalecap -m seed=1,2 hydra.sweep.dir=/runs"),
         ("python -m scalecap -m hydra.sweep.dir=s", "python -m scalecap -m hydra.sweep.dir=s"),
