@@ -12,7 +12,7 @@ from pipeline_runs import go, row
 from runs import Compose, Rows, captions, roles
 
 from scalecap.config.settings import SettingsError
-from scalecap.engines.base import Choose, Generated, Image, Sampling
+from scalecap.engines.base import Choose, Generated, Image, Sampling, Score
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.allowance import Allowance, BudgetExhausted
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage
@@ -215,7 +215,7 @@ async def test_every_stage_keeps_to_what_is_left(
     def script(request: Any) -> Any:
         if isinstance(request, Choose):
             return 0.9
-        return "1. yes\n2. yes" if request.prompt.text.startswith("Which?") else -1.0
+        return -1.0 if isinstance(request, Score) else "1. yes\n2. yes"
 
     counts = RunUsage()
     dispatcher = Dispatcher(roles(script), None, Sampling(), 0, counts, 0.0)
