@@ -2,9 +2,9 @@
 
     python tests/benchmarks/driver.py [ROWS]
 
-The rows are those of `interpreter.py` (nine requests each). With `runner=ray` this process hands them to 1, 2
-and 4 actors, whose engines answer at once; with `engine=openai` it runs their steps itself and sends the
-requests to 1, 2 and 4 servers, which answer at once. CPU time is of this process alone, from where its first
+The rows are those of `interpreter.py` (nine requests each). With `runner=ray` this process hands them to 1, 2,
+4 and 8 actors, whose engines answer at once; with `engine=openai` it runs their steps itself and sends the
+requests to 1, 2, 4 and 8 servers, which answer at once. CPU time is of this process alone, from where its first
 row begins to where its last one ends; what a row takes to an actor and back is its pickled size. All share
 this machine, so rows a second say what they take of it together, not what a cluster does.
 """
@@ -97,15 +97,15 @@ def main(rows: int) -> None:
         lines = [json.dumps({"id": number, "image": an_image(number)}) + "\n" for number in range(rows)]
         (folder / "rows.jsonl").write_text("".join(lines))
         print(f"{'':>11} {'rows/s':>7} {'driver CPU ms/row':>16}")
-        for actors in (1, 2, 4):
+        for actors in (1, 2, 4, 8):
             measure(rows, folder, f"{actors} actors", "runner=ray", f"runner.actors={actors}")
+        there, back = asyncio.run(bytes_of_a_row(folder))
         scalecap.engines.open_engine = open_engine
-        for count in (1, 2, 4):
+        for count in (1, 2, 4, 8):
             with ExitStack() as stack:
                 urls = ",".join(stack.enter_context(server()) for _ in range(count))
                 words = ("model.vlm.name=m", "engine=openai", f"engine.base_url=[{urls}]")
                 measure(rows, folder, f"{count} servers", *words)
-        there, back = asyncio.run(bytes_of_a_row(folder))
         print(f"a row: {there:,} bytes to an actor, {back:,} back")
 
 
