@@ -2,11 +2,11 @@
 
     python tests/benchmarks/driver.py [ROWS]
 
-The rows are those of `interpreter.py` (nine requests each). With `runner=ray` this process hands them to 1, 2,
-4 and 8 actors, whose engines answer at once; with `engine=openai` it runs their steps itself and sends the
-requests to 1, 2, 4 and 8 servers, which answer at once. CPU time is of this process alone, from where its first
-row begins to where its last one ends; what a row takes to an actor and back is its pickled size. All share
-this machine, so rows a second say what they take of it together, not what a cluster does.
+The rows are those of `interpreter.py` (nine requests each). With `runner=ray` this process hands them to 1 to
+8 actors, whose engines answer at once; with `engine=openai` it runs their steps itself and sends the requests
+to 1 to 8 servers, which answer at once. CPU time is of this process alone, from where its first row begins to
+where its last one ends; what a row takes to an actor and back is its pickled size. All share this machine, so
+rows a second say what they take of it together, not what a cluster does.
 """
 
 import asyncio
