@@ -244,9 +244,10 @@ class Captioner:
 
     def _warn(self, pipeline: Pipeline, row: Row) -> None:
         """Warns once, with the first image that the embedded model does not know."""
+        if self._warned:
+            return
         roles = self.settings.by_role(pipeline.roles)
-        warning = embedded_model_warning(roles, DataSettings(source="memory"), [row])
-        if warning and not self._warned:
+        if warning := embedded_model_warning(roles, DataSettings(source="memory"), [row]):
             self._warned = True
             log.warning(warning)
 
