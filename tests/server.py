@@ -166,10 +166,15 @@ def digest(request: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def prompt_text(request: dict[str, Any]) -> str:
+    """The text of the last turn."""
+    content = request["messages"][-1]["content"]
+    return str(content if isinstance(content, str) else content[-1]["text"])
+
+
 def storyteller(request: dict[str, Any]) -> Answer:
     """A script for the seed's prompts: each request has its own reply, the same every time."""
-    word, content = digest(request), request["messages"][-1]["content"]
-    text = content if isinstance(content, str) else content[-1]["text"]
+    word, text = digest(request), prompt_text(request)
     if request.get("logprobs"):
         yes = 0.2 + 0.79 * int(word, 16) / 16**12
         return 200, completion("Yes", top={"Yes": yes, "No": 1 - yes})
