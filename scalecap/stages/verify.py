@@ -27,8 +27,9 @@ class Verify:
     """Asks yes or no about each text and keeps, in order, those answered yes.
 
     `mode: choose` reads the probability of yes from one token and keeps a text from `threshold` up;
-    `mode: sampled` samples a reply and keeps a text when the reply's first word is yes. The side
-    column `scores` has every text: {text, p_yes, kept, mass}, with p_yes and mass null when sampled.
+    `mode: sampled` samples a reply and keeps a text when the reply's first word is yes; if it is neither
+    yes nor no, the row is flagged "unanswered". Prompts in any language ask for one of these two words. The
+    side column `scores` has every text: {text, p_yes, kept, mass}, with p_yes and mass null when sampled.
     The side column `refuted` has the texts that were answered no.
 
     `batch: k` asks about k texts in one request with `batch_prompt`, whose `texts` lists them by number; the
@@ -182,9 +183,12 @@ class Verify:
                 client.generate(prompt, image=image, model=self.model, sampling=self.sampling)
                 for prompt in prompts
             )
-            yes = sum(says_yes(reply.text) for reply in replies)
-            kept = 2 * yes > len(replies)
-            return _Answer({"text": text, "p_yes": None, "kept": kept, "mass": None}, not kept)
+            said = [yes_or_no(reply.text) for reply in replies]
+            if None in said:
+                client.flag("unanswered")
+            kept = 2 * said.count(True) > len(said)
+            no = not kept and None not in said
+            return _Answer({"text": text, "p_yes": None, "kept": kept, "mass": None}, no)
         answers = await together(
             client.choose(prompt, ("yes", "no"), image=image, model=self.model) for prompt in prompts
         )
@@ -216,7 +220,7 @@ def check_threshold(threshold: float) -> float:
     return threshold
 
 
-def says_yes(reply: str) -> bool:
-    """Whether the reply's first word is yes, ignoring case and punctuation."""
+def yes_or_no(reply: str) -> bool | None:
+    """Whether the reply's first word is yes, ignoring case and punctuation; None if it is neither."""
     word = re.search(r"[^\W_]+", reply)
-    return word is not None and word.group().casefold() == "yes"
+    return {"yes": True, "no": False}.get(word.group().casefold()) if word else None

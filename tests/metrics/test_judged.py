@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scalecap.engines.base import Choose, Chosen, Generate
+from scalecap.engines.base import Choose, Chosen, Generate, Generated
 from scalecap.metrics import records
 from scalecap.metrics.capsbench import Capsbench
 from scalecap.metrics.captionqa import CANNOT, Captionqa, is_yes_no
@@ -352,3 +352,32 @@ async def test_claims_are_checked_in_place_of_sentences(recording_client, image)
     assert [each["text"] for each in answers] == ["There is a dog.", "The dog is red.", "Snow."]
     assert measured["a"]["supported"] == {"count": 2, "of": 3}
     assert [r.prompt.image for r in recorder.requests if isinstance(r, Generate)] == [None, None]
+
+
+async def test_a_caption_whose_sentence_the_judge_refuses_to_split_is_not_measured(recording_client, image):
+    def script(request):
+        if isinstance(request, Generate):
+            return "I'm sorry, but I can't assist with that." if "gun" in request.prompt.text else "It runs."
+        return 0.9
+
+    recorder = recording_client(script)
+    stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"))
+    captions = {"a": "A dog. A gun.", "b": "A dog."}
+    measured, answers = await stage(recorder.client, captions=captions, image=image)
+    assert measured["a"] is None
+    assert measured["b"]["supported"] == {"count": 1, "of": 1}
+    assert [each["caption"] for each in answers] == ["b"]
+    assert recorder.flags == ["refused"]
+
+
+async def test_of_a_truncated_list_the_last_claim_is_left_out(recording_client, image):
+    def script(request):
+        if isinstance(request, Generate):
+            return Generated("There is a dog.\nThe dog is wearing a", "length")
+        return 0.9
+
+    recorder = recording_client(script)
+    stage = Grounding(prompt=Template("True? {{ text }}"), claims=Template("Split: {{ text }}"))
+    _, answers = await stage(recorder.client, captions={"a": "A dog in a coat."}, image=image)
+    assert [each["text"] for each in answers] == ["There is a dog."]
+    assert recorder.flags == ["truncated"]

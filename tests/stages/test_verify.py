@@ -14,7 +14,7 @@ from scalecap.engines.base import (
     Score,
     Unsupported,
 )
-from scalecap.stages.verify import Verify, says_yes
+from scalecap.stages.verify import Verify, yes_or_no
 from scalecap.text.templates import Template
 
 PROMPT = Template("Is '{{ text }}' true?")
@@ -115,7 +115,7 @@ def test_a_threshold_is_a_probability(threshold):
 
 
 @pytest.mark.parametrize(
-    ("reply", "yes"),
+    ("reply", "answer"),
     [
         ("yes", True),
         ("YES.", True),
@@ -123,13 +123,14 @@ def test_a_threshold_is_a_probability(threshold):
         ("_Yes_", True),
         ("no", False),
         ("No, his eyes are closed", False),
-        ("Yesterday", False),
-        ("I say yes", False),
-        ("", False),
+        ("Yesterday", None),
+        ("I say yes", None),
+        ("Ja.", None),
+        ("", None),
     ],
 )
-def test_says_yes(reply, yes):
-    assert says_yes(reply) is yes
+def test_the_first_word_is_the_answer(reply, answer):
+    assert yes_or_no(reply) is answer
 
 
 @pytest.mark.parametrize(
@@ -148,10 +149,11 @@ async def test_a_small_mass_is_not_an_answer(recording_client, image, mass, p, k
 async def test_what_was_not_answered_is_not_refuted(recording_client, image):
     recorder = recording_client(lambda r: Chosen((0.0, 0.0), 0.0) if "'a'" in r.prompt.text else 0.1)
     assert (await Verify(prompt=PROMPT)(recorder.client, texts=["a", "b"], image=image))[2] == ["b"]
-    recorder = recording_client(lambda r: "No." if "'a'" in r.prompt.text else "Yes.")
-    assert (await Verify(prompt=PROMPT, mode="sampled")(recorder.client, texts=["a", "b"], image=image))[
-        2
-    ] == ["a"]
+    replies = {"Is 'a' true?": "No.", "Is 'b' true?": "Yes.", "Is 'c' true?": "Ja."}
+    recorder = recording_client(lambda r: replies[r.prompt.text])
+    stage = Verify(prompt=PROMPT, mode="sampled")
+    texts, _, refuted = await stage(recorder.client, texts=["a", "b", "c"], image=image)
+    assert (texts, refuted, recorder.flags) == (["b"], ["a"], ["unanswered"])
 
 
 async def test_a_text_is_checked_against_its_own_view(recording_client, image):
