@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hypothesis
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image as Pillow
@@ -26,7 +27,11 @@ from scalecap.stages import registry
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 SHARED_ENGINES = {
     r"engines/test_vllm\.py": "one vLLM",

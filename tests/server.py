@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,14 @@ from scalecap.engines.settings import EngineSettings, ModelSettings
 
 Answer = tuple[int, Any]
 """Status and body: JSON, raw bytes, or one of the faults `nothing`, `half`, `reset`, `hang`."""
+
+
+def reserve_port(port: int = 0) -> socket.socket:
+    """Keeps a port, 0 for any, from being given to others while its server is down; does not listen."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own socket has it
+    reserved.bind(("127.0.0.1", port))
+    return reserved
 
 
 class _Listening(ThreadingHTTPServer):
@@ -40,7 +49,8 @@ class Server:
         self.keys: list[str | None] = []
         self.max_in_flight = self._in_flight = 0
         self._lock = threading.Lock()
-        self._port = port
+        self._reserved = reserve_port(port)
+        self._port = self._reserved.getsockname()[1]
         self._engines: list[Any] = []
         self.start()
 
@@ -52,7 +62,6 @@ class Server:
         """Listens, on the same port as before."""
         self._gone = threading.Event()
         self._server = _Listening(("127.0.0.1", self._port), self._handler())
-        self._port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
@@ -97,7 +106,7 @@ class Server:
                 if body == "nothing":
                     return
                 if body == "hang":
-                    gone.wait(30)
+                    gone.wait(600)
                     return
                 if body == "reset":
                     self.connection.shutdown(2)

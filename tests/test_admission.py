@@ -85,7 +85,7 @@ class World:
             self.done.append(finished)
             self.held.discard(finished.row.id)
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             if known:
                 await self.dispatcher.client("first", lambda flag: None).generate(
                     "First.", image=an_image(-1)

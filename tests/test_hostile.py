@@ -100,7 +100,7 @@ def test_a_text_in_a_prompt_stays_a_text(text: str):
     assert Template("Is it true? {{ text }}!").render(text=text) == f"Is it true? {text}!"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(columns=st.dictionaries(texts, values, max_size=4), junk=st.lists(st.binary(max_size=40)))
 def test_the_journal_keeps_anything_and_survives_anything(columns: dict[str, Any], junk: list[bytes]):
     record = {"index": 3, "input": columns, "columns": {"c": columns}, "flags": {}, "error": None}

@@ -146,12 +146,12 @@ def test_hosts_that_share_a_folder_share_no_file(tmp_path, monkeypatch, command,
 
 def test_two_runs_share_a_file(tmp_path):
     one, two = Cache(tmp_path), Cache(tmp_path)
-    for n in range(1000):
+    for n in range(200):
         put((one, two)[n % 2], str(n), Generated(str(n), "stop"))
     one.close()
     two.close()
     third = Cache(tmp_path)
-    assert all(get(third, str(n)) == Generated(str(n), "stop") for n in range(1000))
+    assert all(get(third, str(n)) == Generated(str(n), "stop") for n in range(200))
     third.close()
 
 
@@ -211,7 +211,7 @@ def test_a_transaction_that_cannot_be_rolled_back_blocks_nobody(tmp_path, caplog
     cache = Cache(tmp_path)
     cache._writes.close()
     cache._writes = Broken()
-    asyncio.run(asyncio.wait_for(cache.put("k", REPLIES[0]), 20))
+    asyncio.run(asyncio.wait_for(cache.put("k", REPLIES[0]), 60))
     cache.close()
     assert "1 replies could not be written" in caplog.text
 
@@ -293,12 +293,12 @@ async def test_neither_a_slow_disk_blocks_the_loop_nor_a_hanging_read_the_end(tm
 
     def slow(name: str) -> Reply | None:
         waits.set()
-        released.wait(5)
+        released.wait(60)
         return find(name)
 
     monkeypatch.setattr(cache, "_find", slow)
     reading = asyncio.create_task(cache.get("k"))
-    await asyncio.to_thread(waits.wait, 5)
+    await asyncio.to_thread(waits.wait, 60)
     await cache.put("l", REPLIES[1])  # the loop goes on, and so do writes
     assert not reading.done()
     hangs = asyncio.create_task(cache.get("l"))

@@ -216,9 +216,10 @@ async def test_an_error_reaches_all_waiting_callers_and_is_not_cached():
 
 
 async def test_cancel_pending_cancels_what_is_in_flight():
-    cancelled = []
+    begun, cancelled = asyncio.Event(), []
 
     async def forever(_):
+        begun.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -227,7 +228,7 @@ async def test_cancel_pending_cancels_what_is_in_flight():
 
     world = World(forever)
     waiting = asyncio.create_task(world.client.choose("a"))
-    await asyncio.sleep(0.01)
+    await begun.wait()
     await world.dispatcher.cancel_pending()
     assert cancelled == [True]
     with pytest.raises(asyncio.CancelledError):

@@ -44,7 +44,7 @@ def browser() -> Browser:
         async with api.async_playwright() as playwright:
             window = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
             page = await window.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(120_000)  # reached by no page that works
             page.on("console", lambda each: wrong.append(f"{each.type}: {each.text}"))
             page.on("pageerror", lambda each: wrong.append(str(each)))
             page.on("request", lambda each: each.url.startswith(("file:", "data:")) or wrong.append(each.url))
