@@ -20,8 +20,8 @@ class Chair:
     short captions win. `objects` has the names of what is in the image, by any of their synonyms.
 
     `vocabulary` is a text file of what can be found in a caption, one object per line: its name, then
-    synonyms, separated by commas; regular plurals are added. `coco` is the packaged list of
-    COCO's 80.
+    synonyms, separated by commas; regular plurals are added. A line that begins with ! lists what is none of
+    them ("! train track"). `coco` is the packaged list of COCO's 80, compounds as in the authors' script.
     """
 
     role: ClassVar[None] = None
@@ -50,11 +50,11 @@ class Vocabulary:
     def __init__(self, lines: Sequence[str]) -> None:
         self._names: dict[str, str] = {}
         for line in lines:
-            synonyms = [_plain(each) for each in line.split(",") if each.strip()]
+            synonyms = [_plain(each) for each in line.removeprefix("!").split(",") if each.strip()]
             for synonym in synonyms:
                 for form in (synonym, *_plurals(synonym)):
-                    self._names.setdefault(form, synonyms[0])
-        self.objects = frozenset(self._names.values())
+                    self._names.setdefault(form, "" if line.startswith("!") else synonyms[0])
+        self.objects = frozenset(self._names.values()) - {""}
         forms = sorted(self._names, key=len, reverse=True)
         self._pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, forms)) + r")\b")
 
@@ -63,12 +63,13 @@ class Vocabulary:
         """The vocabulary in a file; ValueError if it can't be read or is empty."""
         path = COCO if file == "coco" else Path(file)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
             raise ValueError(f"vocabulary: can't read {path}: {error.strerror}") from error
-        if not any(line.strip(" ,") for line in lines):
+        vocabulary = Vocabulary(lines)
+        if not vocabulary.objects:
             raise ValueError(f"vocabulary: {path} lists no objects")
-        return Vocabulary(lines)
+        return vocabulary
 
     def name(self, word: str) -> str:
         """The object's name for one of its synonyms; an unknown word is returned as it is."""
@@ -77,7 +78,8 @@ class Vocabulary:
 
     def find(self, text: str) -> list[str]:
         """The name of each object mentioned, in order."""
-        return [self._names[found.group()] for found in self._pattern.finditer(_plain(text))]
+        found = (self._names[match.group()] for match in self._pattern.finditer(_plain(text)))
+        return [name for name in found if name]
 
 
 def _plain(text: str) -> str:

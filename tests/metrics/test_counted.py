@@ -70,6 +70,11 @@ def test_density_by_hand():
         ("A fire-hydrant, hot-dogs, a teddy\nbear.", 3, 3, 0),
         ("Buses, a bus and people; a person waits.", 4, 2, 1),
         ("Nothing to be seen, a catalogue of carpets.", 0, 0, 0),
+        ("Train tracks, a railroad track and a train track.", 0, 0, 0),
+        ("Trains on the train tracks.", 1, 1, 0),
+        ("Polar bears eat hot dogs.", 2, 2, 0),
+        ("A baby dog, adult dogs and baby animals.", 2, 0, 1),
+        ("A motor bike and a stove top oven.", 2, 2, 0),
     ],
 )
 async def test_chair_by_hand(recording_client, caption, mentions, invented, found):
@@ -81,7 +86,7 @@ async def test_chair_by_hand(recording_client, caption, mentions, invented, foun
 
 
 async def test_chair_knows_cocos_objects_and_a_list_of_ones_own(recording_client, tmp_path):
-    lines = COCO.read_text().splitlines()
+    lines = [line for line in COCO.read_text().splitlines() if line[0] != "!"]
     assert len(lines) == 80
     names = [line.split(",")[0] for line in lines]
     assert len(set(names)) == 80
@@ -89,14 +94,14 @@ async def test_chair_knows_cocos_objects_and_a_list_of_ones_own(recording_client
     known = Vocabulary(lines)
     assert [known.name(name) for name in names] == names
     own = tmp_path / "own.txt"
-    own.write_text("gadget, doohickey\n")
+    own.write_text("gadget, doohickey\n", encoding="utf-8-sig")
     assert known.find("Two mice") == ["mouse"]
     stage, client = Chair(vocabulary=str(own)), recording_client(lambda _: "x").client
     measured = await stage(client, captions={"a": "Doohickeys galore"}, objects=["gadget"])
     assert measured["a"]["recall"] == {"count": 1, "of": 1}
     with pytest.raises(ValueError, match=r"can't read .*absent.txt"):
         Chair(vocabulary=str(tmp_path / "absent.txt"))
-    own.write_text(" ,\n")
+    own.write_text(" ,\n!gadgets\n")
     with pytest.raises(ValueError, match="lists no objects"):
         Chair(vocabulary=str(own))
 
