@@ -10,23 +10,13 @@ from pathlib import Path
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.images import find_image, image_stamp, open_image, read_image
+from scalecap.data.images import image_row
 from scalecap.data.sources import RowSource, escaped_name, json_safe, required_path
 from scalecap.rows import Row, RowError, unreadable_row
 
 SUFFIXES = (
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".jp2",
-    ".jpeg",
-    ".jpg",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
+    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg"),
+    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
 """File extensions taken for images, in lower case."""
 
@@ -54,11 +44,7 @@ def _rows(folder: Path, column: str) -> Iterator[Row]:
         if error:
             yield unreadable_row(index, columns, error, id=id)
         else:
-            opened, read = partial(open_image, path), partial(read_image, path)
-            found = partial(find_image, path)
-            yield Row(
-                *(index, columns, opened), stamp=image_stamp(path), read_image=read, find_image=found, id=id
-            )
+            yield image_row(index, columns, path, id=id)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, RowError | None]]:

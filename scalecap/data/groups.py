@@ -61,11 +61,6 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def in_groups(exports: Iterable[Export]) -> Iterator[list[Export]]:
-    """Groups of rows without their images."""
-    return batches(exports, GROUP_ROWS)
-
-
 def with_images(exports: Iterable[Export], image: str, missing: MessageCounts) -> Iterator[list[Export]]:
     """Groups of rows with their image files; why one is missing is counted in `missing`."""
     group: list[Export] = []

@@ -18,7 +18,6 @@ from scalecap.data import DataError
 from scalecap.data.images import find_image, image_stamp, open_image, read_image
 from scalecap.data.shard import WHOLE, Shard
 from scalecap.data.sources import SCHEMA_SAMPLE_ROWS, RowSource, infer_kinds, json_safe, required_path
-from scalecap.engines.base import Image
 from scalecap.rows import Row, RowError
 from scalecap.text.suggestions import did_you_mean
 
@@ -182,24 +181,16 @@ def _rows(
             continue
         cell = row.get(data.image)
         columns = {name: json_safe(value) for name, value in row.items()}
-        opened = partial(_open, cell, folders, data.allow_urls, local)
-        read = partial(_read, cell, folders, data.allow_urls, local, within)
-        found, mark = (
-            partial(find_image, cell, folders=folders, within=within),
-            image_stamp(cell, folders=folders),
+        shown, copied = (partial(_resolve_cell, cell, local, each) for each in (None, within))
+        read = partial(read_image, copied, folders=folders, allow_urls=data.allow_urls, within=within)
+        yield Row(
+            *(index, columns, partial(open_image, shown, folders=folders, allow_urls=data.allow_urls)),
+            stamp=image_stamp(cell, folders=folders),
+            read_image=read,
+            find_image=partial(find_image, cell, folders=folders, within=within),
         )
-        yield Row(index, columns, opened, stamp=mark, read_image=read, find_image=found)
     if index < 0 and shard == WHOLE:
         raise DataError(f"{path!r} has no rows in its split {data.split!r}")
-
-
-def _open(cell: Any, folders: list[Path], allow_urls: bool, local: bool) -> Image:
-    return open_image(_resolve_cell(cell, local), folders=folders, allow_urls=allow_urls)
-
-
-def _read(cell: Any, folders: list[Path], allow_urls: bool, local: bool, within: list[Path] | None) -> bytes:
-    cell = _resolve_cell(cell, local, within)
-    return read_image(cell, folders=folders, allow_urls=allow_urls, within=within)
 
 
 def _cache_folders() -> list[Path]:

@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,7 +27,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from scalecap.engines.base import Image
-from scalecap.rows import RowError
+from scalecap.rows import Row, RowError
 
 MAX_ASPECT_RATIO = 100
 MAX_THIN_SIDE = 20_000
@@ -53,12 +54,15 @@ def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
     """Opens the image in a cell: a path, URL, bytes, `{"bytes", "path"}` or a Pillow image.
 
     Args:
+        cell: may be a function without arguments that returns it.
         folders: searched in order for a relative path.
         allow_urls: whether `http(s)://` is fetched; otherwise it is an error.
 
     Raises:
         RowError: the image can't be read; the message names the file.
     """
+    if callable(cell):
+        cell = cell()
     if isinstance(cell, Mapping) and cell.keys() & {"bytes", "path"}:
         content, path = cell.get("bytes"), cell.get("path")
         if isinstance(content, bytes | bytearray):
@@ -98,6 +102,8 @@ def read_image(
     Raises:
         RowError: the file can't be read, or is outside of `within`.
     """
+    if callable(cell):
+        cell = cell()
     if isinstance(cell, Mapping):
         cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
     if isinstance(cell, bytes | bytearray):
@@ -157,6 +163,27 @@ def image_stamp(cell: Any, *, folders: Sequence[Path] = ()) -> str:
             return ""
         return f"{found.st_size} bytes of {found.st_mtime_ns}"
     return ""
+
+
+def image_row(
+    index: int,
+    columns: Mapping[str, Any],
+    cell: Any,
+    *,
+    id: str = "",
+    stamp: str | None = None,
+    folders: Sequence[Path] = (),
+    allow_urls: bool = False,
+    within: Sequence[Path] | None = None,
+) -> Row:
+    """The row whose image is in a cell; other arguments as of `read_image`. `stamp` None is `image_stamp`."""
+    return Row(
+        *(index, columns, partial(open_image, cell, folders=folders, allow_urls=allow_urls)),
+        stamp=image_stamp(cell, folders=folders) if stamp is None else stamp,
+        read_image=partial(read_image, cell, folders=folders, allow_urls=allow_urls, within=within),
+        find_image=partial(find_image, cell, folders=folders, within=within),
+        id=id,
+    )
 
 
 class Fingerprint(NamedTuple):
@@ -247,7 +274,10 @@ def _decode(file: BinaryIO, name: str) -> Image:
     except UnidentifiedImageError as error:
         raise RowError("unreadable_image", f"{name} is not an image in a supported format") from error
     except Exception as error:  # decoders of broken input raise many types
-        raise _decode_error(name, error) from error
+        if isinstance(error, EOFError) or "truncated" in str(error).lower():
+            raise RowError("truncated_image", f"{name} is truncated: {error}") from error
+        reason = f"can't decode {name}: {error or type(error).__name__}"
+        raise RowError("unreadable_image", reason) from error
 
 
 def _to_image(image: Pillow.Image, name: str) -> Image:
@@ -260,13 +290,6 @@ def _to_image(image: Pillow.Image, name: str) -> Image:
         raise RowError("unreadable_image", f"{name} has {width}×{height} pixels")
     image.load()
     return Image.of(_fit_size(_orient(_to_rgb(image), image)))
-
-
-def _decode_error(name: str, error: Exception) -> RowError:
-    cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
-    if cut:
-        return RowError("truncated_image", f"{name} is truncated: {error}")
-    return RowError("unreadable_image", f"can't decode {name}: {error or type(error).__name__}")
 
 
 def _to_rgb(image: Pillow.Image) -> Pillow.Image:

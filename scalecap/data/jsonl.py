@@ -13,7 +13,7 @@ from typing import Any
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
-from scalecap.data.images import find_image, image_stamp, open_image, read_image
+from scalecap.data.images import image_row
 from scalecap.data.sources import SCHEMA_SAMPLE_ROWS, RowSource, infer_kinds, json_safe, required_path
 from scalecap.rows import Row, RowError, unreadable_row
 from scalecap.text.suggestions import did_you_mean
@@ -71,14 +71,12 @@ def _rows(path: Path, data: DataSettings, folders: list[Path]) -> Iterator[Row]:
         cell = columns[data.image]
         if isinstance(cell, str) and cell.startswith("data:"):
             columns[data.image] = None  # the pixels themselves
-        opened = partial(open_image, cell, folders=folders, allow_urls=data.allow_urls)
-        within = None if data.allow_outside else folders[:1]
-        read = partial(read_image, cell, folders=folders, allow_urls=data.allow_urls, within=within)
-        found, mark = (
-            partial(find_image, cell, folders=folders, within=within),
-            image_stamp(cell, folders=folders),
+        yield image_row(
+            *(index, json_safe(columns), cell),
+            folders=folders,
+            allow_urls=data.allow_urls,
+            within=None if data.allow_outside else folders[:1],
         )
-        yield Row(index, json_safe(columns), opened, stamp=mark, read_image=read, find_image=found)
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:

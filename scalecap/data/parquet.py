@@ -23,9 +23,8 @@ import pyarrow.parquet as pq
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError, FinishedParts
 from scalecap.data.files import File, error_text, find_files
-from scalecap.data.images import find_image, image_stamp, open_image, read_image
+from scalecap.data.images import image_row
 from scalecap.data.sources import RowSource, json_safe, partitioned, required_path
-from scalecap.engines.base import Image
 from scalecap.rows import Row, RowError, unreadable_row
 from scalecap.text.suggestions import did_you_mean
 
@@ -59,46 +58,6 @@ class FileInfo:
     pixels: str = ""
     """Leaf column of the images' bytes; empty where images are given by path."""
     error: RowError | None = None
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """Reference to a row's image: a place in a parquet file, or a path."""
-
-    file: File
-    stamp: str
-    pixels: str
-    group: int
-    row: int
-    path: str | None
-    name: str
-    folders: tuple[Path, ...]
-    allow_urls: bool
-    within: tuple[Path, ...] | None
-
-    def open(self) -> Image:
-        """Opens the image. Raises RowError."""
-        return open_image(self._cell(), folders=self.folders, allow_urls=self.allow_urls)
-
-    def read(self) -> bytes:
-        """Reads the image's file. Raises RowError."""
-        return read_image(self._cell(), folders=self.folders, allow_urls=self.allow_urls, within=self.within)
-
-    def find(self) -> Path:
-        """Path of the image's file. Raises RowError if it is inside the parquet file."""
-        if self.pixels:
-            raise RowError("no_file", "the image is not a local file")
-        return find_image(self.path, folders=self.folders, within=self.within)
-
-    def _cell(self) -> Any:
-        content = None
-        if self.pixels:
-            try:
-                content = _stream(self.file, self.stamp, self.group, self.pixels).image(self.row)
-            except Exception as error:  # pyarrow and file systems raise many types
-                reason = f"can't read the image of {self.name!r}: {error_text(error)}"
-                raise RowError("unreadable_image", reason) from error
-        return self.path if content is None else {"bytes": content, "path": self.name}
 
 
 class _ImageStream:
@@ -279,20 +238,26 @@ def _row(
     place, held = f"{table.file.name}#{number}", values[data.image]
     path = held.get("path") if isinstance(held, dict) else held
     here = () if "://" in table.file.url else (Path(table.file.url).parent,)
-    folders = (*here, Path.cwd())
-    within = None if data.allow_outside else here
-    image = ImageRef(
-        *(table.file, table.stamp, table.pixels, group, row, path, path or place, folders),
-        allow_urls=data.allow_urls,
-        within=within,
-    )
     columns = {name: json_safe(value) for name, value in values.items()}
     columns[data.image] = json_safe(path or place) if table.pixels else json_safe(path)
-    mark = table.stamp if table.pixels else image_stamp(path, folders=folders)
-    return Row(
-        *(index, columns, image.open),
-        stamp=mark,
-        read_image=image.read,
-        find_image=image.find,
+    embedded = partial(_image_cell, table.file, table.stamp, table.pixels, group, row, path, path or place)
+    return image_row(
+        *(index, columns, embedded if table.pixels else path),
         id=place,
+        stamp=table.stamp if table.pixels else None,
+        folders=(*here, Path.cwd()),
+        allow_urls=data.allow_urls,
+        within=None if data.allow_outside else here,
     )
+
+
+def _image_cell(
+    file: File, stamp: str, pixels: str, group: int, row: int, path: str | None, name: str
+) -> Any:
+    """The bytes of a row's image; its path where they are null. Raises RowError."""
+    try:
+        content = _stream(file, stamp, group, pixels).image(row)
+    except Exception as error:  # pyarrow and file systems raise many types
+        reason = f"can't read the image of {name!r}: {error_text(error)}"
+        raise RowError("unreadable_image", reason) from error
+    return path if content is None else {"bytes": content, "path": name}

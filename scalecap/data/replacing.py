@@ -16,18 +16,22 @@ def is_foreign(folder: Path) -> bool:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, *, marked: bool = True) -> Iterator[Path]:
     """Yields an empty folder that replaces `folder` when the block succeeds.
+
+    Args:
+        marked: leave `MARKER` in it, and do not replace a folder without one.
 
     Raises:
         FileExistsError: `folder` exists and was not written by scalecap.
     """
-    if is_foreign(folder):
+    if marked and is_foreign(folder):
         raise FileExistsError(errno.EEXIST, f"{folder} was not written by scalecap")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    (part / MARKER).write_text("Each run in the folder above replaces this one.\n", encoding="utf-8")
+    if marked:
+        (part / MARKER).write_text("Each run in the folder above replaces this one.\n", encoding="utf-8")
     yield part
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

@@ -9,15 +9,13 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scalecap.config.exports import WriteSettings
 from scalecap.data.folder import SUFFIXES
 from scalecap.data.groups import Export, captioned_row, check_unchanged
-from scalecap.data.replacing import replacing
 from scalecap.data.seen import Seen
 from scalecap.messages import MessageCounts
 from scalecap.rows import RowError
@@ -56,7 +54,7 @@ class SidecarText:
 
 
 class Sidecars:
-    """Sink that writes files named after row ids."""
+    """Sink that writes files named after row ids; why a row has none is counted in `missing`."""
 
     def __init__(self, folder: Path, settings: WriteSettings, missing: MessageCounts) -> None:
         self._folder, self._text, self._missing = folder, SidecarText(settings), missing
@@ -74,13 +72,6 @@ class Sidecars:
             path = self._folder / self._names.new(str(each.row["row_id"] or each.record["index"]))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-
-
-@contextmanager
-def sidecars(folder: Path, settings: WriteSettings, missing: MessageCounts) -> Iterator[Sidecars]:
-    """A sink whose files replace those in `folder`; why a row has none is counted in `missing`."""
-    with replacing(folder) as part:
-        yield Sidecars(part, settings, missing)
 
 
 class UniqueNames:

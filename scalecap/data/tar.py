@@ -7,15 +7,13 @@ images are left out.
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image as Pillow
 
 from scalecap.data.groups import Export
-from scalecap.data.replacing import replacing
 
 _SUFFIXES = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "tiff": "tif"}
 """File extensions that differ from Pillow's format names."""
@@ -56,17 +54,6 @@ class TarWriter:
         member.size = len(content)
         self._tar.addfile(member, io.BytesIO(content))
         self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members
-
-
-@contextmanager
-def tar_shards(folder: Path, *, samples: int, size: int) -> Iterator[TarWriter]:
-    """A sink whose tar shards replace those in `folder`."""
-    with replacing(folder) as part:
-        written = TarWriter(part, samples, size)
-        try:
-            yield written
-        finally:
-            written.close()
 
 
 def _suffix(image: bytes) -> str:

@@ -3,21 +3,21 @@
 import functools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalecap.config.exports import SELECT, Select, WriteSettings
-from scalecap.data.groups import Export, Sink, in_groups, with_images, with_source_rows
-from scalecap.data.sidecars import BesideImages, sidecars
+from scalecap.data.groups import GROUP_ROWS, Export, Sink, batches, with_images, with_source_rows
+from scalecap.data.replacing import replacing
+from scalecap.data.sidecars import BesideImages, Sidecars
 from scalecap.data.sinks import plugin_sinks
-from scalecap.data.tar import tar_shards
+from scalecap.data.tar import TarWriter
 from scalecap.messages import MessageCounts
 from scalecap.rows import Record, Row
 
@@ -114,19 +114,20 @@ def write(
             written.json_columns = [
                 name for name, type_ in found.items() if type_ is None and name != "flags"
             ]
-            shards = _Shards(folder / "dataset", found, image if files else None)
-            sinks.append(stack.enter_context(shards))
+            part = stack.enter_context(replacing(folder / "dataset", marked=False))
+            sinks.append(stack.enter_context(closing(_Shards(part, found, image if files else None))))
         if "webdataset" in settings.format and data is not None:
-            samples = tar_shards(folder / "webdataset", samples=SHARD_ROWS, size=SHARD_BYTES)
-            sinks.append(stack.enter_context(samples))
+            part = stack.enter_context(replacing(folder / "webdataset"))
+            sinks.append(stack.enter_context(closing(TarWriter(part, SHARD_ROWS, SHARD_BYTES))))
         if settings.sidecars and not settings.beside:
-            own = sidecars(folder / "sidecars", settings, written.missing_sidecars)
-            sinks.append(stack.enter_context(own))
+            part = stack.enter_context(replacing(folder / "sidecars"))
+            sinks.append(Sidecars(part, settings, written.missing_sidecars))
         elif settings.beside and data is not None:
             sinks.append(BesideImages(image, settings, written.missing_sidecars))
         sinks += stack.enter_context(plugin_sinks(folder, settings))
         read = data is not None and (files or "webdataset" in settings.format)
-        groups = with_images(exports(), image, written.missing_images) if read else in_groups(exports())
+        images = written.missing_images
+        groups = with_images(exports(), image, images) if read else batches(exports(), GROUP_ROWS)
         for group in groups if sinks else ():
             for sink in sinks:
                 sink.add(group)
@@ -160,12 +161,11 @@ def _flagged(
 
 
 class _Shards:
-    """Sink that writes `train-00000-of-00003.parquet` …; they replace the folder once all are written."""
+    """Sink that writes `train-00000-of-00003.parquet` …, named once all are written."""
 
     def __init__(self, folder: Path, types: Mapping[str, pa.DataType | None], image: str | None) -> None:
         """`types` as of `_ColumnTypes.final`; `image` is the column to fill with image files, if any."""
-        self._image = image
-        self._folder, self._part = folder, folder.with_name(folder.name + ".part")
+        self._folder, self._image = folder, image
         self._column_types = dict(types)
         if image:
             self._column_types[image] = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -177,24 +177,16 @@ class _Shards:
             features = Features({**Features.from_arrow_schema(self._schema), image: Image()})
             self._schema = self._schema.with_metadata(features.arrow_schema.metadata)
         self._count = 0
-
-    def __enter__(self) -> Self:
-        shutil.rmtree(self._part, ignore_errors=True)
-        self._part.mkdir()
         self._begin()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def close(self) -> None:
         self._end()
-        if kind is None:
-            for number in range(self._count):
-                name = f"train-{number:05d}-of-{self._count:05d}.parquet"
-                self._path(number).rename(self._part / name)
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._part.rename(self._folder)
+        for number in range(self._count):
+            name = f"train-{number:05d}-of-{self._count:05d}.parquet"
+            self._path(number).rename(self._folder / name)
 
     def _path(self, number: int) -> Path:
-        return self._part / f"{number}.parquet"
+        return self._folder / f"{number}.parquet"
 
     def _begin(self) -> None:
         self._file: BinaryIO = self._path(self._count).open("wb")

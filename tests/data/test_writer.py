@@ -115,7 +115,7 @@ def test_keys_that_differ_from_row_to_row_are_json_text(tmp_path: Path, monkeypa
 
 
 def test_types_are_common_to_all_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(groups, "GROUP_ROWS", 1)
+    monkeypatch.setattr(writer, "GROUP_ROWS", 1)
     _, loaded = written(tmp_path / "", [[], ["a"], None], failed=1)
     assert list(loaded["x"]) == [[], ["a"], None, None]
 
@@ -124,7 +124,7 @@ def test_types_are_common_to_all_batches(tmp_path: Path, monkeypatch: pytest.Mon
 def test_mixed_types_in_several_batches_are_json_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any]
 ):
-    monkeypatch.setattr(groups, "GROUP_ROWS", 1)
+    monkeypatch.setattr(writer, "GROUP_ROWS", 1)
     _, loaded = written(tmp_path, values)
     assert [json.loads(text) for text in loaded["x"]] == values
 
@@ -147,7 +147,7 @@ def records(count: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("limit", [{"SHARD_ROWS": 4}, {"SHARD_BYTES": 500}])
 def test_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]):
-    monkeypatch.setattr(groups, "GROUP_ROWS", 2)
+    monkeypatch.setattr(writer, "GROUP_ROWS", 2)
     for name, value in limit.items():
         monkeypatch.setattr(writer, name, value)
     rows = records(11)
