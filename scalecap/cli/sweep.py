@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from scalecap.config.compose import from_config
 from scalecap.config.settings import SettingsError
 from scalecap.report.comparison import Comparison
-from scalecap.run.folder import ERROR_FILE, FolderError, read_runs
+from scalecap.run.folder import ERROR_FILE, REFUSED_FILE, FolderError, read_runs
 from scalecap.run.journal import JOURNAL
 from scalecap.runner import RunError, plan, run
 
@@ -57,8 +57,8 @@ def job(config: DictConfig) -> float | None:
     """Runs one job; in a sweep, returns the mean of its `objective`.
 
     `.hydra` in its folder records the config, and a job that fails writes `error.txt` there; a job that is
-    rejected because the folder holds another run leaves that run's record alone. A grid continues with the
-    next job; other sweepers get the exception.
+    rejected in the folder of another run leaves that run's record alone. A grid continues with the next job;
+    other sweepers get the exception.
     """
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
@@ -80,10 +80,13 @@ def job(config: DictConfig) -> float | None:
         print(f"error: {reason}", file=sys.stderr)
         if not known:
             log.exception("the job failed")
-        if not config.check and config.output and (started or sweep or not (folder / JOURNAL).exists()):
+        refused = not started and (folder / JOURNAL).exists()
+        if not config.check and config.output and (sweep or not refused):
             with suppress(OSError):  # the disk may be what is full
-                record()
-                (folder / ".hydra" / ERROR_FILE).write_text(reason + "\n", encoding="utf-8")
+                if not refused:
+                    record()
+                name = REFUSED_FILE if refused else ERROR_FILE
+                (folder / ".hydra" / name).write_text(reason + "\n", encoding="utf-8")
         if sweep and not _is_grid(hydra):
             raise
         return None
@@ -93,7 +96,8 @@ def _record(folder: Path, config: DictConfig) -> None:
     """Writes `.hydra` with the config and overrides, as Hydra does."""
     record = folder / ".hydra"
     record.mkdir(parents=True, exist_ok=True)
-    (record / ERROR_FILE).unlink(missing_ok=True)
+    for name in (ERROR_FILE, REFUSED_FILE):
+        (record / name).unlink(missing_ok=True)
     whole: Any = HydraConfig.instance().cfg
     OmegaConf.save(config, record / "config.yaml")
     OmegaConf.save(whole, record / "hydra.yaml")
@@ -176,8 +180,10 @@ class WriteComparison(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         runs = read_runs([folder])
+        marks = [mark for each in runs if (mark := each.folder / ".hydra" / REFUSED_FILE).exists()]
         # A launcher may have run the jobs in other processes, so exit codes are read from their folders.
         _exit_codes.extend(each.exit_code for each in runs if each.started_at >= self._started)
+        _exit_codes.extend(1 for _ in marks)
         if not runs:
             return
         try:
@@ -187,3 +193,5 @@ class WriteComparison(Callback):
             _exit_codes.append(1)
             comparison = Comparison(runs)
         _print(comparison.save(folder))
+        for mark in marks:
+            mark.unlink(missing_ok=True)

@@ -28,6 +28,8 @@ MAX_REPORT_ROWS = 10_000
 JOURNAL = "journal.jsonl"
 ERROR_FILE = "error.txt"
 """In `.hydra`: why the job failed, if its last attempt did."""
+REFUSED_FILE = "refused.txt"
+"""In `.hydra`, until a sweep's comparison is written: why its job left the run in the folder as it was."""
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’\-.]\w+)*")
 """A word; in Chinese and Japanese, which put no spaces between words, a character."""
 
@@ -54,10 +56,10 @@ class Run:
     @cached_property
     def failure(self) -> str:
         """Why the last attempt failed as a whole; empty when it did not."""
-        try:
-            return (self.folder / ".hydra" / ERROR_FILE).read_text(encoding="utf-8").strip()
-        except OSError:
-            return ""
+        for name in (REFUSED_FILE, ERROR_FILE):
+            with suppress(OSError):
+                return (self.folder / ".hydra" / name).read_text(encoding="utf-8").strip()
+        return ""
 
     @property
     def status(self) -> Status:

@@ -73,13 +73,20 @@ def test_a_sweep_ends_with_a_comparison(typed: Command, tmp_path: Path, capsys: 
     assert [line["status"] for line in table(tmp_path / "sweep")] == ["finished"] * 3
 
 
-def test_a_job_whose_folder_is_refused_does_not_show_earlier_results(typed: Command, tmp_path: Path):
+def test_a_refused_job_is_shown_as_failed_and_the_run_in_its_folder_is_kept(typed: Command, tmp_path: Path):
     assert typed("-m", f"{THRESHOLD}=0.3,0.5", "data.limit=1", "hydra.sweep.dir=sweep") == 0
-    assert typed("-m", f"{THRESHOLD}=0.4,0.5", "data.limit=1", "hydra.sweep.dir=sweep") == 1
+    before = {path.name: path.read_text() for path in (tmp_path / "sweep" / "0" / ".hydra").iterdir()}
+    for threshold in (0.4, 2):  # other settings, and invalid ones
+        words = f"{THRESHOLD}={threshold},0.5"
+        assert typed("-m", words, "data.limit=1", "hydra.sweep.dir=sweep") == 1
+        first, second = table(tmp_path / "sweep")
+        assert (first["status"], first["words"], second["status"]) == ("failed", "", "finished")
+        assert str(threshold) in first["reason"]
+        after = {path.name: path.read_text() for path in (tmp_path / "sweep" / "0" / ".hydra").iterdir()}
+        assert after == before
+    assert typed("compare", "sweep") == 0
     first, second = table(tmp_path / "sweep")
-    assert (first["status"], first[THRESHOLD], first["words"]) == ("failed", "0.4", "")
-    assert "another config" in first["reason"]
-    assert second["status"] == "finished"
+    assert (first["status"], first[THRESHOLD], first["rows done"]) == ("finished", "0.3", "1")
 
 
 def test_a_sweep_continues_whatever_a_job_raises(
