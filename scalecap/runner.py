@@ -107,13 +107,16 @@ def run(
             with _disk_errors(summary.output):
                 on_start()
             _log_resume(job, journal, cache, summary)
-            rows = PendingRows(job.source, journal)
+            rows = PendingRows(job.source, journal, settings.preview)
             if rows.may_remain():
                 pool.run(_caption(job, rows, engines, pool, cache, summary))
             elif not rows.seen:
                 raise no_rows(settings)
             else:  # no model was loaded; the rows are those of the recorded ones
                 summary.models = Run(summary.output, "").summary.get("models", {})
+                if rows.has_next():  # beyond the preview
+                    rows.complete, summary.status = False, "preview"
+                    summary.estimate = estimate_cost(recorded_usage(summary.output), job.source.total or 0)
             _add_notes(job, rows, summary)
             with _disk_errors(summary.output):
                 _write_outputs(job, rows, summary)
@@ -233,7 +236,7 @@ async def _open_actors(
     )
     return partial(
         stream,
-        rows.take(job.settings.preview),
+        rows.take(),
         cluster.take,
         in_flight=cluster.rows,
         changed=cluster.changed,
@@ -257,7 +260,7 @@ def _open_local(
     )
     return partial(
         job.pipeline.run,
-        rows.take(settings.preview),
+        rows.take(),
         dispatcher,
         in_flight=lambda: settings.rows_in_flight or dispatcher.max_rows(),
     )
@@ -314,6 +317,8 @@ def _add_notes(job: Job, rows: PendingRows, summary: Summary) -> None:
         summary.notes.append(unmatched)
     if settings.write.needs_images and not rows.complete:
         summary.notes.append("Files with images, and files next to images, are written when a run finishes.")
+    if settings.preview is not None and source.total is None:
+        summary.notes.append(NO_ESTIMATE)
     if settings.labels.check and summary.status == "finished":
         command = f"  scalecap calibrate {shlex.quote(settings.output)} --wrong 0.05"
         summary.next = ["Next: make a promise of its labels:", command]

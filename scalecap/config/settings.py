@@ -197,7 +197,8 @@ class Settings:
     edits: str | None = field(default=None, metadata=AFFECTS_NOTHING)
     """JSONL file of edited columns by row id (`scalecap/run/edits.py`): these rows are redone from there."""
     preview: int | None = field(default=None, metadata=AFFECTS_NOTHING)
-    """Takes only this many rows, and estimates the cost of all; the same command without it resumes."""
+    """Takes only the first rows, this many, and estimates the cost of all; the same command without it
+    resumes."""
     rows_in_flight: int | None = field(default=None, metadata=AFFECTS_NOTHING)
     """Rows in flight (per actor with runner=ray); None is as many as keep the engine busy while their images
     stay in its KV cache."""

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -90,16 +91,15 @@ def estimate_cost(
     return CostEstimate(rows, len(seen), requests, prompt, generated, pace, cost)
 
 
-def recorded_usage(folder: Path) -> Iterator[RowUsage]:
+def recorded_usage(folder: Path) -> Collection[RowUsage]:
     """The usage of each finished row in the journal of a run's folder; none when there is no journal."""
-    try:
-        with (folder / JOURNAL).open("rb") as file:
-            for line in file:
-                match json.loads(line):
-                    case {"usage": [int(requests), int(prompt), int(generated)]}:
-                        yield RowUsage(requests, prompt, generated)
-    except (OSError, ValueError):  # no run there, or a torn line
-        return
+    found: dict[int, RowUsage] = {}
+    with suppress(OSError, ValueError), (folder / JOURNAL).open("rb") as file:  # no run there, or a torn line
+        for line in file:
+            match json.loads(line):
+                case {"index": int(index), "usage": [int(requests), int(prompt), int(generated)]}:
+                    found[index] = RowUsage(requests, prompt, generated)
+    return found.values()
 
 
 def token_cost(

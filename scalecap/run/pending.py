@@ -18,10 +18,15 @@ MAX_LOGGED_CHANGES = 10
 
 
 class PendingRows:
-    """An iterator over the rows still to be done; those that an earlier run finished are skipped."""
+    """The rows still to be done; those that an earlier run finished are skipped.
 
-    def __init__(self, source: Source, journal: Journal) -> None:
+    Args:
+        preview: number of rows of the data, from its first, to take them from; None is all.
+    """
+
+    def __init__(self, source: Source, journal: Journal, preview: int | None = None) -> None:
         self.source, self.journal = source, journal
+        self._preview = preview
         self.seen = array("q")
         """Indices of all rows read so far, in the order of the data."""
         self.reused = 0
@@ -29,6 +34,7 @@ class PendingRows:
         self.on_reuse: Callable[[int], None] = lambda rows: None
         self._changed = self._added = 0
         self._pending = self._unfinished()
+        self._peeked: list[Row] = []
 
     def _unfinished(self) -> Iterator[Row]:
         before = self.journal.complete
@@ -55,22 +61,24 @@ class PendingRows:
             yield row
 
     def may_remain(self) -> bool:
-        """Whether rows may be left, without a search where an earlier run was stopped: some surely are."""
+        """Whether rows may be left to take, without a search where an earlier run was stopped: some surely
+        are."""
         stopped = len(self.journal.entries) > 0 and self.journal.complete is None
-        return stopped or self.has_next()
+        return (stopped and self._preview is None) or self._may_take()
 
     def has_next(self) -> bool:
-        """Whether a row is left; it is peeked at, not consumed."""
-        first = list(itertools.islice(self._pending, 1))
-        self._pending = itertools.chain(first, self._pending)
-        return bool(first)
+        """Whether a row of the data is left, be it beyond the preview; it is peeked at, not consumed."""
+        self._peeked = self._peeked or list(itertools.islice(self._pending, 1))
+        return bool(self._peeked)
 
-    def __iter__(self) -> Iterator[Row]:
-        return self._pending
+    def _may_take(self) -> bool:
+        # `seen` ends with the row that is peeked at.
+        return self.has_next() and (self._preview is None or len(self.seen) <= self._preview)
 
-    def take(self, count: int | None) -> Iterator[Row]:
-        """The next `count` rows; None takes all."""
-        yield from itertools.islice(self, count)
+    def take(self) -> Iterator[Row]:
+        """The rows, up to the end of the preview."""
+        while self._may_take():
+            yield self._peeked.pop()
 
     def output_indices(self) -> Iterable[int]:
         """Indices of the rows to write, in the order of the data, with those that an earlier run finished."""

@@ -80,8 +80,6 @@ class RowTracker:
             if self._summary.status == "finished" and await asyncio.to_thread(self._rows.has_next):
                 self._summary.status = "preview"
             self._estimate()
-            if self._rows.source.total is None:
-                self._summary.notes.append(NO_ESTIMATE)
         self._summary.cost = self._rules.cost
         self._rows.complete = self._summary.status == "finished"
 

@@ -2,12 +2,13 @@
 
 import json
 import math
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Compose, Rows
+from runs import Compose, Rows, captions
 
 from scalecap.config.settings import SettingsError
 from scalecap.engines.scripted import Scripted
@@ -121,6 +122,27 @@ def test_a_preview_estimates_all_rows_and_the_command_without_it_resumes(
     assert (second.status, second.done, second.reused) == ("finished", 9, 3)
     took = sum(json.loads(line)["usage"][0] for line in journal(second.output) if '"usage"' in line)
     assert first.estimate.requests.mean == took  # rows that the scripted model answers alike
+
+
+def test_a_preview_repeated_takes_the_same_rows(
+    compose: Compose, engines: dict[str, Scripted], rows: Rows, tmp_path: Path
+):
+    words = ["data=jsonl", rows(9, broken=(1,)), "progress=false", "pipeline=seed", "model=own"]
+    words += ["model.vlm.name=m", "preview=3"]
+    first = run(compose(*words), engines=engines)
+    assert (first.status, first.done, first.failed) == ("preview", 2, 1)
+    shutil.copy(tmp_path / "0.png", tmp_path / "1.png")
+    retried = run(compose(*words), engines=engines)
+    assert (retried.status, retried.done, retried.failed) == ("preview", 3, 0)
+    done = run(compose(*words), engines=None)  # no model is loaded: nothing is left to do
+    assert (done.status, done.done, done.reused, done.exit_code) == ("preview", 3, 3, 0)
+    assert [row["row_id"] for row in captions()] == ["0", "1", "2"]
+    assert retried.estimate is not None
+    assert done.estimate is not None
+    assert done.estimate.requests.mean == retried.estimate.requests.mean
+    assert "all 9 rows, extrapolated from 3: about " in done.screen()
+    assert run(compose(*words[:-1], "preview=9"), engines=engines).status == "finished"
+    assert run(compose(*words), engines=None).status == "finished"
 
 
 def test_a_preview_of_unknown_length_says_that_it_has_no_estimate(
