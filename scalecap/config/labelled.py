@@ -8,6 +8,7 @@ from scalecap.text.suggestions import did_you_mean
 
 STEP = "labelled"
 """The step that reads the statements; `labelled_verdicts` holds their labels."""
+_DROPPED = ("limit", "adds_to", "rounds")
 
 
 @dataclass
@@ -67,7 +68,9 @@ class LabelsSettings:
             "columns": list(dict.fromkeys(column for column in columns if column is not None)),
             **{key: value for key, value in vars(self).items() if key != "check"},
         }
-        return {STEP: read, self.check: {**steps[self.check], "texts": STEP}}
+        # Its limit and its loop may name other steps; neither changes how a statement is judged.
+        check = {key: value for key, value in steps[self.check].items() if key not in _DROPPED}
+        return {STEP: read, self.check: {**check, "texts": STEP}}
 
 
 def _is_check(step: Mapping[str, Any]) -> bool:

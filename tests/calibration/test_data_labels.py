@@ -220,6 +220,12 @@ def test_the_steps_before_the_check_and_the_sampling_do_not_count(
     assert summary.promises["golden_sentences"]["wrong"] == 0.2
 
 
+def test_a_check_with_a_limit_in_a_loop_is_labelled_without_them(benchmark: Benchmark):
+    check = "+pipeline.steps.golden_sentences"
+    loop = [f"{check}.limit='2 - (sentences | length)'", f"{check}.adds_to=sentences", f"{check}.rounds=2"]
+    assert benchmark(pope(3), "labels=pope", *loop).usage.total.requests == 9
+
+
 def test_rows_without_labels_fail_with_column_and_fix(benchmark: Benchmark, calibrate: Callable[..., str]):
     rows = pope(60)
     rows[4]["answer"] = None
