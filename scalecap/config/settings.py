@@ -266,12 +266,6 @@ class Settings:
             ]
             if model.engine:
                 found += engine_problems(f"model.{role}.engine", own_engine(self.engine, model.engine))
-        unpriced = [role for role, (_, each) in self.by_role().items() if None in each.price.needed]
-        if self.max_cost is not None and unpriced:
-            found.append(
-                f"max_cost={self.max_cost} requires engine.price={{prompt: …, generated: …}} of the engine of"
-                f" {' and '.join(unpriced)}"
-            )
         steps = [step for step in self.pipeline.steps.values() if isinstance(step, dict)]
         if self.evaluate.caption is None and any(step.get("captions", "") is None for step in steps):
             found.append("evaluate.caption=COLUMN is required: the captions to score")

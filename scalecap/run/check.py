@@ -26,7 +26,7 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
 
     Raises:
         DataError: the data can't be read or is empty, or what `write` names can't be written.
-        PipelineError: a step, `write` or `objective` does not fit; the message lists all problems.
+        PipelineError: a step or setting does not fit; the message lists all problems.
     """
     source = source or open_source(settings.data)
     if source.total == 0:
@@ -38,6 +38,7 @@ def check(settings: Settings, source: Source | None = None) -> tuple[Source, Pip
         raise PipelineError(missing)
     _check_write(settings, source, pipeline)
     _check_objective(settings, pipeline)
+    _check_prices(settings, pipeline)
     return source, pipeline
 
 
@@ -91,3 +92,11 @@ def _check_objective(settings: Settings, pipeline: Pipeline) -> None:
     step = metric.partition(".")[0]
     hint = did_you_mean(step, steps) if steps else "; the pipeline has no metrics: add one with evaluate=…"
     raise PipelineError([f"objective={settings.objective}: no step {step} writes numbers{hint}"])
+
+
+def _check_prices(settings: Settings, pipeline: Pipeline) -> None:
+    roles = settings.by_role(pipeline.roles)
+    unpriced = [role for role, (_, engine) in roles.items() if None in engine.price.needed]
+    if settings.max_cost is not None and unpriced:
+        needed = "requires engine.price={prompt: …, generated: …} of the engine of"
+        raise PipelineError([f"max_cost={settings.max_cost} {needed} {' and '.join(unpriced)}"])

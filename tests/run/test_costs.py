@@ -14,7 +14,7 @@ from scalecap.config.settings import SettingsError
 from scalecap.engines.scripted import Scripted
 from scalecap.interpreter.dispatch import RowUsage, RunUsage
 from scalecap.run.costs import estimate_cost, extrapolate, limit_reached
-from scalecap.runner import plan, run
+from scalecap.runner import RunError, plan, run
 
 
 def test_equal_rows_give_a_zero_width_interval_and_one_row_an_infinite_one():
@@ -199,12 +199,22 @@ def test_a_preview_estimates_what_a_run_of_the_embedded_model_takes(compose: Com
 
 @pytest.mark.parametrize(
     "words",
-    [["max_requests=0"], ["max_cost=-1"], ["preview=0"], ["engine.price.prompt=-1"], ["max_cost=1"]],
+    [["max_requests=0"], ["max_cost=-1"], ["preview=0"], ["engine.price.prompt=-1"]],
 )
 def test_invalid_limits_are_refused(words: list[str], compose: Compose):
     key = words[0].partition("=")[0]
     with pytest.raises(SettingsError, match=key):
         compose(*words)
+
+
+def test_a_cost_limit_needs_the_prices_of_the_models_in_use(compose: Compose):
+    unpriced = "+model.judge.engine={name: openai, base_url: http://x/v1}"
+    words = ["max_cost=1", "engine.price={prompt: 1, generated: 2}", "model.judge.name=other", unpriced]
+    assert "Configuration OK" in plan(compose(*words))
+    with pytest.raises(RunError, match=r"max_cost=1.0 requires engine.price=.* of the engine of judge"):
+        plan(compose(*words, "evaluate=grounding", "evaluate.caption=final_caption"))
+    with pytest.raises(RunError, match="of the engine of vlm and llm"):
+        plan(compose("max_cost=1"))
 
 
 def test_the_first_twenty_rows_give_an_estimate_for_all(
