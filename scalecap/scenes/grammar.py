@@ -6,8 +6,7 @@ from typing import Any
 from scalecap.scenes.claims import Claim
 from scalecap.scenes.kinds import COLOURS, GROUNDS, KINDS, NUMBERS, PLACES
 
-_NOUNS = {kind.name: (kind.name, 1) for kind in KINDS.values()}
-_NOUNS |= {kind.plural: (kind.name, 2) for kind in KINDS.values() if kind.plural != kind.name}
+_NOUNS = {noun: kind.name for kind in KINDS.values() for noun in (kind.name, kind.plural)}
 _COUNTS = {word: number for number, word in NUMBERS.items()}
 
 
@@ -129,7 +128,7 @@ def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
     facing = _FACING.search(sentence)
     sentence = _FACING.sub(" ", sentence)
     beside = _BESIDE.search(sentence)
-    others = [_NOUNS[word][0] for word in _WORD.findall(beside.group()) if word in _NOUNS] if beside else []
+    others = [_NOUNS[word] for word in _WORD.findall(beside.group()) if word in _NOUNS] if beside else []
     sentence = _BESIDE.sub(" ", sentence)
     place = _PLACE.search(sentence)
     sentence = _PLACE.sub(" ", sentence)
@@ -143,11 +142,7 @@ def _read_sentence(sentence: str, last: str | None) -> list[Claim]:
     pending: dict[str, Any] = {}
     for word in words:
         if word in _NOUNS:
-            kind, number = _NOUNS[word]
-            if number == 1 or "count" in pending or KINDS[kind].plural == kind:
-                things.append({"kind": kind, **pending})
-            else:
-                things.append({"kind": kind, **pending, "count": None})
+            things.append({"kind": _NOUNS[word], **pending})
             pending = {}
         elif word in ("a", "an"):
             pending = {"count": 1}

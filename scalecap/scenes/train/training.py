@@ -35,7 +35,7 @@ from scalecap.scenes.train.scores import score
 log = logging.getLogger(__name__)
 
 LAYERS = 6
-"""Layers of the language model; the first edition has five."""
+"""Layers of the language model."""
 
 JUDGE_LAYER = 4
 """Layer after which an auxiliary linear head classifies statements as true or false at each of their tokens,
