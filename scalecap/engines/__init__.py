@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = "scenes"
 """Name of the model that comes with the package."""
-_MODULES = {"openai": "aiohttp"}
-"""By engine, the module that it needs, if that does not have the engine's name."""
 
 T = TypeVar("T")
 
@@ -93,14 +91,14 @@ async def open_engine(
 
 def _opener(name: str) -> Callable[..., Awaitable[Engine]]:
     """The function that opens the engine of this name."""
-    opener: Callable[..., Awaitable[Engine]]
-    if "/" in name:
-        try:
-            opener = plugins.load("engines", name)
-        except plugins.PluginError as error:
-            raise EngineError(f"engine={name}: {error}") from error
-    else:
-        opener = getattr(importlib.import_module(f"{__name__}.{name}"), f"open_{name}")
+    try:
+        opener: Callable[..., Awaitable[Engine]] = (
+            plugins.load("engines", name)
+            if "/" in name
+            else getattr(importlib.import_module(f"{__name__}.{name}"), f"open_{name}")
+        )
+    except plugins.PluginError as error:
+        raise EngineError(f"engine={name}: {error}") from error
     return opener
 
 
@@ -129,7 +127,8 @@ def preflight(roles: "Sequence[RoleSettings]") -> list[str]:
             _opener(name)
             unchecked[f"that {name} can run {model.name}"] = None
             continue
-        if name != "auto" and find_spec(module := _MODULES.get(name, name)) is None:
+        module = "aiohttp" if name == "openai" else name
+        if name != "auto" and find_spec(module) is None:
             raise EngineError(_missing_module(name, module))
         if name == "openai":
             unchecked[importlib.import_module(f"{__name__}.openai").preflight(model, engine)] = None

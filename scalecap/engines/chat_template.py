@@ -7,12 +7,13 @@ turn or start another one.
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from scalecap.engines.base import EngineError, Prompt
+from scalecap.engines.option_tokens import option_token_ids
 from scalecap.engines.reasoning import CLOSE, OPEN, find_switch, opens_reasoning, split_reasoning
 from scalecap.text.suggestions import did_you_mean
 
@@ -63,6 +64,8 @@ class ChatTokenizer:
         self._rendered: dict[tuple[bool, bool], list[str | int]] = {}
         # The template's own words and many prompts are the same for every image.
         self._encode_piece = lru_cache(1024)(self._encode_new_piece)
+        self.option_ids = lru_cache(1024)(partial(option_token_ids, self.encode))
+        """First-token ids of each of several options; see `option_token_ids`."""
 
     def encode_prompt(self, prompt: Prompt) -> PromptTokens:
         """Token ids of a prompt up to where the reply begins.
@@ -144,9 +147,10 @@ class ChatTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of generated tokens, without control tokens except `<think>` and `</think>`."""
         text, start = "", 0
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for end, token in enumerate([*ids, -1]):
             if token == -1 or token in self._reasoning_tags:
-                text += self._decode(ids[start:end]) + self._reasoning_tags.get(token, "")
+                text += decode(ids[start:end]) + self._reasoning_tags.get(token, "")
                 start = end + 1
         return text
 
@@ -191,10 +195,6 @@ class ChatTokenizer:
                 f"checks that read the first token; {fix}"
             )
         return lines
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
 
     @cached_property
     def _reasoning_tags(self) -> dict[int, str]:

@@ -2,8 +2,8 @@
 
 * Package registries have torchvision as a CUDA build only. With a CPU build of torch its C++ library can't be
   loaded, and `import torchvision` fails with `operator torchvision::nms does not exist`, even for
-  transformers and vLLM, which use only its Python part. That part works once the operators are declared; they
-  have a schema and no kernel.
+  transformers and vLLM, which use only its Python part. That part works once the operators are declared; only
+  their names matter, since they have no kernel.
 * torchaudio and torchcodec are CUDA builds too and don't work at all: they are hidden.
 * vLLM 0.32 rewinds the random generator of a seeded request whose prompt is prefilled in chunks, by setting
   the generator's offset. A CPU generator has none, and the engine dies.
@@ -24,40 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-_OPERATOR_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height,"
-    " SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
-    "qroi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height,"
-    " int pooled_width, int sampling_ratio, bool aligned) -> Tensor",
-    "_roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height,"
-    " SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width,"
-    " int sampling_ratio, bool aligned) -> Tensor",
-    "roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height,"
-    " SymInt pooled_width) -> (Tensor, Tensor)",
-    "_roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, float spatial_scale,"
-    " SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height,"
-    " SymInt width) -> Tensor",
-    "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height,"
-    " SymInt pooled_width, int sampling_ratio) -> (Tensor, Tensor)",
-    "_ps_roi_align_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale,"
-    " SymInt pooled_height, SymInt pooled_width, int sampling_ratio, SymInt batch_size,"
-    " SymInt channels, SymInt height, SymInt width) -> Tensor",
-    "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height,"
-    " SymInt pooled_width) -> (Tensor, Tensor)",
-    "_ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale,"
-    " SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height,"
-    " SymInt width) -> Tensor",
-    "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias,"
-    " SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h,"
-    " SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> Tensor",
-    "_deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor mask,"
-    " Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h,"
-    " SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-
+_POOLING_OPERATORS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+_OPERATORS = ("nms", "qnms", *_POOLING_OPERATORS, *(f"_{name}_backward" for name in _POOLING_OPERATORS))
+"""Operators that torchvision registers gradients or shapes for when it is imported."""
 _PR_SET_PDEATHSIG = 1
 _libraries: list[object] = []
 """An operator exists as long as the `Library` that declared it."""
@@ -80,8 +49,8 @@ def patch_libraries() -> None:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError:
         operators = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-        for schema in _OPERATOR_SCHEMAS:
-            operators.define(schema)  # type: ignore[no-untyped-call]
+        for name in _OPERATORS:
+            operators.define(f"{name}(Tensor input) -> Tensor")  # type: ignore[no-untyped-call]
         _libraries.append(operators)
         for package in ("torchaudio", "torchcodec"):
             _hide_if_broken(package)

@@ -23,6 +23,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -59,7 +60,6 @@ from scalecap.engines.identity import identity
 from scalecap.engines.loop import LoopThread
 from scalecap.engines.served_models import (
     Card,
-    ServerUnavailableError,
     fetch_card,
     fetch_cards,
     merge_cards,
@@ -103,8 +103,7 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
         engine.retries,
     )
     try:
-        cards = await fetch_cards(connections, model, engine.timeout)
-        available = {at: card for at, card in cards.items() if not isinstance(card, ServerUnavailableError)}
+        available, down = await fetch_cards(connections, model, engine.timeout)
         card = merge_cards(available, engine)
         top = _TOP_LOGPROBS if engine.logprobs is not False else 0
         opened = OpenAIEngine(pool, model, engine, card, top)
@@ -125,7 +124,7 @@ async def open_openai(model: ModelSettings, engine: EngineSettings) -> "OpenAIEn
         pool.readmit = readmit
     pool.notes()  # the probes don't count as requests of a run
     for server in pool.servers:
-        if isinstance(error := cards[server.connection], ServerUnavailableError):
+        if error := down.get(server.connection):
             pool.mark_down(server, error.__cause__ or error)
     return opened
 
@@ -151,30 +150,25 @@ def preflight(model: ModelSettings, engine: EngineSettings) -> str:
             others.
     """
 
-    async def fetch() -> dict[Connection, Card | ServerUnavailableError]:
+    async def fetch() -> dict[Connection, str]:
+        """Why it could not be checked, by server."""
         connections = [Connection(url) for url in engine.addresses]
         try:
-            return await fetch_cards(connections, model, _PREFLIGHT_TIMEOUT)
+            cards, down = await fetch_cards(connections, model, _PREFLIGHT_TIMEOUT)
         finally:
             for connection in connections:
                 await connection.close()
+        merge_cards(cards, engine)
+        reasons = {at: "it is down" if at in down else "it lists none" for at in connections}
+        return {at: reason for at, reason in reasons.items() if not cards.get(at)}
 
-    loop = LoopThread()
-    try:
-        cards = loop.run(fetch())
-    finally:
-        loop.close()
-    merge_cards(
-        {at: card for at, card in cards.items() if not isinstance(card, ServerUnavailableError)}, engine
+    with closing(LoopThread()) as loop:
+        unchecked = loop.run(fetch())
+    several = len(engine.addresses) > 1
+    return "; ".join(
+        f"whether {at.display_url if several else 'the server'} has a model {model.name}, since {reason}"
+        for at, reason in unchecked.items()
     )
-    unchecked = []
-    for connection, card in cards.items():
-        which = "the server" if len(cards) == 1 else connection.display_url
-        if isinstance(card, ServerUnavailableError):
-            unchecked.append(f"whether {which} has a model {model.name}, since it is down")
-        elif not card:
-            unchecked.append(f"whether {which} has a model {model.name}, since it lists none")
-    return "; ".join(unchecked)
 
 
 class OpenAIEngine:

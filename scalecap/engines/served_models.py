@@ -61,8 +61,8 @@ async def fetch_card(connection: Connection, model: ModelSettings, seconds: floa
 
 async def fetch_cards(
     connections: Sequence[Connection], model: ModelSettings, seconds: float
-) -> dict[Connection, Card | ServerUnavailableError]:
-    """Each server's entry for the model, or the error if it is down.
+) -> tuple[dict[Connection, Card], dict[Connection, ServerUnavailableError]]:
+    """The entries for the model of the servers that answer, and the errors of those that are down.
 
     Raises:
         ModelError: all servers are down, or one has other models or rejects the API key; names each of them.
@@ -70,19 +70,21 @@ async def fetch_cards(
     results = await asyncio.gather(
         *(fetch_card(each, model, seconds) for each in connections), return_exceptions=True
     )
-    cards: dict[Connection, Card | ServerUnavailableError] = {}
+    cards: dict[Connection, Card] = {}
+    down: dict[Connection, ServerUnavailableError] = {}
     wrong: list[str] = []
     for connection, result in zip(connections, results, strict=True):
-        if isinstance(result, ModelError) and not isinstance(result, ServerUnavailableError):
+        if isinstance(result, ServerUnavailableError):
+            down[connection] = result
+        elif isinstance(result, ModelError):
             wrong.append(str(result))
-        elif isinstance(result, BaseException) and not isinstance(result, ServerUnavailableError):
+        elif isinstance(result, BaseException):
             raise result
         else:
             cards[connection] = result
-    down = [str(each) for each in cards.values() if isinstance(each, ServerUnavailableError)]
-    if wrong or len(down) == len(connections):
-        raise ModelError("; ".join([*wrong, *down]))
-    return cards
+    if wrong or not cards:
+        raise ModelError("; ".join([*wrong, *map(str, down.values())]))
+    return cards, down
 
 
 def merge_cards(cards: Mapping[Connection, Card], engine: EngineSettings) -> Card:

@@ -38,7 +38,6 @@ from scalecap.engines.chat_template import ChatTokenizer
 from scalecap.engines.compat import patch_libraries
 from scalecap.engines.drafts import PromptLookup
 from scalecap.engines.identity import identity
-from scalecap.engines.option_tokens import option_token_ids
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError, Weights, find_weights, load_errors, out_of_memory
 
@@ -193,8 +192,6 @@ class TransformersEngine:
         self._chat = chat
         self._eos_ids = eos_ids
         self._max_batch = max(1, settings.batch_size)
-        self._option_ids: dict[tuple[str, ...], list[list[int]]] = {}
-        """First-token ids of each option, by options."""
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._waiting: list[_Job] = []
         self._decoding: list[_Job] = []
@@ -276,23 +273,14 @@ class TransformersEngine:
         oldest = jobs[0].size
         taken = sorted(jobs, key=lambda job: abs(job.size - oldest))[:count]
         self._waiting = [job for job in self._waiting if job not in taken]
-        ready: list[_Job] = []
+        return [job for job in taken if not job.future.cancelled() and self._process(self._prepare, [job])]
 
-        def prepare(jobs: list[_Job]) -> None:
-            self._prepare(jobs[0])
-            ready.extend(jobs)
-
-        for job in taken:
-            if not job.future.cancelled():
-                self._process(prepare, [job])
-        return ready
-
-    def _process(self, work: Callable[[list[_Job]], None], jobs: list[_Job]) -> None:
-        """Calls `work`; an error fails these jobs only, and out of memory reduces the batch size."""
-        if not jobs:
-            return
+    def _process(self, work: Callable[[list[_Job]], None], jobs: list[_Job]) -> bool:
+        """Whether `work` succeeds; an error fails these jobs only, out of memory reduces the batch size."""
         try:
-            work(jobs)
+            if jobs:
+                work(jobs)
+            return True
         except Exception as error:
             if type(error).__name__ == "AcceleratorError":
                 raise  # the device is unusable
@@ -300,35 +288,36 @@ class TransformersEngine:
             if jobs[0] in self._decoding:
                 jobs, self._decoding, self._batch = self._decoding, [], None
                 shared = False
-            if not out_of_memory(error):
+            failure = None
+            if out_of_memory(error):
+                self._max_batch = max(1, (len(jobs) + len(self._decoding)) // 2)
+                self._runner.clear_cache()
+                log.warning("out of GPU memory: batch size reduced to %d", self._max_batch)
+                if len(jobs) == 1 and not shared:
+                    message = "this request alone does not fit into GPU memory: lower model.vlm.max_pixels"
+                    failure = EngineError(message)
+            else:
                 log.debug("a batch failed", exc_info=error)
-                self._fail(jobs, error)
-                return
-            self._max_batch = max(1, (len(jobs) + len(self._decoding)) // 2)
-            self._runner.clear_cache()
-            log.warning("out of GPU memory: batch size reduced to %d", self._max_batch)
-            if shared or len(jobs) > 1:
+                unexpected = EngineError(f"{type(error).__name__}: {error}")
+                failure = error if isinstance(error, EngineError) else unexpected
+            if failure is None:
                 self._waiting = jobs + self._waiting
             else:
-                message = "this request alone does not fit into GPU memory: lower model.vlm.max_pixels"
-                self._fail(jobs, EngineError(message))
+                for job in jobs:
+                    self._resolve(job, failure)
+            return False
 
-    def _fail(self, jobs: list[_Job], error: Exception) -> None:
-        if not isinstance(error, EngineError):
-            error = EngineError(f"{type(error).__name__}: {error}")
-        for job in jobs:
-            self._resolve(job, error)
-
-    def _prepare(self, job: _Job) -> None:
+    def _prepare(self, jobs: list[_Job]) -> None:
         """Tokenizes a request and computes its prefix unless it is cached."""
+        (job,) = jobs
         request = job.request
         tokens = self._chat.encode_prompt(request.prompt)
         job.suffix, job.reply = tokens.suffix, []
         if isinstance(request, Score):
             job.reply, job.spans = self._chat.encode_with_spans(request.text)
             job.suffix = tokens.suffix + job.reply[:-1]
-        elif isinstance(request, Choose) and request.options not in self._option_ids:
-            self._option_ids[request.options] = option_token_ids(self._chat.encode, request.options)
+        elif isinstance(request, Choose):
+            self._chat.option_ids(request.options)  # an error fails this request only
         job.prefix, cached = self._runner.get_prefix(tokens.prefix, request.prompt.image, len(job.suffix))
         job.cached_tokens = len(job.prefix.ids) if cached else 0
         if isinstance(request, Generate):
@@ -343,7 +332,8 @@ class TransformersEngine:
         logits, _ = self._runner.prefill([(job.prefix, job.suffix) for job in jobs])
         for job, row in zip(jobs, logits[:, -1], strict=True):
             assert isinstance(job.request, Choose)
-            probabilities, mass = self._runner.option_probs(row, self._option_ids[job.request.options])
+            option_ids = self._chat.option_ids(job.request.options)
+            probabilities, mass = self._runner.option_probs(row, option_ids)
             self._resolve(job, Chosen(probabilities, mass, Usage(job.prompt_tokens, job.cached_tokens)))
 
     def _score(self, jobs: list[_Job]) -> None:

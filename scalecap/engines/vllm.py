@@ -47,7 +47,6 @@ from scalecap.engines.chat_template import ChatTokenizer
 from scalecap.engines.child_output import printed_error, redirect_output
 from scalecap.engines.compat import patch_libraries, patched_children
 from scalecap.engines.identity import identity
-from scalecap.engines.option_tokens import option_token_ids
 from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.engines.weights import ModelError, Weights, find_weights, load_errors, weights_size
 from scalecap.text.suggestions import did_you_mean
@@ -309,8 +308,6 @@ class VllmEngine:
         """Number of requests with images in flight, by replica."""
         self._replicas: OrderedDict[str, int] = OrderedDict()
         """By image hash, the replica that has its tokens in the KV cache, least recently used first."""
-        self._option_ids: dict[tuple[str, ...], list[list[int]]] = {}
-        """First-token ids of each option, by options."""
 
     async def generate(self, request: Generate) -> Generated:
         """Generates a reply. Equal seeds give equal replies, up to rounding that depends on the batch."""
@@ -334,9 +331,7 @@ class VllmEngine:
 
     async def choose(self, request: Choose) -> Chosen:
         """Compares the options as the reply's first token; `mass` is exact, or nan with raw logits."""
-        if request.options not in self._option_ids:
-            self._option_ids[request.options] = option_token_ids(self._chat.encode, request.options)
-        option_ids = self._option_ids[request.options]
+        option_ids = self._chat.option_ids(request.options)
         tokens = [token for ids in option_ids for token in ids]
         output = await self._generate(request.prompt, [], 1, temperature=0.0, logprob_token_ids=tokens)
         logprobs = output.outputs[0].logprobs[0]
