@@ -376,7 +376,7 @@ def plan(settings: Settings) -> str:
         instead = NO_ESTIMATE if source.total is None else _HOW_TO_ESTIMATE
         lines.append(f"Estimate: {estimate}" if estimate else instead)
         unchecked.append("that prompts fit the context of the models")
-    if any(step.needs_image for step in pipeline.steps):
+    if any(step.image_parameters for step in pipeline.steps):
         unchecked.append("that images can be opened")
     if settings.runner.name == "ray":
         unchecked.append("the resources of the cluster's machines")

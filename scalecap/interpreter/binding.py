@@ -64,9 +64,8 @@ def bind(
         problems += [f"{name}: {problem}" for problem in of_step]
     ordered = _sort(bound, problems)
     problems += loop_problems(ordered)
-    contexts = [name for name, stage in found.items() if stage.name == "context"]
     readers = [step for step in ordered if CONTEXT in step.reads and step.stage.name != "shared_words"]
-    if CONTEXT in contexts and not readers:
+    if CONTEXT in found and found[CONTEXT].name == "context" and not readers:
         problems.append(
             f"{CONTEXT}: no prompt uses it; choose one that does, such as prompts/caption=context"
         )
@@ -147,13 +146,13 @@ def _bind(
     image_parameters: list[str] = []
     readable = _Readable(kinds, output_columns(name, stage), open_ended)
     for parameter in stage.columns.values():
+        bound = given.get(parameter.name)
         if parameter.kind == "image":
-            if parameter.required or given.get(parameter.name) is not None:
+            if parameter.required or bound is not None:
                 image_parameters.append(parameter.name)
-                _check_image(parameter.name, given.get(parameter.name), problems)
-            continue
-        column = readable.bind(parameter, given.get(parameter.name), problems)
-        if column is not None:
+            if bound not in (None, "image"):
+                problems.append(f"{parameter.name}: expected `image`, the row's image, got {bound!r}")
+        elif (column := readable.bind(parameter, bound, problems)) is not None:
             columns[parameter.name] = column
     settings: dict[str, Any] = {}
     for parameter in stage.settings.values():
@@ -181,8 +180,7 @@ def _bind(
         except (TypeError, ValueError) as error:
             problems.append(str(error))
         else:
-            check: Callable[..., str | None] = getattr(unit, "check", lambda columns: None)
-            problems += filter(None, [check(list(columns))])
+            problems += filter(None, [getattr(unit, "check", lambda columns: None)(list(columns))])
     return Step(
         name, stage, columns, tuple(image_parameters), settings, unit, when, otherwise, limit, adds_to, rounds
     )
@@ -269,11 +267,6 @@ def _condition(
             actual, expected = KIND_NAMES[kinds[column]], KIND_NAMES[stage.kinds[0]]
             problems.append(f"otherwise: {column!r} is {actual}, but the step writes {expected}")
     return expression, otherwise
-
-
-def _check_image(name: str, given: Any, problems: list[str]) -> None:
-    if given not in (None, "image"):
-        problems.append(f"{name}: expected `image`, the row's image, got {given!r}")
 
 
 class _Readable(NamedTuple):

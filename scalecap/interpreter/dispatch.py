@@ -49,9 +49,6 @@ class RowUsage(NamedTuple):
     generated_tokens: int = 0
 
 
-NOTHING_USED = RowUsage()
-
-
 @dataclass
 class StepUsage:
     """Requests, cache hits and tokens of one step, or of all steps."""
@@ -122,40 +119,29 @@ class RunUsage:
         return next((name for name, usage in self.steps.items() if usage.mostly_unanswered), None)
 
 
+@dataclass(eq=False)
 class Dispatcher:
-    """Sends requests to the engine of a role, through the reply cache. Roles may share an engine.
+    """Sends requests to the engine of a role, through the reply cache. Roles may share an engine."""
 
-    Args:
-        sampling: default of free-text requests.
-        seed: the run's.
-        usage: is updated with every request.
-        min_mass: a choice is unanswered if its options have less probability together.
-    """
-
-    def __init__(
-        self,
-        engines: Mapping[str, Engine],
-        cache: Cache | None,
-        sampling: Sampling,
-        seed: int,
-        usage: RunUsage,
-        min_mass: float,
-    ) -> None:
-        self.engines = engines
-        self.cache = cache
-        self.sampling = sampling
-        self.seed = seed
-        self.usage = usage
-        self.min_mass = min_mass
-        self._in_flight: dict[str, asyncio.Task[Reply]] = {}
-        self._shown: OrderedDict[tuple[str, str], None] = OrderedDict()
-        """Engine identity and image hash of answered requests, the latest last."""
-        self._longest: dict[str, int] = {}
-        """Engine identity to the tokens of its longest prompt with an image, 0 while there was none."""
-        self.rows_without_images = 0
-        """Rows in flight whose remaining requests show no image."""
-        self.capacity_changed = asyncio.Event()
-        """Set when `max_rows()` may have changed."""
+    engines: Mapping[str, Engine]
+    cache: Cache | None
+    sampling: Sampling
+    """Default of free-text requests."""
+    seed: int
+    """The run's."""
+    usage: RunUsage
+    """Is updated with every request."""
+    min_mass: float
+    """A choice is unanswered if its options have less probability together."""
+    rows_without_images: int = field(default=0, init=False)
+    """Rows in flight whose remaining requests show no image."""
+    capacity_changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Set when `max_rows()` may have changed."""
+    _in_flight: dict[str, asyncio.Task[Reply]] = field(default_factory=dict, init=False)
+    _shown: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict, init=False)
+    """Engine identity and image hash of answered requests, the latest last."""
+    _longest: dict[str, int] = field(default_factory=dict, init=False)
+    """Engine identity to the tokens of its longest prompt with an image, 0 while there was none."""
 
     def max_rows(self) -> int:
         """Rows to have in flight, so that the engines are busy and the images stay in the KV caches.
@@ -192,23 +178,20 @@ class Dispatcher:
 
     async def send(self, role: str, request: Request, step: str, row: StepUsage) -> Reply:
         """The reply, from the cache, an equal request in flight or the engine; raises EngineError."""
-        reply = await self._send(self.engines[role], request, step)
+        engine = self.engines[role]
+        self.usage.steps[step].requests += 1
+        name = key(engine.identity, request)
+        # A waiter that is cancelled must not cancel the request for the others.
+        if task := self._in_flight.get(name):
+            reply = self._reuse(step, await asyncio.shield(task))
+        else:
+            task = self._in_flight[name] = asyncio.create_task(self._answer(engine, name, request, step))
+            task.add_done_callback(lambda _: self._in_flight.pop(name))
+            reply = await asyncio.shield(task)
         row.requests += 1
         row.prompt_tokens += reply.usage.prompt_tokens
         row.generated_tokens += reply.usage.generated_tokens
         return reply
-
-    async def _send(self, engine: Engine, request: Request, step: str) -> Reply:
-        self.usage.steps[step].requests += 1
-        name = key(engine.identity, request)
-        task = self._in_flight.get(name)
-        if task is not None:
-            # A waiter that is cancelled must not cancel the request for the others.
-            return self._reuse(step, await asyncio.shield(task))
-        task = asyncio.create_task(self._answer(engine, name, request, step))
-        self._in_flight[name] = task
-        task.add_done_callback(lambda _: self._in_flight.pop(name))
-        return await asyncio.shield(task)
 
     def _reuse(self, step: str, reply: Reply) -> Reply:
         """Count a reply that was not computed for this request."""
@@ -220,11 +203,8 @@ class Dispatcher:
 
     async def _answer(self, engine: Engine, name: str, request: Request, step: str) -> Reply:
         """The cached reply, or else the engine's."""
-        if self.cache and (cached := await self.cache.get(name)):
-            return self._reuse(step, cached)
-        return await self._compute(engine, name, request, step)
-
-    async def _compute(self, engine: Engine, name: str, request: Request, step: str) -> Reply:
+        if self.cache and (found := await self.cache.get(name)):
+            return self._reuse(step, found)
         reply: Reply
         image = request.prompt.image
         shown = image is not None and (engine.identity, image.hash) in self._shown

@@ -17,12 +17,6 @@ JOINABLE = ("texts", "list", "regions")
 class LoopCycle(ValueError):
     """Loops read from each other, so none can be done before the others."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        loops = ", ".join(map(repr, names))
-        super().__init__(
-            f"{names[-1]}: adds_to: the loops of {loops} read from each other; make them one loop"
-        )
-
 
 class StepGroup(NamedTuple):
     """A single step, or the steps of a loop in order; the last one of a loop has `adds_to`."""
@@ -97,7 +91,11 @@ def group_steps(steps: Sequence[Step]) -> list[StepGroup]:
     while waiting:
         ready = [index for index, group in enumerate(waiting) if not unwritten.intersection(group.reads)]
         if not ready:
-            raise LoopCycle([group.steps[-1].name for group in waiting if group.adds_to])
+            ends = [group.steps[-1].name for group in waiting if group.adds_to]
+            names = ", ".join(map(repr, ends))
+            raise LoopCycle(
+                f"{ends[-1]}: adds_to: the loops of {names} read from each other; make them one loop"
+            )
         group = waiting.pop(ready[0])
         unwritten.difference_update(group.writes)
         ordered.append(group)

@@ -30,7 +30,7 @@ from typing import Any
 from scalecap.engines.base import EngineDead, Image, Sampling
 from scalecap.interpreter.allowance import Allowance
 from scalecap.interpreter.binding import PipelineError, bind
-from scalecap.interpreter.dispatch import NOTHING_USED, Dispatcher, RowUsage, StepUsage
+from scalecap.interpreter.dispatch import Dispatcher, RowUsage, StepUsage
 from scalecap.interpreter.loops import StepGroup, group_steps
 from scalecap.interpreter.step import Step
 from scalecap.rows import Failure, Row, RowError
@@ -51,7 +51,7 @@ class Finished:
     """Step to its flags, sorted: truncated, looping, shortened, fallback …"""
     image_hash: str = ""
     """`Image.hash` of the row's image; empty if no step needs it or it could not be opened."""
-    usage: RowUsage = NOTHING_USED
+    usage: RowUsage = RowUsage()
     over_limit: Mapping[str, int] = field(default_factory=dict)
     """By step, the number of items beyond its limit or the pipeline's budget."""
 
@@ -154,7 +154,7 @@ class Pipeline:
             error = RowError("taken_column", f"{reason}; rename one of them")
             return Finished(row, given, _failure(None, error), {})
         image = None
-        if any(step.needs_image for step in self.steps):
+        if any(step.image_parameters for step in self.steps):
             try:
                 image = await asyncio.get_running_loop().run_in_executor(images, row.open_image)
             except Exception as error:

@@ -12,6 +12,14 @@ from scalecap.text.suggestions import did_you_mean
 from scalecap.text.templates import Expression, Template
 
 _TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_EXPECTED: Mapping[Any, tuple[Any, str]] = {
+    list: (list, "a list"),
+    Mapping: (Mapping, "a mapping"),
+    Sampling: (Mapping, "a mapping such as `{temperature: 0}`"),
+    Template: (str, "a string"),
+    Expression: (str, "an expression"),
+}
+"""By annotation, the type of the YAML's value and its name."""
 
 
 def convert(value: Any, annotation: Any, sampling: Sampling) -> Any:
@@ -40,25 +48,16 @@ def convert(value: Any, annotation: Any, sampling: Sampling) -> Any:
             expected = ", ".join(map(repr, choices))
             raise ValueError(f"invalid value {value!r}, expected one of {expected}")
         return value
-    if typing.get_origin(annotation) is list:
-        if not isinstance(value, list):
-            raise ValueError(f"expected a list, got {value!r}")
+    kind = typing.get_origin(annotation) or annotation
+    expected_type, expected = _EXPECTED.get(kind, (object, ""))
+    if not isinstance(value, expected_type):
+        misplaced = kind is Template and isinstance(value, Mapping)
+        hint = "; a file of prompts/ begins with `# @package prompts`" if misplaced else ""
+        raise ValueError(f"expected {expected}, got {value!r}{hint}")
+    if kind is list:
         return [convert(each, parts[0], sampling) for each in value]
-    if typing.get_origin(annotation) is Mapping:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"expected a mapping, got {value!r}")
-        return value
-    if annotation is Template:
-        if not isinstance(value, str):
-            hint = (
-                "; a file of prompts/ begins with `# @package prompts`" if isinstance(value, Mapping) else ""
-            )
-            raise ValueError(f"expected a string, got {value!r}{hint}")
-        return Template(value)
-    if annotation is Expression:
-        if not isinstance(value, str):
-            raise ValueError(f"expected an expression, got {value!r}")
-        return Expression(value)
+    if kind in (Template, Expression):
+        return kind(value)
     if annotation is Sampling:
         return _sampling(value, sampling)
     if annotation is float and type(value) is int:
@@ -68,9 +67,7 @@ def convert(value: Any, annotation: Any, sampling: Sampling) -> Any:
     return value
 
 
-def _sampling(value: Any, base: Sampling) -> Sampling:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"expected a mapping such as `{{temperature: 0}}`, got {value!r}")
+def _sampling(value: Mapping[str, Any], base: Sampling) -> Sampling:
     known = {field.name: field for field in fields(Sampling)}
     changes: dict[str, Any] = {}
     for name, part in value.items():

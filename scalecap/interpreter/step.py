@@ -75,14 +75,12 @@ class Step:
             if find_spec(module) is None:
                 yield f'{self.name}: {self.stage.name} needs the module {module}: pip install "{package}"'
                 return  # the stage's own check may import it
-        missing: Callable[[], str | None] = getattr(self.unit, "missing", lambda: None)
-        if reason := missing():
+        if reason := getattr(self.unit, "missing", lambda: None)():
             yield f"{self.name}: {reason}"
 
     def close(self) -> None:
         """Let the stage release its resources, at the end of the run."""
-        close: Callable[[], None] = getattr(self.unit, "close", lambda: None)
-        close()
+        getattr(self.unit, "close", lambda: None)()
 
     @property
     def source(self) -> Path | None:
@@ -104,11 +102,6 @@ class Step:
     def writes(self) -> list[str]:
         """Columns written: its own, then the side columns."""
         return output_columns(self.name, self.stage)
-
-    @property
-    def needs_image(self) -> bool:
-        """Whether the row's image must be opened for it."""
-        return bool(self.image_parameters)
 
     @property
     def shows_image(self) -> bool:

@@ -13,7 +13,6 @@ from scalecap.data.sources import open_source
 from scalecap.interpreter.pipeline import Pipeline, PipelineError
 from scalecap.rows import OUTPUT_COLUMNS
 from scalecap.run.journal import JOURNAL
-from scalecap.run.outputs import metric_steps
 from scalecap.stats import label
 from scalecap.text.suggestions import did_you_mean
 
@@ -86,7 +85,8 @@ def check_output(output: Path, write: WriteSettings) -> None:
 
 
 def _check_objective(settings: Settings, pipeline: Pipeline) -> None:
-    metric, steps = label((settings.objective or "").lstrip("-")), metric_steps(pipeline)
+    metric = label((settings.objective or "").lstrip("-"))
+    steps = [step.name for step in pipeline.steps if step.is_metric]
     if not metric or any(f"{metric}.".startswith(f"{step}.") for step in steps):
         return
     step = metric.partition(".")[0]

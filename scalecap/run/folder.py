@@ -51,7 +51,11 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """`summary.json`; empty when there is none, or when the last attempt failed before writing it."""
-        return {} if self.failure else _json(self.folder / "summary.json")
+        found = None
+        if not self.failure:
+            with suppress(OSError, ValueError):
+                found = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def failure(self) -> str:
@@ -302,7 +306,7 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
     """The runs in these folders, or below them, sorted by name."""
-    found: list[tuple[Path, Path]] = []
+    tops: dict[Path, Path] = {}
     for top in folders:
         if not top.is_dir():
             raise FolderError(f"{str(top)!r} is not a folder; give folders of runs, or of sweeps")
@@ -311,26 +315,18 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
             below = {top}
         else:
             below = {path.parent for mark in marks for path in top.rglob(mark)}
-        found += [(path, top) for path in sorted(below, key=lambda path: _natural(str(path)))]
-    paths = list(dict.fromkeys(path for path, _ in found))
-    tops = dict(found)
-    names = {path: path.relative_to(tops[path]).as_posix() for path in paths}
-    short = {path: path.resolve().name if names[path] == "." else names[path] for path in paths}
-    unique = Counter(short.values())
-    return [Run(path, short[path] if unique[short[path]] == 1 else str(path)) for path in paths]
+        tops |= dict.fromkeys(sorted(below, key=lambda path: _natural(str(path))), top)
+    names = {
+        path: path.resolve().name if path == top else path.relative_to(top).as_posix()
+        for path, top in tops.items()
+    }
+    count = Counter(names.values())
+    return [Run(path, name if count[name] == 1 else str(path)) for path, name in names.items()]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """A sort key that puts job 10 after job 9."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _yaml(path: Path) -> Any:

@@ -5,14 +5,13 @@ It is append-only, so a killed run loses at most the line that it was writing.
 
 import errno
 import hashlib
-import heapq
 import json
 import os
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -136,15 +135,8 @@ class Journal:
             self._index(record, offset)
 
     def _index(self, record: Mapping[str, Any], offset: int) -> None:
-        stamp = record.get("stamp")  # absent in journals of early versions
-        entry = Entry(
-            *(
-                offset,
-                record["error"] is None,
-                _identity(record.get("id"), record["input"], record.get("edits")),
-            ),
-            _digest(stamp) if stamp else _NO_STAMP,
-        )
+        identity = _identity(record.get("id"), record["input"], record.get("edits"))
+        entry = Entry(offset, record["error"] is None, identity, _stamp_digest(record.get("stamp")))
         self.entries.put(record["index"], entry)
         (self._edited.add if record.get("edits") else self._edited.discard)(record["index"])
         self.ended = False
@@ -209,39 +201,34 @@ class Journal:
 
     def _write(self, record: Mapping[str, Any]) -> int:
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        offset, self._end = self._end, self._end + len(line)
-        try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            self._end = offset
-            with suppress(OSError):  # the disk may be gone; a torn line is skipped on reading
-                self._file.truncate(offset)
-            raise self._write_error(error) from error
+        offset = self._end
+        with self._write_errors():
+            try:
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with suppress(OSError):  # the disk may be gone; a torn line is skipped on reading
+                    self._file.truncate(offset)
+                raise
+        self._end += len(line)
         return offset
 
     def _await_sync(self) -> None:
         syncing, self._syncing = self._syncing, None
-        try:
+        with self._write_errors():
             if syncing:
                 syncing.result()
-        except OSError as error:
-            raise self._write_error(error) from error
         self._synced = time.monotonic()
 
-    def _sync(self) -> None:
-        """Flushes everything written so far to the disk."""
-        self._await_sync()
+    @contextmanager
+    def _write_errors(self) -> Iterator[None]:
         try:
-            os.fsync(self._file.fileno())
+            yield
         except OSError as error:
-            raise self._write_error(error) from error
-
-    def _write_error(self, error: OSError) -> JournalError:
-        return JournalError(
-            f"can't write to {self.path}: {error.strerror}. The {len(self.entries)} rows in it are kept;"
-            " free some space and run the same command with the same output= to resume"
-        )
+            raise JournalError(
+                f"can't write to {self.path}: {error.strerror}. The {len(self.entries)} rows in it are kept;"
+                " free some space and run the same command with the same output= to resume"
+            ) from error
 
     def state(self, row: Row) -> State:
         """The state of this row; `changed` is a finished one whose input or image has changed since."""
@@ -250,10 +237,9 @@ class Journal:
             return "new"
         if not entry.done:
             return "failed"
-        stamp = _digest(row.stamp) if row.stamp else _NO_STAMP
+        stamp = _stamp_digest(row.stamp)
         same_image = _NO_STAMP in (stamp, entry.stamp) or stamp == entry.stamp
-        columns = json_safe(row.columns)
-        edits = dict(row.edits)
+        columns, edits = json_safe(row.columns), dict(row.edits)
         same_input = entry.digest in (_identity(row.id, columns, edits), _identity(None, columns, edits))
         return "done" if same_image and same_input else "changed"
 
@@ -291,7 +277,9 @@ class Journal:
         """Syncs, and releases the lock."""
         try:
             if kind is None and self._file.writable():
-                self._sync()
+                self._await_sync()
+                with self._write_errors():
+                    os.fsync(self._file.fileno())
             elif self._syncing:
                 wait([self._syncing])  # the file must stay open until then
         finally:
@@ -334,13 +322,10 @@ class Entries:
 
     def __iter__(self) -> Iterator[int]:
         """Indices in order."""
-        return heapq.merge(*(self._every(remainder) for remainder in {key[0] for key in self._pages}))
-
-    def _every(self, remainder: int) -> Iterator[int]:
-        for page in sorted(page for each, page in self._pages if each == remainder):
+        remainders = sorted({remainder for remainder, _ in self._pages})
+        for page in sorted({page for _, page in self._pages}):
             places = range(page * _PAGE, (page + 1) * _PAGE)
-            indices = (place * self._of + remainder for place in places)
-            yield from (index for index in indices if self.get(index))
+            yield from filter(self.get, (place * self._of + each for place in places for each in remainders))
 
     def _place(self, index: int) -> tuple[tuple[int, int], int]:
         """The page of an index, and the offset in it, in bytes."""
@@ -375,6 +360,10 @@ def _identity(id: str | None, columns: Any, edits: Any) -> bytes:
     """Digest of a row's id (where its record has one), its input, and its edits if it has any."""
     parts = [*([] if id is None else [id]), columns, *([edits] if edits else [])]
     return _digest(parts if len(parts) > 1 else columns)
+
+
+def _stamp_digest(stamp: str | None) -> bytes:
+    return _digest(stamp) if stamp else _NO_STAMP
 
 
 def _digest(value: Any) -> bytes:

@@ -172,10 +172,9 @@ def _check_shards(parts: Sequence[Part]) -> None:
         by_shard[part.shard] = part.folder
     missing = [shard for number in range(of) if (shard := Shard(number, of)) not in by_shard]
     if missing:
-        listed = ", ".join(map(str, missing[:MAX_LISTED_SHARDS])) + (
-            " …" if len(missing) > MAX_LISTED_SHARDS else ""
-        )
-        raise MergeError(f"{len(missing)} of {of} shards are missing: {listed}")
+        listed = ", ".join(map(str, missing[:MAX_LISTED_SHARDS]))
+        more = " …" if len(missing) > MAX_LISTED_SHARDS else ""
+        raise MergeError(f"{len(missing)} of {of} shards are missing: {listed}{more}")
     unfinished = [f"{part.shard} in {part.folder}" for part in parts if not part.journal.ended]
     if unfinished:
         raise MergeError(f"not finished, resume first: {', '.join(unfinished[:MAX_LISTED_SHARDS])}")
@@ -190,7 +189,6 @@ def _check_shards(parts: Sequence[Part]) -> None:
 def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
     """Usage and seconds of all shards together, and their notes."""
     summary = Summary(to, command)
-    seconds: dict[str, float] = {}
     notes: dict[str, None] = {}
     for part in parts:
         path = part.folder / "summary.json"
@@ -200,7 +198,7 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
                 own = {each.name: count[each.name] for each in fields(StepUsage) if each.name in count}
                 summary.usage.steps[step] += StepUsage(**own | {"flags": Counter(count.get("flags", {}))})
             for phase, value in content["seconds"].items():
-                seconds[phase] = seconds.get(phase, 0.0) + value
+                summary.seconds[phase] = summary.seconds.get(phase, 0.0) + value
             notes |= dict.fromkeys(content["notes"])
             summary.models |= content["models"]
             summary.promises = content.get("promises", {})
@@ -208,7 +206,6 @@ def _summary(parts: Sequence[Part], to: Path, command: str) -> Summary:
             raise MergeError(
                 f"{path} can't be read ({error}); the command of this shard rewrites it"
             ) from error
-    summary.seconds = seconds
     joined = f"Merged from {len(parts)} shards; seconds are their sum."
     summary.notes = [*notes, f"{joined} The last one's command: {content['command']}"]
     return summary

@@ -12,11 +12,6 @@ from scalecap.run.row_counts import RowCounts
 from scalecap.run.summary import Summary
 
 
-def metric_steps(pipeline: Pipeline) -> list[str]:
-    """The steps whose column is a number, or a record of numbers."""
-    return [step.name for step in pipeline.steps if step.stage.kinds[0] in ("number", "measures")]
-
-
 def write(
     pipeline: Pipeline,
     journal: Journal,
@@ -32,26 +27,13 @@ def write(
     `settings`, `image` and `data` are those of `scalecap.data.writer.write`.
     """
     records = partial(journal.records, indices)
-    metrics = metric_steps(pipeline)
-    counts = RowCounts(
-        summary,
-        checks={
-            step.name: column
-            for step in pipeline.steps
-            for side, column in zip(step.stage.side, step.writes[1:], strict=True)
-            if side in ("scores", "answers")
-        },
-        metrics=metrics,
-        conditions={step.name: step.when.source for step in pipeline.steps if step.when},
-        choices={step.name: (step.where.source, step.selected) for step in pipeline.steps if step.where},
-    )
-    columns = list(pipeline.writers)
+    counts, columns = RowCounts(summary, pipeline.steps), list(pipeline.writers)
     written = writer.write(
         summary.output, records, columns, settings, image=image, data=data, observe=counts.add
     )
     summary.add_written(written, settings)
     counts.note_constants()
-    summary.better = {step.name: dict(step.stage.better) for step in pipeline.steps if step.name in metrics}
+    summary.better = {step.name: dict(step.stage.better) for step in pipeline.steps if step.is_metric}
     summary.add_overall(
         records,
         {step.name: (step.stage.overall, step.writes) for step in pipeline.steps if step.stage.overall},

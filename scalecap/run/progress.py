@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -24,13 +23,11 @@ LINE_SECONDS = 15.0
 
 def screen_handler() -> logging.Handler:
     """A handler that prints messages above the bar, and progress lines only where there is no bar."""
-    if not console.is_terminal:
-        handler: logging.Handler = logging.StreamHandler()
-        if _shows_bars():
-            handler.addFilter(lambda record: record.name != __name__)
-        return handler
-    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
-    handler.addFilter(lambda record: record.name != __name__)
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    if _shows_bars():
+        handler.addFilter(lambda record: record.name != __name__)
     return handler
 
 
@@ -64,9 +61,7 @@ class Progress:
         self._tick()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._next.cancel()
         self._show()
         self._bar.stop()

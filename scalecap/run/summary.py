@@ -312,7 +312,9 @@ class Summary:
             retry = ", retrying failed rows" if self.failed else ""
             lines += [f"Next: resume{retry}:", f"  {self.resume}"]
         else:
-            lines += ["Next: look at a row, with the column of every step:", f"  {self._first_row_command()}"]
+            path = shlex.quote(str(self.output / "captions.jsonl"))
+            command = f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
+            lines += ["Next: look at a row, with the column of every step:", f"  {command}"]
             if "data=" not in self.command and not merged:
                 command = "python -m scalecap model=qwen3-vl-4b data=folder data.path=DIR"
                 lines += ["or caption your own images with a real model:", f"  {command}"]
@@ -336,10 +338,6 @@ class Summary:
                 lines.append("  ".join([label.ljust(widths[0]), *aligned]).rstrip())
         return lines
 
-    def _first_row_command(self) -> str:
-        path = shlex.quote(str(self.output / "captions.jsonl"))
-        return f"head -n 1 {path} | python -m json.tool --no-ensure-ascii"
-
 
 def _median(counts: Mapping[float, int]) -> float:
     """The (lower) median of a histogram."""
@@ -351,15 +349,16 @@ def _median(counts: Mapping[float, int]) -> float:
     return math.nan
 
 
+@dataclass
 class _Written:
     """The values of these columns in each row that has all of them; each iteration reads the journal."""
 
-    def __init__(self, records: Callable[[], Iterable[Record]], columns: Sequence[str]) -> None:
-        self._records, self._columns = records, columns
+    records: Callable[[], Iterable[Record]]
+    columns: Sequence[str]
 
     def __iter__(self) -> Iterator[list[Any]]:
-        for record in self._records():
-            values = [record["columns"].get(column) for column in self._columns]
+        for record in self.records():
+            values = [record["columns"].get(column) for column in self.columns]
             if all(value is not None for value in values):
                 yield values
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from runs import Compose
 
+from scalecap.engines.base import Sampling
+from scalecap.interpreter.binding import bind
 from scalecap.metrics import verifier
 from scalecap.run.row_counts import RowCounts
 from scalecap.run.summary import Summary
@@ -30,10 +32,11 @@ def records(rows: int) -> Iterator[dict[str, Any]]:
 def summed(rows: int) -> tuple[Summary, int]:
     """The summary of this many rows, and the peak of bytes allocated to make it."""
     summary = Summary(Path(), "")
+    metric = bind({"m": {"stage": "density", "captions": "caption"}}, {"caption": "text"}, [], Sampling())
     tracemalloc.start()
     try:
         overall = {"check": (verifier.quality, ("check", "check_answers"))}
-        counts = RowCounts(summary, checks={}, metrics=["m"], conditions={}, choices={})
+        counts = RowCounts(summary, metric)
         for record in records(rows):
             counts.add(record)
         summary.add_overall(partial(records, rows), overall)
