@@ -11,15 +11,14 @@ from omegaconf import OmegaConf
 
 from scalecap.data.files import redact_urls
 from scalecap.messages import plural
-from scalecap.run.folder import Row, Run
+from scalecap.run.folder import Run
 from scalecap.stats import is_part, label
 
 SIZES = (
-    *((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")),
-    *((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (1e10, "1B<n<10B"), (1e11, "10B<n<100B")),
+    *("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M"),
+    *("10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B", "100B<n<1T"),
 )
-"""Exclusive upper bounds on the number of rows, with the hub's size categories."""
-LARGEST = "100B<n<1T"
+"""The hub's size categories of data sets, each ten times the one before."""
 MAX_SEARCHED = 1000
 """Rows searched for an example."""
 
@@ -36,13 +35,10 @@ def card(run: Run, repo: str, license: str, columns: pa.Schema) -> DatasetCard:
     data = DatasetCardData(
         license=license,
         task_categories=["image-to-text"],
-        size_categories=[next((name for most, name in SIZES if count < most), LARGEST)],
+        size_categories=[SIZES[max(3, len(str(count))) - 3]],
         tags=["scalecap", "image-captioning", "synthetic"],
         configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
-            }
+            {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}
         ],
     )
     parts = [f"---\n{data.to_yaml()}\n---", *_parts(run, repo, license, _images(run, columns))]
@@ -78,7 +74,8 @@ def _parts(run: Run, repo: str, license: str, images: str) -> Iterator[str]:
             " their own."
         )
     yield from _counts(summary, run.promises)
-    captions = ((column, row[column]) for row in _done_rows(run) if (column := run.caption_column(row)))
+    done = (row for row in islice(run.rows(), MAX_SEARCHED) if not row.get("error"))
+    captions = ((column, row[column]) for row in done if (column := run.caption_column(row)))
     if shown := next((each for each in captions if each[1]), None):
         yield "## Example"
         yield f"The column {code(shown[0])} of a row:"
@@ -118,15 +115,10 @@ def _counts(summary: Mapping[str, Any], promised: Mapping[str, Mapping[str, Any]
 
 
 def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    whole = {code(label(name)): each for name, each in metrics.items() if not is_part(name)}
     cells = [
-        (
-            code(label(name)),
-            f"{each['mean']:.3g}",
-            f"{each['low']:.3g} to {each['high']:.3g}",
-            f"{each['rows']:,}",
-        )
-        for name, each in metrics.items()
-        if not is_part(name)
+        (name, f"{each['mean']:.3g}", f"{each['low']:.3g} to {each['high']:.3g}", f"{each['rows']:,}")
+        for name, each in whole.items()
     ]
     yield _table(("metric", "mean", "95 % interval", "rows"), cells)
 
@@ -140,11 +132,6 @@ def _step(step: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(step.get("prompt"), str):
         yield "Prompt:"
         yield fenced(step["prompt"], "jinja")
-
-
-def _done_rows(run: Run) -> Iterator[Row]:
-    """The first rows without an error."""
-    return (row for row in islice(run.rows(), MAX_SEARCHED) if not row.get("error"))
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

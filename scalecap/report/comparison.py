@@ -36,10 +36,7 @@ from scalecap.text.suggestions import did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-COSTS = {
-    "prompt tokens": "prompt",
-    "generated tokens": "generated",
-}
+COSTS = {"prompt tokens": "prompt", "generated tokens": "generated"}
 """Token columns (cached replies included), by their keys in `summary.json`."""
 
 
@@ -113,7 +110,6 @@ class Comparison:
         self.objective = objective
         self._objective_metric = (objective or "").lstrip("-")
         """The objective without its sign, as the runs name it."""
-        self.costs = tuple(COSTS)
         self.baseline = self._baseline(baseline)
         self.partners = self._partners()
         self._means: dict[str, dict[str, Interval]] = {}
@@ -186,16 +182,19 @@ class Comparison:
 
     def _names(self, known: Iterable[str]) -> list[str]:
         """Names of measures: the objective, then metrics, then shares kept, then words."""
-        metrics = {name for run in self.runs for name in run.summary.get("metrics", {})}
         return sorted(
-            known, key=lambda name: (name != self._objective_metric, name not in metrics, name == "words")
+            known,
+            key=lambda name: (name != self._objective_metric, name not in self._measured, name == "words"),
         )
+
+    @cached_property
+    def _measured(self) -> set[str]:
+        return {name for run in self.runs for name in run.summary.get("metrics", {})}
 
     @cached_property
     def metrics(self) -> list[str]:
         """Those of `table_names` that are metrics."""
-        known = {name for run in self.runs for name in run.summary.get("metrics", {})}
-        return [name for name in self.table_names if name in known]
+        return [name for name in self.table_names if name in self._measured]
 
     @cached_property
     def table_names(self) -> list[str]:

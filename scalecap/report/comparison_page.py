@@ -5,16 +5,15 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-from scalecap.report.page import Block, batches, block, image_blocks, templates
+from scalecap.data.groups import batches
+from scalecap.report.comparison import COSTS, Comparison
+from scalecap.report.page import BLOCK_ROWS, Block, block, image_blocks, templates
 from scalecap.report.thumbnails import thumbnails
 from scalecap.run.folder import WORD, Row, Run
 from scalecap.stats import label
-
-if TYPE_CHECKING:
-    from scalecap.report.comparison import Comparison
 
 MAX_ROWS = 500
 """Most rows shown side by side."""
@@ -27,7 +26,7 @@ Segments = list[tuple[int, str]]
 """Pieces of text that are unchanged (0), added (1) or removed (-1)."""
 
 
-def page(comparison: "Comparison", folder: Path) -> str:
+def page(comparison: Comparison, folder: Path) -> str:
     """The HTML of the page; links are relative to `folder`."""
     jobs = [line.run.name for line in comparison.lines]
     rows = list(islice(comparison.baseline.rows(), MAX_ROWS)) if comparison.baseline else []
@@ -50,9 +49,9 @@ def _report(run: Run, folder: Path) -> str | None:
     return quote(path.relative_to(folder.resolve()).as_posix())
 
 
-def _blocks(comparison: "Comparison", jobs: list[str], rows: list[Row]) -> Iterator[Block]:
+def _blocks(comparison: Comparison, jobs: list[str], rows: list[Row]) -> Iterator[Block]:
     compared = _side_by_side(comparison, rows)
-    for number, batch in enumerate(batches(compared)):
+    for number, batch in enumerate(batches(compared, BLOCK_ROWS)):
         yield block(f"rows-{number}", batch)
     if comparison.baseline:
         yield from image_blocks(thumbnails(comparison.baseline, rows))
@@ -60,12 +59,10 @@ def _blocks(comparison: "Comparison", jobs: list[str], rows: list[Row]) -> Itera
     yield block("chart", _chart(comparison, jobs))
 
 
-def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
+def _chart(comparison: Comparison, jobs: list[str]) -> dict[str, Any]:
     """Data of the plot: by measure, each job's [mean, low, high]; by cost, each job's value."""
     lines = comparison.lines
-    costs: dict[str, list[float | None]] = {
-        name: [line.cost(name) for line in lines] for name in comparison.costs
-    }
+    costs: dict[str, list[float | None]] = {name: [line.cost(name) for line in lines] for name in COSTS}
     costs["seconds"] = [line.seconds for line in lines]
     if "words" in comparison.names:
         words = [line.numbers.get("words") for line in lines]
@@ -83,15 +80,12 @@ def _chart(comparison: "Comparison", jobs: list[str]) -> dict[str, Any]:
     }
 
 
-def _partners(comparison: "Comparison", run: Run, most: int) -> dict[int, Row]:
-    """The run's rows that are paired with the baseline's first rows, by the indices of these."""
-    rows = zip(comparison.partners[run.name].tolist(), run.rows(), strict=True)
-    return {index: row for index, row in rows if 0 <= index < most}
-
-
-def _side_by_side(comparison: "Comparison", own: list[Row]) -> list[dict[str, Any]]:
+def _side_by_side(comparison: Comparison, own: list[Row]) -> list[dict[str, Any]]:
     """For each row of the baseline, the difference of every job's caption to the baseline's."""
-    captions = [_partners(comparison, run, len(own)) for run in comparison.runs] if own else []
+    captions = []  # by run, its rows that are paired with these, by the indices of these
+    for run in comparison.runs if own else []:
+        paired = zip(comparison.partners[run.name].tolist(), run.rows(), strict=True)
+        captions.append({index: row for index, row in paired if 0 <= index < len(own)})
     rows = []
     for index, row in enumerate(own):
         assert comparison.baseline
@@ -120,7 +114,7 @@ def _caption(run: Run, row: Row) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _metrics(comparison: "Comparison", run: Run, row: Row) -> list[tuple[str, float]]:
+def _metrics(comparison: Comparison, run: Run, row: Row) -> list[tuple[str, float]]:
     return [
         (label(name), round(count / of, 4))
         for name, (count, of) in run.numbers(row)
@@ -144,7 +138,7 @@ def difference(first: str, second: str) -> Segments:
     return found
 
 
-def _index(comparison: "Comparison", rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _index(comparison: Comparison, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Filters and sort keys of rows, in the form of `scalecap.report.run_page.index`."""
     tags = ["captions differ", "captions are the same", "failed or missing in a job"]
     metrics = list(map(label, comparison.metrics))

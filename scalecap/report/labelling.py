@@ -41,7 +41,8 @@ def draw(
         step
         for *_, found in records
         for step, scores in found.items()
-        if _has_scores(scores) and _can_be_calibrated(steps.get(step, {"stage": "verify"}))
+        if any(isinstance(score.get("p_yes"), int | float) for score in scores)
+        and _can_be_calibrated(steps.get(step, {"stage": "verify"}))
     )
     drawn = []
     for step in names:
@@ -68,10 +69,6 @@ def _can_be_calibrated(step: Mapping[str, Any]) -> bool:
     """See `scalecap.calibration.calibrate`."""
     loops = step.get("adds_to") and step.get("rounds") != 1
     return step.get("stage") == "verify" and not loops
-
-
-def _has_scores(scores: Sequence[Mapping[str, Any]]) -> bool:
-    return any(isinstance(score.get("p_yes"), int | float) for score in scores)
 
 
 def _certainty(score: Mapping[str, Any]) -> float:

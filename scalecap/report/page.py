@@ -8,21 +8,19 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
 
+from scalecap.data.groups import batches
 from scalecap.messages import plural
 
 BLOCK_ROWS = 50
 """Rows per block; `BLOCK` of `templates/page.js`."""
-
-T = TypeVar("T")
 
 
 class Block(NamedTuple):
@@ -88,15 +86,9 @@ def block(name: str, value: Any) -> Block:
     return Block(name, base64.b64encode(packed).decode())
 
 
-def batches(values: Iterable[T], size: int = BLOCK_ROWS) -> Iterator[list[T]]:
-    iterator = iter(values)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
 def image_blocks(images: Sequence[bytes | str]) -> Iterator[Block]:
     """Packs thumbnails (WebP), or the reason why there is none, in blocks parallel to those of the rows."""
-    for number, batch in enumerate(batches(images)):
+    for number, batch in enumerate(batches(images, BLOCK_ROWS)):
         cells = [
             {"none": each} if isinstance(each, str) else {"webp": base64.b64encode(each).decode()}
             for each in batch

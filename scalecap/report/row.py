@@ -86,7 +86,8 @@ def row_view(run: Run, row: Row) -> RowView:
         if section := views.section(column, value):
             sections.append(section)
         else:
-            other.append((column, value if isinstance(value, str) else _pretty(value)))
+            text = "\n".join(value) if _texts(value) else json.dumps(value, ensure_ascii=False, indent=1)
+            other.append((column, value if isinstance(value, str) else text))
     return {
         "name": run.image_name(row),
         "error": row.get("error"),
@@ -277,9 +278,3 @@ def origins(caption: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
 
 def _words(text: str) -> list[str]:
     return [word.casefold() for word in WORD.findall(text)]
-
-
-def _pretty(value: Any) -> str:
-    if _texts(value):
-        return "\n".join(value)
-    return json.dumps(value, ensure_ascii=False, indent=1)

@@ -13,8 +13,9 @@ from typing import Any
 
 from scalecap.calibration import record
 from scalecap.data.files import redact_urls
+from scalecap.data.groups import batches
 from scalecap.report.labelling import draw, large
-from scalecap.report.page import Block, batches, block, image_blocks, templates
+from scalecap.report.page import BLOCK_ROWS, Block, block, image_blocks, templates
 from scalecap.report.row import row_metrics, row_view
 from scalecap.report.thumbnails import thumbnails
 from scalecap.rows import Row as DataRow
@@ -78,7 +79,7 @@ def write_report(
 
 
 def _blocks(run: Run, rows: Sequence[Row], images: Sequence[bytes | str]) -> Iterator[Block]:
-    for number, batch in enumerate(batches(rows)):
+    for number, batch in enumerate(batches(rows, BLOCK_ROWS)):
         yield block(f"rows-{number}", [row_view(run, row) for row in batch])
     yield from image_blocks(images)
     yield block("index", index(run, rows))

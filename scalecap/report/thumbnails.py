@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image as Pillow
 
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
+from scalecap.data.groups import batches
 from scalecap.data.images import Fingerprint, image_name
 from scalecap.data.sources import open_source
 from scalecap.rows import Row, RowError
@@ -121,10 +121,9 @@ def _load(
         return _thumbnail(row, image_name(row.columns.get(run.image)), captioned, sides[number])
 
     with ThreadPoolExecutor(thread_name_prefix="thumbnails") as pool:
-        while batch := list(islice(matched, _PREFETCH)):
-            yield from zip(
-                (number for number, _ in batch), pool.map(lambda each: load(*each), batch), strict=True
-            )
+        for batch in batches(matched, _PREFETCH):
+            numbers, found = zip(*batch, strict=True)
+            yield from zip(numbers, pool.map(load, numbers, found), strict=True)
 
 
 def _thumbnail(row: Row, name: str, captioned: Fingerprint | None, side: int) -> bytes | str:
