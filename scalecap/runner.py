@@ -4,8 +4,8 @@ import asyncio
 import atexit
 import logging
 import shlex
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -150,15 +150,9 @@ def _open_journal(job: Job) -> Journal:
     return Journal(Path(job.settings.output), config, force=job.settings.resume == "force")
 
 
-@contextmanager
-def _open_cache(settings: Settings) -> Iterator[Cache | None]:
+def _open_cache(settings: Settings) -> AbstractContextManager[Cache | None]:
     """The cache of replies, unless it is off. Raises CacheError before any model loads."""
-    cache = Cache(Path(settings.cache.dir).expanduser()) if settings.cache.enabled else None
-    try:
-        yield cache
-    finally:
-        if cache:
-            cache.close()
+    return closing(Cache(Path(settings.cache.dir).expanduser())) if settings.cache.enabled else nullcontext()
 
 
 @contextmanager
@@ -195,18 +189,36 @@ async def _caption(
     summary: Summary,
 ) -> None:
     """Loads the models and takes the rows through the pipeline, each to the journal as it finishes."""
-    roles = job.settings.by_role(job.pipeline.roles)
+    settings = job.settings
+    roles = settings.by_role(job.pipeline.roles)
     _add_model_notes(job, roles, summary)
-    tracker = RowTracker(job.settings, job.pipeline, roles, rows, summary)
+    tracker = RowTracker(settings, job.pipeline, roles, rows, summary)
     async with AsyncExitStack() as stack:
         with summary.phase("load"):
-            search = _search_first_row(rows, stack)
-            if job.settings.runner.name == "ray":
-                take_rows = await _open_actors(job, rows, summary, stack)
+            # A resumed run may pass over many rows: the first one to do is looked for while the models load.
+            reader = stack.enter_context(DaemonPool(1, "rows"))
+            search = asyncio.get_running_loop().run_in_executor(reader, rows.has_next)
+            if settings.runner.name == "ray":
+                cluster, summary.models = await stack.enter_async_context(
+                    open_cluster(settings, rows.source.columns, summary.usage)
+                )
+                take_rows = partial(
+                    stream, rows.take(), cluster.take, in_flight=cluster.rows, changed=cluster.changed
+                )
             else:
                 engines = engines or await pool.by_role(roles)
-                take_rows = _open_local(job, rows, engines, cache, summary, stack)
-            check_models(job.promises, job.pipeline, job.settings, summary.models)
+                stack.callback(_add_server_notes, engines, summary)
+                summary.models = {role: engines[role].identity for role in roles}
+                dispatcher = Dispatcher(
+                    engines, cache, settings.sampling, settings.seed, summary.usage, settings.min_mass
+                )
+                take_rows = partial(
+                    job.pipeline.run,
+                    rows.take(),
+                    dispatcher,
+                    in_flight=lambda: settings.rows_in_flight or dispatcher.max_rows(),
+                )
+            check_models(job.promises, job.pipeline, settings, summary.models)
             await search
         tracker.start()
         watchdog = EventLoopWatchdog(job.pipeline.steps)
@@ -219,51 +231,6 @@ async def _caption(
     await tracker.finish()
     if summary.usage.prefix_cache_is_useless:
         summary.notes.append(advice.NO_REUSE)
-
-
-def _search_first_row(rows: PendingRows, stack: AsyncExitStack) -> Awaitable[bool]:
-    """Looks for the first row to do while the models load: a resumed run may pass over many."""
-    reader = stack.enter_context(DaemonPool(1, "rows"))
-    return asyncio.get_running_loop().run_in_executor(reader, rows.has_next)
-
-
-async def _open_actors(
-    job: Job, rows: PendingRows, summary: Summary, stack: AsyncExitStack
-) -> Callable[..., Awaitable[None]]:
-    """Opens the Ray cluster; what takes the rows through its actors."""
-    cluster, summary.models = await stack.enter_async_context(
-        open_cluster(job.settings, rows.source.columns, summary.usage)
-    )
-    return partial(
-        stream,
-        rows.take(),
-        cluster.take,
-        in_flight=cluster.rows,
-        changed=cluster.changed,
-    )
-
-
-def _open_local(
-    job: Job,
-    rows: PendingRows,
-    engines: Mapping[str, Engine],
-    cache: Cache | None,
-    summary: Summary,
-    stack: AsyncExitStack,
-) -> Callable[..., Awaitable[None]]:
-    """What takes the rows through the engines of this process."""
-    settings = job.settings
-    stack.callback(_add_server_notes, engines, summary)
-    summary.models = {role: engines[role].identity for role in settings.by_role(job.pipeline.roles)}
-    dispatcher = Dispatcher(
-        engines, cache, settings.sampling, settings.seed, summary.usage, settings.min_mass
-    )
-    return partial(
-        job.pipeline.run,
-        rows.take(),
-        dispatcher,
-        in_flight=lambda: settings.rows_in_flight or dispatcher.max_rows(),
-    )
 
 
 def _add_model_notes(job: Job, roles: Mapping[str, RoleSettings], summary: Summary) -> None:
