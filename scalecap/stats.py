@@ -189,6 +189,8 @@ def _estimate(sums: np.ndarray) -> np.ndarray:
 
 
 def area(high: Sequence[float] | np.ndarray, low: Sequence[float] | np.ndarray) -> float:
-    """Area under the ROC curve: probability that a value of `high` exceeds one of `low`; ties count half."""
-    a, b = np.asarray(high)[:, None], np.asarray(low)[None]
-    return float(((a > b) + 0.5 * (a == b)).mean())
+    """Area under the ROC curve: probability that a value of `high` exceeds one of `low`; ties count half
+    (Mann and Whitney 1947)."""
+    ordered, values = np.sort(low), np.asarray(high)
+    below = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    return float(np.mean(below) / 2 / len(ordered))

@@ -1,5 +1,6 @@
 """CapsBench: what a reader who sees only the caption can answer (Liu et al. 2024, arXiv 2409.10695)."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from scalecap.metrics import by_category, records, share, texts
@@ -30,35 +31,25 @@ class Capsbench:
         measured: dict[str, Any] = {}
         answers: list[dict[str, Any]] = []
         for name, caption in texts(captions, self.words):
-            replies = await together(self._answer(client, caption, each["question"]) for each in questions)
-            hits = [
-                reply.option == _right_answer(each["answer"])
-                for each, reply in zip(questions, replies, strict=True)
-            ]
+            answered = await together(self._answer(client, caption, each) for each in questions)
             measured[name] = {
-                "accuracy": share(hits),
-                "unanswered": share(reply.option in ("n/a", "") for reply in replies),
+                "accuracy": share(each["right"] for each in answered),
+                "unanswered": share(each["answer"] in ("n/a", "") for each in answered),
                 "words": len(caption.split()),
                 "category": by_category(
-                    (str(each["category"]), hit) for each, hit in zip(questions, hits, strict=True)
+                    (str(question["category"]), each["right"])
+                    for question, each in zip(questions, answered, strict=True)
                 ),
             }
-            answers += [
-                {
-                    "caption": name,
-                    "question": each["question"],
-                    "answer": reply.option,
-                    "p": reply.p,
-                    "right": hit,
-                    "mass": reply.mass,
-                }
-                for each, reply, hit in zip(questions, replies, hits, strict=True)
-            ]
+            answers += [{"caption": name, **each} for each in answered]
         return measured, answers
 
-    async def _answer(self, client: ModelClient, caption: str, question: str) -> choices.Choice:
-        prompt = self.prompt.render(caption=caption, question=str(question))
-        return choices.most_probable(await client.choose(prompt, ANSWERS, model=self.model), ANSWERS)
+    async def _answer(self, client: ModelClient, caption: str, question: Mapping[str, Any]) -> dict[str, Any]:
+        prompt = self.prompt.render(caption=caption, question=str(question["question"]))
+        chosen = await client.choose(prompt, ANSWERS, model=self.model)
+        option, p, mass = choices.most_probable(chosen, ANSWERS)
+        right = option == _right_answer(question["answer"])
+        return {"question": question["question"], "answer": option, "p": p, "right": right, "mass": mass}
 
 
 def _right_answer(answer: Any) -> str:

@@ -63,14 +63,8 @@ class Captionqa:
         prompt = self.prompt.render(caption=caption, question=text, options=choices.list_options(options))
         option, p, mass = await choices.choose_by_letter(client, prompt, options, self.model)
         score = 1.0 if option == right else 1 / len(offered) + 0.05 if option == CANNOT else 0.0
-        return {
-            "question": text,
-            "answer": option,
-            "p": p,
-            "right": option == right,
-            "score": score,
-            "mass": mass,
-        }
+        answer = {"question": text, "answer": option, "p": p, "right": option == right}
+        return {**answer, "score": score, "mass": mass}
 
 
 def is_yes_no(question: str, options: list[str]) -> bool:

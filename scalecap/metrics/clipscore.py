@@ -27,70 +27,50 @@ class Clipscore:
     role: ClassVar[None] = None
 
     def __init__(self, *, weights: str, words: int | None = None) -> None:
-        self.words = words
-        self._clip = Clip(weights)
-
-    def missing(self) -> str | None:
-        """Why the weights are not available; None if they are."""
-        return self._clip.missing()
-
-    async def __call__(self, client: ModelClient, *, captions: Columns, image: Image) -> Measures:
-        captions_read = dict(texts(captions, self.words))
-        read = [f"A photo depicts {caption}" for caption in captions_read.values()]
-        scores = await self._clip.score(image, read) if read else []
-        named = zip(captions_read, scores, strict=True)
-        return {name: {"score": 2.5 * max(cosine, 0.0), "cut": int(cut)} for name, (cosine, cut) in named}
-
-    def close(self) -> None:
-        self._clip.close()
-
-
-class Clip:
-    """A CLIP model in a thread of its own, loaded when it is first needed."""
-
-    def __init__(self, weights: str) -> None:
-        self._weights = weights
+        self.weights, self.words = weights, words
         self._thread: DaemonPool | None = None
         self._loaded: tuple[Any, Any] | ValueError | None = None
         """Model and processor, or why they can't be loaded, so that not every row tries again."""
 
     def missing(self) -> str | None:
+        """Why the weights are not available; None if they are."""
         from scalecap.engines.settings import ModelSettings
         from scalecap.engines.weights import ModelError, preflight
 
         try:
-            preflight(ModelSettings(name=self._weights))
+            preflight(ModelSettings(name=self.weights))
         except ModelError as error:
             return f"weights: {error}"
         return None
 
-    async def score(self, image: Image, texts: list[str]) -> list[tuple[float, bool]]:
+    async def __call__(self, client: ModelClient, *, captions: Columns, image: Image) -> Measures:
+        captions_read = dict(texts(captions, self.words))
+        if not captions_read:
+            return {}
+        self._thread = self._thread or DaemonPool(1, "clip")
+        read = [f"A photo depicts {caption}" for caption in captions_read.values()]
+        loop = asyncio.get_running_loop()
+        scores = await loop.run_in_executor(self._thread, self._score, image, read)
+        named = zip(captions_read, scores, strict=True)
+        return {name: {"score": 2.5 * max(cosine, 0.0), "cut": int(cut)} for name, (cosine, cut) in named}
+
+    def _score(self, image: Image, read: list[str]) -> list[tuple[float, bool]]:
         """For each text its cosine similarity with the image, and whether it was truncated.
 
         Raises:
             ValueError: the model can't be loaded; the message says why.
         """
-        self._thread = self._thread or DaemonPool(1, "clip")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, image, texts)
-
-    def _score(self, image: Image, texts: list[str]) -> list[tuple[float, bool]]:
         import torch
 
         if self._loaded is None:
-            self._loaded = _load(self._weights)
+            self._loaded = _load(self.weights)
         if isinstance(self._loaded, ValueError):
             raise self._loaded
         model, processor = self._loaded
         most = model.config.text_config.max_position_embeddings
-        lengths = [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
-        inputs = processor(
-            text=texts,
-            images=image.pixels,
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-            max_length=most,
-        ).to(model.device)
+        lengths = [len(ids) for ids in processor.tokenizer(read)["input_ids"]]
+        settings = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": most}
+        inputs = processor(text=read, images=image.pixels, **settings).to(model.device)
         with torch.inference_mode():
             found = model(**inputs)
         cosines = torch.nn.functional.cosine_similarity(found.text_embeds, found.image_embeds)

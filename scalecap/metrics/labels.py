@@ -55,7 +55,8 @@ def _read(path: Path) -> Iterator[Label]:
             except (ValueError, RecursionError) as error:
                 raise LabelError(f"{place} is not JSON: {error}") from error
             if not isinstance(found, dict):
-                raise LabelError(f"{place}: expected an object with {', '.join(_TEXTS)}, got {_short(line)}")
+                shown = line.decode("utf-8", "replace").strip()[:80]
+                raise LabelError(f"{place}: expected an object with {', '.join(_TEXTS)}, got {shown}")
             for key in _TEXTS:
                 if not isinstance(found.get(key), str):
                     raise LabelError(f"{place}: expected a text in {key!r}, got {found.get(key)!r:.80}")
@@ -65,10 +66,6 @@ def _read(path: Path) -> Iterator[Label]:
             yield Label(**{key: found[key] for key in _TEXTS}, draw=str(found.get("draw", "")), place=place)
     if empty:
         raise LabelError(f"{path} has no labels")
-
-
-def _short(line: bytes) -> str:
-    return line.decode("utf-8", "replace").strip()[:80]
 
 
 def distinct(labels: Iterable[Label]) -> list[Label]:

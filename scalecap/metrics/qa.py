@@ -49,16 +49,8 @@ class Qa:
                 accepted = answer if isinstance(answer, list) else [answer]
                 right = plain(option) in {plain(_spelled(each)) for each in accepted}
             measured[name] = {"accuracy": int(right), "words": len(caption.split())}
-            answers.append(
-                {
-                    "caption": name,
-                    "question": question,
-                    "answer": option,
-                    "p": p,
-                    "right": right,
-                    "mass": mass,
-                }
-            )
+            answered = {"question": question, "answer": option, "p": p, "right": right, "mass": mass}
+            answers.append({"caption": name, **answered})
         return measured, answers
 
 

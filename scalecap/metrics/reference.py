@@ -4,7 +4,8 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from scalecap.metrics import texts
@@ -13,39 +14,18 @@ from scalecap.stats import Interval, mean
 from scalecap.threads import DaemonPool
 
 
-class _NoSynonyms:
-    """Stands in for WordNet, whose data is not part of nltk."""
-
-    @staticmethod
-    def synsets(word: str) -> list[Any]:
-        return []
-
-
 class _Cooked:
-    """A scorer's n-gram counts, computed anew at each iteration instead of held in memory."""
+    """A scorer's n-gram counts of a caption column, computed anew at each iteration, not held in memory."""
 
-    def __init__(self, count: int, made: Callable[[], Iterator[Any]]) -> None:
-        self._count, self._made = count, made
+    def __init__(self, count: int, rows: Iterable[Sequence[Any]], name: str, cook: Callable[[Any, Any], Any]):
+        self._count, self._rows, self._name, self._cook = count, rows, name, cook
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Any]:
-        return self._made()
-
-
-def _tests(rows: Iterable[Sequence[Any]], name: str) -> Iterator[Any]:
-    from pycocoevalcap.cider.cider_scorer import cook_test
-
-    return (cook_test(_joined(each["text"])) for row in rows for each in row[1] if each["caption"] == name)
-
-
-def _references(rows: Iterable[Sequence[Any]], name: str) -> Iterator[Any]:
-    from pycocoevalcap.cider.cider_scorer import cook_refs
-
-    return (
-        cook_refs(list(map(_joined, row[2]))) for row in rows for each in row[1] if each["caption"] == name
-    )
+        captions = ((row, each) for row in self._rows for each in row[1] if each["caption"] == self._name)
+        return (self._cook(each["text"], row[2]) for row, each in captions)
 
 
 def cider(rows: Iterable[Sequence[Any]]) -> dict[str, Interval]:
@@ -53,26 +33,23 @@ def cider(rows: Iterable[Sequence[Any]]) -> dict[str, Interval]:
 
     Of all rows, it holds how many references have each n-gram.
     """
-    from pycocoevalcap.cider.cider_scorer import CiderScorer
+    from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
 
     found = {}
     for name, count in Counter(each["caption"] for row in rows for each in row[1]).items():
         scorer = CiderScorer()
-        scorer.ctest = _Cooked(count, partial(_tests, rows, name))
-        scorer.crefs = _Cooked(count, partial(_references, rows, name))
+        scorer.ctest = _Cooked(count, rows, name, lambda text, _: cook_test(_joined(text)))
+        scorer.crefs = _Cooked(count, rows, name, lambda _, known: cook_refs(list(map(_joined, known))))
         _, scores = scorer.compute_score()
         if interval := mean([(float(score), 1.0) for score in scores]):
             found[f"{name}.cider"] = interval
     return found
 
 
-LIBRARIES = ("sacrebleu", "nltk", "pycocoevalcap")
-
-
 @stage(
     side=["texts", "references"],
     overall=cider,
-    requires=dict.fromkeys(LIBRARIES, "scalecap[metrics]"),
+    requires=dict.fromkeys(("sacrebleu", "nltk", "pycocoevalcap"), "scalecap[metrics]"),
     better={"words": "neither"},
 )
 async def reference(
@@ -128,8 +105,8 @@ def _wordnet() -> Any:
 
     try:
         nltk.data.find("corpora/wordnet")
-    except LookupError:
-        return _NoSynonyms
+    except LookupError:  # WordNet's data is not part of nltk
+        return SimpleNamespace(synsets=lambda word: [])
     return wordnet
 
 

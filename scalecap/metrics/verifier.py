@@ -12,12 +12,10 @@ from scalecap.metrics import records, share
 from scalecap.metrics.labels import LabelError, distinct, read_labels
 from scalecap.stages import Image, Measures, ModelClient, Role, stage, together
 from scalecap.stages.verify import check_threshold
-from scalecap.stats import RESAMPLES, Interval
+from scalecap.stats import RESAMPLES, Interval, area
 from scalecap.text.templates import Template
 
-LABELS = {"true": True, "yes": True, "1": True, "1.0": True} | dict.fromkeys(
-    ("false", "no", "0", "0.0"), False
-)
+LABELS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
 def quality(rows: Iterable[Sequence[Any]]) -> dict[str, Interval]:
@@ -61,8 +59,6 @@ def _quality(answers: np.ndarray) -> dict[str, float]:
     true, false = p[said], p[~said]
     if not len(true) or not len(false):
         return {}
-    # The chance that a true statement gets more than a false one, ties halved (Mann and Whitney 1947).
-    below = np.searchsorted(np.sort(false), true, "left"), np.searchsorted(np.sort(false), true, "right")
     bins = np.minimum((p * 10).astype(int), 9)
     gaps = [abs(p[bins == b].sum() - said[bins == b].sum()) for b in range(10)]
     candidates = np.unique(p)
@@ -73,7 +69,7 @@ def _quality(answers: np.ndarray) -> dict[str, float]:
     edge = (candidates[best] + candidates[best - 1]) / 2 if best else candidates[0]
     return {
         "balanced_accuracy": float((right[label].mean() + right[~label].mean()) / 2),
-        "auc": float(np.mean(below[0] + below[1]) / 2 / len(false)),
+        "auc": area(true, false),
         "calibration_error": float(sum(gaps) / len(p)),
         "best_threshold": float(edge),
     }
