@@ -4,7 +4,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -251,7 +251,10 @@ class _ColumnTypes:
                     self._types[name] = None
 
     def final(self) -> dict[str, pa.DataType | None]:
-        found = {name: type_ and _final_type(type_) for name, type_ in self._types.items()}
+        found = dict.fromkeys(self._types)
+        for name, type_ in self._types.items():
+            with suppress(_NoCommonType):
+                found[name] = None if type_ is None else _final_type(type_)
         return {**found, "flags": None, "error": ERROR}
 
 
@@ -272,7 +275,7 @@ def _type(value: Any, levels: int = MAX_LEVELS) -> pa.DataType:
             return pa.string()
         case list() if levels:
             return pa.list_(functools.reduce(_common_type, map(below, value), pa.null()))
-        case dict() if levels and 0 < len(value) <= MAX_FIELDS:
+        case dict() if levels and len(value) <= MAX_FIELDS:
             return pa.struct([(name, below(each)) for name, each in value.items()])
     raise _NoCommonType
 
@@ -300,7 +303,11 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _final_type(type_: pa.DataType) -> pa.DataType:
-    """The final type: int64 for exact integers, string where all values are null."""
+    """The final type: int64 for exact integers, string where all values are null.
+
+    Raises:
+        _NoCommonType: for a record without fields, which parquet does not have.
+    """
     if pa.types.is_null(type_):
         return pa.string()
     if type_ == _EXACT_INT:
@@ -308,5 +315,7 @@ def _final_type(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_list(type_):
         return pa.list_(_final_type(type_.value_type))
     if pa.types.is_struct(type_):
+        if not type_.num_fields:
+            raise _NoCommonType
         return pa.struct([(field.name, _final_type(field.type)) for field in type_])
     return type_

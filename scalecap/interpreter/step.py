@@ -215,7 +215,11 @@ class Step:
             arguments[parameter] = (
                 values[bound] if isinstance(bound, str) else {n: values[c] for n, c in bound.items()}
             )
-            if self.stage.columns[parameter].kind == "regions":
+            declared = self.stage.columns[parameter]
+            if arguments[parameter] is None and not declared.takes_null:
+                expected = KIND_NAMES[declared.kind]
+                raise RowError("null_column", f"column {bound!r} is null in this row, expected {expected}")
+            if declared.kind == "regions":
                 arguments[parameter] = [region and region.image for region in arguments[parameter]]
         try:
             result = self.unit(client, **arguments) if self.stage.uses_model else self.unit(**arguments)

@@ -64,7 +64,8 @@ async def reference(
     Args:
         references: one caption, or a list of them.
     """
-    given = [str(each) for each in (references if isinstance(references, list) else [references])]
+    listed = references if isinstance(references, list) else [references]
+    given = [str(each) for each in listed if each is not None]
     if not given:
         raise ValueError("the row has no reference caption")
     measured: dict[str, Any] = {}

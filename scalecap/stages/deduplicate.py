@@ -77,7 +77,7 @@ class Deduplicate:
         self, client: ModelClient, *, texts: Columns, known: list[str] | None = None
     ) -> tuple[list[str], list[dict[str, Any]]]:
         before = known or []
-        every = [*before, *(text for column in texts.values() for text in column)]
+        every = [*before, *(text for column in texts.values() for text in column or ())]
         gists = [self._gist(text) for text in every]
         kept: list[str] = []
         repeats: list[dict[str, Any]] = []

@@ -142,6 +142,11 @@ class Parameter:
         """What the column must hold (for a column parameter)."""
         return _kind(self.annotation)
 
+    @property
+    def takes_null(self) -> bool:
+        """Whether the column may be null in a row."""
+        return self.annotation is Any or types.NoneType in typing.get_args(self.annotation)
+
 
 @dataclass(frozen=True)
 class Stage:

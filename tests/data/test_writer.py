@@ -103,8 +103,9 @@ def test_values_without_a_common_type_are_json_text(tmp_path: Path, values: list
 
 def test_keys_that_differ_from_row_to_row_are_json_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(writer, "MAX_FIELDS", 3)
-    few = [{"a": 1, "b": 2}, {"c": 3}]
+    few = [{}, {"a": 1, "b": 2}, {"c": 3}]
     assert list(written(tmp_path, few)[1]["x"]) == [
+        {"a": None, "b": None, "c": None},
         {"a": 1, "b": 2, "c": None},
         {"a": None, "b": None, "c": 3},
     ]

@@ -183,6 +183,16 @@ async def test_a_column_that_only_some_rows_have():
     assert with_it.columns["x"] == ["A dog.", "A cat."]
 
 
+async def test_a_column_that_is_null_in_some_rows():
+    steps = one({"stage": "split_sentences", "text": "note"})
+    (without, _), _ = await go(steps, [row(0, note=None), row(1, note="A dog.")])
+    message = "column 'note' is null in this row, expected a text"
+    assert without.error == {"step": "x", "kind": "null_column", "message": message}
+    steps = one({"stage": "deduplicate", "texts": ["note", "tags"]})
+    (dog,), _ = await go(steps, [row(0, note=None, tags=["A dog."])])
+    assert dog.columns["x"] == ["A dog."]
+
+
 async def test_the_image_is_opened_once_a_row_off_the_loop_and_only_if_read():
     threads = []
 

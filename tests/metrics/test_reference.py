@@ -23,6 +23,8 @@ async def test_nothing_in_common_scores_nothing():
     assert measured["b"]["bleu"] == 0
     with pytest.raises(ValueError, match="no reference"):
         await reference({"a": "b"}, [])
+    with pytest.raises(ValueError, match="no reference"):
+        await reference({"a": "b"}, [None])  # type: ignore[list-item]
 
 
 async def test_rouge_by_hand():
