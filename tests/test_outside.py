@@ -35,7 +35,7 @@ def written(compose: Compose, engines: dict[str, Scripted], tmp_path: Path) -> C
     def made(*words: str) -> tuple[Summary, list[bytes | None]]:
         data = ["data=jsonl", f"data.path={tmp_path}/data/rows.jsonl", "write.image=bytes", "report=false"]
         summary = run(compose(*data, "progress=false", *words), engines=engines)
-        (path,) = (tmp_path / "run" / "dataset").iterdir()
+        (path,) = (tmp_path / "run" / "dataset").glob("*.parquet")
         return summary, [row["image"] and row["image"]["bytes"] for row in pq.read_table(path).to_pylist()]
 
     return made
@@ -79,7 +79,7 @@ def test_a_set_of_the_hub_copies_nothing_that_its_cells_name_elsewhere(
         words = [*source, f"data.path={tmp_path}/set/train.parquet", "write.image=bytes", "report=false"]
         output = tmp_path / source[0]
         summary = run(compose(*words, *JUDGED, f"output='{output}'"), engines=engines)
-        (path,) = (output / "dataset").iterdir()
+        (path,) = (output / "dataset").glob("*.parquet")
         assert [bool(row["image"]) for row in pq.read_table(path).to_pylist()] == [True, False]
         assert "mine.png' is outside of the data's folder" in " ".join(summary.notes)
 
@@ -102,6 +102,6 @@ def test_links_of_a_set_of_the_hub_lead_nowhere_else(
     words = ["data=hub", f"data.path={tmp_path}/set/train.parquet", "write.image=bytes", "report=false"]
     for more, exported in (((), 2), (("data.allow_outside=true",), len(links))):
         summary = run(compose(*words, *more, *JUDGED), engines=engines)
-        (path,) = (tmp_path / "run" / "dataset").iterdir()
+        (path,) = (tmp_path / "run" / "dataset").glob("*.parquet")
         found = [bool(row["image"]) for row in pq.read_table(path).to_pylist()]
         assert found == [True] * exported + [False] * (len(links) - exported), summary.notes

@@ -1,5 +1,6 @@
 """Writes finished rows: `captions.jsonl`, parquet shards for `datasets`, and other exports."""
 
+import filecmp
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from scalecap.config.exports import SELECT, Select, WriteSettings
 from scalecap.data.groups import GROUP_ROWS, Export, Sink, batches, with_images, with_source_rows
-from scalecap.data.replacing import replacing
+from scalecap.data.replacing import remove_others, replacing
 from scalecap.data.sidecars import BesideImages, Sidecars
 from scalecap.data.sinks import plugin_sinks
 from scalecap.data.tar import TarWriter
@@ -64,6 +65,7 @@ def write(
 ) -> WriteResult:
     """Writes `captions.jsonl` and the exports chosen by `settings` to `folder`, in the order of the records.
 
+    Exports of an earlier run that `settings` does not name are removed once the captions differ from theirs.
     In parquet, `flags` and columns without a common type are JSON strings. An image is left out (null in
     `dataset/`, no sample in `webdataset/`) if its file can't be read or was replaced since it was captioned.
 
@@ -103,7 +105,10 @@ def write(
     with part.open("w", encoding="utf-8") as file:
         for row in rows() if select is None else _flagged(rows(), select, written):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(part, folder / "captions.jsonl")
+    captions = folder / "captions.jsonl"
+    if not (captions.exists() and filecmp.cmp(part, captions, shallow=False)):
+        remove_others(folder, [*settings.folders, *(["dataset"] if "parquet" in settings.format else [])])
+    os.replace(part, captions)
     files = settings.embeds_images and data is not None
     with ExitStack() as stack:
         sinks: list[Sink] = []
@@ -114,7 +119,7 @@ def write(
             written.json_columns = [
                 name for name, type_ in found.items() if type_ is None and name != "flags"
             ]
-            part = stack.enter_context(replacing(folder / "dataset", marked=False))
+            part = stack.enter_context(replacing(folder / "dataset", unmarked=True))  # 0.1.0 left none
             sinks.append(stack.enter_context(closing(_Shards(part, found, image if files else None))))
         if "webdataset" in settings.format and data is not None:
             part = stack.enter_context(replacing(folder / "webdataset"))

@@ -54,6 +54,20 @@ def test_a_row_is_taken_where_the_expression_holds(expression: str, flag: str | 
     assert Select("true", []).exclusion(failed) == ("left_out", "")
 
 
+def test_exports_that_write_no_longer_names_stay_until_the_captions_change(
+    compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path
+):
+    words = ["data=jsonl", "progress=false", "pipeline=direct"]
+    (tmp_path / "run" / "mine").mkdir(parents=True)
+    run(compose(*words, rows(1), "write.sidecars=txt"), engines=engines)
+    folders = {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()}
+    assert folders == {"dataset", "sidecars", "mine"}
+    for count, left in ((1, folders), (2, {"mine"})):
+        run(compose(*words, rows(count), "write.format=[]"), engines=engines)
+        assert len(captions()) == count
+        assert {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()} == left
+
+
 def test_rows_left_out_by_select_stay_in_captions_and_another_select_sends_no_request(
     compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path
 ):

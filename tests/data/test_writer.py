@@ -153,7 +153,7 @@ def test_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lim
         monkeypatch.setattr(writer, name, value)
     rows = records(11)
     writer.write(tmp_path, lambda: rows, ["x"])
-    names = sorted(path.name for path in (tmp_path / "dataset").iterdir())
+    names = sorted(path.name for path in (tmp_path / "dataset").glob("*.parquet"))
     assert len(names) >= 3
     assert names == [f"train-{n:05d}-of-{len(names):05d}.parquet" for n in range(len(names))]
     for path in (str(tmp_path / "dataset"), str(tmp_path / "dataset" / "train-*.parquet")):
@@ -177,7 +177,7 @@ def test_features_are_those_of_the_rows(tmp_path: Path):
 def test_a_column_is_left_out(tmp_path: Path):
     rows = records(2)
     writer.write(tmp_path, lambda: rows, ["x"], WriteSettings(image="none"))
-    assert pq.read_schema(next((tmp_path / "dataset").iterdir())).names == ["row_id", "x", "flags", "error"]
+    assert pq.read_schema(next((tmp_path / "dataset").glob("*.parquet"))).names == ["row_id", "x", "flags", "error"]
     assert '"image"' in (tmp_path / "captions.jsonl").read_text()
 
 
@@ -202,7 +202,7 @@ def test_images_are_the_files_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     own.insert(6, row(6, gone))
     written = writer.write(tmp_path, lambda: rows, ["x"], WriteSettings(image="bytes"), data=own)
     assert dict(written.missing_images) == {"gone": 1, "the data now has another row at this index": 1}
-    (path,) = (tmp_path / "dataset").iterdir()
+    (path,) = (tmp_path / "dataset").glob("*.parquet")
     assert pq.read_metadata(path).num_row_groups >= 3
     loaded = datasets.load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "hf"))
     assert loaded.features["image"] == datasets.Image()
