@@ -177,7 +177,12 @@ def test_features_are_those_of_the_rows(tmp_path: Path):
 def test_a_column_is_left_out(tmp_path: Path):
     rows = records(2)
     writer.write(tmp_path, lambda: rows, ["x"], WriteSettings(image="none"))
-    assert pq.read_schema(next((tmp_path / "dataset").glob("*.parquet"))).names == ["row_id", "x", "flags", "error"]
+    assert pq.read_schema(next((tmp_path / "dataset").glob("*.parquet"))).names == [
+        "row_id",
+        "x",
+        "flags",
+        "error",
+    ]
     assert '"image"' in (tmp_path / "captions.jsonl").read_text()
 
 
