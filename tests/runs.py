@@ -1,9 +1,14 @@
 """What tests of whole runs share: the scripted engine in its roles, and the rows that a run wrote."""
 
+import asyncio
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from scalecap.config.settings import Settings
 from scalecap.engines.base import Request
@@ -28,6 +33,13 @@ def captions(folder: Path | str = "run") -> list[dict[str, Any]]:
 def roles(script: Any, **more: Any) -> Engines:
     """A scripted engine in every role."""
     return dict.fromkeys(("vlm", "llm", "judge"), Scripted(script, **more))
+
+
+async def interrupt(caplog: pytest.LogCaptureFixture, number: signal.Signals = signal.SIGINT) -> None:
+    """Sends a signal to this process, and waits until the run has got it."""
+    os.kill(os.getpid(), number)
+    while "Interrupted: waiting for rows in flight." not in caplog.text:
+        await asyncio.sleep(0.001)
 
 
 def first_words(request: Request) -> str:

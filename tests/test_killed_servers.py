@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import digest
+from server import digest, reserve_port
 
 pytestmark = pytest.mark.slow
 CONCURRENCY = 4
 SERVE = """
-import json, sys
+import itertools, json, sys
 from server import Server, storyteller
+
+port, answers = map(int, sys.argv[1:])
+numbers = itertools.count()
 
 def script(request):
     print(json.dumps(request), flush=True)
-    return storyteller(request)
+    return storyteller(request) if next(numbers) < answers else (200, "hang")
 
-print(Server(script, int(sys.argv[1])).url, flush=True)
+print(Server(script, port).url, flush=True)
 """
 
 
@@ -33,11 +36,12 @@ class Served:
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
-        self._port = 0
+        self._reserved = reserve_port()
         self.begin()
 
-    def begin(self) -> None:
-        command = [sys.executable, "-c", SERVE, str(self._port)]
+    def begin(self, answers: int = 10**6) -> None:
+        """Starts it; after so many answers it gives no more."""
+        command = [sys.executable, "-c", SERVE, str(self._reserved.getsockname()[1]), str(answers)]
         self.process = subprocess.Popen(
             command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -47,7 +51,6 @@ class Served:
             self.requests.append(json.loads(line))
             line = self.process.stdout.readline()
         self.url = line.strip()
-        self._port = int(self.url.rpartition(":")[2].partition("/")[0])
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
         self._reader.start()
 
@@ -87,7 +90,7 @@ def test_every_row_is_done_once_and_other_servers_keep_their_images(
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def finish(process: "subprocess.Popen[str]") -> str:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
         return output
 
@@ -99,15 +102,20 @@ def test_every_row_is_done_once_and_other_servers_keep_their_images(
     assert set(whole.values()) == {1}
     homes = {image: number for number, each in enumerate(servers) for image in each.images()}
     assert len(homes) == sum(len(set(server.images())) for server in servers) == 40
+    servers[0].kill()
+    servers[0].begin(answers=60)  # whoever kills it may be slow
     for server in servers:
         server.requests.clear()
 
+    def wait_for(requests: float, *servers: Served) -> None:
+        while sum(len(server.requests) for server in servers) < requests:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.002)
+
     process = begin("killed")
-    while len(servers[0].requests) < 40:
-        time.sleep(0.002)
+    wait_for(40, servers[0])
     servers[0].kill()
-    while sum(len(server.requests) for server in servers) < 0.6 * whole.total():
-        time.sleep(0.002)
+    wait_for(0.6 * whole.total(), *servers)
     servers[0].begin()
     output = finish(process)
     for server in servers:

@@ -8,9 +8,7 @@ import base64
 import gzip
 import io
 import json
-import os
 import re
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ import pytest
 from image_files import an_image, tar
 from omegaconf import OmegaConf
 from PIL import Image as Pillow
-from runs import Compose, captions
+from runs import Compose, captions, interrupt
 
 from scalecap.config.settings import Settings
 from scalecap.data.sources import open_source
@@ -150,19 +148,15 @@ def caption(settings: Settings, *, stopped: bool = False) -> Path:
     folder = Path(settings.output)
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)  # as the command line does
     OmegaConf.save(OmegaConf.structured(settings), folder / ".hydra" / "config.yaml")
-    left = sum(colour not in SLOW for colour in ROWS)
-    last = asyncio.Event()
+    others = sum(colour not in SLOW for colour in ROWS)
 
     async def answer(request: Request) -> str:
-        nonlocal left
         assert request.prompt.image
         colour = colour_of(request.prompt.image.pixels)
         if stopped and colour in SLOW:
-            await last.wait()
+            while (folder / "journal.jsonl").read_bytes().count(b'{"index":') < others:
+                await asyncio.sleep(0.001)
             raise EngineDead("it is gone")
-        left -= 1
-        if not left:
-            asyncio.get_running_loop().call_later(0.05, last.set)
         return colour
 
     summary = run(settings, engines={"vlm": Scripted(answer)})
@@ -323,16 +317,18 @@ def test_a_folder_without_ids_shows_images_with_unique_names(compose: Compose, t
     assert reported(made)[-1] == ("cyan", "cyan")
 
 
-def test_an_interrupted_run_keeps_its_images(compose: Compose, tmp_path: Path):
+def test_an_interrupted_run_keeps_its_images(
+    compose: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     settings = settings_of(compose, *saved(tmp_path))
     settings.rows_in_flight = 2
     count = 0
 
-    def answer(request: Request) -> str:
+    async def answer(request: Request) -> str:
         nonlocal count
         count += 1
         if count == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            await interrupt(caplog)
         assert request.prompt.image
         return colour_of(request.prompt.image.pixels)
 
