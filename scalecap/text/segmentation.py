@@ -20,7 +20,8 @@ _CONTEXT = 100
 """Characters on each side of a punctuation mark that decide whether it ends a sentence."""
 _NEVER_END = re.compile(
     "[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Ss]t|[Mm]t|Rev|Gen|Sen|Gov|Capt|Lt|Col|Sgt"
-    "|[Vv]s|[Aa]pprox|[Cc]a|[Cc]f|[Ee]\\.g|[Ii]\\.e|[Ee]sp|[Ii]ncl"
+    "|[Vv]s|[Aa]pprox|[Cc]a|[Cc]f|[Ee]\\.g|[Ii]\\.e|[Ee]sp|[Ii]ncl|[Ee]st"
+    "|Sra|Srta|Dra|Sig|Dott|[Aa]prox|bzw|evtl|ggf|inkl|sog|vgl|Nr"
 )
 """Abbreviations after which a sentence goes on. Those that are words too count only with a capital."""
 _OPENER = re.compile(
@@ -28,7 +29,7 @@ _OPENER = re.compile(
     r"|Next|Beside|Both|Another|Other|Some|Several|Two|Three)\b(?!\.)"
 )
 """Words that begin a sentence and no name: before them a capital letter with a full stop ends one."""
-_END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|jr|sr|a\\.m|p\\.m|ft|oz|lb|lbs|min|max", re.I)
+_END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|a\\.m|p\\.m|ft|oz|lb|lbs|min|max", re.I)
 # 1,200 stays whole; 、 only lists words.
 _COMMA = re.compile(rf"(?:,[{_CLOSERS}]*(?=\s)|[，،][{_CLOSERS}]*)")
 _LAST_MARK = re.compile(rf"[.!?…।॥۔؟。！？]+[{_CLOSERS}]*\s*$")
@@ -139,10 +140,12 @@ def _ends_sentence(before: str, end: re.Match[str], after: str) -> bool:
     word = before.split()[-1].lstrip("(\"'“‘[*_") if before.strip() else ""
     if re.fullmatch(r"\d+|[A-Za-z]", before.strip()):
         return False  # 1. first of a list
-    if re.fullmatch(r"[A-Z](\.[A-Z])*", word) and word != "I":
-        return _OPENER.match(after) is not None  # J. K. Rowling, the U.S. flag; "plan B. The map"
     if word.lower() in ("no", "fig") or re.fullmatch("Jan|Feb|Mar|Apr|Aug|Sept?|Oct|Nov|Dec", word):
         return not after[:1].isdigit()
     if _END_BEFORE_CAPITAL.fullmatch(word):
         return not continues
-    return not _NEVER_END.fullmatch(word)
+    if _NEVER_END.fullmatch(word):
+        return False
+    if re.fullmatch(r"[A-Za-zА-я](\.[A-Za-z])*|[JS]r", word) and word != "I":
+        return _OPENER.match(after) is not None  # J. K. Rowling, the U.S. flag, z. B.; "plan B. The map"
+    return True
