@@ -44,7 +44,7 @@ from scalecap.engines.base import Choose, EngineError, Request, Score
 from scalecap.engines.scripted import Line, Scripted
 from scalecap.interpreter.allowance import Allowance
 from scalecap.interpreter.dispatch import Dispatcher, RunUsage, StepClient, StepUsage
-from scalecap.interpreter.pipeline import Finished, Pipeline, PipelineError, image_pool
+from scalecap.interpreter.pipeline import Finished, PipelineError, image_pool
 from scalecap.rows import Row
 from scalecap.run.check import build_pipeline
 from scalecap.text.suggestions import did_you_mean
@@ -78,9 +78,8 @@ def read_cases(listed: Any) -> list[Case]:
             raise CaseError(f"{where}: expected a mapping with a name under `case:`, got {each!r:.80}")
         for key in each:
             if key not in known:
-                raise CaseError(
-                    f"{where} ({each['case']}): no such key {key!r}{did_you_mean(str(key), known)}"
-                )
+                hint = did_you_mean(str(key), known)
+                raise CaseError(f"{where} ({each['case']}): no such key {key!r}{hint}")
         for key in known - {"case"}:
             if not isinstance(each.get(key, {}), Mapping):
                 raise CaseError(f"{where} ({each['case']}): {key}: expected a mapping, got {each[key]!r:.80}")
@@ -97,31 +96,23 @@ def run_case(case: Case, settings: Settings) -> list[str]:
         CaseError: it names an unknown step or column.
         PipelineError: the pipeline is invalid.
     """
-    offered = {
-        "image": "any",
-        **infer_kinds([{name: each for name, each in case.row.items() if name != "image"}]),
-    }
+    given = {name: value for name, value in case.row.items() if name != "image"}
+    offered = {"image": "any", **infer_kinds([given])}
     pipeline = build_pipeline(settings, offered)
     callers = [step.name for step in pipeline.steps if step.role]
     for name in case.replies:
         if name not in callers:
-            raise CaseError(
-                f"{case.case}: replies: no step {name!r} calls a model{did_you_mean(name, callers)}"
-            )
+            hint = did_you_mean(name, callers)
+            raise CaseError(f"{case.case}: replies: no step {name!r} calls a model{hint}")
     columns = [*offered, *pipeline.writers, "error", "flags"]
     for name in case.expect:
         if name not in columns:
             raise CaseError(f"{case.case}: expect: no column {name!r}{did_you_mean(name, columns)}")
     script = Script(case.replies, settings)
-    finished = asyncio.run(_take(case, pipeline, script))
-    return list(_differences(case, finished, script))
-
-
-async def _take(case: Case, pipeline: Pipeline, script: "Script") -> Finished:
-    columns = {name: value for name, value in case.row.items() if name != "image"}
-    row = Row(0, columns, partial(_image, case.row.get("image", "gray")))
+    row = Row(0, given, partial(_image, case.row.get("image", "gray")))
     with image_pool() as images:
-        return await pipeline.run_row(row, script, images)  # type: ignore[arg-type]
+        finished = asyncio.run(pipeline.run_row(row, script, images))  # type: ignore[arg-type]
+    return list(_differences(case, finished, script))
 
 
 def _image(cell: Any) -> Any:

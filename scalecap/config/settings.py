@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ from scalecap.text.suggestions import did_you_mean
 RUNNERS = ("local", "ray")
 _OWN_VARIABLES = ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "tools")
 """Arguments of `apply_chat_template` that are not template variables."""
+_COUNTS = (
+    *("data.limit", "data.count", "pipeline.budget", "evaluate.words", "runner.actors"),
+    *("rows_in_flight", "max_requests", "max_tokens", "preview"),
+)
+"""Settings that must be 1 or more, or null."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files, of the wheel or of the checkout."""
@@ -219,23 +225,11 @@ class Settings:
 
     def problems(self) -> list[str]:
         """Values of the right type that are invalid, one message each."""
-        minimums = {
-            "data.limit": (self.data.limit, 1),
-            "pipeline.budget": (self.pipeline.budget, 1),
-            "evaluate.words": (self.evaluate.words, 1),
-            "data.count": (self.data.count, 1),
-            "rows_in_flight": (self.rows_in_flight, 1),
-            "max_requests": (self.max_requests, 1),
-            "max_tokens": (self.max_tokens, 1),
-            "max_cost": (self.max_cost, 0),
-            "preview": (self.preview, 1),
-            "runner.actors": (self.runner.actors, 1),
-            "runner.gpus_per_actor": (self.runner.gpus_per_actor, 0),
-        }
+        minimums = dict.fromkeys(_COUNTS, 1) | {"max_cost": 0, "runner.gpus_per_actor": 0}
         found = [
             f"{key}={value}: must be {minimum} or more"
-            for key, (value, minimum) in minimums.items()
-            if value is not None and value < minimum
+            for key, minimum in minimums.items()
+            if (value := attrgetter(key)(self)) is not None and value < minimum
         ]
         found += [f"sampling.{problem}" for problem in self.sampling.problems()]
         limit = re.fullmatch(r"(\d+|\d+(?:\.\d+)?%)", self.max_failures or "100%")
@@ -291,13 +285,11 @@ def schema() -> DictConfig:
     node = OmegaConf.structured(Settings)
     assert isinstance(node, DictConfig)
     OmegaConf.set_readonly(node.sampling, False)
-    OmegaConf.set_struct(node.pipeline.steps, False)
-    OmegaConf.set_struct(node.engine.args, False)
-    OmegaConf.set_struct(node.data.args, False)
-    OmegaConf.set_struct(node.engine.extra_body, False)
+    free = [node.pipeline.steps, node.engine.args, node.engine.extra_body, node.data.args]
     for model in node.model.values():
-        OmegaConf.set_struct(model.chat_template_kwargs, False)
-        OmegaConf.set_struct(model.engine, False)
+        free += [model.chat_template_kwargs, model.engine]
+    for each in free:
+        OmegaConf.set_struct(each, False)
     return node
 
 

@@ -32,47 +32,25 @@ A metric declares the measures for which higher is not better, so that compariso
 `scalecap.stages.regions.cut`); a stage that shows such regions to a model takes `Views`.
 """
 
-from scalecap.engines.base import Chosen, Generated, Image, PromptTooLong, Sampling, Scored
-from scalecap.stages.registry import (
-    ROLES,
-    Columns,
-    Items,
-    Kind,
-    Measures,
-    ModelClient,
-    Overall,
-    Parameter,
-    Regions,
-    Role,
-    Stage,
-    Views,
-    find,
-    names,
-    stage,
-    together,
-)
-
-__all__ = [
-    "ROLES",
-    "Chosen",
-    "Columns",
-    "Generated",
-    "Image",
-    "Items",
-    "Kind",
-    "Measures",
-    "ModelClient",
-    "Overall",
-    "Parameter",
-    "PromptTooLong",
-    "Regions",
-    "Role",
-    "Sampling",
-    "Scored",
-    "Stage",
-    "Views",
-    "find",
-    "names",
-    "stage",
-    "together",
-]
+from scalecap.engines.base import Chosen as Chosen
+from scalecap.engines.base import Generated as Generated
+from scalecap.engines.base import Image as Image
+from scalecap.engines.base import PromptTooLong as PromptTooLong
+from scalecap.engines.base import Sampling as Sampling
+from scalecap.engines.base import Scored as Scored
+from scalecap.stages.registry import ROLES as ROLES
+from scalecap.stages.registry import Columns as Columns
+from scalecap.stages.registry import Items as Items
+from scalecap.stages.registry import Kind as Kind
+from scalecap.stages.registry import Measures as Measures
+from scalecap.stages.registry import ModelClient as ModelClient
+from scalecap.stages.registry import Overall as Overall
+from scalecap.stages.registry import Parameter as Parameter
+from scalecap.stages.registry import Regions as Regions
+from scalecap.stages.registry import Role as Role
+from scalecap.stages.registry import Stage as Stage
+from scalecap.stages.registry import Views as Views
+from scalecap.stages.registry import find as find
+from scalecap.stages.registry import names as names
+from scalecap.stages.registry import stage as stage
+from scalecap.stages.registry import together as together

@@ -51,11 +51,6 @@ def _place(name: str, sentences: list[str]) -> int:
 def _objects(reply: str) -> Iterator[str]:
     for line in asking_lines(reply):
         rest = line.partition(ASKS)[2]
-        name = (
-            rest[: next((end for _, end in segmentation.sentences(rest)), 0)]
-            .strip()
-            .removeprefix("the position of ")
-            .strip(_MARKS)
-        )
-        if name:
+        end = next((end for _, end in segmentation.sentences(rest)), 0)
+        if name := rest[:end].strip().removeprefix("the position of ").strip(_MARKS):
             yield name

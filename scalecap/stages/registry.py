@@ -10,7 +10,7 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Literal, Protocol, TypeVar, overload
+from typing import Annotated, Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from scalecap.engines.base import Chosen, Generated, Image, Sampling, Scored
 from scalecap.stages.regions import Region
@@ -184,34 +184,26 @@ _stages: dict[str, Stage] = {}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Declared(TypedDict, total=False):
+    name: str
+    side: Sequence[str]
+    overall: Overall
+    requires: Mapping[str, str]
+    better: Mapping[str, Better]
+
+
 @overload
 def stage(unit: F) -> F: ...
 @overload
-def stage(
-    *,
-    name: str | None = None,
-    side: Sequence[str] = (),
-    overall: Overall | None = None,
-    requires: Mapping[str, str] | None = None,
-    better: Mapping[str, Better] | None = None,
-) -> Callable[[F], F]: ...
-def stage(
-    unit: F | None = None,
-    *,
-    name: str | None = None,
-    side: Sequence[str] = (),
-    overall: Overall | None = None,
-    requires: Mapping[str, str] | None = None,
-    better: Mapping[str, Better] | None = None,
-) -> F | Callable[[F], F]:
+def stage(**declared: Unpack[_Declared]) -> Callable[[F], F]: ...
+def stage(unit: F | None = None, **declared: Unpack[_Declared]) -> F | Callable[[F], F]:
     """Register a function or class as a stage. ValueError for a taken name, TypeError for a bad signature."""
-    declared = {"overall": overall, "requires": requires or {}, "better": better or {}}
     if unit is None:
-        return lambda later: _register(later, name, side, declared)
-    return _register(unit, name, side, declared)
+        return lambda later: _register(later, **declared)
+    return _register(unit, **declared)
 
 
-def _register(unit: F, name: str | None, side: Sequence[str], declared: Mapping[str, Any]) -> F:
+def _register(unit: F, *, name: str = "", side: Sequence[str] = (), **declared: Any) -> F:
     name = name or re.sub(r"(?<!^)(?=[A-Z])", "_", unit.__name__).lower()
     package = unit.__module__.partition(".")[0]
     if "/" not in name and package not in ("scalecap", "__main__"):  # a notebook names its own as they are

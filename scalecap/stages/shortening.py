@@ -101,26 +101,19 @@ def probabilities(scores: Sequence[Score] | None) -> dict[str, float]:
     return found
 
 
-def count_fitting(texts: Sequence[str], max_sentences: int | None, max_words: int | None) -> int:
-    """Number of leading sentences within both limits; at least one, however long."""
-    count = len(texts[:max_sentences])
-    if max_words is not None:
-        totals = accumulate(len(words(sentence)) for sentence in texts)
-        count = min(count, sum(total <= max_words for total in totals))
-    return max(count, min(len(texts), 1))
-
-
 def keep_fitting(
     texts: Sequence[str], max_sentences: int | None, max_words: int | None, mark: Callable[[str], None]
 ) -> list[str]:
-    """The leading sentences within both limits, none of them cut.
+    """The leading sentences within both limits, none of them cut, and at least one.
 
     Sets the flag "shortened" if sentences are left out, and "too_long" if even the first has too many words.
     """
-    kept = list(texts[: count_fitting(texts, max_sentences, max_words)])
+    totals = list(accumulate(len(words(sentence)) for sentence in texts[:max_sentences]))
+    fitting = [total for total in totals if max_words is None or total <= max_words]
+    kept = list(texts[: max(1, len(fitting))])
     if len(kept) < len(texts):
         mark("shortened")
-    if max_words is not None and sum(len(words(sentence)) for sentence in kept) > max_words:
+    if totals and not fitting:
         mark("too_long")
     return kept
 
