@@ -9,7 +9,7 @@ from scalecap.text.segmentation import is_complete, sentences
 
 _MARK = re.compile(
     r"^(?:[-+](?!\d)\s*|[•‣◦▪●–—](?!\d)\s*|\*\s+|#+\s+|\(?(?:\d+|(?<!\()[a-z](?=\)))[.)]\s+"
-    r"|\d+(?:、|[.)．）](?=[\u3040-\u30ff\u3400-\u9fff])))"
+    r"|\d+(?:、|[.)．）](?=[A-Z\u3040-\u30ff\u3400-\u9fff])))"
 )
 """Marker of a list item or heading: "- ", "1. ", "## ", "1、", not a number ("3 dogs", "-5 °C", "3.5米")."""
 _BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
@@ -32,15 +32,24 @@ def lines(reply: str) -> list[str]:
 
 
 def body(reply: str) -> str:
-    """A reply without a first line that announces it ("Sure! Here is …:") or a last that announces more."""
+    """A reply without a first line that announces it ("Sure! Here is …:") or a last that announces more.
+
+    Horizontal rules and fences around it are left out, too.
+    """
     lines = reply.strip().splitlines()
-    first = 1 if len(lines) > 1 and _announces(lines[0]) else 0
-    last = len(lines) - (len(lines) > first + 1 and _announces(lines[-1]))
-    return reply if (first, last) == (0, len(lines)) else "\n".join(lines[first:last]).strip()
+    kept = list(lines)
+    for place in (0, -1):
+        if len(kept) > 1 and _announces(kept[place]):
+            del kept[place]
+        while len(kept) > 1 and (not kept[place].strip() or _RULE.fullmatch(kept[place].strip())):
+            del kept[place]
+    return reply if kept == lines else "\n".join(kept).strip()
 
 
 def _announces(line: str) -> bool:
-    return line.rstrip().endswith((":", "：")) and not _MARK.match(line.lstrip())
+    """Whether the line ends with a colon ("**Caption:**") and is no item of a list."""
+    plain = line.strip().lstrip("# ")
+    return plain.rstrip("*_").endswith((":", "：")) and not _MARK.match(plain)
 
 
 def complete_sentences(reply: str) -> str:

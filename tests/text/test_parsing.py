@@ -19,6 +19,8 @@ MAN = "The man wears a blue rain jacket and a grey helmet."
         ("Sure! Here are the objects:\n\n- dog\n- cat", ["dog", "cat"]),
         ("Sure, here you go:\n```\ndog\ncat\n```", ["dog", "cat"]),
         ("Objects:\n---\ndog\n***\ncat", ["dog", "cat"]),
+        ("**Objects:**\n- dog\n- cat", ["dog", "cat"]),
+        ("## Objects:\n1.Dog\n2.Cat", ["Dog", "Cat"]),
         ("1. Dog:\nIt is brown.", ["Dog:", "It is brown."]),  # a heading of the list is not a preamble
         ("The dog:", ["The dog:"]),
         ("2 * 3 ** 4", ["2 * 3 ** 4"]),
@@ -67,6 +69,9 @@ def test_a_cut_reply_ends_with_its_last_new_sentence(reply: str, expected: str) 
     [
         (" A dog.\nA cat. ", " A dog.\nA cat. "),
         ("Sure! Here is the description:\n\nA dog.\nA cat.", "A dog.\nA cat."),
+        ("Here it is:\n\n---\n\nA dog.\n\n---\n\nShall I add:", "A dog."),
+        ("**Caption:**\n```\nA dog.\n```", "A dog."),
+        ("---", "---"),
         ("Here is one:", "Here is one:"),
         ("Here is one:\n\n", "Here is one:\n\n"),
         ("- Dog:\n  brown", "- Dog:\n  brown"),
