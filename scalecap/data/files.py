@@ -121,17 +121,14 @@ def _local(name: str, suffix: str) -> Iterator[File]:
     path = Path(name).expanduser()
     if path.is_dir():
         below = sorted(each for each in path.rglob(f"*{suffix}") if each.is_file())
-        names = [str(each) for each in below if not _is_hidden(each.relative_to(path))]
+        # Without hidden files and those in hidden folders.
+        names = [str(each) for each in below if "/." not in f"/{each.relative_to(path).as_posix()}"]
     elif glob.has_magic(name) and not path.exists():
         names = [each for each in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(each)]
     else:
         names = [str(path)]
     for each in names:
         yield File(str(Path(each).absolute()), each)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def redact_urls(text: str) -> str:

@@ -88,11 +88,7 @@ def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
 
 
 def read_image(
-    cell: Any,
-    *,
-    folders: Sequence[Path] = (),
-    allow_urls: bool = False,
-    within: Sequence[Path] | None = None,
+    cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = False, within: Sequence[Path] | None = None
 ) -> bytes:
     """The raw bytes of the file that `open_image` would open, whether it is an image or not.
 

@@ -48,13 +48,10 @@ def to_dataset(data: Any, image: str) -> "Dataset | IterableDataset":
         else:
             columns = {image: list(data)}
     else:
+        single = isinstance(data, str | bytes | os.PathLike)
         raise DataError(
             f"expected a Dataset, a DataFrame or a list of images or mappings, got {type(data).__name__}"
-            + (
-                "; for a single image, call captioner(image)"
-                if isinstance(data, str | bytes | os.PathLike)
-                else ""
-            )
+            + ("; for a single image, call captioner(image)" if single else "")
         )
     if not columns or not next(iter(columns.values())):
         raise DataError("the data has no rows")

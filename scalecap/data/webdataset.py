@@ -148,17 +148,12 @@ def _samples(file: File, size: int | None, image: str) -> Iterator[Row]:
                     )
             if members:
                 yield _row(key, members, image, tar)
-    except RowError as error:
-        yield _unreadable(file, key if members else None, image, error)
     except Exception as error:  # tarfile and file systems raise many types
-        where = f" after {key!r}" if members else " as a tar"
-        reason = RowError("unreadable_shard", f"can't read {file.name!r}{where}: {error_text(error)}")
-        yield _unreadable(file, key if members else None, image, reason)
-
-
-def _unreadable(file: File, key: str | None, image: str, error: RowError) -> Row:
-    cell = file.name if key is None else f"{file.name}#{json_safe(key)}"
-    return unreadable_row(0, {image: cell}, error, id=_id(file, key))
+        if not isinstance(error, RowError):
+            where = f" after {key!r}" if members else " as a tar"
+            error = RowError("unreadable_shard", f"can't read {file.name!r}{where}: {error_text(error)}")
+        cell = f"{file.name}#{json_safe(key)}" if members else file.name
+        yield unreadable_row(0, {image: cell}, error, id=_id(file, key if members else None))
 
 
 def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:

@@ -21,14 +21,8 @@ GRID = SIDE // PATCH
 IMAGE_TOKENS = (GRID // MERGE) ** 2
 
 _SPECIAL = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 ]
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -95,11 +89,7 @@ def make_model(tokenizer: Any, seed: int = 0, *, layers: int = 5) -> Any:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [8, 12, 12],
-            },
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
             "tie_word_embeddings": True,
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
@@ -155,14 +145,6 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bf
         "resample": 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-
-
-def build(folder: Path, seed: int = 0) -> Path:
-    """Writes an untrained model with a small vocabulary, for tests of engines."""
-    words = ["Is it true? There is a cat on the left. Answer yes or no.", "yes no Yes No YES NO"] * 20
-    tokenizer = make_tokenizer(words, size=512)
-    save(make_model(tokenizer, seed), tokenizer, folder, torch.float32)
-    return folder
 
 
 def patches(images: Tensor) -> Tensor:

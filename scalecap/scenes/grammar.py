@@ -40,11 +40,7 @@ def introduce(claim: Claim, rng: Any) -> str:
     phrase = _phrase(claim)
     be = "are" if (claim.count or 1) > 1 else "is"
     place = f" {claim.place}" if claim.place else ""
-    forms = [
-        plainly(claim),
-        f"The picture shows {phrase}{place}.",
-        f"I can see {phrase}{place}.",
-    ]
+    forms = [plainly(claim), f"The picture shows {phrase}{place}.", f"I can see {phrase}{place}."]
     if place:
         forms += [f"{_capital(phrase)} {be}{place}.", f"{_capital(phrase)} can be seen{place}."]
     return str(rng.choice(forms))

@@ -21,12 +21,7 @@ class BestOf:
     role: ClassVar[None] = None
 
     async def __call__(
-        self,
-        client: ModelClient,
-        *,
-        texts: list[str],
-        scores: list[Score],
-        about: list[int] | None = None,
+        self, client: ModelClient, *, texts: list[str], scores: list[Score], about: list[int] | None = None
     ) -> tuple[str, list[dict[str, Any]]]:
         places = list(range(len(texts))) if about is None else about
         if len(places) != len(scores):

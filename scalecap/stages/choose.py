@@ -30,10 +30,7 @@ class Choose:
     probability), kept, mass (as in `verify`), options: [{text, p}], about}.
     """
 
-    variables: ClassVar[dict[str, tuple[str, ...]]] = {
-        "prompt": ("options",),
-        "statement_prompt": ("text",),
-    }
+    variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("options",), "statement_prompt": ("text",)}
 
     def __init__(
         self,

@@ -24,9 +24,15 @@ patch_libraries()  # before any test imports transformers, which looks for libra
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random model of the real architecture, float32."""
     pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
-    from scalecap.scenes.architecture import build
+    import torch
 
-    return build(tmp_path_factory.mktemp("models") / "Any Name 7b")
+    from scalecap.scenes.architecture import make_model, make_tokenizer, save
+
+    words = ["Is it true? There is a cat on the left. Answer yes or no.", "yes no Yes No YES NO"] * 20
+    tokenizer = make_tokenizer(words, size=512)
+    folder = tmp_path_factory.mktemp("models") / "Any Name 7b"
+    save(make_model(tokenizer), tokenizer, folder, torch.float32)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -39,5 +39,5 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_results_in_the_docs_are_of_the_pipelines_there_are():
     text = RESULTS.read_text(encoding="utf-8")
-    assert all(f"| {name} |" in text for name, _ in variants())
+    assert all(f"| {name} |" in text for name in variants())
     assert "python -m scalecap.scenes.experiments.method DIR --count" in text

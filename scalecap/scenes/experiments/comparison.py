@@ -6,7 +6,6 @@ captions 500 unseen scenes with each pipeline at several settings; writes DIR/co
 DIR/comparison.svg. Replies are cached in DIR/replies, so that the command can be interrupted and repeated.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from scalecap.metrics.scenes import scenes
 from scalecap.run.summary import Summary
 from scalecap.runner import process_engines
-from scalecap.scenes.experiments.harness import argument_parser, caption_rows, parse_arguments, svg_pyplot
+from scalecap.scenes.experiments.harness import caption_rows, parse_arguments, svg_pyplot
 from scalecap.scenes.experiments.replies import CachedEngine
 from scalecap.stats import Interval, Pair, difference, mean
 
@@ -65,15 +64,9 @@ def methods() -> list[Variant]:
     for check in ("contrast", "verify", "vote", "both"):
         for most in (1, 2, 4, None) if check == "both" else (None,):
             budget = f"pipeline.steps.q_list.budget={'null' if most is None else most}"
-            paper = (
-                "pipeline=scalecap",
-                f"pipeline/check={check}",
-                "also=closing_check",
-                SAMPLED_CAPTION,
-                budget,
-            )
+            paper = ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", SAMPLED_CAPTION)
             setting = f"{check}, {'all' if most is None else most} objects"
-            found.append(Variant("scalecap", setting, paper, "checked_caption"))
+            found.append(Variant("scalecap", setting, (*paper, budget), "checked_caption"))
     return found + [dense(str(budget), f"pipeline.budget={budget}") for budget in BUDGETS]
 
 
@@ -142,7 +135,9 @@ def measure(engine: CachedEngine, variant: Variant, count: int, seed: int) -> Me
     rows, summary = caption_rows([*variant.overrides, *words], engine)
     facts = [scenes({"it": row.get(variant.caption) or ""}, row["truth"])["it"] for row in rows]
     total = _spent(summary, variant)
-    return Measurement(variant, facts, *(number / len(rows) for number in total))
+    found = Measurement(variant, facts, *(number / len(rows) for number in total))
+    log.info("%s: %s", variant.name, _line(found))
+    return found
 
 
 def _spent(summary: Summary, variant: Variant) -> tuple[int, int, int]:
@@ -284,14 +279,12 @@ def plot(compared: Sequence[Measurement], file: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(
-        argument_parser("python -m scalecap.scenes.experiments.comparison", __doc__, count=500, seed=11)
-    )
+    arguments = parse_arguments("comparison", __doc__, count=500, seed=11)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     engine = process_engines.run(CachedEngine.open(arguments.folder / "replies"))
     try:
         compared, parts = (
-            [_measure_variant(engine, variant, arguments) for variant in variants]
+            [measure(engine, variant, arguments.count, arguments.seed) for variant in variants]
             for variants in (methods(), ablations())
         )
     finally:
@@ -299,12 +292,6 @@ def main() -> None:
     text = page(compared, parts, arguments.count, arguments.seed)
     (arguments.folder / "comparison.md").write_text(text, encoding="utf-8")
     plot(compared, arguments.folder / "comparison.svg")
-
-
-def _measure_variant(engine: CachedEngine, variant: Variant, arguments: argparse.Namespace) -> Measurement:
-    found = measure(engine, variant, arguments.count, arguments.seed)
-    log.info("%s: %s", variant.name, _line(found))
-    return found
 
 
 if __name__ == "__main__":

@@ -30,30 +30,27 @@ def caption_rows(
         The rows of `captions.jsonl`, and the run's summary.
     """
     engines = {"vlm": engine, "llm": engine} if engine else None
-    with (
-        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
-        tempfile.TemporaryDirectory() as output,
-    ):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), tempfile.TemporaryDirectory() as output:
         given = [*overrides, f"output={output}", "model.vlm.dtype=float32", "report=false"]
         summary = run(from_config(hydra.compose("config", given)), engines=engines)
         lines = (Path(output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines], summary
 
 
-def argument_parser(prog: str, description: str | None, *, count: int, seed: int) -> argparse.ArgumentParser:
-    """The command line of an experiment on unseen scenes that writes a page and a plot."""
-    found = argparse.ArgumentParser(prog=prog, description=description)
-    found.add_argument("folder", type=Path, help="output folder, also of cached replies")
-    found.add_argument("--count", type=int, default=count, help="number of scenes")
-    found.add_argument("--seed", type=int, default=seed, help="seed of the scenes")
-    return found
-
-
-def parse_arguments(argument_parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parses the command line, checks for matplotlib and starts logging."""
-    arguments = argument_parser.parse_args()
+def parse_arguments(
+    name: str, description: str | None, *, count: int, seed: int, draws: int | None = None
+) -> argparse.Namespace:
+    """Parses the command line of an experiment on unseen scenes that writes a page and a plot, and starts
+    logging. The arguments are the defaults; an experiment without `draws` has no such option."""
+    parser = argparse.ArgumentParser(f"python -m scalecap.scenes.experiments.{name}", description=description)
+    parser.add_argument("folder", type=Path, help="output folder, also of cached replies")
+    parser.add_argument("--count", type=int, default=count, help="number of scenes")
+    parser.add_argument("--seed", type=int, default=seed, help="seed of the scenes")
+    if draws is not None:
+        parser.add_argument("--draws", type=int, default=draws, help="samples per number of labels")
+    arguments = parser.parse_args()
     if find_spec("matplotlib") is None:
-        argument_parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
+        parser.error('the plot needs matplotlib: pip install "scalecap[dev]"')
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     return arguments
 

@@ -19,7 +19,7 @@ from scalecap.engines.settings import EngineSettings, ModelSettings
 from scalecap.metrics.scenes import scenes
 from scalecap.run.summary import Summary
 from scalecap.runner import process_engines
-from scalecap.scenes.experiments.harness import argument_parser, caption_rows, parse_arguments, svg_pyplot
+from scalecap.scenes.experiments.harness import caption_rows, parse_arguments, svg_pyplot
 from scalecap.scenes.kinds import KINDS
 from scalecap.stats import area
 
@@ -36,39 +36,32 @@ COLOURS = {"assembled": "#1b7837", "fused": "#b35806", "fused, checked": "#2166a
 CAPTIONS = {"assembled_caption": "assembled", "final_caption": "fused", "checked_caption": "fused, checked"}
 
 
-class Variant(NamedTuple):
-    """A pipeline to evaluate."""
-
-    name: str
-    overrides: tuple[str, ...]
-
-
-def variants() -> list[Variant]:
-    """All pipelines, in the order of the table."""
+def variants() -> dict[str, tuple[str, ...]]:
+    """The overrides of all pipelines by name, in the order of the table."""
 
     def paper(check: str, *more: str) -> tuple[str, ...]:
         return ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", SAMPLED_CAPTION, *more)
 
-    found = [
-        Variant("seed", ("pipeline=seed", SAMPLED_CAPTION)),
-        Variant(
-            "seed, greedy",
-            ("pipeline=seed", "also=[closing_check,assembled]", "sampling=greedy", SAMPLED_CAPTION),
+    checks = ("golden_sentences", "final_details")
+    logprobs = [f"pipeline.steps.{step}.values=logprobs" for step in checks]
+    found = {
+        "seed": ("pipeline=seed", SAMPLED_CAPTION),
+        "seed, greedy": (
+            *("pipeline=seed", "also=[closing_check,assembled]", "sampling=greedy", SAMPLED_CAPTION),
         ),
-        Variant("contrast", paper("contrast")),
-        Variant("contrast, log-probabilities", paper("contrast", *_values("logprobs"))),
-        Variant("verify", paper("verify")),
-        Variant("vote", paper("vote")),
-    ]
+        "contrast": paper("contrast"),
+        "contrast, log-probabilities": paper("contrast", *logprobs),
+        "verify": paper("verify"),
+        "vote": paper("vote"),
+    }
     for budget in BUDGETS:
-        label = "all" if budget is None else str(budget)
-        value = "null" if budget is None else label
-        found.append(Variant(f"{SCALED}{label}", paper("both", f"pipeline.steps.q_list.budget={value}")))
+        value = "null" if budget is None else budget
+        found[f"{SCALED}{_label(budget)}"] = paper("both", f"pipeline.steps.q_list.budget={value}")
     return found
 
 
-def _values(values: str) -> list[str]:
-    return [f"pipeline.steps.{step}.values={values}" for step in ("golden_sentences", "final_details")]
+def _label(budget: int | None) -> str:
+    return "all" if budget is None else str(budget)
 
 
 class Result(NamedTuple):
@@ -91,7 +84,7 @@ def compare(folder: Path, count: int, seed: int) -> tuple[list[Result], dict[str
     found: list[Result] = []
     facts: dict[str, float] = {}
     try:
-        for name, overrides in variants():
+        for name, overrides in variants().items():
             words = [f"data.count={count}", f"data.seed={seed}", f"cache.dir={folder / 'replies'}"]
             rows, summary = caption_rows([*overrides, *words, "progress=false"], engine)
             found += _lines(name, rows, summary)
@@ -215,7 +208,7 @@ def plot(lines: Sequence[Result], file: Path) -> None:
     """Plots true and wrong facts against the budget, a line for each way to write the caption."""
     pyplot = svg_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
-    names = ["all" if budget is None else str(budget) for budget in BUDGETS]
+    names = list(map(_label, BUDGETS))
     for (caption, colour), marker in zip(COLOURS.items(), "so^", strict=True):
         chosen = {line.pipeline: line for line in lines if line.caption == caption}
         points = [chosen[f"{SCALED}{name}"] for name in names]
@@ -235,9 +228,7 @@ def plot(lines: Sequence[Result], file: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(
-        argument_parser("python -m scalecap.scenes.experiments.method", __doc__, count=500, seed=11)
-    )
+    arguments = parse_arguments("method", __doc__, count=500, seed=11)
     lines, facts = compare(arguments.folder, arguments.count, arguments.seed)
     (arguments.folder / "README.md").write_text(
         page(lines, facts, arguments.count, arguments.seed), encoding="utf-8"

@@ -18,7 +18,7 @@ import numpy as np
 from scalecap.calibration.calibrate import DEFAULT_PROMISES
 from scalecap.calibration.statistics import THRESHOLDS, kept_counts, loosest_threshold, max_wrong_kept
 from scalecap.metrics.scenes import scenes
-from scalecap.scenes.experiments.harness import argument_parser, caption_rows, parse_arguments, svg_pyplot
+from scalecap.scenes.experiments.harness import caption_rows, parse_arguments, svg_pyplot
 
 log = logging.getLogger(__name__)
 
@@ -263,9 +263,7 @@ def plot(found: Sequence[Result], file: Path) -> None:
 
 
 def main() -> None:
-    words = argument_parser("python -m scalecap.scenes.experiments.promise", __doc__, count=1_000, seed=21)
-    words.add_argument("--draws", type=int, default=DRAWS, help="samples per number of labels")
-    arguments = parse_arguments(words)
+    arguments = parse_arguments("promise", __doc__, count=1_000, seed=21, draws=DRAWS)
     rows = captioned_scenes(arguments.folder, arguments.count, arguments.seed)
     write(rows, arguments.folder, arguments.count, arguments.seed, arguments.draws)
 

@@ -15,14 +15,7 @@ from scalecap.config.settings import CONF
 from scalecap.scenes.careless import careless_caption
 from scalecap.scenes.grammar import describe, introduce, noun, read
 from scalecap.scenes.kinds import GROUNDS, PLACES
-from scalecap.scenes.statements import (
-    Curriculum,
-    alternatives,
-    claim_all,
-    claim_of,
-    claim_place,
-    statements,
-)
+from scalecap.scenes.statements import Curriculum, alternatives, claim_all, claim_of, claim_place, statements
 from scalecap.stages.choices import LETTERS, list_options
 from scalecap.stages.choose import NONE
 from scalecap.stages.parse_questions import ASKS
