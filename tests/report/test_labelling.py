@@ -86,6 +86,7 @@ def test_images_that_are_labelled_first_are_large(monkeypatch: pytest.MonkeyPatc
 async def label(page: Any, count: int) -> None:
     """Labels this many statements by their texts: cats are not there."""
     for _ in range(count):
+        await page.wait_for_function("() => document.getElementById('label-text').innerText")
         text = await page.inner_text("#label-text")
         before = await page.inner_text("#label-count")
         await page.keyboard.press("n" if "cat" in text else "y")
@@ -160,7 +161,7 @@ async def test_from_keys_to_a_promise(
     assert "golden_sentences: 58 labels, one per image" in capsys.readouterr().out
     async with browser(write_report(hostile)) as page:
         region = page.get_by_role("region", name="Calibration of golden_sentences")
-        assert await region.locator("canvas").count() == 1
+        await region.locator("canvas").wait_for()
         assert "0.900\t1.000 (" in await region.locator("table").inner_text()
 
     rows = f"data.path={tmp_path}/rows.jsonl"
@@ -193,10 +194,10 @@ async def test_each_check_is_labelled_separately(hostile: Path, browser: Browser
         await page.get_by_role("button", name="Label statements").click()
         await label(page, 3)
         await page.get_by_label("Check").select_option(label="final details")
-        assert "0 of 58 labelled" in await page.inner_text("#label-count")
+        await wait_for_text(page, "label-count", "0 of 58 labelled")
         await label(page, 2)
         await page.get_by_label("Check").select_option(label="golden sentences")
-        assert "3 of 58 labelled" in await page.inner_text("#label-count")
+        await wait_for_text(page, "label-count", "3 of 58 labelled")
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
         for name in ("Yes", "No", "Unsure"):
             box = await page.get_by_role("button", name=name, exact=False).first.bounding_box()

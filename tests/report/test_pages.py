@@ -21,11 +21,11 @@ Browser = Callable[..., AbstractAsyncContextManager[Any]]
 
 async def until(page: Any, expression: str, wanted: Any) -> None:
     """Waits until the page's expression has the value."""
-    for _ in range(200):
+    for _ in range(6000):
         found = await page.evaluate(expression)
         if found == wanted:
             return
-        await page.wait_for_timeout(50)
+        await page.wait_for_timeout(10)
     assert found == wanted
 
 
@@ -45,7 +45,8 @@ async def test_a_report_shows_captions_questions_and_what_was_kept_or_dropped(
 ):
     async with browser(hostile / "report.html") as page:
         first = page.locator("article").first
-        assert await first.locator("img").evaluate("each => each.complete && each.naturalWidth") == 30
+        image = first.locator("img")
+        assert await image.evaluate("async each => (await each.decode(), each.naturalWidth)") == 30
         text = await first.inner_text()
         assert f"{HOSTILE} There is a cat." in text  # the hostile text is text
         assert await page.locator("article b, article script, img[src=x]").count() == 0
@@ -83,11 +84,11 @@ async def test_rows_are_loaded_as_they_are_scrolled_to(hostile: Path, browser: B
     async with browser(hostile / "report.html") as page:
         await counted(page, "60 rows")
         assert await page.locator("article").count() < 30
-        for _ in range(40):
+        for _ in range(6000):
             if await page.locator("article").count() == 60:
                 break
             await page.evaluate("scrollTo(0, document.body.scrollHeight)")
-            await page.wait_for_timeout(100)
+            await page.wait_for_timeout(10)
         shown = await names(page)
         assert shown[0] == "Row 1, 0.png"
         assert shown[-1] == "Row 60, 59.png"  # of another block than the first
@@ -252,7 +253,7 @@ async def test_a_comparison_shows_table_plot_and_differences(hostile: Path, brow
         last = await page.locator("table.runs tbody tr").last.inner_text()
         assert "failed" in last
         assert "threshold: <script>window.hacked=3</script>" in last
-        assert await page.locator("#chart canvas").count() == 1
+        await page.locator("#chart canvas").wait_for()
         await page.select_option("#quality", label="words")
         await page.select_option("#cost", label="seconds")
         assert await page.locator("#chart canvas").count() == 1
