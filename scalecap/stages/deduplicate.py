@@ -26,6 +26,7 @@ _RELATIONS = {
 _SIDES = frozenset(["back", "bottom", "center", "centre", "front", "left", "middle", "right", "side", "top"])
 """Nouns after a preposition that are tagged in several ways."""
 _NEGATIONS = frozenset(["no", "not", "never", "neither", "nor", "none", "without"])
+_PRONOUNS = frozenset(["he", "she", "it", "they"])
 _MODIFIERS = ("JJ", "RB", "CD")
 _HEADS = ("NN", "VB", "UH", "FW")
 """Prefixes of the Penn Treebank tags of words that modifiers attach to, or that stand alone."""
@@ -42,14 +43,17 @@ class Gist(NamedTuple):
     """Prepositions, each with the noun after it."""
     negated: bool = False
     """Whether it says what is not there."""
+    pronouns: frozenset[str] = frozenset()
 
     def within(self, other: "Gist") -> bool:
-        """Whether the other one has all of this content."""
+        """Whether the other one has all of this content; if it is negated, no more than this."""
+        if self.negated or other.negated:
+            return self == other
         rest = iter(other.heads)
         return (
-            self.negated == other.negated
-            and self.modifiers <= other.modifiers
+            self.modifiers <= other.modifiers
             and self.relations <= other.relations
+            and self.pronouns <= other.pronouns
             and all(head in rest for head in self.heads)
         )
 
@@ -62,7 +66,8 @@ class Deduplicate:
 
     A text is covered by one that has its nouns and verbs in the same order and each of its adjectives,
     numbers and prepositions at the same noun ("I can see a dog." by "A brown dog is at the left."; "The dog
-    is brown." is not by "A dog and a brown cat."), if both are negated or neither is. Words are compared as
+    is brown." is not by "A dog and a brown cat."), and its pronouns ("He wears a hat." is not by "She wears
+    a red hat."). A negated text is covered by one of equal content only. Words are compared as
     they are written, but for case; "the picture shows" and the like do not count. The side column `repeats`
     has {text, by} of each text left out.
     """
@@ -127,6 +132,7 @@ def gist(text: str) -> Gist:
         frozenset(modifiers),
         frozenset(relations),
         is_negated(word for word, _ in every),
+        frozenset(word for word, _ in every if word in _PRONOUNS),
     )
 
 

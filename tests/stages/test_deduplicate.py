@@ -56,6 +56,9 @@ async def kept(recording_client, *texts):
                 ("A man without a hat.", "There is a hat."),
                 ("A teddy bear sits.", "There is a bear."),
                 ("A dog house stands there.", "There is a dog."),
+                ("There is no brown dog.", "There is no dog."),
+                ("She wears a red hat.", "He wears a hat."),
+                ("The dog has a long tail.", "It has a tail."),
             ]
         ),
         (["The cat is on the table.", "A cat sits on a small table."], ["A cat sits on a small table."]),
