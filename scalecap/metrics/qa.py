@@ -72,4 +72,5 @@ def plain(answer: str) -> str:
     """An answer without case, articles, outer marks and double spaces, for comparison."""
     words = answer.casefold().split()
     stripped = [word.strip(string.punctuation.replace("%", "").replace("$", "")) for word in words]
-    return " ".join(word for word in stripped if word and word not in ("a", "an", "the"))
+    plain = " ".join(word for word in stripped if word and word not in ("a", "an", "the"))
+    return plain or " ".join(filter(None, stripped)) or " ".join(words)  # the answer is "A", or "?"

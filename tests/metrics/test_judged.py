@@ -234,6 +234,10 @@ def test_the_answer_in_a_reply(reply, answer):
         ("50%", "50", False),
         ("3.5", "35", False),
         ("a b", "a  B.", True),
+        ("A.", "a", True),
+        ("A", "the", False),
+        ("", "A", False),
+        ("?", "", False),
     ],
 )
 def test_answers_are_compared_plainly(one, other, same):
