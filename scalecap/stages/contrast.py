@@ -1,7 +1,8 @@
 """Keep the clauses that the image makes likelier: ScaleCap's contrastive sentence rating."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from statistics import fmean
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from scalecap.stages import Image, ModelClient, Role, Scored, stage, together
@@ -34,6 +35,9 @@ class Contrast:
     `texts` is a caption, rated as a whole and reported by sentence, or a list of texts, each rated and
     reported by itself. The prompt is `prompt`, or for answers the column `questions`, one per text.
 
+    `pool: mean` rates a clause by the mean gap of its content words in place of the largest. The largest says
+    whether anything in the clause is seen: with one right word in it, an object that is not there passes.
+
     `words: all` rates every token, including punctuation, as the authors' release does. `values: logits`
     compares raw logits, as that release does, if the engine returns them (transformers, and vLLM with
     `logprobs_mode=raw_logits`); `values: logprobs` compares log-probabilities, a ratio of probabilities.
@@ -55,11 +59,13 @@ class Contrast:
         threshold: float | None = 0.0,
         words: Literal["content", "all"] = "content",
         values: Values = "auto",
+        pool: Literal["max", "mean"] = "max",
         model: Role = "vlm",
     ) -> None:
         if words == "content":
             content_words("loads the lexicon now, before rows start")
         self.prompt, self.threshold, self.words, self.values = prompt, threshold, words, values
+        self.pool: Callable[[list[float]], float] = fmean if pool == "mean" else max
         self.model = model
 
     def check(self, columns: Collection[str]) -> str | None:
@@ -120,7 +126,7 @@ class Contrast:
         }
 
     def _rate(self, text: str, sentence: Span, gaps: Sequence[Gap]) -> list[dict[str, Any]]:
-        """The sentence's clauses, each with its largest gap, and whether it stays."""
+        """The sentence's clauses, each with its gap, and whether it stays."""
         line = text[slice(*sentence)]
         counted = content_words(line) if self.words == "content" else [Span(0, len(line))]
         tokens = [Span(gap.start - sentence.start, gap.end - sentence.start) for gap in gaps]
@@ -128,7 +134,7 @@ class Contrast:
         for start, end in clauses(line):
             words = [Span(max(a, start), min(b, end)) for a, b in counted if min(b, end) > max(a, start)]
             found = [gaps[token].gap for token, _ in overlap(tokens, words)]
-            rated.append({"text": line[start:end], "gap": round(max(found), 6) if found else None})
+            rated.append({"text": line[start:end], "gap": round(self.pool(found), 6) if found else None})
         likelier = [
             clause["gap"] is not None and self.threshold is not None and clause["gap"] > self.threshold
             for clause in rated

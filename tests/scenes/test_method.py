@@ -24,9 +24,9 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "argv", ["method", str(tmp_path), "--count", "2"])
     main()
     table = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| ")]
-    assert len(variants()) == 6 + len(BUDGETS)
-    # none, seed, and three captions of each other pipeline; three ratings; two heads
-    assert len(table) == 2 + 3 * (len(variants()) - 1) + 3 + 4
+    assert len(variants()) == 8 + len(BUDGETS)
+    # none, seed, and three captions of each other pipeline; five ratings; two heads
+    assert len(table) == 2 + 3 * (len(variants()) - 1) + 5 + 4
     shown = ElementTree.parse(tmp_path / "budget.svg").getroot()
     assert shown.tag.endswith("svg")
     # Each budget spends more than the one before it.

@@ -89,6 +89,14 @@ async def test_settings(recording_client, image, settings, kept):
     assert found == kept
 
 
+@pytest.mark.parametrize(("pool", "kept"), [("max", ["A small cat runs."]), ("mean", [])])
+async def test_one_likelier_word_does_not_carry_a_mean(recording_client, image, pool, kept):
+    gains = {"small": 1.0, "cat": -2.0, "runs": 0.1}
+    _, found, [score] = await rate(recording_client, image, by_word(gains), "A small cat runs.", pool=pool)
+    assert found == kept
+    assert score["clauses"][0]["gap"] == pytest.approx({"max": 1.0, "mean": -0.3}[pool])
+
+
 async def test_a_sentence_with_nothing_to_rate_is_dropped_and_a_clause_goes_with_the_others(
     recording_client, image
 ):

@@ -31,6 +31,7 @@ paper, but in the seed's pipeline."""
 BUDGETS = (0, 1, 2, 4, None)
 CLOSING = ("final_sentences", "checked_sentences", "checked_caption")
 FUSING = ("collected_objects", "collected_positions", "final_caption")
+LOGPROBS = "log-probabilities"
 SCALED = "contrast then verify, budget "
 COLOURS = {"assembled": "#1b7837", "fused": "#b35806", "fused, checked": "#2166ac"}
 CAPTIONS = {"assembled_caption": "assembled", "final_caption": "fused", "checked_caption": "fused, checked"}
@@ -42,15 +43,15 @@ def variants() -> dict[str, tuple[str, ...]]:
     def paper(check: str, *more: str) -> tuple[str, ...]:
         return ("pipeline=scalecap", f"pipeline/check={check}", "also=closing_check", SAMPLED_CAPTION, *more)
 
-    checks = ("golden_sentences", "final_details")
-    logprobs = [f"pipeline.steps.{step}.values=logprobs" for step in checks]
     found = {
         "seed": ("pipeline=seed", SAMPLED_CAPTION),
         "seed, greedy": (
             *("pipeline=seed", "also=[closing_check,assembled]", "sampling=greedy", SAMPLED_CAPTION),
         ),
         "contrast": paper("contrast"),
-        "contrast, log-probabilities": paper("contrast", *logprobs),
+        f"contrast, {LOGPROBS}": paper("contrast", *_rating("values=logprobs")),
+        "contrast, mean": paper("contrast", *_rating("pool=mean")),
+        f"contrast, mean, {LOGPROBS}": paper("contrast", *_rating("pool=mean", "values=logprobs")),
         "verify": paper("verify"),
         "vote": paper("vote"),
     }
@@ -62,6 +63,12 @@ def variants() -> dict[str, tuple[str, ...]]:
 
 def _label(budget: int | None) -> str:
     return "all" if budget is None else str(budget)
+
+
+def _rating(*settings: str) -> list[str]:
+    """Overrides of both steps that rate."""
+    steps = ("golden_sentences", "final_details")
+    return [f"pipeline.steps.{step}.{setting}" for step in steps for setting in settings]
 
 
 class Result(NamedTuple):
@@ -134,7 +141,9 @@ def _rating_area(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, floa
     """AUC of a pipeline's rating of the first caption's sentences, if it is one to compare."""
     labels = {
         "contrast": "contrast, raw logits",
-        "contrast, log-probabilities": "contrast, log-probabilities",
+        f"contrast, {LOGPROBS}": f"contrast, {LOGPROBS}",
+        "contrast, mean": "contrast, mean, raw logits",
+        f"contrast, mean, {LOGPROBS}": f"contrast, mean, {LOGPROBS}",
         "verify": "P(yes)",
     }
     if name not in labels:
@@ -197,6 +206,9 @@ curve; 0.5 is chance):
 | rating | area |
 | --- | --- |
 {ratings}
+
+*mean* is `pool: mean`: a clause is rated by the mean gap of its content words, where the paper takes the
+largest, which in many a sentence about an absent thing is that of a right word.
 
 For the contrastive rating the embedded model learned captions without their image, too: what is usual. Its
 questions were taught on whole captions and are asked here sentence by sentence. It is a model of six million

@@ -3,8 +3,8 @@
 import random
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scalecap.scenes.architecture import normalise, see
 from scalecap.scenes.careless import careless_caption
-from scalecap.scenes.claims import holds
+from scalecap.scenes.claims import Claim, holds
 from scalecap.scenes.grammar import read
 from scalecap.scenes.statements import LATE, statements
 from scalecap.scenes.train import lessons, tower
@@ -43,9 +43,10 @@ def score(learner: "Learner", phase: str, prompts: Prompts, packer: Packer, coun
 
     `check …` is the balanced accuracy of yes/no checks, by the field that the false statement has wrong, and
     `auc` that of their P(yes). `contrast auc` is that of a sentence's largest logit gap of a content word
-    (with and without the image), for true against wrong sentences of careless captions. Other names are
-    next-token accuracies of parts of answers. In the phase `language`, images are replaced by
-    `tower.Described`.
+    (with and without the image), for true against wrong sentences of careless captions: all, those that name
+    an absent thing, and those with a wrong detail. `mean contrast auc` is that of the mean gap of
+    log-probabilities. Other names are next-token accuracies of parts of answers. In the phase `language`,
+    images are replaced by `tower.Described`.
     """
     views = [draw_view(unseen_seed(77, index)) for index in range(count)]
     labels = torch.stack([tower.token_labels(view) for view in views]).to(learner.device)
@@ -114,22 +115,40 @@ def _contrast(
     rows = [[Lesson(prompts["caption"][0](), careless_caption(view.truth(), rng))] for view in views]
     seen = _reply_logits(learner, packer, rows, merged)
     without_image = _reply_logits(learner, packer, rows, None)
-    by_truth: dict[bool, list[float]] = {True: [], False: []}
+    rated: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for view, (lesson,), with_, without in zip(views, rows, seen, without_image, strict=True):
         encoded = learner.tokenizer(lesson.reply, return_offsets_mapping=True)
-        ids = torch.tensor(encoded["input_ids"])
-        gaps = (with_[: len(ids)] - without[: len(ids)]).gather(1, ids[:, None].to(with_.device))[:, 0]
+        ids = torch.tensor(encoded["input_ids"])[:, None].to(with_.device)
+        with_, without = with_[: len(ids)].float(), without[: len(ids)].float()
+        logits = (with_ - without).gather(1, ids)[:, 0]
+        logprobs = (with_.log_softmax(-1) - without.log_softmax(-1)).gather(1, ids)[:, 0]
         words = content_words(lesson.reply)
         for start, end in sentences(lesson.reply):
             counted = [word for word in words if start <= word.start < end]
-            word_gaps = [
-                float(gap)
-                for gap, (a, b) in zip(gaps, encoded["offset_mapping"], strict=True)
+            tokens = [
+                at
+                for at, (a, b) in enumerate(encoded["offset_mapping"])
                 if any(a < word.end and b > word.start for word in counted)
             ]
-            true = all(holds(claim, view.truth()) for claim in read(lesson.reply[start:end]))
-            by_truth[true].append(max(word_gaps, default=-np.inf))
-    return {"contrast auc": area(np.array(by_truth[True]), np.array(by_truth[False]))}
+            if tokens:
+                sort = _error(read(lesson.reply[start:end]), view.truth())
+                rated[sort].append((float(logits[tokens].max()), float(logprobs[tokens].mean())))
+    true, absent, detail = (np.array(rated[sort]).reshape(-1, 2) for sort in ("true", "absent", "detail"))
+    wrong = {"": np.concatenate([absent, detail]), " absent": absent, " detail": detail}
+    return {
+        f"{name}{sort}": area(true[:, column], values[:, column])
+        for column, name in enumerate(("contrast auc", "mean contrast auc"))
+        for sort, values in wrong.items()
+        if len(true) and len(values)
+    }
+
+
+def _error(claims: Sequence[Claim], truth: Mapping[str, Any]) -> str:
+    """What is wrong in a sentence: an `absent` thing, or a `detail` of one that is there; or `true`."""
+    if all(holds(claim, truth) for claim in claims):
+        return "true"
+    kinds = {thing["kind"] for thing in truth["things"]}
+    return "absent" if any(claim.kind and claim.kind not in kinds for claim in claims) else "detail"
 
 
 def _answers(
