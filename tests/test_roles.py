@@ -10,9 +10,9 @@ import pytest
 from runs import Command, Compose, Rows
 from server import Server, completion, storyteller
 
+from scalecap.config.effects import config_differences
 from scalecap.config.settings import SettingsError
 from scalecap.engines.settings import EngineSettings
-from scalecap.run.journal import Journal
 
 OPENAI = ("model=own", "model.vlm.name=m", "engine=openai", "engine.base_url=http://a/v1")
 TUNED = ("engine.identity=a", "engine.logprobs=true", "engine.extra_body.top_k=3", "engine.timeout=5")
@@ -83,8 +83,8 @@ def test_a_run_resumes_though_a_roles_server_moved_but_not_with_another_engine(c
         asdict(compose(f"model.judge.engine={{name: openai, base_url: http://{host}/v1, logprobs: {given}}}"))
         for host, given in (("a", "true"), ("b", "true"), ("b", "false"))
     )
-    assert Journal.differences(here, moved) == ""
-    assert Journal.differences(here, other) == "model.judge.engine.logprobs: was True, is False"
+    assert config_differences(here, moved) == ""
+    assert config_differences(here, other) == "model.judge.engine.logprobs: was True, is False"
 
 
 @pytest.fixture

@@ -47,15 +47,6 @@ def identities(
     return {role: models.get(role, "") for role in _roles(upstream(pipeline, step, given))}
 
 
-def differences(labelled: Any, now: Any, name: str = "") -> list[str]:
-    """The differences between two scopes as messages, by dotted key."""
-    if isinstance(labelled, Mapping) and isinstance(now, Mapping):
-        keys = dict.fromkeys([*labelled, *now])
-        below = (differences(labelled.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
-        return [each for every in below for each in every]
-    return [] if labelled == now else [f"{name}: was {labelled}, is {now}"]
-
-
 def describe_data(settings: Settings) -> str:
     """A description of the images' source."""
     return redact_urls(f"data={settings.data.source} {settings.data.path or ''}".rstrip())

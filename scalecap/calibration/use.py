@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from scalecap.calibration.record import CalibrationError, StepCalibration, promise_text, read_calibration
-from scalecap.calibration.scope import describe_data, differences, identities, scope, upstream
+from scalecap.calibration.scope import describe_data, identities, scope, upstream
+from scalecap.config.effects import differences
 from scalecap.config.settings import Settings
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.messages import plural
@@ -96,9 +97,8 @@ def _applied(step: str, wrong: float, made: StepCalibration, path: str) -> Appli
 def check_scope(applied: Mapping[str, AppliedPromise], pipeline: Pipeline, settings: Settings) -> None:
     """Raises CalibrationError if the settings of a check, of its upstream steps or models differ."""
     for step, promise in applied.items():
-        now = scope(pipeline, step, settings, given=promise.calibration.given)
-        if changes := differences(promise.calibration.scope, now):
-            raise CalibrationError(_refused(step, settings, changes))
+        made = promise.calibration
+        _compare(step, settings, made.scope, scope(pipeline, step, settings, given=made.given))
 
 
 def check_models(
@@ -106,17 +106,17 @@ def check_models(
 ) -> None:
     """Raises CalibrationError if a loaded model differs; `models` are identities by role."""
     for step, promise in applied.items():
-        now = identities(pipeline, step, models, given=promise.calibration.given)
-        if changes := differences(promise.calibration.identities, now):
-            raise CalibrationError(_refused(step, settings, changes))
+        made = promise.calibration
+        _compare(step, settings, made.identities, identities(pipeline, step, models, given=made.given))
 
 
-def _refused(step: str, settings: Settings, changes: list[str]) -> str:
-    shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
-    return (
-        f"{settings.calibration} does not apply to this run's {step}: the labelled run differs ({shown});"
-        " restore these settings, or run without calibration=, then label and calibrate that run"
-    )
+def _compare(step: str, settings: Settings, labelled: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if changes := differences(labelled, now):
+        raise CalibrationError(
+            f"{settings.calibration} does not apply to this run's {step}: the labelled run differs"
+            f" ({changes}); restore these settings, or run without calibration=, then label and calibrate"
+            " that run"
+        )
 
 
 def data_notes(applied: Mapping[str, AppliedPromise], settings: Settings) -> list[str]:
@@ -160,16 +160,17 @@ def describe_promises(
     """
     found: dict[str, dict[str, Any]] = {}
     for step in pipeline.steps:
-        threshold = step.settings.get("threshold")
+        threshold, wrong = step.settings.get("threshold"), None
         promise = applied.get(step.name)
         if promise and (edits := hand_edits(pipeline, step.name, promise.calibration.given, edited)):
-            void = f"{edits}: no guarantee"
-            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": void}
+            sentence = f"{edits}: no guarantee"
         elif promise:
-            found[step.name] = {"threshold": threshold, "wrong": promise.wrong, "sentence": str(promise)}
+            wrong, sentence = promise.wrong, str(promise)
         elif "scores" in step.stage.side and threshold is not None and step.settings.get("mode") != "sampled":
-            manual = f"threshold {threshold:g} set by hand: no guarantee"
-            found[step.name] = {"threshold": threshold, "wrong": None, "sentence": manual}
+            sentence = f"threshold {threshold:g} set by hand: no guarantee"
+        else:
+            continue
+        found[step.name] = {"threshold": threshold, "wrong": wrong, "sentence": sentence}
     return found
 
 

@@ -1,10 +1,13 @@
 """What a setting affects, from the metadata of its field in `settings.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
 from scalecap.config.settings import Settings
+
+MAX_SHOWN = 5
+"""Differences that a message lists."""
 
 
 def affects(key: str) -> str:
@@ -44,3 +47,25 @@ def determining(config: Mapping[str, Any], kind: Any = Settings, *, whole: bool 
             value = {key: inner for key, inner in value.items() if key not in harmless}
         found[name] = value
     return found
+
+
+def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first differences of two configs in what determines rows; empty if there are none."""
+    return differences(determining(before), determining(now))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first differences of two nested mappings, by dotted key, as text; empty if there are none."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:MAX_SHOWN])
+    return shown + (f"; and {len(differ) - MAX_SHOWN} more" if len(differ) > MAX_SHOWN else "")
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested mapping, by dotted name."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value

@@ -108,8 +108,9 @@ class LoopThread:
     def _ensure_running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="event loop", daemon=True)
+                runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+                self._loop = runner.get_loop()
+                self._thread = threading.Thread(target=_run, args=(runner,), name="event loop", daemon=True)
                 self._thread.start()
             return self._loop
 
@@ -117,20 +118,11 @@ class LoopThread:
         """Cancels all tasks and stops the loop and its thread; a later call starts new ones."""
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-        if loop is None or thread is None:
-            return
-        asyncio.run_coroutine_threadsafe(_shut_down(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        if loop and thread:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
 
 
-async def _shut_down() -> None:
-    """The cleanup that `asyncio.run` does at its end."""
-    loop = asyncio.get_running_loop()
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await loop.shutdown_asyncgens()
-    await loop.shutdown_default_executor()
+def _run(runner: asyncio.Runner) -> None:
+    with runner:  # at its end it cleans up as `asyncio.run` does
+        runner.get_loop().run_forever()

@@ -39,19 +39,11 @@ class Prefix:
 
 
 class Batch(Protocol):
-    """KV cache of sequences that are being continued."""
+    """KV cache of sequences that are being continued; the methods are those of `PaddedBatch`."""
 
-    def keep(self, rows: Sequence[int]) -> list[int]:
-        """Drops all other rows; returns the kept ones in their new order."""
-        ...
-
-    def extend(self, other: Self) -> None:
-        """Adds the other's rows after these."""
-        ...
-
-    def accept(self, counts: list[int]) -> None:
-        """Keeps the first `counts[row]` tokens of the last step in each row and discards the others."""
-        ...
+    def keep(self, rows: Sequence[int]) -> list[int]: ...
+    def extend(self, other: Self) -> None: ...
+    def accept(self, counts: list[int]) -> None: ...
 
 
 def _use_float64_norms(model: Any) -> None:
@@ -116,12 +108,11 @@ class ModelRunner:
             raise PromptTooLong(len(ids) + suffix_length, self.context_length)
         prefix = self._prefixes[key] = cached or self._compute_prefix(ids, inputs)
         self._prefixes.move_to_end(key)
-        while len(self._prefixes) > 1 and self._cached_tokens() > self.max_cached_tokens:
-            self._prefixes.popitem(last=False)
+        excess = sum(len(each.ids) for each in self._prefixes.values()) - self.max_cached_tokens
+        while len(self._prefixes) > 1 and excess > 0:
+            _, oldest = self._prefixes.popitem(last=False)
+            excess -= len(oldest.ids)
         return prefix, cached is not None
-
-    def _cached_tokens(self) -> int:
-        return sum(len(prefix.ids) for prefix in self._prefixes.values())
 
     def prefill(self, rows: Sequence[tuple[Prefix, list[int]]], keep: int = 1) -> tuple[Tensor, Batch]:
         """Computes the tokens that follow the prefixes.
@@ -159,10 +150,7 @@ class ModelRunner:
         mask = [[1] * len(row) + zeros for row, zeros in zip(tokens, padding, strict=True)]
         batch.mask = torch.cat([batch.mask, self._tensor(mask)], 1)
         columns = torch.arange(batch.last_step, device=batch.mask.device)
-        inputs = {
-            "attention_mask": batch.mask,
-            "position_ids": self._tensor([[*positions]]).T + columns,
-        }
+        inputs = {"attention_mask": batch.mask, "position_ids": self._tensor([[*positions]]).T + columns}
         ids = [row + zeros for row, zeros in zip(tokens, padding, strict=True)]
         return self._forward(self._tensor(ids), batch.last_step, batch.cache, **inputs)
 

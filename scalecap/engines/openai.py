@@ -81,6 +81,11 @@ _FIRST_WORD_TOKENS = 8
 """Tokens generated to read a choice from the reply's first word."""
 _CONCURRENCY = 32
 """Default number of requests in flight at each server."""
+_OPTIONAL_ARGUMENTS = {
+    "repetition_penalty": "repetition_penalty: replies are sampled without it",
+    "response_format": "JSON schemas: replies are only checked",
+}
+"""Arguments that servers may reject, and what a request without them means."""
 _PREFLIGHT_TIMEOUT = 5.0
 """Seconds that a server has to list its models when a config is checked."""
 
@@ -369,16 +374,9 @@ class OpenAIEngine:
         def make_body(server: Server) -> list[bytes]:
             nonlocal used, sent, accepted
             used = server
-            sent = {
-                "model": self._model.name,
-                server.max_tokens_key: max_tokens,
-                **settings,
-                **self._extra_body,
-            }
-            if not server.repetition_penalty:
-                sent.pop("repetition_penalty", None)
-            if not server.json_schema:
-                sent.pop("response_format", None)
+            common = {"model": self._model.name, server.max_tokens_key: max_tokens}
+            wanted = {**common, **settings, **self._extra_body}
+            sent = {name: value for name, value in wanted.items() if name not in server.unsupported}
             accepted = prompt if server.system_turn else replace(prompt, system="")
             return request_body(sent, accepted, image_url, extra_turns)
 
@@ -418,16 +416,12 @@ class OpenAIEngine:
         if MAX_COMPLETION_TOKENS in message and MAX_COMPLETION_TOKENS not in sent:
             server.max_tokens_key = MAX_COMPLETION_TOKENS
             return max_tokens
-        if "repetition_penalty" in message and "repetition_penalty" in sent:
-            if server.repetition_penalty:
-                log.warning("%s does not support repetition_penalty: replies are sampled without it", url)
-            server.repetition_penalty = False
-            return max_tokens
-        if "response_format" in message and "response_format" in sent:
-            if server.json_schema:
-                log.warning("%s does not support JSON schemas: replies are only checked (%s)", url, message)
-            server.json_schema = False
-            return max_tokens
+        for name, effect in _OPTIONAL_ARGUMENTS.items():
+            if name in message and name in sent:
+                if name not in server.unsupported:
+                    log.warning("%s does not support %s (%s)", url, effect, message)
+                server.unsupported.add(name)
+                return max_tokens
         too_long = prompt_too_long(message, self.context_length)
         if too_long is None:
             raise Unsupported(f"the server refuses the request: {message}") from error

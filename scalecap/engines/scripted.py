@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 from scalecap.engines.base import (
     Choose,
@@ -25,38 +26,30 @@ Line = Reply | str | float
 `choose`, the log-probability of every word for `score`."""
 
 
+@dataclass(eq=False)
 class Scripted:
-    """Engine with scripted replies; its token counts are word counts.
+    """Engine with scripted replies; its token counts are word counts."""
 
-    Args:
-        script: a function of the request, which may be async and may raise EngineError, or a list of replies
-            in the order of the requests.
-    """
+    script: Sequence[Line] | Callable[[Request], Line | Awaitable[Line]]
+    """A function of the request, which may be async and may raise EngineError, or a list of replies in the
+    order of the requests."""
+    identity: str = field(default="scripted", kw_only=True)
+    context_length: int | None = field(default=None, kw_only=True)
+    concurrency: int = field(default=64, kw_only=True)
+    kv_tokens: int | None = field(default=None, kw_only=True)
 
-    def __init__(
-        self,
-        script: Sequence[Line] | Callable[[Request], Line | Awaitable[Line]],
-        *,
-        identity: str = "scripted",
-        context_length: int | None = None,
-        concurrency: int = 64,
-        kv_tokens: int | None = None,
-    ) -> None:
-        self.identity = identity
-        self.context_length = context_length
-        self.concurrency = concurrency
-        self.kv_tokens = kv_tokens
-        if callable(script):
-            self._answer = script
-        else:
-            lines = iter(script)
+    def __post_init__(self) -> None:
+        if callable(self.script):
+            self._answer = self.script
+            return
+        lines = iter(self.script)
 
-            def next_line(request: Request) -> Line:
-                for line in lines:
-                    return line
-                raise EngineError("the script has no reply left")
+        def next_line(request: Request) -> Line:
+            for line in lines:
+                return line
+            raise EngineError("the script has no reply left")
 
-            self._answer = next_line
+        self._answer = next_line
 
     async def _line(self, request: Request) -> Line:
         line = self._answer(request)

@@ -55,12 +55,10 @@ class Server:
         self.slots = asyncio.Semaphore(concurrency)
         self.max_tokens_key = "max_tokens"
         """Name of the limit on generated tokens in a request's body."""
-        self.repetition_penalty = True
-        """Whether it accepts `repetition_penalty`, which is not part of OpenAI's protocol."""
+        self.unsupported: set[str] = set()
+        """Optional arguments of a request that it rejects."""
         self.system_turn = True
         """Whether the model's chat template accepts a system turn."""
-        self.json_schema = True
-        """Whether it accepts a `response_format` with a JSON schema."""
         self.up = True
         """Whether requests are sent to it: False from a failed health check to the next successful one."""
         self.last_error: BaseException | None = None

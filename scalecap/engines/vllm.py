@@ -114,19 +114,14 @@ async def open_vllm(
                 # This context selects vLLM's defaults for throughput.
                 context = UsageContext.LLM_CLASS
                 config = AsyncEngineArgs(**arguments).create_engine_config(context)
-                encoder_warning = ""
-                if config.model_config.is_multimodal_model:
-                    memory = current_platform.get_device_total_memory()
-                    encoder_warning = _enlarge_encoder_cache(config, memory)
                 dtype = str(config.model_config.dtype).removeprefix("torch.")
                 replicas = config.parallel_config.data_parallel_size
-                chat = ChatTokenizer(
-                    tokenizer,
-                    weights.chat_template(),
-                    parts=config.model_config.is_multimodal_model,
-                    variables=model.chat_template_kwargs,
-                )
-                warnings = [*chat.warnings(model.name), *([encoder_warning] if encoder_warning else [])]
+                parts = config.model_config.is_multimodal_model
+                chat = ChatTokenizer(tokenizer, weights.chat_template(), parts, model.chat_template_kwargs)
+                warnings = chat.warnings(model.name)
+                if parts:
+                    memory = current_platform.get_device_total_memory()
+                    warnings += filter(None, [_enlarge_encoder_cache(config, memory)])
                 opened = VllmEngine(
                     AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True),
                     chat,
@@ -134,8 +129,6 @@ async def open_vllm(
                     concurrency=engine.concurrency
                     or min(config.scheduler_config.max_num_seqs, 32 if cpu else 256) * replicas,
                     output=output,
-                    raw_logits=config.model_config.logprobs_mode == "raw_logits",
-                    replicas=replicas,
                 )
         except Exception as error:
             raise _startup_error(model, error, output) from error
@@ -188,11 +181,7 @@ def _arguments(model: ModelSettings, weights: Weights, cpu: bool) -> dict[str, A
     if cpu:
         longest = {**config, **config.get("text_config", {})}.get("max_position_embeddings", _CPU_CONTEXT)
         context = min(longest, model.max_context or _CPU_CONTEXT)
-        arguments |= {
-            "enforce_eager": True,
-            "max_model_len": context,
-            "kv_cache_memory_bytes": _CPU_KV_CACHE,
-        }
+        arguments |= {"enforce_eager": True, "max_model_len": context, "kv_cache_memory_bytes": _CPU_KV_CACHE}
     return arguments
 
 
@@ -279,15 +268,7 @@ class VllmEngine:
     """Engine over an `AsyncLLM`; lives on the event loop that opened it."""
 
     def __init__(
-        self,
-        llm: Any,
-        chat: ChatTokenizer,
-        *,
-        identity: str,
-        concurrency: int,
-        output: IO[str] | None,
-        raw_logits: bool = False,
-        replicas: int = 1,
+        self, llm: Any, chat: ChatTokenizer, *, identity: str, concurrency: int, output: IO[str] | None
     ) -> None:
         self.identity = identity
         self.context_length: int | None = llm.model_config.max_model_len
@@ -297,14 +278,14 @@ class VllmEngine:
         self._llm = llm
         self._chat = chat
         self._output = output
-        self._raw_logits = raw_logits
+        self._raw_logits = llm.model_config.logprobs_mode == "raw_logits"
         self._closed = False
         if output:
             output.truncate(0)  # errors printed while loading are not the cause of a later death
         self._request_ids = itertools.count()
         self._sent_images: OrderedDict[str, None] = OrderedDict()
         """Hashes of images whose pixels vLLM has received, least recently used first."""
-        self._in_flight = [0] * replicas
+        self._in_flight = [0] * llm.vllm_config.parallel_config.data_parallel_size
         """Number of requests with images in flight, by replica."""
         self._replicas: OrderedDict[str, int] = OrderedDict()
         """By image hash, the replica that has its tokens in the KV cache, least recently used first."""

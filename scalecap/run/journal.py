@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from scalecap.config.effects import determining
+from scalecap.config.effects import config_differences
 from scalecap.data.shard import WHOLE, Shard, parse_shard
 from scalecap.data.sources import json_safe
 from scalecap.locks import lock
@@ -26,8 +26,6 @@ from scalecap.threads import DaemonPool
 JOURNAL = "journal.jsonl"
 SYNC_SECONDS = 5.0
 """Interval between two fsyncs: what a crash of the machine (not of the process) may lose."""
-MAX_SHOWN = 5
-"""Differences of two configs that a message lists."""
 
 State = Literal["new", "failed", "changed", "done"]
 
@@ -151,14 +149,14 @@ class Journal:
             self._configs, self._end, self.entries = [], 0, Entries(_shards(config))
         changes = ""
         if self._configs:
-            changes = self.differences(self._configs[-1], config)
+            changes = config_differences(self._configs[-1], config)
             if changes and not force:
                 raise JournalError(
                     f"{self.path.parent} holds a run with another config ({changes}). Give another"
                     " output=DIR, or hydra.sweep.dir=DIR in a sweep (equal requests come from the cache), or"
                     " keep its rows with resume=force"
                 )
-            self.changes = self.differences(self._configs[0], config)
+            self.changes = config_differences(self._configs[0], config)
         self._file.truncate(self._end)
         if not self._configs or changes:
             self._write({"config": config, "cwd": self.cwd})
@@ -173,14 +171,6 @@ class Journal:
     def mixed(self) -> bool:
         """Whether its rows were made with more than one config."""
         return len(self._configs) > 1
-
-    @staticmethod
-    def differences(before: Any, now: Any) -> str:
-        """The first differences of two configs in what determines rows, as text; empty if there are none."""
-        old, new = dict(_leaves(determining(before))), dict(_leaves(determining(now)))
-        differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        shown = "; ".join(f"{key}: was {old.get(key)}, is {new.get(key)}" for key in differ[:MAX_SHOWN])
-        return shown + (f"; and {len(differ) - MAX_SHOWN} more" if len(differ) > MAX_SHOWN else "")
 
     def append(self, record: Record) -> None:
         """Adds a finished row. Raises JournalError when it can't be written; earlier rows stay intact."""
@@ -375,12 +365,3 @@ def _is_row(record: Mapping[str, Any]) -> bool:
     index = record.get("index")
     whole = all(isinstance(record.get(name), dict) for name in ("input", "columns", "flags"))
     return whole and isinstance(index, int) and 0 <= index < 2**60 and "error" in record
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested mapping, by dotted name."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from scalecap.config.effects import config_differences
 from scalecap.config.exports import WriteSettings
 from scalecap.config.settings import DataSettings
 from scalecap.data import DataError
@@ -140,7 +141,7 @@ def _shared_config(parts: Sequence[Part]) -> dict[str, Any]:
     for part in parts:
         if part.journal.mixed:
             raise MergeError(f"{part.folder} has rows of several configs (resume=force)")
-        if changes := Journal.differences(_whole(first.journal.config), _whole(part.journal.config)):
+        if changes := config_differences(_whole(first.journal.config), _whole(part.journal.config)):
             raise MergeError(f"{first.folder} and {part.folder} had different configs ({changes})")
     return _whole(first.journal.config)
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from scalecap.config.effects import affects
+from scalecap.config.effects import affects, config_differences
 from scalecap.config.settings import Settings
-from scalecap.run.journal import Journal
 
 MAY_CHANGE = {
     *("output", "resume", "check", "progress", "objective", "report", "max_failures", "rows_in_flight"),
@@ -48,7 +47,7 @@ def test_only_settings_that_change_no_row_may_change_on_resume():
     before = asdict(Settings())
     names = set(leaves(Settings()))
     assert names >= MAY_CHANGE
-    free = {name for name in names if not Journal.differences(before, changed(before, name))}
+    free = {name for name in names if not config_differences(before, changed(before, name))}
     assert free == MAY_CHANGE
 
 
@@ -66,7 +65,7 @@ def test_only_settings_that_change_no_row_may_change_on_resume():
 def test_arguments_of_vllm_that_change_no_reply_change_no_row(before: Any, now: Any, differ: str):
     configs = [asdict(Settings()) for _ in range(2)]
     configs[0]["engine"]["args"], configs[1]["engine"]["args"] = before, now
-    assert Journal.differences(*configs) == differ
+    assert config_differences(*configs) == differ
 
 
 @pytest.mark.parametrize(
