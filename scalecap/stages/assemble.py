@@ -17,11 +17,11 @@ _EMPTY = frozenset({"a", "an", "the", "is", "are", "was", "were", "there"})
 class Assemble:
     """Sentences, each followed by its details, then other details; repetitions are left out.
 
-    No model is involved, so nothing is lost, changed or made up. A sentence
-    repeats an earlier one that contains its words (except articles, "there" and forms of be) next to each
-    other in the same order, unless a noun beside them makes another thing of it (a teddy bear is no bear) or
-    one of the two is negated or ends with a preposition ("The lamp is on."). Without sentences and details the caption is `initial`, one text or several,
-    flagged "fallback".
+    No model is involved, so nothing is lost, changed or made up. A sentence repeats an earlier one that
+    contains its words (except articles, "there" and forms of be) next to each other in the same order, unless
+    a noun beside them makes another thing of it (a teddy bear is no bear) or one of the two is negated or
+    ends with a preposition ("The lamp is on."). Without sentences and details the caption is `initial`, one
+    text or several, flagged "fallback".
 
     `max_sentences` and `max_words` drop whole sentences from the end, flagged "shortened"; a first sentence
     that is too long stays, flagged "too_long".
