@@ -383,25 +383,26 @@ class OpenAIEngine:
         try:
             return await self._pool.complete(order, make_body, read), max_tokens
         except StatusError as error:
-            if accepted.system and re.search(
-                r"system (role|message|prompt|instruction)", error.message, re.I
-            ):
-                used.system_turn = False
-            else:
-                max_tokens = self._adapt(used, sent, error, max_tokens)
+            max_tokens = self._adapt(used, sent, accepted, error, max_tokens)
         except TimeoutError as error:
             raise EngineError(f"no answer within engine.timeout={self._timeout:g} seconds") from error
         except (ConnectionError, ValueError) as error:
             raise EngineError(f"{type(error).__name__}: {error}") from error
         return await self._complete(prompt, max_tokens, read, settings, extra_turns, servers)
 
-    def _adapt(self, server: Server, sent: Mapping[str, Any], error: StatusError, max_tokens: int) -> int:
+    def _adapt(
+        self, server: Server, sent: Mapping[str, Any], prompt: Prompt, error: StatusError, max_tokens: int
+    ) -> int:
         """Notes what the server does not support, and returns the `max_tokens` to try next.
 
         Raises:
             EngineError: the request can't be changed so that the server accepts it.
         """
         url, message = server.connection.display_url, error.message
+        # Of any status: a chat template that refuses a system turn makes some servers answer 500.
+        if prompt.system and re.search(r"system (role|message|prompt|instruction)", message, re.I):
+            server.system_turn = False
+            return max_tokens
         if error.status in (401, 403):
             if "logprobs" in message:  # some hosts allow them for some models only
                 raise Unsupported(f"the server refuses the request: {message}") from error
