@@ -108,11 +108,10 @@ def _load(path: str, data: DataSettings) -> "Dataset | IterableDataset":
             raise _no_split(path, data.split, list(saved))
         return saved[data.split]
     builder = None if where.is_dir() else _BUILDERS.get(where.suffix)
-    if not local and not any(each in path for each in "*?[:"):
-        if builder:
-            raise DataError(f"no such file: data.path={path!r}; expected a file, a folder or a hub name")
-        if path.startswith(("/", "./", "../")):
-            raise DataError(f"no such folder: data.path={path!r}; expected a file, a folder or a hub name")
+    named = not local and not any(each in path for each in "*?[:")
+    if named and (builder or path.startswith(("/", "./", "../"))):
+        what = "file" if builder else "folder"
+        raise DataError(f"no such {what}: data.path={path!r}; expected a file, a folder or a hub name")
     source = builder or path
     more = {"revision": data.revision} | ({"data_files": path} if builder else {})
     try:

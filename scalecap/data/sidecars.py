@@ -96,9 +96,8 @@ class UniqueNames:
         if last.lower().endswith(SUFFIXES):
             last = last.rpartition(".")[0]
         parts = [*folders, last]
-        parts = (
-            [*parts[: MAX_PARTS - 1], "_".join(parts[MAX_PARTS - 1 :])] if len(parts) > MAX_PARTS else parts
-        )
+        if len(parts) > MAX_PARTS:
+            parts = [*parts[: MAX_PARTS - 1], "_".join(parts[MAX_PARTS - 1 :])]
         *folders, last = map(_truncated, parts)
         # A folder must not have the name of a file.
         folders = [part + "_" if part.lower().endswith(self._suffix) else part for part in folders]

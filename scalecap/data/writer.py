@@ -84,16 +84,7 @@ def write(
     settings, written = settings or WriteSettings(), WriteResult()
     select = Select(settings.select, columns) if settings.select else None
 
-    types = _ColumnTypes()
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for record in records():
-            if observe is not None:
-                observe(record)
-            row = _row(record, columns)
-            if "parquet" in settings.format:
-                types.add(row)
-            yield row
+    types, left_out = _ColumnTypes(), 0
 
     def exports() -> Iterator[Export]:
         for record, source in with_source_rows(records(), data or ()):
@@ -103,8 +94,20 @@ def write(
 
     part = folder / "captions.jsonl.part"
     with part.open("w", encoding="utf-8") as file:
-        for row in rows() if select is None else _flagged(rows(), select, written):
+        for record in records():
+            if observe is not None:
+                observe(record)
+            row = _row(record, columns)
+            if "parquet" in settings.format:
+                types.add(row)
+            if select is not None and (exclusion := select.exclusion(row)):
+                flag, reason = exclusion
+                left_out += 1
+                if reason:
+                    written.select_errors.add(reason)
+                row["flags"] = {**row["flags"], SELECT: [flag]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    written.left_out = None if select is None else left_out
     captions = folder / "captions.jsonl"
     if not (captions.exists() and filecmp.cmp(part, captions, shallow=False)):
         remove_others(folder, [*settings.folders, *(["dataset"] if "parquet" in settings.format else [])])
@@ -148,21 +151,6 @@ def _row(record: Record, columns: Sequence[str]) -> dict[str, Any]:
         "flags": record["flags"],
         "error": record["error"],
     }
-
-
-def _flagged(
-    rows: Iterable[dict[str, Any]], select: Select, written: WriteResult
-) -> Iterator[dict[str, Any]]:
-    """The rows, with a flag on each that is left out; counts these in `written`."""
-    written.left_out = 0
-    for row in rows:
-        if exclusion := select.exclusion(row):
-            flag, reason = exclusion
-            written.left_out += 1
-            if reason:
-                written.select_errors.add(reason)
-            row = {**row, "flags": {**row["flags"], SELECT: [flag]}}
-        yield row
 
 
 class _Shards:

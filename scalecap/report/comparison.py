@@ -351,15 +351,8 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        header = [
-            "job",
-            *self.overrides,
-            "rows",
-            *map(label, self.table_names),
-            *COSTS,
-            "computed",
-            "seconds",
-        ]
+        header = ["job", *self.overrides, "rows", *map(label, self.table_names), *COSTS]
+        header += ["computed", "seconds"]
         lines = ["# Comparison", "", _row(header), "| --- " * len(header) + "|"]
         lines += [_row(self._cells(line, self.table_names)) for line in self.lines]
         return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in self.notes), ""])

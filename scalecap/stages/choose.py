@@ -2,15 +2,13 @@
 
 from typing import ClassVar
 
-from scalecap.stages import Chosen, Image, ModelClient, Role, stage, together
+from scalecap.stages import Image, ModelClient, Role, stage, together
 from scalecap.stages.choices import LETTERS, list_options
 from scalecap.stages.scores import Score, unchecked_score
 from scalecap.stages.verify import check_threshold
 from scalecap.text.templates import Template
 
 NONE = "None of these."
-_Answered = tuple[list[float], list[Chosen]]
-"""Probabilities, and the answers that they are from."""
 
 
 @stage(side=["scores"])
@@ -64,12 +62,21 @@ class Choose:
         return [score["text"] for score in scores if score["kept"]], scores
 
     async def _choose(self, client: ModelClient, group: int, statements: list[str], image: Image) -> Score:
-        if self.prompt is not None and len(statements) >= len(LETTERS):
-            client.flag("shortened")
-            statements = statements[: len(LETTERS) - 1]
-        ps, answers = await (self._by_letter if self.prompt else self._by_statement)(
-            client, statements, image
-        )
+        if self.statement_prompt is not None:
+            prompts = [self.statement_prompt.render(text=text) for text in statements]
+            answers = await together(
+                client.choose(prompt, image=image, model=self.model) for prompt in prompts
+            )
+            ps = [chosen.probabilities[0] for chosen in answers]
+        else:
+            assert self.prompt is not None
+            if len(statements) >= len(LETTERS):
+                client.flag("shortened")
+                statements = statements[: len(LETTERS) - 1]
+            letters = LETTERS[: len(statements) + 1]
+            prompt = self.prompt.render(options=list_options([*statements, NONE]))
+            answers = [await client.choose(prompt, letters, image=image, model=self.model)]
+            ps = list(answers[0].probabilities)
         p = max(ps[: len(statements)])
         answered = any(chosen.answered for chosen in answers)
         masses = [mass for chosen in answers if (mass := chosen.known_mass) is not None]
@@ -83,19 +90,3 @@ class Choose:
             ],
             "about": group,
         }
-
-    async def _by_letter(self, client: ModelClient, statements: list[str], image: Image) -> _Answered:
-        """Probability of each statement's letter, and last of "None of these."."""
-        assert self.prompt is not None
-        offered = [*statements, NONE]
-        letters = LETTERS[: len(offered)]
-        prompt = self.prompt.render(options=list_options(offered))
-        chosen = await client.choose(prompt, letters, image=image, model=self.model)
-        return list(chosen.probabilities), [chosen]
-
-    async def _by_statement(self, client: ModelClient, statements: list[str], image: Image) -> _Answered:
-        """P(yes) of each statement alone; 0 if it was not answered."""
-        assert self.statement_prompt is not None
-        prompts = [self.statement_prompt.render(text=text) for text in statements]
-        answers = await together(client.choose(prompt, image=image, model=self.model) for prompt in prompts)
-        return [chosen.probabilities[0] for chosen in answers], answers

@@ -75,7 +75,7 @@ class Deduplicate:
     role: ClassVar[None] = None
 
     def __init__(self, *, near: bool = True) -> None:
-        self._gist = gist if near else _verbatim
+        self._gist = gist if near else lambda text: Gist((text,), frozenset())
         self._gist("loads the lexicon now, before rows start")
 
     async def __call__(
@@ -151,10 +151,6 @@ def _joined(words: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         else:
             joined.append((word, tag))
     return joined
-
-
-def _verbatim(text: str) -> Gist:
-    return Gist((text,), frozenset())
 
 
 def _noun(words: Sequence[tuple[str, str]], place: int) -> str:

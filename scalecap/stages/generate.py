@@ -90,7 +90,12 @@ class Generate:
         if schema is not None:
             if parse != "json":
                 raise ValueError("schema requires `parse: json`")
-            check_schema(schema)
+            from jsonschema import Draft202012Validator, SchemaError
+
+            try:
+                Draft202012Validator.check_schema(schema)
+            except SchemaError as error:
+                raise ValueError(f"schema: {error.json_path}: {error.message}") from error
         if samples is not None and samples < 1:
             raise ValueError(f"samples: expected at least 1, got {samples}")
         self.prompt, self.retry_prompt = prompt, retry_prompt
@@ -245,16 +250,6 @@ def _names(given: Any) -> set[str]:
     """The prompt's variables that a mapping, a list of columns or one column gives."""
     names = [given] if isinstance(given, str) else given if isinstance(given, Mapping | list) else []
     return {name for name in names if isinstance(name, str)}
-
-
-def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError for an invalid JSON schema."""
-    from jsonschema import Draft202012Validator, SchemaError
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        raise ValueError(f"schema: {error.json_path}: {error.message}") from error
 
 
 def items(each: Mapping[str, Sequence[Any]] | None, views: Sequence[Any] | None) -> list[dict[str, Any]]:

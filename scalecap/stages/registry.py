@@ -257,24 +257,19 @@ def _read(unit: Callable[..., Any], name: str, side: tuple[str, ...]) -> Stage:
     )
 
 
+_KINDS: Sequence[tuple[Any, Kind]] = (
+    *((Columns, "columns"), (Items, "items"), (Regions, "regions"), (Views, "regions")),
+    *((Measures, "measures"), (Image, "image"), (str, "text"), (int, "number"), (float, "number")),
+)
+
+
 def _kind(annotation: Any) -> Kind:
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         kinds = {_kind(part) for part in typing.get_args(annotation) if part is not type(None)}
         return kinds.pop() if len(kinds) == 1 else "any"
-    if annotation == Columns:
-        return "columns"
-    if annotation == Items:
-        return "items"
-    if annotation in (Regions, Views):
-        return "regions"
-    if annotation == Measures:
-        return "measures"
-    if annotation is Image:
-        return "image"
-    if annotation is str:
-        return "text"
-    if annotation in (int, float):
-        return "number"
+    for known, kind in _KINDS:
+        if annotation == known:
+            return kind
     if typing.get_origin(annotation) in (list, Sequence):
         return "texts" if typing.get_args(annotation) == (str,) else "list"
     return "any"

@@ -4,6 +4,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,12 +156,9 @@ def _answers(
     learner: "Learner", views: Sequence[View], prompts: Prompts, packer: Packer, merged: Tensor
 ) -> dict[str, float]:
     rng = random.Random(3)
-    draws = (lessons.looks, lessons.place, lessons.missed, lessons.verdicts, lessons.choice)
-    rows = []
-    for view in views:
-        truth = view.truth()
-        rows.append([draw(truth, prompts, rng) for draw in draws[:3]])
-        rows[-1] += [lessons.verdicts(truth, prompts, rng, LATE), lessons.choice(truth, prompts, rng)]
+    verdicts = partial(lessons.verdicts, share=LATE)
+    draws = (lessons.looks, lessons.place, lessons.missed, verdicts, lessons.choice)
+    rows = [[draw(view.truth(), prompts, rng) for draw in draws] for view in views]
     names = ("looks", "place", "else", "batch", "choose")
     right: dict[str, list[bool]] = defaultdict(list)
     for number, logits in enumerate(_reply_logits(learner, packer, rows, merged)):
