@@ -13,9 +13,9 @@ class BestOf:
 
     `scores` is the side column of a check: of the texts themselves, one each, or with `about`, of parts of
     them (sentences, claims, objects), `about` having the place of each part's text. A score is P(yes), the
-    likelihood, or else 1 for what was kept and 0 for what was not. A text without a part ranks last; when
-    none has one, the first text is taken and flagged "unscored". The side column `ranks` has {text, score,
-    taken} of each text, in their order.
+    likelihood, or else 1 for what was kept and 0 for what was not; parts that were not checked do not count.
+    A text without a part ranks last; when none has one, the first text is taken and flagged "unscored". The
+    side column `ranks` has {text, score, taken} of each text, in their order.
     """
 
     role: ClassVar[None] = None
@@ -30,9 +30,10 @@ class BestOf:
             )
         parts: list[list[float]] = [[] for _ in texts]
         for place, score in zip(places, scores, strict=True):
-            parts[place].append(value(score))
+            if score.get("checked") is not False:
+                parts[place].append(value(score))
         means = [math.fsum(each) / len(each) if each else None for each in parts]
-        if texts and not scores:
+        if texts and not any(parts):
             client.flag("unscored")
         ranks = [-1.0 if mean is None else mean for mean in means]
         best = ranks.index(max(ranks)) if texts else None

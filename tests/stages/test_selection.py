@@ -8,6 +8,7 @@ from scalecap.engines.base import Chosen, Scored, Token
 from scalecap.stages.best_of import BestOf
 from scalecap.stages.choose import Choose
 from scalecap.stages.likelihood import Likelihood
+from scalecap.stages.scores import unchecked_score
 from scalecap.stages.split_each import split_each
 from scalecap.text.templates import Template
 
@@ -62,6 +63,15 @@ async def test_the_best_has_the_highest_mean(recording_client, scores, about, be
     assert [each["score"] for each in ratings] == pytest.approx(means)
     assert [each["text"] for each in ratings if each["taken"]] == [best]
     assert (recorder.flags, recorder.requests) == ([], [])
+
+
+async def test_what_was_not_checked_rates_nothing(recording_client):
+    recorder = recording_client(lambda _: "")
+    scores = [*p(0.6), unchecked_score("b"), *p(0.8), unchecked_score("d")]
+    chosen, ranks = await BestOf()(recorder.client, texts=["a", "b", "c"], scores=scores, about=[0, 1, 2, 2])
+    assert (chosen, [each["score"] for each in ranks]) == ("c", [0.6, None, 0.8])
+    assert await BestOf()(recorder.client, texts=["a"], scores=[unchecked_score("a")])
+    assert recorder.flags == ["unscored"]
 
 
 async def test_texts_that_nothing_rates(recording_client):
