@@ -73,6 +73,8 @@ def test_density_by_hand():
         ("Train tracks, a railroad track and a train track.", 0, 0, 0),
         ("Trains on the train tracks.", 1, 1, 0),
         ("Polar bears eat hot dogs.", 2, 2, 0),
+        ("A pickup truck behind double-decker buses.", 2, 1, 1),
+        ("A baseball player on a football field with a tennis ball.", 2, 2, 0),
         ("A baby dog, adult dogs and baby animals.", 2, 0, 1),
         ("A motor bike and a stove top oven.", 2, 2, 0),
     ],
