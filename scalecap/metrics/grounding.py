@@ -1,5 +1,6 @@
 """How much of a caption a model finds in the image."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from scalecap.metrics import texts
@@ -14,6 +15,7 @@ GREEDY = Sampling(temperature=0, max_tokens=256)
 
 
 @stage(side=["answers"], better={"unanswered": "lower", "statements": "neither", "words": "neither"})
+@dataclass(kw_only=True, eq=False)
 class Grounding:
     """The share of a caption's sentences that the judge finds in the image, and its mean P(yes).
 
@@ -25,17 +27,14 @@ class Grounding:
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",), "claims": ("text",)}
 
-    def __init__(
-        self,
-        *,
-        prompt: Template,
-        claims: Template | None = None,
-        threshold: float = 0.5,
-        words: int | None = None,
-        model: Role = "judge",
-    ) -> None:
-        self.prompt, self.claims, self.threshold = prompt, claims, check_threshold(threshold)
-        self.words, self.model = words, model
+    prompt: Template
+    claims: Template | None = None
+    threshold: float = 0.5
+    words: int | None = None
+    model: Role = "judge"
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
 
     async def __call__(
         self, client: ModelClient, *, captions: Columns, image: Image

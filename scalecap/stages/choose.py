@@ -1,5 +1,6 @@
 """Choose one of several mutually exclusive statements."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from scalecap.stages import Image, ModelClient, Role, stage, together
@@ -12,6 +13,7 @@ NONE = "None of these."
 
 
 @stage(side=["scores"])
+@dataclass(kw_only=True, eq=False)
 class Choose:
     """From each group of statements, the one that the image supports best, if it is likely enough.
 
@@ -30,21 +32,18 @@ class Choose:
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("options",), "statement_prompt": ("text",)}
 
-    def __init__(
-        self,
-        *,
-        prompt: Template | None = None,
-        statement_prompt: Template | None = None,
-        threshold: float = 0.5,
-        model: Role = "vlm",
-    ) -> None:
-        if (prompt is None) == (statement_prompt is None):
+    prompt: Template | None = None
+    statement_prompt: Template | None = None
+    threshold: float = 0.5
+    model: Role = "vlm"
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        if (self.prompt is None) == (self.statement_prompt is None):
             raise ValueError(
                 "expected either `prompt` or `statement_prompt`: write `prompt: ${prompts.choose}` or"
                 " `statement_prompt: ${prompts.verify}`"
             )
-        self.prompt, self.statement_prompt = prompt, statement_prompt
-        self.threshold, self.model = check_threshold(threshold), model
 
     async def __call__(
         self, client: ModelClient, *, texts: list[str], about: list[int], image: Image

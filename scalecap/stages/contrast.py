@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ class Gap(NamedTuple):
 
 
 @stage(side=["scores"])
+@dataclass(kw_only=True, eq=False)
 class Contrast:
     """Rates texts with and without the image and keeps the clauses that the image makes likelier.
 
@@ -52,21 +54,16 @@ class Contrast:
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ()}
 
-    def __init__(
-        self,
-        *,
-        prompt: Template | None = None,
-        threshold: float | None = 0.0,
-        words: Literal["content", "all"] = "content",
-        values: Values = "auto",
-        pool: Literal["max", "mean"] = "max",
-        model: Role = "vlm",
-    ) -> None:
-        if words == "content":
+    prompt: Template | None = None
+    threshold: float | None = 0.0
+    words: Literal["content", "all"] = "content"
+    values: Values = "auto"
+    pool: Literal["max", "mean"] = "max"
+    model: Role = "vlm"
+
+    def __post_init__(self) -> None:
+        if self.words == "content":
             content_words("loads the lexicon now, before rows start")
-        self.prompt, self.threshold, self.words, self.values = prompt, threshold, words, values
-        self.pool: Callable[[list[float]], float] = fmean if pool == "mean" else max
-        self.model = model
 
     def check(self, columns: Collection[str]) -> str | None:
         if (self.prompt is None) == ("questions" not in columns):
@@ -130,11 +127,12 @@ class Contrast:
         line = text[slice(*sentence)]
         counted = content_words(line) if self.words == "content" else [Span(0, len(line))]
         tokens = [Span(gap.start - sentence.start, gap.end - sentence.start) for gap in gaps]
+        pooled: Callable[[list[float]], float] = fmean if self.pool == "mean" else max
         rated: list[dict[str, Any]] = []
         for start, end in clauses(line):
             words = [Span(max(a, start), min(b, end)) for a, b in counted if min(b, end) > max(a, start)]
             found = [gaps[token].gap for token, _ in overlap(tokens, words)]
-            rated.append({"text": line[start:end], "gap": round(self.pool(found), 6) if found else None})
+            rated.append({"text": line[start:end], "gap": round(pooled(found), 6) if found else None})
         likelier = [
             clause["gap"] is not None and self.threshold is not None and clause["gap"] > self.threshold
             for clause in rated

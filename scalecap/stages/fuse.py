@@ -1,6 +1,7 @@
 """Fuse what was found true into the final caption."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from scalecap.stages import ModelClient, PromptTooLong, Role, Sampling, stage
@@ -13,6 +14,7 @@ from scalecap.text.templates import Template
 
 
 @stage
+@dataclass(kw_only=True, eq=False)
 class Fuse:
     """Organises sentences and details into one caption, without the image.
 
@@ -29,16 +31,10 @@ class Fuse:
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("context", "object_info", "position_info")}
 
-    def __init__(
-        self,
-        *,
-        prompt: Template,
-        fallback: Literal["initial", "empty"] = "initial",
-        model: Role = "llm",
-        sampling: Sampling | None = None,
-    ) -> None:
-        self.prompt, self.fallback = prompt, fallback
-        self.model, self.sampling = model, sampling
+    prompt: Template
+    fallback: Literal["initial", "empty"] = "initial"
+    model: Role = "llm"
+    sampling: Sampling | None = None
 
     def check(self, columns: Collection[str]) -> str | None:
         if self.fallback == "initial" and "initial" not in columns:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from scalecap.stages import (
@@ -26,6 +26,7 @@ from scalecap.text.templates import Expression, Template
 
 
 @stage
+@dataclass(kw_only=True, eq=False)
 class Generate:
     """Fills a prompt from columns and writes the model's reply, with the image when `image` is given.
 
@@ -64,46 +65,37 @@ class Generate:
     offered: ClassVar[tuple[str, ...]] = ("max_words", "max_sentences")
     """Settings available to prompts as variables."""
 
-    def __init__(
-        self,
-        *,
-        prompt: Template,
-        retry_prompt: Template | None = None,
-        parse: Literal["text", "lines", "sentences", "json"] = "text",
-        schema: Mapping[str, Any] | None = None,
-        samples: int | None = None,
-        where: Expression | None = None,
-        max_sentences: int | None = None,
-        max_characters: int | None = None,
-        max_words: int | None = None,
-        model: Role = "vlm",
-        sampling: Sampling | None = None,
-    ) -> None:
-        bounds = {"max_sentences": max_sentences, "max_words": max_words, "max_characters": max_characters}
-        for name, most in bounds.items():
+    prompt: Template
+    retry_prompt: Template | None = None
+    parse: Literal["text", "lines", "sentences", "json"] = "text"
+    schema: Mapping[str, Any] | None = None
+    samples: int | None = None
+    where: Expression | None = None
+    max_sentences: int | None = None
+    max_characters: int | None = None
+    max_words: int | None = None
+    model: Role = "vlm"
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_sentences", "max_words", "max_characters", "samples"):
+            most = getattr(self, name)
             if most is not None and most < 1:
                 raise ValueError(f"{name}: expected at least 1, got {most}")
-            if most is not None and parse == "sentences" and name == "max_characters":
+            if most is not None and self.parse == "sentences" and name == "max_characters":
                 raise ValueError(f"{name} requires `parse: text`")
-            if most is not None and parse not in ("text", "sentences"):
+            if most is not None and self.parse not in ("text", "sentences") and name != "samples":
                 raise ValueError(f"{name} requires `parse: text` or `parse: sentences`")
-        if schema is not None:
-            if parse != "json":
+        if self.schema is not None:
+            if self.parse != "json":
                 raise ValueError("schema requires `parse: json`")
             from jsonschema import Draft202012Validator, SchemaError
 
             try:
-                Draft202012Validator.check_schema(schema)
+                Draft202012Validator.check_schema(self.schema)
             except SchemaError as error:
                 raise ValueError(f"schema: {error.json_path}: {error.message}") from error
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples: expected at least 1, got {samples}")
-        self.prompt, self.retry_prompt = prompt, retry_prompt
-        self.parse, self.samples, self.where = parse, samples, where
-        self.schema = schema
-        self._schema_text = json.dumps(schema, sort_keys=True) if schema is not None else None
-        self.max_sentences, self.max_words, self.max_characters = max_sentences, max_words, max_characters
-        self.model, self.sampling = model, sampling
+        self._schema_text = None if self.schema is None else json.dumps(self.schema, sort_keys=True)
 
     @staticmethod
     def shape(stage: Stage, given: Mapping[str, Any]) -> Stage:

@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 from scalecap.engines.base import Unsupported
@@ -23,6 +24,7 @@ from scalecap.text.templates import Template
 
 
 @stage(side=["scores", "refuted"])
+@dataclass(kw_only=True, eq=False)
 class Verify:
     """Asks yes or no about each text and keeps, in order, those answered yes.
 
@@ -63,28 +65,24 @@ class Verify:
         "batch_prompt": ("texts",),
     }
 
-    def __init__(
-        self,
-        *,
-        prompt: Template,
-        ensemble: list[Template] | None = None,
-        threshold: float = 0.5,
-        mode: Literal["choose", "sampled"] = "choose",
-        batch: int = 1,
-        batch_prompt: Template | None = None,
-        model: Role = "vlm",
-        sampling: Sampling | None = None,
-    ) -> None:
-        if batch < 1:
-            raise ValueError(f"batch: expected at least 1, got {batch}")
-        if batch > 1 and batch_prompt is None:
+    prompt: Template
+    ensemble: list[Template] | None = None
+    threshold: float = 0.5
+    mode: Literal["choose", "sampled"] = "choose"
+    batch: int = 1
+    batch_prompt: Template | None = None
+    model: Role = "vlm"
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch: expected at least 1, got {self.batch}")
+        if self.batch > 1 and self.batch_prompt is None:
             raise ValueError("batch requires `batch_prompt: ${prompts.verify_batch}`")
-        if batch > 1 and (mode != "choose" or ensemble):
+        if self.batch > 1 and (self.mode != "choose" or self.ensemble):
             raise ValueError("batch can't be combined with `mode: sampled` or `ensemble`")
-        self.batch, self.batch_prompt = batch, batch_prompt
-        self.prompts = [prompt, *(ensemble or [])]
-        self.threshold, self.mode = check_threshold(threshold), mode
-        self.model, self.sampling = model, sampling
+        check_threshold(self.threshold)
+        self.prompts = [self.prompt, *(self.ensemble or [])]
 
     async def __call__(
         self,
