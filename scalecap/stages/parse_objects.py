@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from scalecap.stages import Columns, stage
-from scalecap.stages.parse_questions import ASKS, asking_lines
+from scalecap.stages.parse_questions import ASKS, MARKDOWN, asking_lines
 from scalecap.text import segmentation
 
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
-_MARKS = " \t\"'“”‘’*_`[]()<>.,;:!?"
+_MARKS = " \t\"'“”‘’_<>.,;:!?"
 
 
 @stage(side=["about"])
@@ -18,7 +18,7 @@ def parse_objects(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Questions about each object once, then the same about their positions.
 
-    A line of a reply that contains "Describe more details about" names an object, up to the end of that
+    "Describe more details about" in a reply is followed by the name of an object, up to the end of that
     sentence. Case and article are ignored: "A Cat" is "the cat". `budget` is the maximum number of objects,
     in the order of the sentences; null is all.
 
@@ -49,8 +49,7 @@ def _place(name: str, sentences: list[str]) -> int:
 
 
 def _objects(reply: str) -> Iterator[str]:
-    for line in asking_lines(reply):
-        rest = line.partition(ASKS)[2]
+    for rest in (rest for line in asking_lines(reply) for rest in MARKDOWN.sub("", line).split(ASKS)[1:]):
         end = next((end for _, end in segmentation.sentences(rest)), 0)
         if name := rest[:end].strip().removeprefix("the position of ").strip(_MARKS):
             yield name

@@ -6,7 +6,7 @@ from scalecap.stages import stage
 
 ASKS = "Describe more details about"
 _NEXT_EXAMPLE = re.compile(r"\W*Sentence\W*:")
-_MARKDOWN = re.compile(r"[*`\[\]]")
+MARKDOWN = re.compile(r"[*`\[\]]")
 
 
 @stage
@@ -19,7 +19,7 @@ def parse_questions(text: str, *, max_questions: int = 20) -> list[str]:
     found: list[str] = []
     for line in asking_lines(text):
         before, stop, _ = line[line.index("Describe") :].strip().partition(".")
-        found.append(_MARKDOWN.sub("", before) + stop)
+        found.append(MARKDOWN.sub("", before) + stop)
     objects = list(dict.fromkeys(found))[: max(max_questions, 0)]
     return objects + [question.replace(ASKS, f"{ASKS} the position of") for question in objects]
 

@@ -29,6 +29,14 @@ def test_a_full_stop_within_a_name_does_not_end_it():
     assert [entry["object"] for entry in about] == ["the U.S. flag", "Dr. Lee"] * 2
 
 
+def test_objects_in_one_line_in_bold_and_with_brackets():
+    reply = (
+        "Describe more details about the **red** car. Describe more details about **the man** (on the left)."
+    )
+    _, about = parse_objects({"replies": [reply]})
+    assert [entry["object"] for entry in about] == ["the red car", "the man (on the left)"] * 2
+
+
 @pytest.mark.parametrize(("budget", "objects"), [(-1, 0), (0, 0), (1, 1), (3, 3), (4, 4), (9, 4), (None, 4)])
 def test_the_budget_is_the_most_objects(budget, objects):
     questions, about = parse_objects({"replies": REPLIES}, budget=budget)
