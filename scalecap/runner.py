@@ -3,13 +3,14 @@
 import asyncio
 import atexit
 import logging
+import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import (
@@ -25,7 +26,7 @@ from scalecap.config.settings import DataSettings, Settings
 from scalecap.data import DataError, Source
 from scalecap.data.files import redact_urls
 from scalecap.data.images import image_name
-from scalecap.data.sources import rows_until_error
+from scalecap.data.sources import json_safe, rows_until_error
 from scalecap.engines import EMBEDDED, Engines, preflight
 from scalecap.engines.base import Engine, EngineDead, EngineError
 from scalecap.engines.settings import EngineSettings, RoleSettings
@@ -41,7 +42,7 @@ from scalecap.run.cluster import open_cluster
 from scalecap.run.costs import NO_ESTIMATE, estimate_cost, recorded_usage
 from scalecap.run.edits import Edited, read_edits
 from scalecap.run.folder import Run
-from scalecap.run.journal import Journal, JournalError
+from scalecap.run.journal import JOURNAL, Journal, JournalError
 from scalecap.run.outputs import write
 from scalecap.run.pending import PendingRows
 from scalecap.run.stopping import handle_signals
@@ -144,10 +145,21 @@ def prepare(settings: Settings, source: Source | None = None) -> Job:
 
 
 def _open_journal(job: Job) -> Journal:
-    config = asdict(job.settings) | (
-        {"code": job.pipeline.source_digests} if job.pipeline.source_digests else {}
-    )
-    return Journal(Path(job.settings.output), config, force=job.settings.resume == "force")
+    return Journal(Path(job.settings.output), _config(job), force=job.settings.resume == "force")
+
+
+def _config(job: Job) -> dict[str, Any]:
+    """The config that the journal records: the settings, and digests of stages from outside the package."""
+    code = {"code": job.pipeline.source_digests} if job.pipeline.source_digests else {}
+    return asdict(job.settings) | code
+
+
+def _check_folder(job: Job) -> None:
+    """Raises JournalError where the folder holds another run, as `_open_journal` would; writes nothing."""
+    path = Path(job.settings.output) / JOURNAL
+    if os.path.exists(path) and path.stat().st_size:
+        with Journal(path.parent, None) as journal:
+            journal.check_config(json_safe(_config(job)), job.settings.resume == "force")
 
 
 def _open_cache(settings: Settings) -> AbstractContextManager[Cache | None]:
@@ -329,6 +341,7 @@ def plan(settings: Settings) -> str:
     """What a run would do, step by step. Raises RunError as the run would, before any model loads."""
     with _expected_errors():
         job = prepare(settings)
+        _check_folder(job)
         roles = job.settings.by_role(job.pipeline.roles)
         unchecked = preflight(list(roles.values()))
     source, pipeline = job.source, job.pipeline

@@ -1,5 +1,6 @@
 """`check=true` finds what a run would stop for, and says what it did not look at; so does the run itself."""
 
+import fcntl
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from server import Server
 
 from scalecap.config.settings import Settings
 from scalecap.engines import weights
+from scalecap.engines.scripted import Scripted
 from scalecap.interpreter import step
 from scalecap.runner import RunError, plan, run
 
@@ -80,6 +82,23 @@ def test_a_stage_from_outside_declares_what_it_needs(
         error = capsys.readouterr().err
         assert 'loud: needing/shout needs the module no_such_module: pip install "no-such-package"' in error
     assert opened == []
+
+
+def test_a_folder_that_holds_another_run(compose: Compose, engines: dict[str, Scripted]):
+    words = ("data.limit=1", "pipeline=direct", "progress=false", "engine=transformers")
+    run(compose(*words), engines=engines)
+    assert "Estimate: all 1 rows, extrapolated from 1" in plan(compose(*words))
+    for work in (plan, run):
+        with pytest.raises(RunError, match=r"holds a run with another config \(seed: was 0, is 1\)"):
+            work(compose(*words, "seed=1"))
+    assert "Configuration OK" in plan(compose(*words, "seed=1", "resume=force"))
+    journal = compose(*words).output + "/journal.jsonl"
+    with Path(journal).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another run is writing to"):
+            plan(compose(*words))
+    Path(journal).write_text("")  # of a run that was killed as it began
+    assert "Configuration OK" in plan(compose(*words, "seed=1"))
 
 
 @pytest.fixture

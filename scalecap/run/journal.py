@@ -147,19 +147,23 @@ class Journal:
         if not len(self.entries):
             # No row is finished: the journal starts again with this config.
             self._configs, self._end, self.entries = [], 0, Entries(_shards(config))
-        changes = ""
+        changes = self.check_config(config, force)
         if self._configs:
-            changes = config_differences(self._configs[-1], config)
-            if changes and not force:
-                raise JournalError(
-                    f"{self.path.parent} holds a run with another config ({changes}). Give another"
-                    " output=DIR, or hydra.sweep.dir=DIR in a sweep (equal requests come from the cache), or"
-                    " keep its rows with resume=force"
-                )
             self.changes = config_differences(self._configs[0], config)
         self._file.truncate(self._end)
         if not self._configs or changes:
             self._write({"config": config, "cwd": self.cwd})
+
+    def check_config(self, config: Any, force: bool) -> str:
+        """What differs from the config of its rows, which `force` allows. Raises JournalError otherwise."""
+        changes = config_differences(self._configs[-1], config) if len(self.entries) else ""
+        if changes and not force:
+            raise JournalError(
+                f"{self.path.parent} holds a run with another config ({changes}). Give another output=DIR, or"
+                " hydra.sweep.dir=DIR in a sweep (equal requests come from the cache), or keep its rows with"
+                " resume=force"
+            )
+        return changes
 
     @property
     def config(self) -> dict[str, Any]:
