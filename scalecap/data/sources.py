@@ -91,6 +91,12 @@ def _open_rows(data: DataSettings) -> RowSource:
         if data.args:
             key = next(iter(data.args))
             raise DataError(f"data.args.{key} is for sources of other packages, and the source is {name}")
+        if name == "scenes" and data.path:
+            raise DataError(
+                f"data.path={data.path}: data=scenes reads no path; name its source, as in data=folder"
+            )
+        if name != "scenes" and data.count is not None:
+            raise DataError(f"data.count={data.count} generates scenes; use data.limit={data.count}")
         rows: RowSource = getattr(import_module(f"scalecap.data.{name}"), f"open_{name}")(data)
         return rows
     if name not in (others := plugins.names("sources")):

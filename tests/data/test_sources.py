@@ -21,6 +21,18 @@ def test_a_path_is_needed(source: str) -> None:
         open_source(DataSettings(source=source))
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DataSettings(source="scenes", path="photos"), r"data\.path=photos: data=scenes .* data=folder"),
+        (DataSettings(source="folder", path=".", count=5), r"data\.count=5 .* use data\.limit=5"),
+    ],
+)
+def test_a_setting_of_another_source_is_not_ignored(data: DataSettings, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(data)
+
+
 def test_json_safe_values_have_no_pixels() -> None:
     value = {
         "image": {"bytes": b"\x89PNG", "path": "a.png"},
