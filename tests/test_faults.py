@@ -203,6 +203,20 @@ def test_a_stage_that_blocks(typed, stages, monkeypatch, capsys, codes: set[int]
     assert re.search(r"outside_faults\.py:14, .*; move slow work to a thread", error)
 
 
+def test_a_stage_that_imports_a_large_library_once_is_not_reported(typed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.02)
+    (tmp_path / "large_library.py").write_text("import time\ntime.sleep(1)\n")
+    (tmp_path / "outside_import.py").write_text(
+        "from scalecap import stage\n@stage\ndef lazy(text: str) -> str:\n    import large_library\n"
+        "    return text\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    step = "+pipeline.steps.y={stage: outside_import/lazy, text: init_caption}"
+    assert typed("data.limit=1", "output=out", "pipeline.imports=[outside_import]", step) == 0
+    assert "outside_import/lazy" not in capsys.readouterr().err
+
+
 @fault("Busy server")
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_is_busy(run_job, server: Server, status: int, codes: set[int]):

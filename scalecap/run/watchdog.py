@@ -48,9 +48,9 @@ class EventLoopWatchdog:
                 self._report(sys._current_frames().get(self._watched))
 
     def _report(self, frame: FrameType | None) -> None:
-        """Logs the stage whose code blocks the loop, if it is a stage's."""
-        while frame is not None and frame.f_globals.get("__name__") not in self._steps:
-            frame = frame.f_back
+        """Logs the stage whose code blocks the loop, if it is a stage's; an import blocks it only once."""
+        while frame is not None and (name := frame.f_globals.get("__name__")) not in self._steps:
+            frame = None if name == "importlib._bootstrap" else frame.f_back
         if frame is None:
             return
         module = frame.f_globals["__name__"]
