@@ -13,13 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scalecap.calibration.calibrate import Outcome, calibrate
-from scalecap.calibration.record import (
-    FILE_NAME,
-    CalibrationError,
-    Promise,
-    promise_text,
-    read_calibration,
-)
+from scalecap.calibration.record import FILE_NAME, CalibrationError, Promise, promise_text, read_calibration
 from scalecap.calibration.statistics import Share
 from scalecap.config.compose import quoted
 from scalecap.config.settings import SettingsError
@@ -97,8 +91,7 @@ def _share(share: Share) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="scalecap calibrate",
-        description="Thresholds with a guarantee, from labelled statements.",
+        prog="scalecap calibrate", description="Thresholds with a guarantee, from labelled statements."
     )
     parser.add_argument("run", type=Path, help="folder of the run that was labelled")
     parser.add_argument(

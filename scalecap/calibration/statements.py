@@ -26,10 +26,6 @@ class Statement:
     image: str
     """Hash of its image, which several rows may share; the row's id where the hash is unknown."""
 
-    @property
-    def true(self) -> bool:
-        return self.verdict == "yes"
-
 
 def match_labels(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]]:
     """Matches labels to the run's statements; duplicates are merged.
@@ -61,7 +57,12 @@ def match_labels(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]
                 f" {digests[label.step]} at {label.step}, with different statements; pass the folder whose"
                 " report was labelled, or label the report of this one"
             )
-        record = _record(known[label.row_id].get(label.step, []), label)
+        scores = known[label.row_id].get(label.step, [])
+        record = next((each for each in scores if each["text"] == label.text), None)
+        if record is None:
+            raise LabelError(
+                f"{label.place}: row {label.row_id!r:.80} has no statement {label.text!r:.80} at {label.step}"
+            )
         image = images.get(label.row_id, label.row_id)
         statement = Statement(label.row_id, label.text, p_yes_of(record), label.verdict, image)
         found.setdefault(label.step, []).append(statement)
@@ -71,8 +72,7 @@ def match_labels(labels: Sequence[Label], run: Run) -> dict[str, list[Statement]
 def data_statements(run: Run, step: str) -> list[Statement]:
     """The statements labelled in the run's data (`labels.check`), without failed rows.
 
-    Raises:
-        LabelError: there are none.
+    Raises LabelError if there are none.
     """
     images = _image_hashes(run)
     found, failed = [], 0
@@ -104,15 +104,6 @@ def p_yes_of(record: Mapping[str, Any]) -> float:
     if isinstance(p_yes, int | float):
         return float(p_yes)
     return 1.0 if record["kept"] else -1.0
-
-
-def _record(scores: Sequence[Mapping[str, Any]], label: Label) -> Mapping[str, Any]:
-    for score in scores:
-        if score["text"] == label.text:
-            return score
-    raise LabelError(
-        f"{label.place}: row {label.row_id!r:.80} has no statement {label.text!r:.80} at {label.step}"
-    )
 
 
 def one_per_image(statements: Sequence[Statement], seed: int) -> list[Statement]:
@@ -152,4 +143,4 @@ def to_arrays(statements: Sequence[Statement]) -> LabelledArrays:
     numbers: dict[str, int] = {}
     image = np.array([numbers.setdefault(each.image, len(numbers)) for each in statements], int)
     p_yes = np.array([each.p_yes for each in statements], float)
-    return LabelledArrays(p_yes, np.array([each.true for each in statements], bool), image)
+    return LabelledArrays(p_yes, np.array([each.verdict == "yes" for each in statements], bool), image)

@@ -68,11 +68,7 @@ class ChatTokenizer:
         """First-token ids of each of several options; see `option_token_ids`."""
 
     def encode_prompt(self, prompt: Prompt) -> PromptTokens:
-        """Token ids of a prompt up to where the reply begins.
-
-        Raises:
-            EngineError: the chat template leaves the prompt's text out.
-        """
+        """Token ids up to where the reply begins. EngineError if the chat template leaves the text out."""
         texts = {_SYSTEM: prompt.system, _TEXT: prompt.text}
         ids: list[int] = []
         plain, split = "", 0

@@ -20,10 +20,7 @@ def digest(file: Path) -> str:
     """Hex SHA-256 of a file's content.
 
     A cached digest is valid for the same path, size, inode, mtime and ctime in nanoseconds. Thanks to ctime a
-    file that replaces another and copies its date is read again.
-
-    Raises:
-        OSError: the file can't be read.
+    file that replaces another and copies its date is read again. Raises OSError if the file can't be read.
     """
     before = _fingerprint(file)
     cached = Path(_CACHE_DIR).expanduser() / hashlib.sha256(before.encode()).hexdigest()

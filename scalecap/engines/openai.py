@@ -282,11 +282,7 @@ class OpenAIEngine:
                 top = most
 
     async def verify(self, server: Server) -> None:
-        """Checks that a server that was down returns as many log-probabilities as the others.
-
-        Raises:
-            ModelError: it does not.
-        """
+        """Raises ModelError if a server that was down returns fewer log-probabilities than the others."""
         if self._top:
             settings = {
                 "model": self._model.name,

@@ -41,17 +41,13 @@ async def fetch_card(connection: Connection, model: ModelSettings, seconds: floa
         raise ServerUnavailableError(
             f"no server answers at engine.base_url={url} within {seconds:g} seconds"
         ) from error
-    except ConnectionError as error:
-        raise ServerUnavailableError(f"no server answers at engine.base_url={url} ({error})") from error
-    except StatusError as error:
-        if error.status in (401, 403):
+    except (ConnectionError, StatusError, LookupError, TypeError, ValueError) as error:
+        status = error.status if isinstance(error, StatusError) else None
+        if status in (401, 403):
             raise ModelError(rejected_key(connection)) from error
-        if error.status in (502, 503, 504):
+        if isinstance(error, ConnectionError) or status in (502, 503, 504):
             raise ServerUnavailableError(f"no server answers at engine.base_url={url} ({error})") from error
-        log.debug("the server does not list its models: %s", error)
-        return {}
-    except (LookupError, TypeError, ValueError) as error:  # some servers that work list nothing
-        log.debug("the server does not list its models: %s", error)
+        log.debug("the server does not list its models: %s", error)  # some servers that work list nothing
         return {}
     if served and model.name not in served:
         names = ", ".join(list(served)[:10])

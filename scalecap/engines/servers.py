@@ -74,11 +74,7 @@ class Server:
 
     @asynccontextmanager
     async def in_flight(self, seconds: float) -> AsyncIterator[None]:
-        """Limits the time of a request at this server.
-
-        Raises:
-            TimeoutError: the time is over, or `expire_requests` was called.
-        """
+        """Limits the time of a request: TimeoutError when it is over, or `expire_requests` is called."""
         async with asyncio.timeout(seconds) as deadline:
             self.deadlines.add(deadline)
             try:
@@ -318,8 +314,7 @@ class ServerPool:
     async def _wait_for_any(self, servers: Sequence[Server]) -> bool:
         """Waits until a health check of one of the servers succeeds; True if that server was down.
 
-        Raises:
-            EngineDead: none succeeded within the timeout.
+        Raises EngineDead if none succeeds within the timeout.
         """
         checks = [self._check_health(server) for server in servers]
         done, _ = await asyncio.wait(checks, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -49,11 +49,7 @@ R = TypeVar("R", bound=Reply)
 
 
 async def open_transformers(model: ModelSettings, engine: EngineSettings) -> "TransformersEngine":
-    """Loads a model into this process.
-
-    Raises:
-        ModelError: it can't be loaded; the message says how to fix it.
-    """
+    """Loads a model into this process. Raises ModelError, whose message says how to fix it."""
     return await asyncio.to_thread(_load, model, engine)
 
 

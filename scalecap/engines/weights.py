@@ -104,7 +104,11 @@ def _folder(model: ModelSettings) -> tuple[Path, str | None]:
     """The model's folder, and `name@commit` if it is from the hub."""
     if local := _local_folder(model):
         return local.resolve(), None
-    folder = _download(model)
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_FILES, "*.py"] if model.trust_remote_code else [*_FILES]
+    with _hub_errors(model):
+        folder = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
     return folder, f"{model.name}@{folder.name}"
 
 
@@ -168,15 +172,6 @@ def load_errors(model: ModelSettings) -> Iterator[None]:
 def out_of_memory(error: BaseException) -> bool:
     """Whether the device ran out of memory, by an error of torch or of a child process of vLLM."""
     return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower()
-
-
-def _download(model: ModelSettings) -> Path:
-    """The folder of the hub's snapshot of a model; its name is the commit."""
-    from huggingface_hub import snapshot_download
-
-    patterns = [*_FILES, "*.py"] if model.trust_remote_code else [*_FILES]
-    with _hub_errors(model):
-        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
 
 
 @contextmanager

@@ -204,11 +204,7 @@ async def open_cluster(
                     *(available.get(name, 0), name, wanted.actors, needed),
                 )
         make = ray.remote(Actor).options(
-            num_cpus=1,
-            num_gpus=gpus,
-            max_restarts=-1,
-            max_concurrency=1000,
-            scheduling_strategy="SPREAD",
+            num_cpus=1, num_gpus=gpus, max_restarts=-1, max_concurrency=1000, scheduling_strategy="SPREAD"
         )
         actors = [make.remote(settings, columns, os.getcwd()) for _ in range(wanted.actors)]
         try:

@@ -212,11 +212,7 @@ class Run:
                     yield row
 
     def labelable_rows(self) -> Iterator[Row]:
-        """The rows that labels are drawn from: those of the report that did not fail.
-
-        Raises:
-            FolderError: they have no `row_id`.
-        """
+        """Rows of the report that did not fail, to draw labels from. FolderError if they have no `row_id`."""
         for row in islice(self.rows(), MAX_REPORT_ROWS):
             if row.get("row_id") is None:
                 raise FolderError(
@@ -295,8 +291,7 @@ def _is_score(value: Any) -> bool:
 def open_run(folder: str | os.PathLike[str]) -> Run:
     """Opens the folder of a run, to read its `rows()`, `summary`, `config` and `overrides`.
 
-    Raises:
-        FolderError: the folder holds no run.
+    Raises FolderError if the folder holds no run.
     """
     path = Path(folder)
     if not (path / "journal.jsonl").is_file() and not (path / "summary.json").is_file():

@@ -116,9 +116,7 @@ class Summary:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def add_overall(
-        self,
-        records: Callable[[], Iterable[Record]],
-        overall: Mapping[str, tuple[Overall, Sequence[str]]],
+        self, records: Callable[[], Iterable[Record]], overall: Mapping[str, tuple[Overall, Sequence[str]]]
     ) -> None:
         """Adds the metrics that are computed over all rows together.
 

@@ -64,7 +64,7 @@ def test_labels_find_their_statements(made: Path, tmp_path: Path):
     assert first == Statement("0", "There is a dog.", 0.6, "yes", first.image)
     assert len({each.image for each in found["golden_sentences"]}) == 120
     second = found["golden_sentences"][1]
-    assert (second.text, second.true) == ("There is a cat.", False)
+    assert (second.text, second.verdict) == ("There is a cat.", "no")
     assert second.p_yes == pytest.approx(0.11)
 
 
