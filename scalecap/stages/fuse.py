@@ -56,10 +56,10 @@ class Fuse:
             return (initial or "") if self.fallback == "initial" else ""
         if not object_info and not position_info:
             return " ".join(context)
-        unfused = " ".join(distinct([*context, *object_info, *position_info]))
+        unfused = distinct([*context, *object_info, *position_info])
         if not client.allowed([1]):
             client.flag("fallback")
-            return unfused
+            return " ".join(unfused)
         # A list that is given twice loses its details in both places at once.
         lists = [object_info] if object_info == position_info else [object_info, position_info]
         details = [detail for each in lists for detail in each]
@@ -88,5 +88,5 @@ class Fuse:
             return " ".join(context)
         if not reply.text.strip() or refuses(reply.text):
             client.flag("fallback")
-            return unfused
+            return " ".join(unfused)
         return body(reply.text)

@@ -37,6 +37,12 @@ async def test_all_lists_are_lines_of_a_prompt_without_an_image(recording_client
     assert recorder.flags == []
 
 
+async def test_a_fused_caption_needs_no_lexicon(recording_client, monkeypatch):
+    """Its loading would hold up the first rows."""
+    monkeypatch.setattr("scalecap.stages.assemble.tagged", lambda text: 1 / 0)
+    assert await fuse(recording_client(lambda _: "fused"), ["a"], ["c"]) == "fused"
+
+
 async def test_the_caption_is_not_announced(recording_client):
     recorder = recording_client(lambda _: "Sure! Here is the description:\n\nA brown dog runs.")
     assert await fuse(recorder, ["a"], ["b"], ["c"]) == "A brown dog runs."
