@@ -34,8 +34,6 @@ MAX_LEVELS = 32
 text."""
 ERROR = pa.struct([("step", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 
-ReadRecords = Callable[[], Iterable[Record]]
-
 
 @dataclass
 class WriteResult:
@@ -55,7 +53,7 @@ class WriteResult:
 
 def write(
     folder: Path,
-    records: ReadRecords,
+    records: Callable[[], Iterable[Record]],
     columns: Sequence[str],
     settings: WriteSettings | None = None,
     *,

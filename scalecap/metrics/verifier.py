@@ -3,6 +3,7 @@
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,6 +81,7 @@ def _quality(answers: np.ndarray) -> dict[str, float]:
     overall=quality,
     better={"unanswered": "lower", "calibration_error": "lower", "best_threshold": "neither"},
 )
+@dataclass(kw_only=True, eq=False)
 class Verifier:
     """Asks the yes/no check about labelled statements, so that its threshold can be chosen.
 
@@ -95,24 +97,19 @@ class Verifier:
 
     variables: ClassVar[dict[str, tuple[str, ...]]] = {"prompt": ("text",)}
 
-    def __init__(
-        self,
-        *,
-        prompt: Template,
-        labels: list[str] | None = None,
-        step: str | None = None,
-        threshold: float = 0.5,
-        model: Role = "vlm",
-    ) -> None:
-        self.prompt, self.threshold, self.model = prompt, check_threshold(threshold), model
-        self.labels = _labelled(labels, step)
+    prompt: Template
+    labels: list[str] | None = None
+    step: str | None = None
+    threshold: float = 0.5
+    model: Role = "vlm"
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        self.known = _labelled(self.labels, self.step)
 
     def check(self, columns: Sequence[str]) -> str | None:
-        if (
-            "statements" in columns
-            or {"text", "label"} <= set(columns)
-            or ("row_id" in columns and self.labels)
-        ):
+        given = [{"statements"}, {"text", "label"}, *([{"row_id"}] if self.labels else [])]
+        if any(names <= set(columns) for names in given):
             return None
         return (
             "requires `statements: <column of {text, label}>`, or `text: <column>` and `label: <column>`, or"
@@ -130,7 +127,7 @@ class Verifier:
         row_id: str | None = None,
     ) -> tuple[Measures, list[dict[str, Any]]]:
         if row_id is not None:
-            given: Sequence[Mapping[str, Any]] = self.labels.get(row_id, [])
+            given: Sequence[Mapping[str, Any]] = self.known.get(row_id, [])
         else:
             one = [{"text": text, "label": label}]
             given = one if statements is None else records(statements, "text", "label")

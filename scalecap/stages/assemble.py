@@ -5,7 +5,6 @@ from typing import Any, ClassVar, NamedTuple
 
 from scalecap.stages import ModelClient, stage
 from scalecap.stages.deduplicate import is_negated
-from scalecap.stages.group_details import details as details_of
 from scalecap.stages.shortening import keep_fitting
 from scalecap.text.content_words import is_compound, tagged
 from scalecap.text.segmentation import sentences as cut
@@ -48,7 +47,7 @@ class Assemble:
         for place, sentence in enumerate(sentences):
             parts.append(sentence)
             if blocks:
-                parts += [detail["text"] for detail in details_of([blocks[place]])]
+                parts += [detail["text"] for detail in blocks[place]["details"]]
         kept = list(distinct([*parts, *(details or [])]))
         if not kept:
             client.flag("fallback")

@@ -31,7 +31,8 @@ class BestOf:
         parts: list[list[float]] = [[] for _ in texts]
         for place, score in zip(places, scores, strict=True):
             if score.get("checked") is not False:
-                parts[place].append(value(score))
+                known = [p for p in (score.get("p_yes"), score.get("likelihood")) if p is not None]
+                parts[place].append(known[0] if known else float(score["kept"]))
         means = [math.fsum(each) / len(each) if each else None for each in parts]
         if texts and not any(parts):
             client.flag("unscored")
@@ -41,11 +42,3 @@ class BestOf:
             {"text": text, "score": mean, "taken": place == best}
             for place, (text, mean) in enumerate(zip(texts, means, strict=True))
         ]
-
-
-def value(score: Score) -> float:
-    """A check's verdict on one text as a number from 0 to 1."""
-    for probability in (score.get("p_yes"), score.get("likelihood")):
-        if probability is not None:
-            return probability
-    return float(score["kept"])

@@ -1,6 +1,6 @@
 """Group details by the sentence that mentions their object."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scalecap.stages import Columns, stage
@@ -66,8 +66,3 @@ def _kept(score: Score) -> dict[str, Any] | None:
     if not score["kept"]:
         return None
     return {"text": remaining_text(score), "p_yes": score.get("p_yes")}
-
-
-def details(blocks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """All details of the blocks, in order."""
-    return [detail for block in blocks for detail in block["details"]]

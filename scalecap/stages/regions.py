@@ -20,10 +20,6 @@ class Region(NamedTuple):
     """Width and height of the row's image in pixels."""
     image: Image
 
-    def record(self) -> dict[str, Any]:
-        """What the output has of it: {box, of}, `of` being width and height of the row's image."""
-        return {"box": list(self.box), "of": list(self.whole)}
-
 
 def cut(image: Image, box: Box) -> Region:
     """The region of the image at a box inside of it."""
@@ -31,5 +27,5 @@ def cut(image: Image, box: Box) -> Region:
 
 
 def records(regions: Sequence[Region | None]) -> list[dict[str, Any] | None]:
-    """What the output has of a column of regions."""
-    return [region.record() if region else None for region in regions]
+    """What the output has of a column of regions: {box, of}, `of` being `Region.whole`."""
+    return [{"box": list(region.box), "of": list(region.whole)} if region else None for region in regions]

@@ -25,7 +25,7 @@ async def test_a_box_is_cut_out_of_the_image(recording_client):
     assert region.box == (100, 100, 200, 150)
     assert region.image.pixels.size == (100, 50)
     assert region.image.pixels.getpixel((0, 0)) == (100, 100, 0)
-    assert region.record() == {"box": [100, 100, 200, 150], "of": [400, 200]}
+    assert records([region]) == [{"box": [100, 100, 200, 150], "of": [400, 200]}]
     # Equal pixels are one image, whatever they were cut from.
     (twin,) = await Crop(margin=0, scale=None)(
         recorder.client, boxes=[[100, 100, 200, 150]], image=an_image()

@@ -9,10 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import hydra
-
-from scalecap.config.compose import from_config
-from scalecap.config.settings import CONF
+from scalecap.config.compose import compose, from_config
 from scalecap.engines.base import Engine
 from scalecap.run.summary import Summary
 from scalecap.runner import run
@@ -30,9 +27,9 @@ def caption_rows(
         The rows of `captions.jsonl`, and the run's summary.
     """
     engines = {"vlm": engine, "llm": engine} if engine else None
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), tempfile.TemporaryDirectory() as output:
+    with tempfile.TemporaryDirectory() as output:
         given = [*overrides, f"output={output}", "model.vlm.dtype=float32", "report=false"]
-        summary = run(from_config(hydra.compose("config", given)), engines=engines)
+        summary = run(from_config(compose(given)[0]), engines=engines)
         lines = (Path(output) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines], summary
 
