@@ -104,7 +104,7 @@ def run(
             job = prepare(settings, source)
             summary.notes += data_notes(job.promises, job.settings)
             journal = _open_journal(job)
-        with journal, _open_cache(settings) as cache:
+        with journal, _open_cache(settings) as cache, _interrupts(journal, summary):
             with _disk_errors(summary.output):
                 on_start()
             _log_resume(job, journal, cache, summary)
@@ -176,6 +176,19 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise RunError(
             f"can't write in {folder}: {error.strerror or error}. All finished rows are kept in its journal;"
             " free some space and run the same command with the same output= to resume"
+        ) from error
+
+
+@contextmanager
+def _interrupts(journal: Journal, summary: Summary) -> Iterator[None]:
+    """Adds to a Ctrl-C that ends the run at once, before or after its rows, how to resume it."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not len(journal.entries):
+            raise
+        raise KeyboardInterrupt(
+            f"Interrupted. Finished rows are kept; resume:\n  {summary.resume}"
         ) from error
 
 

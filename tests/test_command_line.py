@@ -16,6 +16,7 @@ from processes import python
 from runs import Command, captions
 
 import scalecap.engines
+import scalecap.runner
 from scalecap.config.settings import CONF, SettingsError
 from scalecap.engines.base import EngineError
 from scalecap.engines.scripted import Scripted
@@ -45,6 +46,21 @@ def test_output_names_the_folder_and_the_same_command_resumes(
     assert len(opened) == 1
     assert (tmp_path / "my run" / "captions.jsonl").is_file()
     assert (tmp_path / "my run" / ".hydra").is_dir()
+
+
+def test_ctrl_c_after_the_rows_says_how_to_resume(
+    typed: Command, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scalecap.runner, "write", interrupted)
+        assert typed("data.limit=2") == 130
+    (folder,) = Path.cwd().glob("outputs/*/*")
+    assert capsys.readouterr().err.endswith(f"\n  python -m scalecap data.limit=2 output={folder}\n")
+    assert typed("data.limit=2", f"output={folder}") == 0
+    assert "2 rows captioned (2 from an earlier run)" in capsys.readouterr().out
 
 
 def test_a_path_in_the_home_folder_may_begin_with_a_tilde(typed: Command, tmp_path: Path, capsys: Any):

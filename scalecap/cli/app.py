@@ -33,8 +33,8 @@ def main(arguments: Sequence[str]) -> int:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(sweep.job)()
     except sweep.Interrupted:
         return 130  # the job has reported it
-    except KeyboardInterrupt:
-        print("Interrupted before the first row; run the same command to start again", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "Interrupted before the first row; run the same command again", file=sys.stderr)
         return 130
     except (RunError, SettingsError):
         return 1  # the job has reported it
