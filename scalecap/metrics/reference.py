@@ -65,7 +65,9 @@ async def reference(
         references: one caption, or a list of them.
     """
     listed = references if isinstance(references, list) else [references]
-    given = [str(each) for each in listed if each is not None]
+    given = [each for each in listed if each is not None]
+    if other := [each for each in given if not isinstance(each, str)]:
+        raise ValueError(f"expected a reference caption as text, got {other[0]!r:.80}")
     if not given:
         raise ValueError("the row has no reference caption")
     measured: dict[str, Any] = {}

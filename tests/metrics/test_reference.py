@@ -25,6 +25,8 @@ async def test_nothing_in_common_scores_nothing():
         await reference({"a": "b"}, [])
     with pytest.raises(ValueError, match="no reference"):
         await reference({"a": "b"}, [None])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"expected a reference caption as text, got \{'raw': 'b'\}"):
+        await reference({"a": "b"}, [{"raw": "b"}])  # type: ignore[list-item]
 
 
 async def test_rouge_by_hand():
