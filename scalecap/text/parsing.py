@@ -20,15 +20,14 @@ _RULE = re.compile(r"[-*_]{3,}|```\w*")
 def lines(reply: str) -> list[str]:
     """The lines of a reply, each once, without Markdown (list markers, headings, bold, rules, fences).
 
-    Lines that announce others are left out, as by `body`. A reply that is only "None" has no lines.
+    Lines that announce others are left out, as by `body`, and so is "None".
     """
     stripped = [line.strip() for line in reply.splitlines()]
     content = body("\n".join(line for line in stripped if line and not _RULE.fullmatch(line))).splitlines()
     # The marker may be bold: "**1. Cat**".
     plain = (_BOLD.sub(r"\2", _MARK.sub("", line)).strip() for line in content)
     found = (_MARK.sub("", line) for line in plain)
-    distinct = list(dict.fromkeys(line for line in found if line))
-    return [] if len(distinct) == 1 and distinct[0].casefold() in ("none", "none.") else distinct
+    return list(dict.fromkeys(line for line in found if line.casefold() not in ("", "none", "none.")))
 
 
 def body(reply: str) -> str:

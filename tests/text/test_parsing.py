@@ -19,6 +19,8 @@ MAN = "The man wears a blue rain jacket and a grey helmet."
         ("Sure! Here are the objects:\n\n- dog\n- cat", ["dog", "cat"]),
         ("Sure, here you go:\n```\ndog\ncat\n```", ["dog", "cat"]),
         ("Objects:\n---\ndog\n***\ncat", ["dog", "cat"]),
+        ("None.", []),
+        ("1. None\n2. a dog", ["a dog"]),
         ("**Objects:**\n- dog\n- cat", ["dog", "cat"]),
         ("## Objects:\n1.Dog\n2.Cat", ["Dog", "Cat"]),
         ("1. Dog:\nIt is brown.", ["Dog:", "It is brown."]),  # a heading of the list is not a preamble
