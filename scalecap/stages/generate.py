@@ -21,6 +21,7 @@ from scalecap.stages import (
 from scalecap.stages.shortening import by_probability, from_the_end, generate_fitting, keep_fitting, truncate
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.text.parsing import Unparsed, body, json_value, lines
+from scalecap.text.refusals import refuses
 from scalecap.text.segmentation import sentences
 from scalecap.text.templates import Expression, Template
 
@@ -57,7 +58,7 @@ class Generate:
     "shortened": those with the lowest `p_yes` first, then from the end of the longest list.
 
     A refusal ("I'm sorry, but I can't …") is flagged "refused", a reply without text "empty". `retry_prompt`,
-    with the same variables, is then sent once, flagged "reprompted".
+    with the same variables, is then sent once, flagged "reprompted". Lines that are refusals are left out.
 
     The default `model` is `vlm` with an image and `llm` without.
     """
@@ -200,7 +201,7 @@ class Generate:
         if self.parse == "json":
             return None if self._fault(reply.text) else json_value(reply.text, self.schema)
         if self.parse in ("lines", "sentences"):
-            found = lines(reply.text)
+            found = [line for line in lines(reply.text) if not refuses(line)]
             if self.parse == "sentences":
                 found = [sentence for line in found for sentence in split_sentences(line)]
                 found = keep_fitting(found, self.max_sentences, self.max_words, client.flag)

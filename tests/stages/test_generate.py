@@ -103,6 +103,15 @@ async def test_the_lines_of_all_replies_have_the_index_of_their_item(recording_c
     assert await stage(recorder.client, variables={"s": "two"}) == ["A dog.", "It is brown."]
 
 
+@pytest.mark.parametrize("parse", ["lines", "sentences"])
+async def test_a_refusal_has_no_lines(recording_client, parse):
+    replies = {"a": "I can't help.", "b": "A dog.", "c": "I can't identify the person.\nA cat."}
+    recorder = recording_client(lambda request: replies[request.prompt.text])
+    stage = Generate(prompt=Template("{{ s }}"), parse=parse)
+    assert await stage(recorder.client, each={"s": ["a", "b", "c"]}) == (["A dog.", "A cat."], [1, 2])
+    assert recorder.flags == ["refused"] * 2
+
+
 async def test_each_request_is_shown_its_own_view(recording_client, image):
     one, other = Image("one", image.pixels), Image("other", image.pixels)
     recorder = recording_client(lambda request: request.prompt.image.hash)
