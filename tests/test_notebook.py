@@ -18,7 +18,9 @@ def test_first_steps(tmp_path: Path):
     notebook = nbformat.read(NOTEBOOK, 4)
     defines = next(cell for cell in notebook.cells if "@stage" in cell.source)
     notebook.cells.insert(notebook.cells.index(defines), nbformat.from_dict({**defines, "id": "twice"}))
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    patient = {"timeout": 600, "startup_timeout": 600, "iopub_timeout": 600}
+    resources = {"metadata": {"path": tmp_path}}
+    nbclient.NotebookClient(notebook, **patient, resources=resources).execute()
     shown = {
         cell.id: "".join(
             output.get("text", "") + "".join(map(str, output.get("data", {}).values()))
