@@ -29,6 +29,7 @@ from scalecap.messages import plural
 from scalecap.report.page import format_number, shorten
 from scalecap.report.pairing import UNPAIRED, keys, pair
 from scalecap.report.row_numbers import RowNumbers
+from scalecap.run.costs import recorded_usage
 from scalecap.run.folder import FolderError, Run, read_runs
 from scalecap.stats import Interval, difference, is_part, label, mean, named, parts
 from scalecap.text.suggestions import did_you_mean
@@ -71,10 +72,18 @@ class Line:
         return int(rows.get("done", 0)), int(rows.get("failed", 0))
 
     def cost(self, name: str) -> int | None:
-        """Tokens, those of cached replies included; None without a summary."""
+        """Tokens, those of cached replies and of an earlier run's rows included; None without a summary."""
         tokens = self.run.summary.get("tokens")
         key = COSTS[name]
+        if tokens and self.run.summary.get("rows", {}).get("reused"):
+            return self._recorded[key]
         return tokens and int(tokens.get(key, 0)) + int(tokens.get(f"{key}_reused", 0))
+
+    @cached_property
+    def _recorded(self) -> dict[str, int]:
+        """The tokens of all rows in the journal, whichever run made them."""
+        usages = recorded_usage(self.run.folder)
+        return {key: sum(getattr(usage, f"{key}_tokens") for usage in usages) for key in COSTS.values()}
 
     @property
     def requests(self) -> tuple[int, int] | None:

@@ -44,6 +44,19 @@ def test_a_threshold_sweep_computes_nothing_new(typed: Command, tmp_path: Path, 
     assert len(costs) == 1  # what each would have cost alone
 
 
+def test_a_resumed_job_costs_what_its_rows_did(typed: Command, tmp_path: Path):
+    def costs() -> list[tuple[str, str]]:
+        return [(line["prompt tokens"], line["generated tokens"]) for line in table(tmp_path / "sweep")]
+
+    words = ("-m", "seed=1,2", "pipeline=direct", "hydra.sweep.dir=sweep")
+    assert typed(*words, "data.limit=2") == 0
+    first = costs()
+    assert typed(*words, "data.limit=2") == 0
+    assert costs() == first
+    assert typed(*words, "data.limit=4") == 0
+    assert costs() == [(str(2 * int(prompt)), str(2 * int(generated))) for prompt, generated in first]
+
+
 def test_a_prompt_sweep_computes_only_what_the_prompt_changes(typed: Command, tmp_path: Path):
     assert typed("-m", "prompts/verify=compact,strict", "data.limit=2", "hydra.sweep.dir=sweep") == 0
     _, second = summaries(tmp_path / "sweep")
