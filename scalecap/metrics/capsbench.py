@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap.metrics import by_category, records, share, texts
+from scalecap.metrics import by_category, records, share, texts, word_count
 from scalecap.stages import Columns, Measures, ModelClient, Role, choices, stage, together
 from scalecap.text.templates import Template
 
@@ -35,7 +35,7 @@ class Capsbench:
             measured[name] = {
                 "accuracy": share(each["right"] for each in answered),
                 "unanswered": share(each["answer"] in ("n/a", "") for each in answered),
-                "words": len(caption.split()),
+                "words": word_count(caption),
                 "category": by_category(
                     (str(question["category"]), each["right"])
                     for question, each in zip(questions, answered, strict=True)

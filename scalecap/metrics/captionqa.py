@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap.metrics import by_category, records, share, texts
+from scalecap.metrics import by_category, records, share, texts, word_count
 from scalecap.stages import Columns, Measures, ModelClient, Role, choices, stage, together
 from scalecap.text.templates import Template
 
@@ -43,7 +43,7 @@ class Captionqa:
                 "score": {"count": sum(each["score"] for each in answered), "of": len(answered)},
                 "accuracy": share(each["right"] for each in answered),
                 "unanswered": share(each["answer"] in (CANNOT, "") for each in answered),
-                "words": len(caption.split()),
+                "words": word_count(caption),
                 "category": by_category(
                     (category, each["right"])
                     for question, each in zip(questions, answered, strict=True)

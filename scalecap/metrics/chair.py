@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from scalecap.metrics import texts
+from scalecap.metrics import texts, word_count
 from scalecap.stages import Columns, Measures, ModelClient, stage
 
 COCO = Path(__file__).with_name("coco.txt")
@@ -39,7 +39,7 @@ class Chair:
                 "chair_i": {"count": len(invented), "of": len(mentions)},
                 "chair_s": int(bool(invented)),
                 "recall": {"count": len(there & set(mentions)), "of": len(there & self.known.objects)},
-                "words": len(caption.split()),
+                "words": word_count(caption),
             }
         return measured
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from scalecap.metrics import texts
+from scalecap.metrics import texts, word_count
 from scalecap.stages import Columns, Image, Measures, ModelClient, Role, Sampling, stage, together
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.stages.verify import check_threshold
@@ -58,7 +58,7 @@ class Grounding:
                 "p_yes": {"count": sum(yes), "of": len(yes)},
                 "unanswered": {"count": len(statements) - len(yes), "of": len(statements)},
                 "statements": len(statements),
-                "words": len(caption.split()),
+                "words": word_count(caption),
             }
             answers += [{"caption": name, **each} for each in checked]
         return measured, answers

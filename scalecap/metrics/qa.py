@@ -5,7 +5,7 @@ import string
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap.metrics import texts
+from scalecap.metrics import texts, word_count
 from scalecap.stages import Columns, Measures, ModelClient, Role, Sampling, choices, stage
 from scalecap.text.templates import Template
 
@@ -48,7 +48,7 @@ class Qa:
                 option, p, mass = extract(reply.text), None, None
                 accepted = answer if isinstance(answer, list) else [answer]
                 right = plain(option) in {plain(_spelled(each)) for each in accepted}
-            measured[name] = {"accuracy": int(right), "words": len(caption.split())}
+            measured[name] = {"accuracy": int(right), "words": word_count(caption)}
             answered = {"question": question, "answer": option, "p": p, "right": right, "mass": mass}
             answers.append({"caption": name, **answered})
         return measured, answers

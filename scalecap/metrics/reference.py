@@ -8,7 +8,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from scalecap.metrics import texts
+from scalecap.metrics import texts, word_count
 from scalecap.stages import Columns, Measures, stage
 from scalecap.stats import Interval, mean
 from scalecap.threads import DaemonPool
@@ -75,7 +75,7 @@ async def reference(
     for name, caption in texts(captions, words):
         # METEOR takes 40 ms for a caption of 200 words, too long for the event loop.
         similarity = await asyncio.get_running_loop().run_in_executor(_thread(), _similarity, caption, given)
-        measured[name] = {**similarity, "words": len(caption.split())}
+        measured[name] = {**similarity, "words": word_count(caption)}
         kept_texts.append({"caption": name, "text": caption})
     return measured, kept_texts, given
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from scalecap.metrics import share, texts
+from scalecap.metrics import share, texts, word_count
 from scalecap.scenes.claims import Fact, everything, facts
 from scalecap.scenes.grammar import sentences
 from scalecap.scenes.statements import statements
@@ -48,7 +48,7 @@ def measures_of(caption: str, truth: Mapping[str, Any], possible: frozenset[Fact
         "chair_i": share(not fact.true for fact in said if fact.sort == "object"),
         "chair_s": share(invented),
         "unread": share(not sentence for sentence in read),
-        "words": len(caption.split()),
+        "words": word_count(caption),
         "sort": {
             sort: _rates(
                 frozenset(fact for fact in said if fact.sort == sort),
