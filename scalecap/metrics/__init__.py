@@ -8,25 +8,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[^\w\s]*[{_CJK}][^\w\s]*|[^\s{_CJK}]+")
-
-
-def word_count(text: str) -> int:
-    """Number of words: what is between white space, and each Chinese or Japanese character."""
-    return sum(1 for _ in _WORD.finditer(text))
+from scalecap.text.segmentation import COUNTED_WORD
 
 
 def texts(captions: Mapping[str, Any], words: int | None = None) -> Iterator[tuple[str, str]]:
     """Each column's name and caption; lists are joined by line breaks, null columns left out.
 
     Args:
-        words: maximum number of words (see `word_count`), to compare captions of equal length.
+        words: maximum number of words (see `segmentation.word_count`), to compare captions of equal length.
     """
     for name, value in captions.items():
         if value is not None:
             text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-            cut = None if words is None else re.match(rf"(?:\s*(?:{_WORD.pattern})){{0,{words}}}", text)
+            cut = None if words is None else re.match(rf"(?:\s*(?:{COUNTED_WORD})){{0,{words}}}", text)
             yield name, cut.group() if cut else text
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap.metrics import by_category, records, share, texts, word_count
+from scalecap.metrics import by_category, records, share, texts
 from scalecap.stages import Columns, Measures, ModelClient, Role, choices, stage, together
+from scalecap.text.segmentation import word_count
 from scalecap.text.templates import Template
 
 ANSWERS = ("yes", "no", "n/a")

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from scalecap.metrics import texts, word_count
+from scalecap.metrics import texts
 from scalecap.stages import Columns, Measures, ModelClient, stage
+from scalecap.text.segmentation import word_count
 
 COCO = Path(__file__).with_name("coco.txt")
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scalecap.metrics import texts, word_count
+from scalecap.metrics import texts
 from scalecap.stages import Columns, Measures, stage
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.text import segmentation
@@ -27,7 +27,7 @@ def density(
         grams = [tuple(tokens[at : at + 4]) for at in range(len(tokens) - 3)]
         content = _content(caption)
         measured[name] = {
-            "words": word_count(caption),
+            "words": segmentation.word_count(caption),
             "sentences": len(split_sentences(caption)),
             "content": len(content),
             "objects": len(nouns(caption)),

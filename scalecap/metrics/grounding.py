@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from scalecap.metrics import texts, word_count
+from scalecap.metrics import texts
 from scalecap.stages import Columns, Image, Measures, ModelClient, Role, Sampling, stage, together
 from scalecap.stages.split_sentences import split_sentences
 from scalecap.stages.verify import check_threshold
 from scalecap.text.parsing import complete_sentences, lines
 from scalecap.text.refusals import refuses
+from scalecap.text.segmentation import word_count
 from scalecap.text.templates import Template
 
 GREEDY = Sampling(temperature=0, max_tokens=256)

@@ -5,8 +5,9 @@ import string
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from scalecap.metrics import texts, word_count
+from scalecap.metrics import texts
 from scalecap.stages import Columns, Measures, ModelClient, Role, Sampling, choices, stage
+from scalecap.text.segmentation import word_count
 from scalecap.text.templates import Template
 
 SHORT = Sampling(temperature=0, max_tokens=64)

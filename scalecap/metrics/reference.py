@@ -8,9 +8,10 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from scalecap.metrics import texts, word_count
+from scalecap.metrics import texts
 from scalecap.stages import Columns, Measures, stage
 from scalecap.stats import Interval, mean
+from scalecap.text.segmentation import word_count
 from scalecap.threads import DaemonPool
 
 

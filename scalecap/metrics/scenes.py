@@ -4,11 +4,12 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from scalecap.metrics import share, texts, word_count
+from scalecap.metrics import share, texts
 from scalecap.scenes.claims import Fact, everything, facts
 from scalecap.scenes.grammar import sentences
 from scalecap.scenes.statements import statements
 from scalecap.stages import Columns, Measures, stage
+from scalecap.text.segmentation import word_count
 
 SORTS = ("object", "count", "size", "colour", "part", "facing", "position", "relation", "ground")
 

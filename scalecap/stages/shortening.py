@@ -8,7 +8,7 @@ from typing import Any
 from scalecap.stages import Generated, Image, ModelClient, PromptTooLong, Sampling
 from scalecap.stages.scores import Score, remaining_text
 from scalecap.text.parsing import complete_sentences
-from scalecap.text.segmentation import clauses, join_kept, sentences, words
+from scalecap.text.segmentation import clauses, join_kept, sentences, word_count, words
 
 TARGET_SHARE = 0.75
 """Share of the context that a shortened prompt is to take."""
@@ -108,7 +108,7 @@ def keep_fitting(
 
     Sets the flag "shortened" if sentences are left out, and "too_long" if even the first has too many words.
     """
-    totals = list(accumulate(len(words(sentence)) for sentence in texts[:max_sentences]))
+    totals = list(accumulate(word_count(sentence) for sentence in texts[:max_sentences]))
     fitting = [total for total in totals if max_words is None or total <= max_words]
     kept = list(texts[: max(1, len(fitting))])
     if len(kept) < len(texts):

@@ -33,6 +33,9 @@ _END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|a\\.m|p\\.m|ft|oz|lb|lbs|m
 # 1,200 stays whole; 、 only lists words.
 _COMMA = re.compile(rf"(?:,[{_CLOSERS}]*(?=\s)|[，،][{_CLOSERS}]*)")
 _LAST_MARK = re.compile(rf"[.!?…।॥۔؟。！？]+[{_CLOSERS}]*\s*$")
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+COUNTED_WORD = rf"[^\w\s]*[{_CJK}][^\w\s]*|[^\s{_CJK}]+"
+"""A word of a text's length: a Chinese or Japanese character, or what is between white space."""
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*(?:['’\-][^\W_]+)*")
 
 
@@ -71,6 +74,11 @@ def clauses(text: str) -> list[Span]:
 def words(text: str) -> list[Span]:
     """The words of a text, in order: letters and digits, inner apostrophes, hyphens and decimal points."""
     return [Span(*found.span()) for found in _WORD.finditer(text)]
+
+
+def word_count(text: str) -> int:
+    """The length of a text in words, Chinese and Japanese in characters."""
+    return len(re.findall(COUNTED_WORD, text))
 
 
 def join_kept(pieces: Sequence[tuple[str, bool]]) -> str:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from scalecap.metrics import texts, word_count
+from scalecap.metrics import texts
+from scalecap.text.segmentation import word_count
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,7 @@ def test_limits_are_at_least_one_and_of_texts(name):
         ("sentences", "One two three four five six.", ["One two three four five six."], ["too_long"]),
         ("text", "One two three four five.", "One two three four five.", []),
         ("sentences", "None.", [], []),
+        ("sentences", "一只狗。一只猫。", ["一只狗。"], ["shortened"]),
     ],
 )
 async def test_max_words_leaves_out_whole_sentences_and_is_in_the_prompt(
