@@ -11,7 +11,7 @@ from typing import Any
 from scalecap.metrics import texts
 from scalecap.stages import Columns, Measures, stage
 from scalecap.stats import Interval, mean
-from scalecap.text.segmentation import word_count
+from scalecap.text.segmentation import CJK, word_count
 from scalecap.threads import DaemonPool
 
 
@@ -60,7 +60,8 @@ async def reference(
 
     By sacrebleu (smoothed, per sentence, 0 to 100), nltk (with stems; synonyms only where nltk's WordNet
     data is) and pycocoevalcap (ROUGE-L with β 1.2; over all rows CIDEr-D, 0 to 10). Words are taken in
-    lower case, without marks. Needs `pip install "scalecap[metrics]"`.
+    lower case, without marks; of Chinese and Japanese each character is one. Needs `pip install
+    "scalecap[metrics]"`.
 
     Args:
         references: one caption, or a list of them.
@@ -119,4 +120,4 @@ def _joined(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return re.findall(rf"[{CJK}]|[^\W{CJK}]+", text.lower())

@@ -33,8 +33,9 @@ _END_BEFORE_CAPITAL = re.compile("etc|inc|ltd|co|corp|a\\.m|p\\.m|ft|oz|lb|lbs|m
 # 1,200 stays whole; 、 only lists words.
 _COMMA = re.compile(rf"(?:,[{_CLOSERS}]*(?=\s)|[，،][{_CLOSERS}]*)")
 _LAST_MARK = re.compile(rf"[.!?…।॥۔؟。！？]+[{_CLOSERS}]*\s*$")
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-COUNTED_WORD = rf"[^\w\s]*[{_CJK}][^\w\s]*|[^\s{_CJK}]+"
+# Chinese and Japanese characters, for a set in a pattern.
+CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+COUNTED_WORD = rf"[^\w\s]*[{CJK}][^\w\s]*|[^\s{CJK}]+"
 """A word of a text's length: a Chinese or Japanese character, or what is between white space."""
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*(?:['’\-][^\W_]+)*")
 

@@ -45,3 +45,10 @@ async def test_cider_prefers_the_right_image():
     assert full.mean == pytest.approx(10, abs=2.6)
     assert low.mean < full.mean / 2
     assert full.rows == 3
+
+
+async def test_chinese_is_compared_by_characters():
+    measured, _, _ = await reference({"a": "一只狗。", "b": "两只猫。"}, "一只狗在跑。")
+    # Precision 3/3, recall 3/5, F with β = 1.2.
+    assert measured["a"]["rouge_l"] == pytest.approx((1 + 1.44) * 0.6 / (0.6 + 1.44))
+    assert 0 < measured["b"]["rouge_l"] < measured["a"]["rouge_l"]
