@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from scalecap.calibration.record import CalibrationError
 from scalecap.calibration.use import AppliedPromise, apply_promises, check_models, check_scope
 from scalecap.config.compose import compose, from_config, quoted
-from scalecap.config.settings import CONF, DataSettings, Settings
+from scalecap.config.settings import CONF, DataSettings, Settings, SettingsError
 from scalecap.data import DataError
 from scalecap.data.images import open_image
 from scalecap.data.memory import open_memory, to_dataset, with_captions
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
+
+_DATA_KEYS = ("data.context", "data.allow_urls")
+"""Settings of a dataset that hold for any, those of `map` too."""
 
 
 class CaptionError(Exception):
@@ -73,7 +76,8 @@ class Captioner:
             `sampling={"temperature": 0.2}`, `seed=3`.
 
     Raises:
-        SettingsError: a key or value is invalid; the message names it and similar ones.
+        SettingsError: a key or value is invalid, or an argument of `map`; the message names it and similar
+            ones.
         RunError: the pipeline is invalid (unknown stage, missing column …).
 
     Example:
@@ -92,6 +96,11 @@ class Captioner:
         self._config, self._overrides = compose(
             [*_model(model), *overrides], values, config_dirs=[] if config_dir is None else [config_dir]
         )
+        for key in (word.lstrip("+").partition("=")[0] for word in self._overrides):
+            if key in ("data", "output") or (key.startswith("data.") and key not in _DATA_KEYS):
+                raise SettingsError(
+                    f"{key}: the data and the folder are arguments of captioner.map(data, image=…, output=…)"
+                )
         self.settings: Settings = from_config(self._config)
         """All settings, typed. Those of a dataset and of the run's folder are arguments of `map`."""
         self._source: RowSource | None = None
@@ -172,7 +181,7 @@ class Captioner:
         if self._closed:
             raise RunError("the captioner is closed; call it inside its with block")
         folder = Path(output).expanduser() if output is not None else _new_folder()
-        own = DataSettings(source="memory", image=image)
+        own = DataSettings(source="memory", image=image, allow_urls=self.settings.data.allow_urls)
         settings = replace(self.settings, data=own, output=str(folder), check=False)
         try:
             table = to_dataset(data, image)
@@ -222,7 +231,8 @@ class Captioner:
         cells = dict(image) if isinstance(image, Mapping) and "bytes" not in image else {"image": image}
         if cells.get("image") is None:
             raise CaptionError("there is no image; pass it under 'image'", {})
-        opened = partial(open_image, cells["image"], folders=[Path.cwd()])
+        urls = self.settings.data.allow_urls
+        opened = partial(open_image, cells["image"], folders=[Path.cwd()], allow_urls=urls)
         columns = {name: json_safe(value) for name, value in cells.items() if name != "image"}
         if isinstance(cells["image"], str | os.PathLike):
             columns = {"image": os.fspath(cells["image"]), **columns}

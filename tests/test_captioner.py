@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image as Pillow
@@ -121,6 +122,8 @@ def test_an_image_that_fails_says_where_and_a_row_of_a_set_keeps_its_reason(
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(CaptionError, match=r"bad\.png"):
         captioner(tmp_path / "bad.png")
+    with pytest.raises(CaptionError, match="expected the path or bytes of an image, got ndarray"):
+        captioner(np.asarray(an_image(1)))
     out = captioner.map([tmp_path / "bad.png", an_image(1)], output=tmp_path / "run")
     assert out["error"][0]["step"] == "image"
     assert out["golden_sentences"][1] == ["There is a dog."]
@@ -154,6 +157,36 @@ def test_wrong_settings_are_refused_before_a_model_loads(opened: list[Any]):
     with pytest.raises(RunError, match="verfy"):
         Captioner(pipeline={"steps": {"x": {"stage": "verfy"}}})
     assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "key"),
+    [
+        (("data.limit=5",), {}, "data.limit"),
+        ((), {"data": {"id": "k"}}, "data.id"),
+        ((), {"data": "folder"}, "data"),
+        ((), {"output": "runs/x"}, "output"),
+    ],
+)
+def test_settings_that_map_takes_as_arguments_are_not_ignored(words: Any, values: dict[str, Any], key: str):
+    with pytest.raises(SettingsError, match=rf"^{key}: .* arguments of captioner\.map"):
+        Captioner("m", *words, **values)
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_url_is_fetched_where_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    an_image(3).save(tmp_path / "a.png")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (tmp_path / "a.png").open("rb"))
+    url = "https://localhost/a.png"
+    for allowed in (False, True):
+        with Captioner("m", pipeline="direct", progress=False, data={"allow_urls": allowed}) as captioner:
+            (row,) = captioner.map([url], output=tmp_path / str(allowed)).to_list()
+            assert (row["error"] is None) == allowed
+            if allowed:
+                assert captioner(url)["final_caption"]
+                continue
+            with pytest.raises(CaptionError, match=r"set data\.allow_urls=true"):
+                captioner(url)
 
 
 def test_a_report_is_made_of_images_in_memory_and_shown_inline(captioner: Captioner, tmp_path: Path):

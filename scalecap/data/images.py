@@ -83,7 +83,8 @@ def open_image(cell: Any, *, folders: Sequence[Path] = (), allow_urls: bool = Fa
         return _decode(io.BytesIO(cell), "the image's bytes")
     if isinstance(cell, Pillow.Image):
         return _to_image(cell, "the image")
-    got = "nothing" if cell is None or cell == "" else f"{type(cell).__name__}: {_truncated(repr(cell))}"
+    empty = cell is None or isinstance(cell, str)
+    got = "nothing" if empty else f"{type(cell).__name__}: {_truncated(repr(cell))}"
     raise RowError("bad_cell", f"expected the path or bytes of an image, got {got}")
 
 

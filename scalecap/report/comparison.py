@@ -391,12 +391,15 @@ class Comparison:
 
 
 def compare(
-    runs: Iterable[str | os.PathLike[str]], *, baseline: str | None = None, objective: str | None = None
+    runs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    baseline: str | None = None,
+    objective: str | None = None,
 ) -> "pd.DataFrame":
     """Compares runs; the columns are those of `comparison.csv`.
 
     Args:
-        runs: folders of runs, or of sweeps.
+        runs: folders of runs or of sweeps, or a single one.
         baseline: name of the run that paired differences refer to; None is the first.
         objective: the metric whose best run is marked; `-metric` to minimise.
 
@@ -409,8 +412,9 @@ def compare(
     """
     import pandas as pd
 
+    folders = [runs] if isinstance(runs, str | os.PathLike) else runs
     header, *lines = Comparison(
-        read_runs([Path(each) for each in runs]), baseline=baseline, objective=objective
+        read_runs([Path(each) for each in folders]), baseline=baseline, objective=objective
     ).numbers()
     return pd.DataFrame(lines, columns=header)
 

@@ -309,6 +309,7 @@ def test_from_python_it_is_a_data_frame(make: Make, tmp_path: Path):
     make("0", [0.1, 0.2], "k=1")
     make("1", [0.9, 0.4], "k=2")
     frame = compare([tmp_path / "sweep"])
+    assert compare(str(tmp_path / "sweep")).equals(frame)
     assert list(frame["job"]) == ["0", "1"]
     assert list(frame["k"]) == ["1", "2"]
     assert frame["good"][1] == pytest.approx(0.65)
