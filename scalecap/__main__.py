@@ -5,6 +5,7 @@ Each command has its own module; that of `run` (the default) and `check` is `sca
 Exit codes: 0 all rows done, 3 some rows failed, 1 the run failed or was stopped, 130 interrupted.
 """
 
+import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -24,11 +25,21 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Runs the command; returns the exit code.
+    """Runs the command; returns the exit code."""
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("Interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
-    Only its module is imported: Hydra and the modules of a run take half a second.
-    """
-    arguments = sys.argv[1:]
+
+def _run(arguments: list[str]) -> int:
+    """Only the command's module is imported: Hydra and the modules of a run take half a second."""
     command = arguments[0] if arguments else ""
     if command in COMMANDS:
         sys.argv = [f"scalecap {command}", *arguments[1:]]

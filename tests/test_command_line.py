@@ -63,6 +63,27 @@ def test_ctrl_c_after_the_rows_says_how_to_resume(
     assert "2 rows captioned (2 from an earlier run)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["--help"], ["test", "direct"]])
+def test_a_closed_pipe_ends_a_command_without_a_traceback(words: list[str]):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does
+    command = [sys.executable, "-m", "scalecap", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scalecap.report.comparison.read_runs", interrupted)
+    assert command("compare", "runs") == 130
+    assert capsys.readouterr().err == "Interrupted\n"
+
+
 def test_a_path_in_the_home_folder_may_begin_with_a_tilde(typed: Command, tmp_path: Path, capsys: Any):
     """A shell expands it in `output=~/x` at most, not in `data.path=~/x`."""
     home = tmp_path / "home"
