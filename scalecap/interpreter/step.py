@@ -219,6 +219,7 @@ class Step:
             if arguments[parameter] is None and not declared.takes_null:
                 expected = KIND_NAMES[declared.kind]
                 raise RowError("null_column", f"column {bound!r} is null in this row, expected {expected}")
+            _check_kind(f"column {bound!r}", declared.kind, arguments[parameter])
             if declared.kind == "regions":
                 arguments[parameter] = [region and region.image for region in arguments[parameter]]
         try:

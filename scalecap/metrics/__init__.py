@@ -16,10 +16,16 @@ def texts(captions: Mapping[str, Any], words: int | None = None) -> Iterator[tup
 
     Args:
         words: maximum number of words (see `segmentation.word_count`), to compare captions of equal length.
+
+    Raises:
+        ValueError: a value is neither a text nor a list of texts.
     """
     for name, value in captions.items():
         if value is not None:
-            text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+            parts = value if isinstance(value, list) else [value]
+            if other := [part for part in parts if not isinstance(part, str)]:
+                raise ValueError(f"column {name!r}: expected a caption as text, got {other[0]!r:.80}")
+            text = "\n".join(parts)
             cut = None if words is None else re.match(rf"(?:\s*(?:{COUNTED_WORD})){{0,{words}}}", text)
             yield name, cut.group() if cut else text
 

@@ -193,6 +193,15 @@ async def test_a_column_that_is_null_in_some_rows():
     assert dog.columns["x"] == ["A dog."]
 
 
+@pytest.mark.parametrize("texts", ["A dog.", ["A dog.", None], {"a": "A dog."}])
+async def test_a_column_of_another_type_in_some_rows(texts):
+    steps = one({"stage": "split_each", "texts": "notes"})
+    (done, other), _ = await go(steps, [row(0, notes=["A dog."]), row(1, notes=texts)])
+    assert done.columns["x"] == ["A dog."]
+    message = f"column 'notes' is {texts!r}, expected a list of texts"
+    assert other.error == {"step": "x", "kind": "TypeError", "message": message}
+
+
 async def test_the_image_is_opened_once_a_row_off_the_loop_and_only_if_read():
     threads = []
 

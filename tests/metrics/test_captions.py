@@ -6,6 +6,12 @@ from scalecap.metrics import texts
 from scalecap.text.segmentation import word_count
 
 
+@pytest.mark.parametrize("value", [{"a": "A dog."}, 7, [{"text": "A dog."}]])
+def test_what_is_no_text_is_not_scored(value: object) -> None:
+    with pytest.raises(ValueError, match=r"column 'a': expected a caption as text, got .*(A dog|7)"):
+        list(texts({"a": value}))
+
+
 @pytest.mark.parametrize(
     ("caption", "words", "of_three"),
     [
