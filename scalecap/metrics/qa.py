@@ -37,6 +37,9 @@ class Qa:
             answer = options.get(answer, answer) if isinstance(answer, str) else answer
             options = [options[letter] for letter in sorted(options) if options[letter] is not None]
         offered = list(map(str, options or []))
+        accepted = [each for each in (answer if isinstance(answer, list) else [answer]) if each is not None]
+        if not accepted:
+            raise ValueError("the row has no right answer")
         for name, caption in texts(captions, self.words):
             prompt = self.prompt.render(
                 caption=caption, question=question, options=choices.list_options(offered) if offered else ""
@@ -47,7 +50,6 @@ class Qa:
             else:
                 reply = await client.generate(prompt, model=self.model, sampling=SHORT)
                 option, p, mass = extract(reply.text), None, None
-                accepted = answer if isinstance(answer, list) else [answer]
                 right = plain(option) in {plain(_spelled(each)) for each in accepted}
             measured[name] = {"accuracy": int(right), "words": word_count(caption)}
             answered = {"question": question, "answer": option, "p": p, "right": right, "mass": mass}

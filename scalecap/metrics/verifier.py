@@ -144,7 +144,9 @@ class Verifier:
         true = LABELS.get(str(label).strip().casefold())
         if true is None:
             raise ValueError(f"expected a label true or false, yes or no, 1 or 0, got {label!r:.80}")
-        prompt = self.prompt.render(text=str(text))
+        if not isinstance(text, str):
+            raise ValueError(f"expected a statement as text, got {text!r:.80}")
+        prompt = self.prompt.render(text=text)
         chosen = await client.choose(prompt, ("yes", "no"), image=image, model=self.model)
         p_yes = chosen.probabilities[0] if chosen.answered else None
         right = p_yes is not None and (p_yes >= self.threshold) == true

@@ -287,6 +287,13 @@ async def test_qa_takes_answers_that_are_no_texts(recording_client, answer, repl
     assert measured["a"]["accuracy"] == 1
 
 
+@pytest.mark.parametrize("answer", [None, []])
+async def test_qa_needs_an_answer(recording_client, answer):
+    client = recording_client(lambda _: "None").client
+    with pytest.raises(ValueError, match="the row has no right answer"):
+        await Qa(prompt=PICK)(client, captions={"a": "x"}, question="?", answer=answer)
+
+
 async def test_qa_with_numbers_by_letter(recording_client):
     recorder = recording_client(lambda _: "B")
     stage, options = Qa(prompt=PICK), {"A": 1, "B": 2, "C": 3, "D": None}

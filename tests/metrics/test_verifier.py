@@ -52,6 +52,8 @@ async def test_one_question_a_row(recording_client, image):
     assert measured["true_accepted"] == {"count": 0, "of": 0}
     with pytest.raises(ValueError, match=r"expected a label true or false.*'maybe'"):
         await Verifier(prompt=PROMPT)(recorder.client, image=image, text="?", label="maybe")
+    with pytest.raises(ValueError, match="expected a statement as text, got None"):
+        await Verifier(prompt=PROMPT)(recorder.client, image=image, text=None, label="no")
 
 
 def test_columns_are_checked_before_any_model():
