@@ -36,7 +36,6 @@ from scalecap.interpreter.pipeline import Pipeline, PipelineError, stream
 from scalecap.messages import plural
 from scalecap.report.run_page import write_report
 from scalecap.rows import OUTPUT_COLUMNS, Row
-from scalecap.run import advice
 from scalecap.run.check import check, no_rows
 from scalecap.run.cluster import open_cluster
 from scalecap.run.costs import NO_ESTIMATE, estimate_cost, recorded_usage
@@ -55,6 +54,16 @@ log = logging.getLogger(__name__)
 
 MAX_ROWS_FOR_REPORT = 200
 """Largest run that gets a report by default: a report opens every image once more."""
+
+NO_REUSE = (
+    "Image tokens were hardly ever reused: of requests about an image sent before, less than 5 % of the"
+    " prompt tokens came from the prefix cache, so nearly every request encoded its image again. Check that"
+    " prefix caching is on (engine.args.enable_prefix_caching=true, or vllm serve --enable-prefix-caching)"
+    " and that the cache is large enough (or lower rows_in_flight). Where prefix caching is not available, as"
+    " with hybrid models such as Qwen3.5 and many hosted servers, check several texts in one request:"
+    " pipeline.steps.STEP.batch=4 'pipeline.steps.STEP.batch_prompt=${prompts.verify_batch}'. Qwen3-VL"
+    " (model=qwen3-vl-4b) on your own engine does not need this."
+)
 
 process_engines = Engines()
 atexit.register(process_engines.close)
@@ -255,7 +264,7 @@ async def _caption(
             tracker.abort(str(error))
     await tracker.finish()
     if summary.usage.prefix_cache_is_useless:
-        summary.notes.append(advice.NO_REUSE)
+        summary.notes.append(NO_REUSE)
 
 
 def _add_model_notes(job: Job, roles: Mapping[str, RoleSettings], summary: Summary) -> None:

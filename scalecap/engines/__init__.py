@@ -169,9 +169,7 @@ class Engines:
         """The engine of each role; roles with equal settings share one.
 
         Engines that no role needs are closed first, to free their memory, unless `engine.keep` is set.
-
-        Raises:
-            EngineError: an engine can't be opened.
+        Raises EngineError if one can't be opened.
         """
         keys = {role: repr(settings) for role, settings in roles.items()}
         if not any(settings.engine.keep for settings in roles.values()):

@@ -113,8 +113,7 @@ def patched_children() -> Iterator[None]:
         shutil.copy(__file__, Path(folder, "scalecap_child.py"))
         dist_info = Path(folder, "scalecap_child-1.dist-info")
         dist_info.mkdir()
-        metadata = "Metadata-Version: 2.1\nName: scalecap-child\nVersion: 1\n"
-        (dist_info / "METADATA").write_text(metadata)
+        (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: scalecap-child\nVersion: 1\n")
         entry_point = "[torch.backends]\nscalecap = scalecap_child:init_child\n"
         (dist_info / "entry_points.txt").write_text(entry_point)
         os.environ["PYTHONPATH"] = os.pathsep.join([folder, *([previous] if previous else [])])

@@ -67,13 +67,14 @@ class ModelRunner:
         context_length: limit on tokens of prompt and reply together.
     """
 
+    supports_drafts = True
+    """Whether `step` may compute tokens that `Batch.accept` discards."""
+
     def __init__(self, model: Any, image_processor: Any, context_length: int) -> None:
         self._model = model
         self._image_processor = image_processor
         self.context_length = context_length
         self.max_cached_tokens = _MAX_CACHED_TOKENS
-        self.supports_drafts = True
-        """Whether `step` may compute tokens that `Batch.accept` discards."""
         if model.dtype == torch.float64:
             _use_float64_norms(model)
         if model.device.type == "cpu":
@@ -188,12 +189,9 @@ class ModelRunner:
         if inputs:
             image_inputs = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
             positions, _ = self._model.base_model.get_rope_index(input_ids, **image_inputs)
-        cache = self._new_cache()
+        cache = DynamicCache(config=self._model.config)
         self._forward(input_ids, 1, cache, position_ids=positions, **inputs)
         return Prefix(ids, cache, int(positions.max()) + 1)
-
-    def _new_cache(self) -> Any:
-        return DynamicCache()
 
     @torch.no_grad()
     def _forward(self, ids: Tensor, keep: int, cache: Any, **inputs: Tensor) -> Tensor:

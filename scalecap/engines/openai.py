@@ -206,10 +206,10 @@ class OpenAIEngine:
         """Generates a reply; whether the seed is honoured depends on the server."""
         sampling = request.sampling
         penalty = sampling.repetition_penalty
-        (choice, usage), max_tokens = await self._complete(
+        choice, usage, max_tokens = await self._complete(
             request.prompt,
             sampling.max_tokens,
-            _choice_and_usage,
+            first_choice,
             {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
@@ -235,10 +235,11 @@ class OpenAIEngine:
     async def choose(self, request: Choose) -> Chosen:
         """Compares the options as the reply's first token, or by its first word."""
         if self._top:
-            top, usage = await self._first_token(request.prompt, self._top)
+            arguments = _logprobs_arguments(self._top)
+            top, usage, _ = await self._complete(request.prompt, 1, top_logprobs, arguments)
         else:
-            (choice, usage), _ = await self._complete(
-                request.prompt, _FIRST_WORD_TOKENS, _choice_and_usage, {"temperature": 0}
+            choice, usage, _ = await self._complete(
+                request.prompt, _FIRST_WORD_TOKENS, first_choice, {"temperature": 0}
             )
             word = re.search(r"[\w/]+", text_and_reasoning(choice["message"])[0])
             top = [(word.group(), 0.0)] if word else []
@@ -268,7 +269,8 @@ class OpenAIEngine:
         top = _TOP_LOGPROBS
         while True:
             try:
-                found, _ = await self._first_token(PROBE, top, [server])
+                arguments = _logprobs_arguments(top)
+                found, *_ = await self._complete(PROBE, 1, top_logprobs, arguments, servers=[server])
                 return top if len(found) > 1 else 0  # some return that of the reply's own token only
             except EngineError as error:
                 if "logprobs" not in str(error):
@@ -299,24 +301,11 @@ class OpenAIEngine:
                     f"{server.connection.display_url} does not return {self._top} log-probabilities ({error})"
                 ) from error
 
-    async def _first_token(
-        self, prompt: Prompt, top: int, servers: Sequence[Server] | None = None
-    ) -> tuple[list[tuple[str, float]], Usage]:
-        """The likeliest first tokens of a reply with their log-probabilities."""
-        result, _ = await self._complete(
-            prompt,
-            1,
-            lambda response: (top_logprobs(response), token_usage(response)),
-            _logprobs_arguments(top),
-            servers=servers,
-        )
-        return result
-
     async def score(self, request: Score) -> Scored:
         """Scores a text as the reply, by vLLM's extension of the protocol."""
         if not request.text:
             return Scored(())
-        response, _ = await self._complete(
+        response, usage, _ = await self._complete(
             request.prompt,
             1,
             lambda response: first_choice(response) and response,
@@ -335,7 +324,7 @@ class OpenAIEngine:
         tokens = align_tokens(
             [(piece["decoded_token"] or "", piece["logprob"]) for piece in pieces], request.text
         )
-        return Scored(tokens, token_usage(response)._replace(generated_tokens=0))
+        return Scored(tokens, usage._replace(generated_tokens=0))
 
     def notes(self) -> list[str]:
         """Lines for the run's summary about the servers, if there are several."""
@@ -353,10 +342,10 @@ class OpenAIEngine:
         settings: Mapping[str, Any],
         extra_turns: Sequence[dict[str, str]] = (),
         servers: Sequence[Server] | None = None,
-    ) -> tuple[T, int]:
-        """A chat completion as parsed by `read`, and the `max_tokens` that it was given.
+    ) -> tuple[T, Usage, int]:
+        """A chat completion as parsed by `read`, its usage, and the `max_tokens` that it was given.
 
-        That is less than asked for if the context has no room for more.
+        These are fewer than asked for if the context has no room for more.
 
         Args:
             settings: keys of the body besides those that all requests have.
@@ -376,8 +365,11 @@ class OpenAIEngine:
             accepted = prompt if server.system_turn else replace(prompt, system="")
             return request_body(sent, accepted, image_url, extra_turns)
 
+        def read_with_usage(response: Any) -> tuple[T, Usage]:
+            return read(response), token_usage(response)
+
         try:
-            return await self._pool.complete(order, make_body, read), max_tokens
+            return *await self._pool.complete(order, make_body, read_with_usage), max_tokens
         except StatusError as error:
             max_tokens = self._adapt(used, sent, accepted, error, max_tokens)
         except TimeoutError as error:
@@ -429,7 +421,3 @@ class OpenAIEngine:
 
 def _logprobs_arguments(top: int) -> dict[str, Any]:
     return {"temperature": 0, "logprobs": True, "top_logprobs": top}
-
-
-def _choice_and_usage(response: Any) -> tuple[Mapping[str, Any], Usage]:
-    return first_choice(response), token_usage(response)

@@ -40,9 +40,7 @@ class UnpaddedBatch:
 class UnpaddedModelRunner(ModelRunner):
     """A `ModelRunner` whose forward passes have one row each."""
 
-    def __init__(self, model: Any, image_processor: Any, context_length: int) -> None:
-        super().__init__(model, image_processor, context_length)
-        self.supports_drafts = False
+    supports_drafts = False
 
     def prefill(
         self, rows: Sequence[tuple[Prefix, list[int]]], keep: int = 1
@@ -68,9 +66,6 @@ class UnpaddedModelRunner(ModelRunner):
             for (token,), position, cache in zip(tokens, positions, batch.caches, strict=True)
         ]
         return torch.cat(logits)
-
-    def _new_cache(self) -> Any:
-        return DynamicCache(config=self._model.config)
 
 
 def model_runner_for(model: Any, image_processor: Any, context_length: int) -> ModelRunner:

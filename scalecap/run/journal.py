@@ -57,7 +57,6 @@ class Journal:
         """
         self.path = folder / JOURNAL
         self.cwd = cwd or os.getcwd()
-        """The folder that relative paths of the config refer to."""
         self.changes = ""
         """What differs from the config of the first rows; empty when nothing does."""
         self.complete: int | None = None

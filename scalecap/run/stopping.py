@@ -13,7 +13,6 @@ from scalecap.engines.loop import LoopThread
 from scalecap.engines.settings import RoleSettings
 from scalecap.interpreter.dispatch import MIN_CHOICES, RunUsage
 from scalecap.interpreter.pipeline import Pipeline
-from scalecap.run import advice
 from scalecap.run.costs import limit_reached, token_cost
 
 log = logging.getLogger(__name__)
@@ -69,8 +68,15 @@ class StopRules:
             fix = "fix the errors above and run the same command, which retries failed rows"
             return Stop(reason, f"{fix}; or ignore failures", {"max_failures": "null"})
         if settings.min_mass and (step := self._usage.unanswered_step):
-            count = self._usage.steps[step]
-            reason = advice.unanswered_checks(step, self._roles_by_step[step], count, settings.min_mass)
+            usage, role = self._usage.steps[step], self._roles_by_step[step]
+            reason = (
+                f"{step}: {usage.flags['unanswered']} of its first {usage.choices} checks are unanswered:"
+                f" yes and no together have a probability below min_mass={settings.min_mass:g}, so the model"
+                " would reply something else. If it reasons first, disable that:"
+                f" model.{role}.chat_template_kwargs.enable_thinking=false."
+                f" Otherwise try another prompt (pipeline.steps.{step}.prompt=…), or accept every answer with"
+                " min_mass=0. Use another output=, since finished rows are not redone."
+            )
             again = f"the same command would send {MIN_CHOICES} more checks and stop again"
             return Stop(reason, f"change a setting as said above; {again}")
         reason = limit_reached(settings, self._usage, self.cost)
