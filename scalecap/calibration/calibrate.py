@@ -43,6 +43,7 @@ from scalecap.config.compose import from_config
 from scalecap.config.settings import Settings
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.metrics.labels import Label
+from scalecap.run.check import build_pipeline
 from scalecap.run.folder import Run, checks
 from scalecap.run.journal import Journal
 
@@ -221,10 +222,7 @@ def _read_run(folder: Path) -> tuple[Settings, Pipeline]:
             )
         config = {name: value for name, value in journal.config.items() if name != "code"}
     settings = from_config(OmegaConf.create(config | {"output": str(folder)}))
-    pipeline = Pipeline.build(
-        settings.pipeline.steps, None, imports=settings.pipeline.imports, sampling=settings.sampling
-    )
-    return settings, pipeline
+    return settings, build_pipeline(settings, None)
 
 
 def _threshold(pipeline: Pipeline, step: str) -> float:
@@ -258,13 +256,7 @@ def _left_out(run: Run) -> list[str]:
 
 def _run_kept(run: Run, step: str, promises: Sequence[Promise]) -> dict[float, Share]:
     """The share of all the run's statements that each promise's threshold keeps."""
-    p_yes = [
-        p_yes_of(score)
-        for row in run.rows()
-        for name, scores in checks(row)
-        if name == step
-        for score in scores
-    ]
+    p_yes = [p_yes_of(score) for row in run.rows() for score in dict(checks(row)).get(step, [])]
     values = np.array(p_yes, float)
     thresholds = [each.threshold for each in promises if each.threshold is not None]
     return {each: Share(int((values >= each).sum()), len(values)) for each in thresholds}

@@ -113,9 +113,8 @@ def one_per_image(statements: Sequence[Statement], seed: int) -> list[Statement]
     """
 
     def random_key(statement: Statement) -> bytes:
-        return hashlib.sha256(
-            f"{seed}\n{statement.row_id}\n{statement.text}".encode("utf-8", "surrogatepass")
-        ).digest()
+        content = f"{seed}\n{statement.row_id}\n{statement.text}"
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
 
     chosen: dict[str, Statement] = {}
     for statement in sorted(statements, key=random_key):

@@ -80,9 +80,7 @@ def _load(settings: ModelSettings, engine: EngineSettings) -> "TransformersEngin
         image_processor = _image_processor(weights, settings) if has_vision else None
         context_length = config.get_text_config().max_position_embeddings
         context_length = min(context_length, settings.max_context or context_length)
-        chat = ChatTokenizer(
-            tokenizer, weights.chat_template(), parts=has_vision, variables=settings.chat_template_kwargs
-        )
+        chat = ChatTokenizer(tokenizer, weights.chat_template(), has_vision, settings.chat_template_kwargs)
         for line in chat.warnings(settings.name):
             log.warning(line)
     eos_ids = model.generation_config.eos_token_id
@@ -206,11 +204,7 @@ class TransformersEngine:
         return await self._submit(request, Chosen)
 
     async def score(self, request: Score) -> Scored:
-        """Scores a text as the reply.
-
-        Tokens that share a character (its bytes) are returned as one, with the sums of their
-        log-probabilities and logits.
-        """
+        """Scores a text as the reply; tokens that share a character are returned as one, summed."""
         return await self._submit(request, Scored) if request.text else Scored(())
 
     async def close(self) -> None:

@@ -20,17 +20,15 @@ from scalecap.engines.model_runner import ModelRunner, Prefix
 
 @dataclass
 class UnpaddedBatch:
-    """A KV cache per row."""
+    """A KV cache per row; the methods are those of `PaddedBatch`."""
 
     caches: list[Any]
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Drops all other rows; returns the kept ones in their new order."""
         self.caches = [self.caches[row] for row in rows]
         return list(rows)
 
     def extend(self, other: "UnpaddedBatch") -> None:
-        """Adds the other's rows after these."""
         self.caches += other.caches
 
     def accept(self, counts: list[int]) -> None:
@@ -45,12 +43,7 @@ class UnpaddedModelRunner(ModelRunner):
     def prefill(
         self, rows: Sequence[tuple[Prefix, list[int]]], keep: int = 1
     ) -> tuple[Tensor, UnpaddedBatch]:
-        """Computes the tokens that follow the prefixes.
-
-        Returns:
-            Logits at the last `keep` tokens of every row, (rows, keep, vocabulary), zeros before the first
-            token of a shorter row; and the batch, for further steps.
-        """
+        """As `ModelRunner.prefill`; the logits before the first token of a shorter row are zeros."""
         caches = [deepcopy(prefix.cache) for prefix, _ in rows]
         logits = []
         for (prefix, ids), cache in zip(rows, caches, strict=True):

@@ -69,11 +69,6 @@ class _Write(NamedTuple):
     done: asyncio.Future[None]
 
 
-class _Read(NamedTuple):
-    key: str
-    done: asyncio.Future[Reply | None]
-
-
 class Cache:
     """The replies in a folder. The disk may be slow, so one thread reads and one writes, both in batches."""
 
@@ -91,7 +86,7 @@ class Cache:
                 f"can't open the reply cache {self._path} ({error}): delete it, choose another"
                 " folder with cache.dir=…, or run with cache=off"
             ) from error
-        self._to_read: SimpleQueue[_Read | None] = SimpleQueue()
+        self._to_read: SimpleQueue[tuple[str, asyncio.Future[Reply | None]] | None] = SimpleQueue()
         self._to_write: SimpleQueue[_Write | None] = SimpleQueue()
         self._warned: set[str] = set()
         self._lost = 0
@@ -132,7 +127,7 @@ class Cache:
     async def get(self, key: str) -> Reply | None:
         """The reply stored under `key`, or None."""
         done: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
-        self._to_read.put(_Read(key, done))
+        self._to_read.put((key, done))
         return await done
 
     def _find(self, key: str) -> Reply | None:
@@ -168,7 +163,7 @@ class Cache:
         last = False
         while not last:
             reads, last = _waiting(self._to_read)
-            _settle([(each.done, self._find(each.key)) for each in reads])
+            _settle([(done, self._find(key)) for key, done in reads])
         self._reader.close()
 
     def _write(self) -> None:

@@ -5,7 +5,7 @@ and that the step itself depends on. Each round reads `known` with everything fo
 finds nothing or `rounds` rounds are done.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from scalecap.interpreter.step import Step
@@ -117,36 +117,34 @@ def find_loop(steps: Sequence[Step], last: Step) -> list[Step]:
     return [step for step in steps if step.name in dependent and needed.intersection(step.writes)]
 
 
-def loop_problems(steps: Sequence[Step]) -> Iterator[str]:
+def loop_problems(steps: Sequence[Step]) -> list[str]:
     """What is wrong with the loops among sorted steps."""
-    found = list(_problems(steps))
-    yield from found
-    if not found:
-        try:
-            group_steps(steps)
-        except LoopCycle as error:
-            yield str(error)
-
-
-def _problems(steps: Sequence[Step]) -> Iterator[str]:
-    """What is wrong with each loop."""
+    found: list[str] = []
     loop_of: dict[str, str] = {}
     for last in steps:
         if not last.adds_to:
             continue
         loop = find_loop(steps, last)
         if last not in loop:
-            yield (
+            found.append(
                 f"{last.name}: adds_to: the step does not depend on {last.adds_to!r}, directly or through"
                 " other steps, so every round would be the same"
             )
         for step in loop:
             if step.name in loop_of:
                 other = loop_of[step.name]
-                yield f"{last.name}: adds_to: the step {step.name!r} is already in the loop of {other!r}"
+                found.append(
+                    f"{last.name}: adds_to: the step {step.name!r} is already in the loop of {other!r}"
+                )
             loop_of[step.name] = last.name
             if "about" in step.stage.side or any(kind not in JOINABLE for kind in step.stage.kinds):
-                yield (
+                found.append(
                     f"{last.name}: adds_to: {step.name!r} is in the loop, and its columns can't be"
                     " concatenated over rounds: only lists can, without an `about` column of positions"
                 )
+    if not found:
+        try:
+            group_steps(steps)
+        except LoopCycle as error:
+            found.append(str(error))
+    return found

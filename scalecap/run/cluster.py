@@ -54,9 +54,8 @@ class Actor:
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
         await self._opening
-        return {
-            role: engine.identity for role, engine in self._dispatcher.engines.items()
-        }, self._dispatcher.max_rows()
+        identities = {role: engine.identity for role, engine in self._dispatcher.engines.items()}
+        return identities, self._dispatcher.max_rows()
 
     async def _open(self) -> None:
         settings = self._settings
