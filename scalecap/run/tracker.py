@@ -38,6 +38,8 @@ class RowTracker:
         self._rules = StopRules(settings, pipeline, roles, summary.usage)
         self._usages: list[RowUsage] = []
         self._started = 0.0
+        self._limited = False
+        """Whether a limit of requests, tokens or cost stops the run."""
         self.progress = Progress(rows.source.total, summary.usage, live=settings.progress)
         self.stop = asyncio.Event()
 
@@ -61,6 +63,7 @@ class RowTracker:
             self.stop.set()
             self._summary.status, self._summary.reason = "stopped", stop.reason
             self._summary.next = stop.next(self._summary.resume)
+            self._limited = not stop.fix
 
     def on_signal(self) -> None:
         """Notes the first SIGINT or SIGTERM."""
@@ -75,10 +78,15 @@ class RowTracker:
 
     async def finish(self) -> None:
         """Settles the run's status, estimate and cost after its last row."""
-        if self._preview:
+        status, ended = self._summary.status, self.progress.failed + self.progress.done + self._rows.reused
+        limited = status == "stopped" and self._limited and ended == len(self._rows.seen)
+        if limited or (status == "finished" and self._preview):
             # Off the event loop: the next row may have to be read from a slow disk or the hub.
-            if self._summary.status == "finished" and await asyncio.to_thread(self._rows.has_next):
+            if not await asyncio.to_thread(self._rows.has_next):
+                self._summary.status, self._summary.reason = "finished", ""
+            elif not limited:
                 self._summary.status = "preview"
+        if self._preview:
             self._estimate()
         self._summary.cost = self._rules.cost
         self._rows.complete = self._summary.status == "finished"

@@ -95,6 +95,15 @@ def test_cost_is_counted_by_role_and_cached_replies_are_free(
     assert again.cost == 0
 
 
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_limit_that_is_reached_as_all_rows_are_done_stops_nothing(
+    in_flight: int, compose: Compose, engines: dict[str, Scripted], rows: Rows
+):
+    words = ["data=jsonl", rows(3), "progress=false", "pipeline=direct", f"rows_in_flight={in_flight}"]
+    done = run(compose(*words, f"max_requests={4 - in_flight}"), engines=engines)
+    assert (done.status, done.reason, done.done, done.exit_code) == ("finished", "", 3, 0)
+
+
 def test_a_step_without_a_model_that_is_skipped_costs_nothing(
     compose: Compose, engines: dict[str, Scripted], rows: Rows
 ):
