@@ -19,7 +19,7 @@ _END = re.compile(
 _CONTEXT = 100
 """Characters on each side of a punctuation mark that decide whether it ends a sentence."""
 _NEVER_END = re.compile(
-    "[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Ss]t|[Mm]t|Rev|Gen|Sen|Gov|Capt|Lt|Col|Sgt"
+    "[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Mm]t|Rev|Gen|Sen|Gov|Capt|Lt|Col|Sgt"
     "|[Vv]s|[Aa]pprox|[Cc]a|[Cc]f|[Ee]\\.g|[Ii]\\.e|[Ee]sp|[Ii]ncl|[Ee]st"
     "|Sra|Srta|Dra|Sig|Dott|[Aa]prox|bzw|evtl|ggf|inkl|sog|vgl|Nr"
 )
@@ -155,6 +155,6 @@ def _ends_sentence(before: str, end: re.Match[str], after: str) -> bool:
         return not continues
     if _NEVER_END.fullmatch(word):
         return False
-    if re.fullmatch(r"[A-Za-zА-я](\.[A-Za-z])*|[JS]r", word) and word != "I":
+    if re.fullmatch(r"[A-Za-zА-я](\.[A-Za-z])*|[JS]r|[Ss]t|Ave|Blvd|Rd|Ph\.D", word) and word != "I":
         return _OPENER.match(after) is not None  # J. K. Rowling, the U.S. flag, z. B.; "plan B. The map"
     return True
