@@ -84,6 +84,22 @@ def test_ctrl_c_ends_a_command_without_a_traceback(
     assert capsys.readouterr().err == "Interrupted\n"
 
 
+@pytest.mark.parametrize(
+    ("word", "fix"),
+    [
+        ("data.path=a/{000..001}.tar", """'data.path="a/{000..001}.tar"'"""),
+        ("write.select=row_id > 3", """'write.select="row_id > 3"'"""),
+        ("prompts.caption={{ it's", """'key="value"'"""),
+    ],
+)
+def test_a_value_that_must_be_quoted_is_shown_quoted(typed: Command, capsys: Any, word: str, fix: str):
+    assert typed(word) == 1
+    assert capsys.readouterr().err.endswith(f"; quote special characters: {fix}\n")
+    if "key" not in fix:
+        typed("check", *shlex.split(fix))
+        assert "quote special characters" not in capsys.readouterr().err
+
+
 def test_a_path_in_the_home_folder_may_begin_with_a_tilde(typed: Command, tmp_path: Path, capsys: Any):
     """A shell expands it in `output=~/x` at most, not in `data.path=~/x`."""
     home = tmp_path / "home"

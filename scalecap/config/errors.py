@@ -39,9 +39,16 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return f"{key if key.endswith('.' + found[1]) else found[1]}=… must be given"
     if isinstance(error, OverrideParseException):
-        if not re.search(r"[=~]", str(error.override)):
-            return f"{error.override}: not an override; write key=value without spaces around the ="
-        return f"{error.override}: {text.splitlines()[0]}; quote special characters: 'key=\"value\"'"
+        override = str(error.override)
+        if not re.search(r"[=~]", override):
+            return f"{override}: not an override; write key=value without spaces around the ="
+        key, _, value = override.partition("=")
+        if re.search(r"^[\[{]|[\"'\\]", value):  # a list or mapping, or quoted already
+            key, value = "key", "value"
+        reason = text.splitlines()[0].removeprefix(f"LexerNoViableAltException: {override}")
+        return (
+            ": ".join(filter(None, [override, reason])) + f"; quote special characters: '{key}=\"{value}\"'"
+        )
     if key in set(_groups(CONF)) and "No match in the defaults list" in text:
         return f"{key}: not available here; it belongs to {_owners(key)}"
     if key and re.search(r"not in|No match in the defaults list", text):
