@@ -78,15 +78,13 @@ class RowTracker:
 
     async def finish(self) -> None:
         """Settles the run's status, estimate and cost after its last row."""
-        status, ended = self._summary.status, self.progress.failed + self.progress.done + self._rows.reused
-        limited = status == "stopped" and self._limited and ended == len(self._rows.seen)
-        if limited or (status == "finished" and self._preview):
-            # Off the event loop: the next row may have to be read from a slow disk or the hub.
-            if not await asyncio.to_thread(self._rows.has_next):
-                self._summary.status, self._summary.reason = "finished", ""
-            elif not limited:
-                self._summary.status = "preview"
+        ended = self.progress.failed + self.progress.done + self._rows.reused
+        if self._limited and self._summary.status == "stopped" and ended == self._rows.source.total:
+            self._summary.status, self._summary.reason = "finished", ""
         if self._preview:
+            # Off the event loop: the next row may have to be read from a slow disk or the hub.
+            if self._summary.status == "finished" and await asyncio.to_thread(self._rows.has_next):
+                self._summary.status = "preview"
             self._estimate()
         self._summary.cost = self._rules.cost
         self._rows.complete = self._summary.status == "finished"
