@@ -83,9 +83,14 @@ class StepUsage:
     """How often each flag was set: truncated, looping, shortened, fallback …"""
 
     @property
+    def checks(self) -> int:
+        """Choices, or the requests of a step that reads its answers from replies."""
+        return self.choices or self.requests
+
+    @property
     def mostly_unanswered(self) -> bool:
-        """Whether more than half of at least `MIN_CHOICES` choices were unanswered."""
-        return self.choices >= MIN_CHOICES and 2 * self.flags["unanswered"] > self.choices
+        """Whether more than half of at least `MIN_CHOICES` checks were unanswered."""
+        return self.checks >= MIN_CHOICES and 2 * self.flags["unanswered"] > self.checks
 
     @property
     def cached_share(self) -> float | None:
@@ -115,7 +120,7 @@ class RunUsage:
 
     @property
     def unanswered_step(self) -> str | None:
-        """The first step whose choices are mostly unanswered; None if there is none."""
+        """The first step whose checks are mostly unanswered; None if there is none."""
         return next((name for name, usage in self.steps.items() if usage.mostly_unanswered), None)
 
 

@@ -69,10 +69,13 @@ class StopRules:
             return Stop(reason, f"{fix}; or ignore failures", {"max_failures": "null"})
         if settings.min_mass and (step := self._usage.unanswered_step):
             usage, role = self._usage.steps[step], self._roles_by_step[step]
+            why = "the replies begin with neither of the English words yes and no"
+            if usage.choices:
+                mass = f"have a probability below min_mass={settings.min_mass:g}"
+                why = f"yes and no together {mass}, so the model would reply something else"
             reason = (
-                f"{step}: {usage.flags['unanswered']} of its first {usage.choices} checks are unanswered:"
-                f" yes and no together have a probability below min_mass={settings.min_mass:g}, so the model"
-                " would reply something else. If it reasons first, disable that:"
+                f"{step}: {usage.flags['unanswered']} of its first {usage.checks} checks are unanswered:"
+                f" {why}. If it reasons first, disable that:"
                 f" model.{role}.chat_template_kwargs.enable_thinking=false."
                 f" Otherwise try another prompt (pipeline.steps.{step}.prompt=…), or accept every answer with"
                 " min_mass=0. Use another output=, since finished rows are not redone."

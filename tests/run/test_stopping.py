@@ -53,6 +53,20 @@ def test_a_run_whose_checks_are_mostly_unanswered_stops(
         assert first == {"total": 80, "unanswered": 0, "median_mass": 1.0}
 
 
+def test_a_run_whose_sampled_checks_are_mostly_unanswered_stops(answer: Answer, compose: Compose):
+    """The prompt is in another language, and so are the replies."""
+
+    def says(request: Request) -> Any:
+        return "Ja." if "Stimmt" in request.prompt.text else answer(request)
+
+    step = "pipeline.steps.golden_sentences"
+    words = ("data.count=40", "rows_in_flight=1", f"{step}.mode=sampled")
+    prompts = (f"{step}.prompt='Stimmt das: {{{{ text }}}}'", f"+{step}.ensemble=['Stimmt {{{{ text }}}}?']")
+    summary = run(compose(*words, *prompts), engines=roles(says))
+    assert (summary.done, summary.status) == (13, "stopped")
+    assert "52 of its first 52 checks are unanswered: the replies begin with neither" in summary.screen()
+
+
 def test_when_every_row_fails_the_run_stops_early(
     compose: Compose, engines: Engines, tmp_path: Path, rows: Rows
 ):
