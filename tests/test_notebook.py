@@ -14,7 +14,7 @@ def test_first_steps(tmp_path: Path):
     nbformat = pytest.importorskip("nbformat", reason='needs pip install "scalecap[dev]"')
     nbclient = pytest.importorskip("nbclient", reason='needs pip install "scalecap[dev]"')
     pytest.importorskip("ipykernel", reason='needs pip install "scalecap[dev]"')
-    pytest.importorskip("transformers", reason='needs pip install "scalecap[cpu]"')
+    pytest.importorskip("torch", reason='needs pip install "scalecap[cpu]"')
     notebook = nbformat.read(NOTEBOOK, 4)
     defines = next(cell for cell in notebook.cells if "@stage" in cell.source)
     notebook.cells.insert(notebook.cells.index(defines), nbformat.from_dict({**defines, "id": "twice"}))
