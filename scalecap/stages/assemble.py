@@ -18,9 +18,9 @@ class Assemble:
 
     No model is involved, so nothing is lost, changed or made up. A sentence repeats an earlier one that
     contains its words (except articles, "there" and forms of be) next to each other in the same order, unless
-    a noun beside them makes another thing of it (a teddy bear is no bear) or one of the two is negated or
-    ends with a preposition ("The lamp is on."). Without sentences and details the caption is `initial`, one
-    text or several, flagged "fallback".
+    a noun beside them makes another thing of it (a teddy bear is no bear), one of the two is negated, or the
+    words are "The lamp is on" and the other lamp is on a table. Without sentences and details the caption is
+    `initial`, one text or several, flagged "fallback".
 
     `max_sentences` and `max_words` drop whole sentences from the end, flagged "shortened"; a first sentence
     that is too long stays, flagged "too_long".
@@ -83,7 +83,7 @@ class _Word(NamedTuple):
 def _repeats(gist: Sequence[_Word], other: Sequence[_Word]) -> bool:
     """Whether the other sentence has these words, and says the same with them."""
     texts, others = ([word.text for word in each] for each in (gist, other))
-    if is_negated(texts) or is_negated(others) or gist[-1].tag == "IN":  # "The lamp is on."
+    if is_negated(texts) or is_negated(others) or texts[-1] in ("on", "off"):
         return texts == others
     return any(
         others[at : at + len(gist)] == texts and not _in_compound(other, at, at + len(gist))

@@ -50,6 +50,7 @@ async def test_nothing_falls_back(recording_client):
         (["There is no dog on the grass.", "There is no dog."], 2),
         (["The lamp is on the table.", "The lamp is on."], 2),
         (["The lamp is on.", "The lamp is on."], 1),
+        (["The picture is set against a wall.", "The picture is set against."], 1),
         (["A man without a hat.", "There is a hat."], 2),
         (["The sign isn’t red.", "The sign is red."], 2),
         (["A red bus passes a brown dog.", "There is a red bus.", "There is a dog."], 1),
