@@ -299,7 +299,9 @@ class Summary:
         if self.report:
             lines.append(f"  {self.report}  every image with its captions, for a browser")
         else:
-            lines.append(f"  scalecap report {shlex.quote(str(self.output))}  writes report.html")
+            stale = (self.output / "report.html").exists()
+            what = "rewrites report.html, which an earlier run wrote" if stale else "writes report.html"
+            lines.append(f"  scalecap report {shlex.quote(str(self.output))}  {what}")
         lines += self.notes
         if not alone and self.exit_code == 0:
             return "\n".join(lines)

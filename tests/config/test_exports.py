@@ -54,18 +54,22 @@ def test_a_row_is_taken_where_the_expression_holds(expression: str, flag: str | 
     assert Select("true", []).exclusion(failed) == ("left_out", "")
 
 
-def test_exports_that_write_no_longer_names_stay_until_the_captions_change(
+def test_what_a_run_no_longer_writes_stays_until_the_captions_change(
     compose: Compose, rows: Rows, engines: dict[str, Scripted], tmp_path: Path
 ):
+    def optional() -> set[str]:
+        always = {".hydra", "captions.jsonl", "journal.jsonl", "summary.json"}
+        return {path.name for path in (tmp_path / "run").iterdir()} - always
+
     words = ["data=jsonl", "progress=false", "pipeline=direct"]
     (tmp_path / "run" / "mine").mkdir(parents=True)
     run(compose(*words, rows(1), "write.sidecars=txt"), engines=engines)
-    folders = {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()}
-    assert folders == {"dataset", "sidecars", "mine"}
-    for count, left in ((1, folders), (2, {"mine"})):
-        run(compose(*words, rows(count), "write.format=[]"), engines=engines)
+    assert optional() == {"dataset", "sidecars", "report.html", "mine"}
+    for count, left in ((1, optional()), (2, {"mine", "report.html"})):
+        done = run(compose(*words, rows(count), "write.format=[]", "report=false"), engines=engines)
+        assert "run  rewrites report.html, which an earlier run wrote" in done.screen()
         assert len(captions()) == count
-        assert {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()} == left
+        assert optional() == left
 
 
 def test_rows_left_out_by_select_stay_in_captions_and_another_select_sends_no_request(
