@@ -15,6 +15,7 @@ RANDOM, GREEDY = Sampling(temperature=0.7), Sampling(temperature=0)
 GOOD = Generated("fine", "stop")
 CUT = Generated("cut", "length")
 LOOP = Generated("again and " * 20, "stop")
+IMAGE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))
 
 
 class World:
@@ -103,8 +104,9 @@ NO, SILENT = Generated("I'm sorry, but I can't assist.", "stop"), Generated(" ",
 )
 async def test_a_refusal_or_an_empty_reply_is_flagged_and_reprompted_once(replies, retry, kept, flags):
     world = World(replies)
-    assert await world.client.generate("text", retry=retry) == kept
+    assert await world.client.generate("text", image=IMAGE, retry=retry) == kept
     assert world.flags == flags
+    assert all(request.prompt.image is IMAGE for request in world.requests)
     assert len(world.requests) == len(replies)
     assert [request.prompt.text for request in world.requests][1:] == [retry or "text"] * (len(replies) - 1)
     assert world.counts.steps["s"].flags == Counter(flags)
@@ -289,6 +291,15 @@ async def test_tokens_are_counted_per_step():
     assert (total.requests, total.prompt_tokens, total.cached_tokens, total.generated_tokens) == (3, 24, 8, 6)
 
 
+async def test_a_row_counts_what_it_would_cost_without_a_cache():
+    row = StepUsage()
+    world = World(lambda _: Generated("fine", "stop", Usage(10, 4, 3)))
+    client = world.dispatcher.client("s", print, row)
+    await asyncio.gather(*(client.generate(text, sampling=GREEDY) for text in ("a", "a", "b")))
+    assert len(world.requests) == 2
+    assert (row.requests, row.prompt_tokens, row.generated_tokens) == (3, 30, 9)
+
+
 @pytest.mark.parametrize(
     ("cached", "images", "share", "alarm"),
     [
@@ -318,9 +329,6 @@ async def test_texts_alone_do_not_count_as_images_that_are_not_reused():
     assert not world.counts.prefix_cache_is_useless
 
 
-IMAGE, OTHER = (Image(name, Pillow.new("RGB", (1, 1))) for name in ("abc", "abd"))
-
-
 def test_a_seed_comes_from_the_run_the_step_and_content_alone():
     drawn = {
         seed(0, "s", Prompt("a")),
@@ -331,8 +339,9 @@ def test_a_seed_comes_from_the_run_the_step_and_content_alone():
         seed(0, "s", Prompt("a"), attempt=1),
         seed(0, "s", Prompt("a", IMAGE)),
         seed(0, "s", Prompt("a", OTHER)),
+        seed(0, "s", Prompt("a\ud800")),  # half a character, as a cut reply may end
     }
-    assert len(drawn) == 8
+    assert len(drawn) == 9
     assert all(0 <= each < 2**31 for each in drawn)
     assert seed(0, "s", Prompt("a")) == 695282591  # in every process
 
