@@ -37,6 +37,7 @@ SHARED_ENGINES = {
     r"engines/test_vllm\.py": "one vLLM",
     r"engines/test_contracts\.py.*\[vllm": "contracts of vLLM",
     r"engines/test_contracts\.py.*\[openai|engines/test_openai\.py.*real_server": "one server",
+    r"engines/test_language_model\.py": "one language model",
 }
 """Tests that share an engine, which takes half a minute to start, by patterns of their ids."""
 
