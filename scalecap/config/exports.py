@@ -64,6 +64,11 @@ class WriteSettings:
         sidecars = ["sidecars"] if self.sidecars and not self.beside else []
         return [*(["webdataset"] if "webdataset" in self.format else []), *sidecars, *self.plugins.values()]
 
+    @property
+    def exports(self) -> list[str]:
+        """All folders that are written."""
+        return [*(["dataset"] if "parquet" in self.format else []), *self.folders]
+
     def problems(self) -> list[str]:
         """Invalid values, one message each."""
         one_of: list[tuple[str, str | None, Sequence[str]]]

@@ -108,7 +108,7 @@ def write(
     written.left_out = None if select is None else left_out
     captions = folder / "captions.jsonl"
     if not (captions.exists() and filecmp.cmp(part, captions, shallow=False)):
-        remove_others(folder, [*settings.folders, *(["dataset"] if "parquet" in settings.format else [])])
+        remove_others(folder, settings.exports)
     os.replace(part, captions)
     files = settings.embeds_images and data is not None
     with ExitStack() as stack:

@@ -21,11 +21,11 @@ from yaml import YAMLError
 from scalecap.config.effects import affects
 from scalecap.config.labelled import LabelsSettings
 from scalecap.data.images import image_name
+from scalecap.run.journal import JOURNAL
 from scalecap.stats import Pair, escaped, measures, parts
 
 MAX_REPORT_ROWS = 10_000
 """Rows that a page shows; of a larger run, the first ones."""
-JOURNAL = "journal.jsonl"
 ERROR_FILE = "error.txt"
 """In `.hydra`: why the job failed, if its last attempt did."""
 REFUSED_FILE = "refused.txt"
@@ -294,8 +294,8 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     Raises FolderError if the folder holds no run.
     """
     path = Path(folder)
-    if not (path / "journal.jsonl").is_file() and not (path / "summary.json").is_file():
-        raise FolderError(f"{path} holds no run: it has neither a journal.jsonl nor a summary.json")
+    if not (path / JOURNAL).is_file() and not (path / "summary.json").is_file():
+        raise FolderError(f"{path} holds no run: it has neither a {JOURNAL} nor a summary.json")
     return Run(path, path.resolve().name)
 
 
@@ -305,7 +305,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     for top in folders:
         if not top.is_dir():
             raise FolderError(f"{str(top)!r} is not a folder; give folders of runs, or of sweeps")
-        marks = ["summary.json", "journal.jsonl", ".hydra"]
+        marks = ["summary.json", JOURNAL, ".hydra"]
         if any((top / mark).exists() for mark in marks):
             below = {top}
         else:

@@ -34,7 +34,7 @@ from scalecap.interpreter.dispatch import StepUsage
 from scalecap.interpreter.pipeline import Pipeline
 from scalecap.rows import Record
 from scalecap.run.check import check_output
-from scalecap.run.journal import Journal, JournalError
+from scalecap.run.journal import JOURNAL, Journal, JournalError
 from scalecap.run.outputs import write
 from scalecap.run.summary import Summary
 
@@ -119,10 +119,10 @@ def _runs(folders: Sequence[Path]) -> list[Path]:
     """The folders that hold a run, here or below."""
     found = []
     for top in folders:
-        below = [top] if (top / "journal.jsonl").exists() else []
-        below = below or sorted(path.parent for path in top.rglob("journal.jsonl"))
+        below = [top] if (top / JOURNAL).exists() else []
+        below = below or sorted(path.parent for path in top.rglob(JOURNAL))
         if not below:
-            raise MergeError(f"{top} holds no run: there is no journal.jsonl in it or below it")
+            raise MergeError(f"{top} holds no run: there is no {JOURNAL} in it or below it")
         found += below
     return list(dict.fromkeys(found))
 

@@ -132,10 +132,9 @@ class Summary:
     def add_written(self, written: WriteResult, settings: WriteSettings) -> None:
         """Notes what the writer left out of the run's files."""
         self.left_out = written.left_out
-        folders = (["dataset"] if "parquet" in settings.format else []) + settings.folders
-        self.exports = [name for name in folders if (self.output / name).exists()]
+        self.exports = [name for name in settings.exports if (self.output / name).exists()]
         without = {"sidecars"} if settings.embeds_images else {"sidecars", "dataset"}
-        with_files = " and ".join(f"{name}/" for name in folders if name not in without)
+        with_files = " and ".join(f"{name}/" for name in settings.exports if name not in without)
         if written.json_columns:
             mixed = ", ".join(written.json_columns)
             self.notes.append(
